@@ -1,0 +1,142 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.reference_weights import draw, golden_config, nhwc, read_golden, uvit_weights
+from uvit_jax.errors import UserError
+from uvit_jax.interop import official
+from uvit_jax.models.uvit import UViT, UViTConfig
+
+SMALL = ("uvit_uncond_pixel", "uvit_class_latent", "uvit_class_mlp_time_qkv_bias", "uvit_no_skip", "uvit_text_latent")
+FULL_SIZE = (
+    "cifar10_uvit_small",
+    "celeba64_uvit_small",
+    "imagenet64_uvit_mid",
+    "imagenet64_uvit_large",
+    "imagenet256_uvit_large",
+    "imagenet256_uvit_huge",
+    "imagenet512_uvit_large",
+    "imagenet512_uvit_huge",
+    "mscoco_uvit_small",
+    "mscoco_uvit_small_deep",
+)
+
+
+def conditions(golden, prefix="input"):
+    label = golden.get(f"{prefix}.y")
+    return {
+        "label": None if label is None else label.astype(np.int32),
+        "context": golden.get(f"{prefix}.context"),
+    }
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("name", SMALL)
+def test_network_and_gradients_equal_the_official_ones(golden_dir, name, scan_blocks):
+    golden, metadata = read_golden(golden_dir / f"{name}.safetensors")
+    config = golden_config(metadata, scan_blocks=scan_blocks)
+    weights = uvit_weights(config, int(metadata["seed"]))
+    graphdef, params = nnx.split(official.load(weights, config))
+    x, t, target = nhwc(golden["input.x"]), golden["input.t"], nhwc(golden["input.target"])
+
+    def loss_and_output(params):
+        output = nnx.merge(graphdef, params)(x, t, **conditions(golden))
+        return jnp.mean((output - target) ** 2), output
+
+    (loss, output), grads = jax.jit(jax.value_and_grad(loss_and_output, has_aux=True))(params)
+    np.testing.assert_allclose(np.asarray(output), nhwc(golden["output"]), atol=2e-5, rtol=0)
+    np.testing.assert_allclose(loss, golden["loss"][0], rtol=1e-5)
+
+    grads = official.dump(nnx.merge(graphdef, grads))
+    assert len(grads) == sum(key.startswith("grad_norm.") for key in golden)
+    for key, grad in grads.items():
+        norm = golden[f"grad_norm.{key}"][0]
+        assert np.linalg.norm(grad) == pytest.approx(norm, rel=1e-4), key
+        # The projection of a gradient can be small by chance: what it is held to is the gradient's own size.
+        dot = np.sum(grad * draw(f"proj.{key}", grad.shape))
+        assert dot == pytest.approx(golden[f"grad_dot.{key}"][0], rel=1e-4, abs=1e-4 * float(norm)), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_network_equals_the_official_one(shared_golden_dir, name):
+    golden, metadata = read_golden(shared_golden_dir / "uvit_full_size.safetensors")
+    expected = json.loads(metadata[name])
+    config = official.config_from_official(expected, scan_blocks=True)
+    weights = uvit_weights(config)
+    assert sum(array.size for array in weights.values()) == expected["num_params"]
+    graphdef, params = nnx.split(official.load(weights, config))
+    context = golden.get(f"{name}.context")
+    label = np.array([7], np.int32) if config.num_classes else None
+    run = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, jnp.array([412.0]), label, context))
+    output = run(params, nhwc(golden[f"{name}.x"]))
+    np.testing.assert_allclose(np.asarray(output), nhwc(golden[f"{name}.output"]), atol=2e-4, rtol=0)
+    dumped = official.dump(nnx.merge(graphdef, params))
+    assert all(np.array_equal(dumped[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_dump_gives_back_what_load_took_bit_for_bit(golden_dir, name):
+    _, metadata = read_golden(golden_dir / f"{name}.safetensors")
+    config = golden_config(metadata)
+    weights = uvit_weights(config, seed=3)
+    dumped = official.dump(official.load(weights, config))
+    assert list(dumped) == list(weights)
+    for key, array in weights.items():
+        assert dumped[key].dtype == np.float32
+        assert dumped[key].tobytes() == np.ascontiguousarray(array).tobytes(), key
+
+
+def test_dump_of_a_fresh_model_loads_into_the_same_function():
+    config = UViTConfig(image_size=8, in_channels=2, embed_dim=16, depth=3, num_heads=2, num_classes=4)
+    model = UViT(config, rngs=nnx.Rngs(1))
+    again = official.load(official.dump(model), config)
+    x, t, label = np.ones((2, 8, 8, 2), np.float32), np.array([3.0, 800.0], np.float32), np.array([0, 3])
+    assert np.array_equal(model(x, t, label), again(x, t, label))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    config = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4)
+    return config, uvit_weights(config)
+
+
+def test_missing_and_unexpected_arrays_are_named(tiny):
+    config, weights = tiny
+    weights = dict(weights)
+    weights["in_blocks.1.norm1.weight"] = weights.pop("mid_block.norm1.weight")
+    with pytest.raises(UserError, match=r"missing.*mid_block\.norm1\.weight.*unexpected.*in_blocks\.1\.norm1\.weight"):
+        official.load(weights, config)
+
+
+def test_an_array_of_another_shape_is_named_with_both_shapes(tiny):
+    config, weights = tiny
+    with pytest.raises(UserError, match=r"label_emb\.weight has shape \(7, 8\), expected \(4, 8\)"):
+        official.load(weights | {"label_emb.weight": np.zeros((7, 8), np.float32)}, config)
+
+
+def test_an_ablation_without_official_layout_is_refused(tiny):
+    config, weights = tiny
+    adaln = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4, time="adaln")
+    with pytest.raises(UserError, match="time is 'adaln'"):
+        official.load(weights, adaln)
+
+
+def test_official_config_reads_depth_as_one_less_and_minus_one_as_no_labels():
+    config = official.config_from_official(
+        {"img_size": 32, "patch_size": 2, "in_chans": 3, "embed_dim": 512, "depth": 12, "num_heads": 8, "num_classes": -1}
+    )
+    assert (config.depth, config.num_classes, config.conv, config.skip) == (13, 0, "after", "concat")
+
+
+@pytest.mark.parametrize(
+    ("official_config", "message"),
+    [({"depth": 13}, "official depth is 13, expected an even number"), ({"emb_dim": 3}, "official config has emb_dim")],
+)
+def test_official_config_refuses_what_it_cannot_mean(official_config, message):
+    with pytest.raises(UserError, match=message):
+        official.config_from_official(official_config)

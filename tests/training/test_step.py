@@ -1,0 +1,121 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from tests.reference_weights import golden_config, nhwc, read_golden, uvit_weights
+from uvit_jax.diffusion.schedules import VPDiscrete, VPLinear
+from uvit_jax.interop import official
+from uvit_jax.models.uvit import UViTConfig
+from uvit_jax.training import ema
+from uvit_jax.training.network import abstract_network
+from uvit_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from uvit_jax.training.state import TrainState, create
+from uvit_jax.training.step import Objective, apply_gradients, draw, make_train_step, mean_loss
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "time_scale"),
+    [("train_discrete", VPDiscrete.stable_diffusion(), 1000), ("train_continuous", VPLinear(), 1)],
+)
+def test_eight_official_steps_give_the_official_losses_and_weights(golden_dir, name, schedule, time_scale):
+    golden, metadata = read_golden(golden_dir / f"{name}.safetensors")
+    hparams = json.loads(metadata["hparams"])
+    config = golden_config(metadata)
+    optimizer = make_optimizer(
+        OptimizerConfig(
+            lr=hparams["lr"],
+            warmup_steps=hparams["warmup_steps"],
+            betas=tuple(hparams["betas"]),
+            weight_decay=hparams["weight_decay"],
+        ),
+        total_steps=hparams["n_steps"],
+    )
+    graphdef, network, _ = abstract_network(config)
+    params = nnx.to_pure_dict(nnx.state(official.load(uvit_weights(config), config)))
+    objective = Objective(schedule)
+
+    @jax.jit
+    def step(state, x0, t, noise, label):
+        loss, grads = jax.value_and_grad(lambda p: mean_loss(network, objective, p, x0, t, noise, label))(state.params)
+        return apply_gradients(state, grads, optimizer, hparams["ema_rate"]), loss
+
+    state = create(lambda key: params, optimizer, 0)
+    losses = []
+    for i in range(hparams["n_steps"]):
+        x0, noise = nhwc(golden[f"step{i}.z0"]), nhwc(golden[f"step{i}.eps"])
+        t = golden[f"step{i}.t"].astype(np.float32) / time_scale
+        state, loss = step(state, x0, t, noise, golden[f"step{i}.y"].astype(np.int32))
+        losses.append(float(loss))
+    np.testing.assert_allclose(losses, golden["losses"], atol=1e-5, rtol=0)
+    for prefix, weights in (("final", state.params), ("ema", state.ema)):
+        for key, array in official.dump(nnx.merge(graphdef, weights)).items():
+            np.testing.assert_allclose(array, golden[f"{prefix}.{key}"], atol=2e-5, rtol=0, err_msg=f"{prefix}.{key}")
+
+
+def test_warm_up_counts_from_zero_and_the_first_update_moves_nothing():
+    config = OptimizerConfig(lr=1.0, warmup_steps=4, weight_decay=0.1)
+    rates = [float(learning_rate(config, jnp.asarray(step), 10)) for step in (0, 1, 4, 9)]
+    assert rates == [0.0, 0.25, 1.0, 1.0]
+    optimizer = make_optimizer(config, 10)
+    params = {"w": jnp.ones(3)}
+    updates, _ = optimizer.update({"w": jnp.ones(3)}, optimizer.init(params), params)
+    assert not np.any(updates["w"])
+
+
+def test_cosine_decay_ends_at_zero_with_the_last_step():
+    config = OptimizerConfig(lr=2.0, warmup_steps=2, decay="cosine")
+    rates = [float(learning_rate(config, jnp.asarray(step), 12)) for step in (2, 7, 12)]
+    np.testing.assert_allclose(rates, [2.0, 1.0, 0.0], atol=1e-6)
+
+
+def test_gradient_clipping_bounds_the_global_norm():
+    optimizer = make_optimizer(OptimizerConfig(grad_clip=0.5, warmup_steps=0, betas=(0.0, 0.0), eps=1.0), 1)
+    params = {"w": jnp.zeros(1)}
+    updates, _ = optimizer.update({"w": jnp.array([30.0])}, optimizer.init(params), params)
+    # With both betas 0 the update is -lr g / (|g| + eps) of the clipped gradient g = 0.5.
+    np.testing.assert_allclose(updates["w"], -2e-4 * 0.5 / 1.5, rtol=1e-5)
+
+
+def test_ema_is_the_weighted_mean():
+    assert float(ema.update({"w": jnp.array(1.0)}, {"w": jnp.array(3.0)}, 0.75)["w"]) == 1.5
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    config = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4)
+    _, network, init = abstract_network(config)
+    optimizer = optax.adam(1e-2)
+    batch = {"x": jnp.zeros((512, 4, 4, 1)), "label": jnp.zeros(512, jnp.int32)}
+    return network, init, optimizer, batch
+
+
+def test_a_step_is_a_function_of_seed_and_step_number_alone(tiny):
+    network, init, optimizer, batch = tiny
+    objective = Objective(VPLinear(), p_uncond=0.5, null_label=3)
+    make = lambda seed: jax.jit(make_train_step(network, objective, optimizer, ema_rate=0.9, seed=seed))  # noqa: E731
+    state = create(init, optimizer, 0)
+    one, metrics = make(0)(state, batch)
+    again, _ = make(0)(state, batch)
+    other, other_metrics = make(1)(state, batch)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, again)))
+    assert metrics["loss"] != other_metrics["loss"]
+    later, later_metrics = make(0)(TrainState(state.step + 1, state.params, state.ema, state.opt_state), batch)
+    assert metrics["loss"] != later_metrics["loss"]
+    assert int(one.step) == 1
+
+
+def test_labels_are_dropped_to_the_empty_one_at_the_asked_rate(tiny):
+    *_, batch = tiny
+    objective = Objective(VPLinear(), p_uncond=0.25, null_label=3)
+    t, noise, label = draw(objective, batch, jax.random.key(0))
+    assert t.shape == (512,)
+    assert noise.shape == (512, 4, 4, 1)
+    assert set(np.unique(label)) == {0, 3}
+    assert np.mean(np.asarray(label) == 3) == pytest.approx(0.25, abs=0.06)
+    _, _, kept = draw(Objective(VPLinear()), batch, jax.random.key(0))
+    assert np.array_equal(kept, batch["label"])

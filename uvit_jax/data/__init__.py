@@ -1,0 +1,1 @@
+"""What a model learns from: sources of examples and the pipeline that feeds them to the devices."""

@@ -1,0 +1,70 @@
+"""Data sets as random access to examples, each `{"x": float32 [h, w, c] in [-1, 1], "label": int32 []}`."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from uvit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """A data set that stands in memory: grain's random access source, and what a config is checked against.
+
+    Attributes:
+      name: what it is called in configs and reports.
+      images: pixels in [-1, 1].
+      labels: class of each image, 0..num_classes-1.
+      class_names: one for each class.
+    """
+
+    name: str
+    images: Float[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+    class_names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"x": self.images[index], "label": self.labels[index]}
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Shape (h, w, c) of an example."""
+        h, w, c = self.images.shape[1:]
+        return h, w, c
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, the empty label not counted."""
+        return len(self.class_names)
+
+
+def digits() -> ArraySource:
+    """The 1,797 real handwritten digits of 8x8 pixels that scikit-learn's package carries (no network needed).
+
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the test part. Their 17
+    grey levels 0..16 become -1..1.
+    """
+    from sklearn.datasets import load_digits  # Takes a second to import: only who asks for digits pays it.
+
+    data = load_digits()
+    images = (data.images / 8 - 1).astype(np.float32)[..., None]
+    return ArraySource("digits", images, data.target.astype(np.int32), [str(digit) for digit in range(10)])
+
+
+SOURCES: dict[str, Callable[[], ArraySource]] = {"digits": digits}
+
+
+def load_source(name: str) -> ArraySource:
+    """The data set of this name.
+
+    Raises:
+      UserError: for a name that is not known.
+    """
+    if name not in SOURCES:
+        raise UserError(f"source is {name!r}, expected one of {', '.join(map(repr, SOURCES))}")
+    return SOURCES[name]()

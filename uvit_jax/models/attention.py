@@ -1,0 +1,46 @@
+"""Multi-head self-attention, with the kernel chosen by hardware and dtype."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from uvit_jax.models.init import NORMAL_02
+
+
+def resolve_implementation(name: str, dtype: jnp.dtype) -> str:
+    """The kernel "auto" stands for: cuDNN's on a GPU in half precision (the only precision it has), XLA's elsewhere."""
+    if name != "auto":
+        return name
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    return "cudnn" if half and jax.default_backend() == "gpu" else "xla"
+
+
+class Attention(nnx.Module):
+    """Self-attention of a pre-LN ViT: softmax(q k^T / sqrt(head_dim)) v, softmax in float32.
+
+    The query, key and value kernels are one array `[embed_dim, 3, heads, head_dim]`, so that heads are an axis of
+    their own, which tensor parallelism can split.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, *, qkv_bias: bool, dtype, implementation: str, rngs: nnx.Rngs):
+        head_dim = embed_dim // num_heads
+        self.implementation = implementation
+        self.dtype = dtype
+        self.qkv = nnx.LinearGeneral(
+            embed_dim, (3, num_heads, head_dim), use_bias=qkv_bias, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs
+        )
+        self.proj = nnx.LinearGeneral(
+            (num_heads, head_dim), embed_dim, axis=(-2, -1), dtype=dtype, kernel_init=NORMAL_02, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        qkv = self.qkv(x)
+        out = jax.nn.dot_product_attention(
+            qkv[:, :, 0],
+            qkv[:, :, 1],
+            qkv[:, :, 2],
+            implementation=resolve_implementation(self.implementation, self.dtype),
+        )
+        return self.proj(checkpoint_name(out, "attention"))

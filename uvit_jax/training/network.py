@@ -1,0 +1,34 @@
+"""A U-ViT as the rest of training and sampling sees it: a pure function of a plain tree of parameters."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from uvit_jax.models.uvit import UViT, UViTConfig
+from uvit_jax.training.state import Params
+
+# network(params, x, model_time, condition) -> prediction; the condition is labels, text states or None.
+Network = Callable[[Params, Array, Array, Array | None], Float[Array, "b h w c"]]
+
+
+def abstract_network(config: UViTConfig) -> tuple[nnx.GraphDef, Network, Callable[[Array], Params]]:
+    """The model split once, with no array made.
+
+    Returns:
+      graphdef: `nnx.merge(graphdef, params)` is the model.
+      network: `network(params, x, model_time, condition)`, the model as a pure function.
+      init_params: `init_params(key)`, fresh parameters; run it under jit.
+    """
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0))))
+    kind = "label" if config.num_classes else "context"
+
+    def network(params, x, model_time, condition):
+        conditions = {} if condition is None else {kind: condition}
+        return nnx.merge(graphdef, params)(x, model_time, **conditions)
+
+    def init_params(key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(UViT(config, rngs=nnx.Rngs(params=key))))
+
+    return graphdef, network, init_params

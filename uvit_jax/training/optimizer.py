@@ -1,0 +1,66 @@
+"""AdamW as torch defines it, with the official warm-up."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from uvit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning rate.
+
+    Attributes:
+      lr: base learning rate.
+      warmup_steps: the rate is lr * min(step / warmup_steps, 1), step counted from 0: the very first update moves
+        nothing. 0 for none.
+      decay: after the warm-up, "none" or "cosine" to zero at the last step.
+      betas: decay rates of the two moments.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled, times the learning rate, on all parameters.
+      grad_clip: largest global norm of the gradient; 0 for no clipping.
+    """
+
+    lr: float = 2e-4
+    warmup_steps: int = 5000
+    decay: str = "none"
+    betas: tuple[float, float] = (0.99, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.03
+    grad_clip: float = 0.0
+
+    def __post_init__(self):
+        if self.decay not in ("none", "cosine"):
+            raise UserError(f"decay is {self.decay!r}, expected 'none' or 'cosine'")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas is {self.betas}, expected two numbers from 0 to below 1")
+        for field in ("lr", "warmup_steps", "weight_decay", "grad_clip"):
+            if getattr(self, field) < 0:
+                raise UserError(f"{field} is {getattr(self, field)}, expected 0 or more")
+
+
+def learning_rate(config: OptimizerConfig, step: Int[Array, ""], total_steps: int) -> Float[Array, ""]:
+    """The rate of the update that follows `step` earlier ones."""
+    rate = jnp.asarray(config.lr, jnp.float32)
+    if config.warmup_steps:
+        rate = rate * jnp.minimum(step / config.warmup_steps, 1)
+    if config.decay == "cosine":
+        progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+        rate = rate * 0.5 * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1)))
+    return rate
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW with torch's semantics (arXiv:1711.05101): p -= lr (m / (sqrt(v) + eps) + weight_decay p)."""
+    adamw = optax.adamw(
+        lambda step: learning_rate(config, step, total_steps),
+        b1=config.betas[0],
+        b2=config.betas[1],
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+    return optax.chain(optax.clip_by_global_norm(config.grad_clip), adamw) if config.grad_clip else adamw

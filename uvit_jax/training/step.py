@@ -1,0 +1,108 @@
+"""One update of the weights: draw time and noise, predict, differentiate, step, average. Pure, jitted by the caller."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from uvit_jax.diffusion.losses import denoising_loss
+from uvit_jax.diffusion.schedules import Schedule
+from uvit_jax.training import ema
+from uvit_jax.training.network import Network
+from uvit_jax.training.state import Params, TrainState
+
+Batch = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What the network learns.
+
+    Attributes:
+      schedule: alpha and sigma of time, and the distribution times are drawn from.
+      prediction: what the network's output means: "noise", "x0", "v" or "flow".
+      weighting: of the loss over time, "none" or "min_snr".
+      p_uncond: share of the examples whose label becomes the empty one.
+      null_label: the empty label; None where p_uncond is 0.
+    """
+
+    schedule: Schedule
+    prediction: str = "noise"
+    weighting: str = "none"
+    p_uncond: float = 0.0
+    null_label: int | None = None
+
+
+def draw(
+    objective: Objective, batch: Batch, key: Array
+) -> tuple[Float[Array, " b"], Float[Array, "b h w c"], Int[Array, " b"] | None]:
+    """The random part of a step: a time, a noise and a (perhaps dropped) label for each example."""
+    time_key, noise_key, drop_key = jax.random.split(key, 3)
+    x0, label = batch["x"], batch.get("label")
+    t = objective.schedule.sample_time(time_key, (x0.shape[0],))
+    noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
+    if label is not None and objective.p_uncond > 0:
+        dropped = jax.random.bernoulli(drop_key, objective.p_uncond, label.shape)
+        label = jnp.where(dropped, objective.null_label, label)
+    return t, noise, label
+
+
+def mean_loss(
+    network: Network,
+    objective: Objective,
+    params: Params,
+    x0: Float[Array, "b h w c"],
+    t: Float[Array, " b"],
+    noise: Float[Array, "b h w c"],
+    condition: Array | None,
+) -> Float[Array, ""]:
+    """The loss of a batch at given times and noises (Eq. 2 of arXiv:2209.12152 for prediction = "noise")."""
+    return denoising_loss(
+        lambda x_t, model_time: network(params, x_t, model_time, condition),
+        x0,
+        t,
+        noise,
+        objective.schedule,
+        prediction=objective.prediction,
+        weighting=objective.weighting,
+    ).mean()
+
+
+def apply_gradients(
+    state: TrainState, grads: Params, optimizer: optax.GradientTransformation, ema_rate: float
+) -> TrainState:
+    """The state after one optimizer step and one step of the average."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(
+        step=state.step + 1, params=params, ema=ema.update(state.ema, params, ema_rate), opt_state=opt_state
+    )
+
+
+def make_train_step(
+    network: Network,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_rate: float,
+    seed: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    """`train_step(state, batch) -> (state, metrics)`; its randomness comes from (seed, state.step) alone.
+
+    The batch holds `x` `[b, h, w, c]` and, for a model with labels, `label` `[b]`. Metrics are scalars on the device.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        t, noise, label = draw(objective, batch, key)
+        loss, grads = jax.value_and_grad(
+            lambda params: mean_loss(network, objective, params, batch["x"], t, noise, label)
+        )(state.params)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return apply_gradients(state, grads, optimizer, ema_rate), metrics
+
+    return train_step
