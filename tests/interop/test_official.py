@@ -128,7 +128,15 @@ def test_an_ablation_without_official_layout_is_refused(tiny):
 
 def test_official_config_reads_depth_as_one_less_and_minus_one_as_no_labels():
     config = official.config_from_official(
-        {"img_size": 32, "patch_size": 2, "in_chans": 3, "embed_dim": 512, "depth": 12, "num_heads": 8, "num_classes": -1}
+        {
+            "img_size": 32,
+            "patch_size": 2,
+            "in_chans": 3,
+            "embed_dim": 512,
+            "depth": 12,
+            "num_heads": 8,
+            "num_classes": -1,
+        }
     )
     assert (config.depth, config.num_classes, config.conv, config.skip) == (13, 0, "after", "concat")
 

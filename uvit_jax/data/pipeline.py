@@ -7,10 +7,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from uvit_jax.data.sources import Source
+
 
 def train_batches(
-    source: Sequence,
+    source: Source,
     *,
+    fields: Sequence[str],
     batch_size: int,
     seed: int,
     sharding: NamedSharding,
@@ -24,6 +27,7 @@ def train_batches(
 
     Args:
       source: random access to examples, dicts of arrays.
+      fields: the names of an example's arrays that are wanted.
       batch_size: examples in a global batch.
       seed: of the shuffle.
       sharding: of the batches; splits the first dimension.
@@ -31,6 +35,7 @@ def train_batches(
     """
     hosts, host = jax.process_count(), jax.process_index()
     dataset = grain.MapDataset.source(source).shuffle(seed=seed).repeat()
+    dataset = dataset.map(lambda example: {name: example[name] for name in fields})
     # A host's batches are every hosts-th of the small ones: lazy, so that only they are read.
     dataset = dataset.batch(batch_size // hosts)[host::hosts]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,9 +10,31 @@ from jaxtyping import Float, Int
 from uvit_jax.errors import UserError
 
 
+@runtime_checkable
+class Source(Protocol):
+    """Random access to examples, and what a config is checked against before anything runs."""
+
+    name: str
+    class_names: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Shape (h, w, c) of an example."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, the empty label not counted."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """A data set that stands in memory: grain's random access source, and what a config is checked against.
+    """A data set that stands in memory.
 
     Attributes:
       name: what it is called in configs and reports.
@@ -56,10 +79,10 @@ def digits() -> ArraySource:
     return ArraySource("digits", images, data.target.astype(np.int32), [str(digit) for digit in range(10)])
 
 
-SOURCES: dict[str, Callable[[], ArraySource]] = {"digits": digits}
+SOURCES: dict[str, Callable[[], Source]] = {"digits": digits}
 
 
-def load_source(name: str) -> ArraySource:
+def load_source(name: str) -> Source:
     """The data set of this name.
 
     Raises:

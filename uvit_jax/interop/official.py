@@ -49,7 +49,9 @@ def config_from_official(official: Mapping[str, Any], **ours: Any) -> UViTConfig
         raise UserError(f"official config has {', '.join(unknown)}, expected only {_known_config_keys()}")
     values = {**_CONFIG_DEFAULTS, **official}
     if values["depth"] % 2:
-        raise UserError(f"official depth is {values['depth']}, expected an even number (its middle block is not counted)")
+        raise UserError(
+            f"official depth is {values['depth']}, expected an even number (its middle block is not counted)"
+        )
     if "clip_dim" in values:
         values.setdefault("num_clip_token", 77)
     fields = {ours_name: values[name] for name, ours_name in _CONFIG_FIELDS.items() if name in values}

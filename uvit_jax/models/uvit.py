@@ -34,9 +34,7 @@ class UViT(nnx.Module):
         )
         self.time_mlp = TimeMLP(d, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs) if config.time_mlp else None
         self.label_embed = (
-            nnx.Embed(
-                config.num_classes, d, dtype=dtype, embedding_init=nnx.initializers.normal(1.0), rngs=rngs
-            )
+            nnx.Embed(config.num_classes, d, dtype=dtype, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
             if config.num_classes
             else None
         )
@@ -131,7 +129,9 @@ class UViT(nnx.Module):
     def _check_inputs(self, x, label, context) -> None:
         config = self.config
         if tuple(x.shape[1:]) != config.sample_shape:
-            raise UserError(f"x has shape {tuple(x.shape)}, expected (batch, {', '.join(map(str, config.sample_shape))})")
+            raise UserError(
+                f"x has shape {tuple(x.shape)}, expected (batch, {', '.join(map(str, config.sample_shape))})"
+            )
         for name, value, wanted in (
             ("label", label, bool(config.num_classes)),
             ("context", context, bool(config.context_dim)),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from uvit_jax.parallel.sharding import tree_shardings
 
@@ -18,9 +18,12 @@ Params = dict[str | int, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The state after `step` updates: parameters, their exponential moving average and the optimizer's moments."""
+    """The state after `step` updates: parameters, their exponential moving average and the optimizer's moments.
 
-    step: Int[Array, ""]
+    Its leaves are arrays (step is an int32 scalar), or whatever a `jax.tree.map` over it makes: shapes, shardings.
+    """
+
+    step: Any
     params: Params
     ema: Params
     opt_state: optax.OptState
@@ -30,7 +33,10 @@ def create(init_params: Callable[[Array], Params], optimizer: optax.GradientTran
     """The state before the first update: the EMA starts as a copy of the parameters."""
     params = init_params(jax.random.key(seed))
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params), opt_state=optimizer.init(params)
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
     )
 
 

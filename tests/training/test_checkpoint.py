@@ -1,0 +1,92 @@
+import jax
+import numpy as np
+import optax
+import pytest
+
+from uvit_jax.data.pipeline import train_batches
+from uvit_jax.data.sources import ArraySource
+from uvit_jax.errors import UserError
+from uvit_jax.models.uvit import UViTConfig
+from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
+from uvit_jax.training.checkpoint import Checkpoints
+from uvit_jax.training.network import abstract_network
+from uvit_jax.training.state import abstract, create_sharded
+
+CONFIG = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2)
+OPTIMIZER = optax.adamw(1e-3)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture
+def batches(mesh):
+    source = ArraySource("ramp", np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1), np.arange(10), ["0"] * 10)
+    iterator = train_batches(source, fields=("label",), batch_size=3, seed=0, sharding=batch_sharding(mesh))
+    yield iterator
+    iterator.close()
+
+
+@pytest.fixture(scope="module")
+def state(mesh):
+    _, _, init = abstract_network(CONFIG)
+    return create_sharded(init, OPTIMIZER, 0, mesh)
+
+
+def at_step(state, step):
+    return type(state)(state.step + step, state.params, state.ema, state.opt_state)
+
+
+def template(mesh, config=CONFIG):
+    return abstract(abstract_network(config)[2], OPTIMIZER, mesh)
+
+
+def test_state_and_data_position_come_back_bit_for_bit(tmp_path, mesh, state, batches):
+    next(batches)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 7), batches)
+    expected = [np.asarray(next(batches)["label"]) for _ in range(4)]
+    checkpoints.close()
+
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore(template(mesh), batches)
+    assert int(restored.step) == 7
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, restored.opt_state, state.opt_state)))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, restored.params, state.params)))
+    got = [np.asarray(next(batches)["label"]) for _ in range(4)]
+    assert np.array_equal(got, expected)
+    checkpoints.close()
+
+
+def test_the_last_and_every_mth_are_kept(tmp_path, state, batches):
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_every=4)
+    for step in (2, 4, 6, 8, 10, 12, 14):
+        checkpoints.save(at_step(state, step), batches)
+    checkpoints.close()
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [4, 8, 12, 14]
+
+
+def test_another_architecture_is_refused_by_name_before_anything_is_read(tmp_path, mesh, state, batches):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 1), batches)
+    checkpoints.close()
+    wider = UViTConfig(image_size=4, in_channels=1, embed_dim=12, depth=3, num_heads=2)
+    with pytest.raises(UserError, match=r"another architecture: .* has shape \(.*8.*\), the config's has \(.*12"):
+        Checkpoints(tmp_path).restore(template(mesh, wider), batches)
+
+
+def test_weights_alone_can_be_read_and_a_missing_step_names_those_there_are(tmp_path, mesh, state, batches):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 3), batches)
+    checkpoints.close()
+    reader = Checkpoints(tmp_path, read_only=True)
+    ema, step = reader.restore_weights(template(mesh).ema, weights="ema")
+    assert step == 3
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, ema, state.ema)))
+    with pytest.raises(UserError, match="holds no step 5, expected one of 3"):
+        reader.restore_weights(template(mesh).ema, weights="ema", step=5)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        Checkpoints(tmp_path / "nowhere", read_only=True).restore_weights(template(mesh).ema, weights="ema")

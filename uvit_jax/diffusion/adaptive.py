@@ -1,0 +1,163 @@
+"""DPM-Solver-12 and -23: step sizes chosen on the device, in one bounded `lax.while_loop`."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from uvit_jax.diffusion.exponential import FORMS, weights
+from uvit_jax.diffusion.predictions import convert, spread
+from uvit_jax.diffusion.schedules import Schedule
+from uvit_jax.diffusion.spacing import check_ends
+from uvit_jax.diffusion.tableau import NoiseFn, Samples, Threshold, check_noise_fn
+from uvit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerances:
+    """How an adaptive solver chooses its steps; the numbers are those of arXiv:2206.00927, appendix C.
+
+    `first_step` is in lambda, `time_error` in t. With `per_example` every example has steps of its own, so its sample
+    does not depend on the batch it is in; without, the batch shares the steps its worst example needs (the reference
+    code).
+    """
+
+    atol: float = 0.0078
+    rtol: float = 0.05
+    first_step: float = 0.05
+    safety: float = 0.9
+    time_error: float = 1e-5
+    max_evaluations: int = 3000
+    per_example: bool = False
+
+
+class Solution(NamedTuple):
+    """The samples, the network evaluations they took, and whether every example reached t_end within the bound."""
+
+    x: Float[Array, "b *rest"]
+    evaluations: Int[Array, ""]
+    converged: Bool[Array, ""]
+
+
+def solve(
+    noise_fn: NoiseFn,
+    x_T: Samples,
+    schedule: Schedule,
+    *,
+    algorithm: str = "dpmsolver++",
+    order: int = 3,
+    t_start: float = 1.0,
+    t_end: float = 1e-3,
+    solver_type: str = "dpmsolver",
+    prediction: str = "noise",
+    threshold: Threshold | None = None,
+    tolerances: Tolerances = Tolerances(),
+) -> Solution:
+    """The samples: x_T [b, ...] carried from t_start to t_end by steps of order `order` (2 or 3), each compared with
+    one of order - 1 that shares its evaluations (arXiv:2206.00927, appendix C). noise_fn as in `dpm_solver.sample`.
+    Raises UserError for bad input.
+    """
+    check_ends(t_start, t_end)
+    check_noise_fn(noise_fn, x_T)
+    b, dtype = x_T.shape[0], x_T.dtype
+
+    def read(x: Samples, t: Any) -> Samples:
+        said = convert(noise_fn(x, t), x, t, schedule, source=prediction, target=FORMS[algorithm])
+        return threshold(said) if threshold is not None else said
+
+    def column(value: Any) -> Any:
+        return spread(value, x_T)
+
+    def lower_and_higher(x: Samples, s: Any, t: Any) -> tuple[Samples, Samples]:
+        lambda_s, lambda_t = schedule.lambda_(s), schedule.lambda_(t)
+        full = weights(algorithm, schedule, s, t)
+        base, w1, w2 = column(full.base), column(full.w1), column(full.w2)
+        r1, r2 = (0.5, None) if order == 2 else (1.0 / 3.0, 2.0 / 3.0)
+        first = schedule.inverse_lambda(lambda_s + r1 * (lambda_t - lambda_s))
+        to_first = weights(algorithm, schedule, s, first)
+        m_0 = read(x, s)
+        m_1 = read(column(to_first.base) * x + column(to_first.w1) * m_0, first)
+        euler = base * x + w1 * m_0
+        slope = 0.5 * w1 if solver_type == "dpmsolver" else w2
+        middle = euler + slope / r1 * (m_1 - m_0)
+        if r2 is None:
+            return euler, middle
+        second = schedule.inverse_lambda(lambda_s + r2 * (lambda_t - lambda_s))
+        to_second = weights(algorithm, schedule, s, second)
+        x_second = column(to_second.base) * x + column(to_second.w1) * m_0
+        m_2 = read(x_second + column(to_second.w2) * (r2 / r1) * (m_1 - m_0), second)
+        if solver_type == "dpmsolver":
+            return middle, euler + w2 / r2 * (m_2 - m_0)
+        slope_1, slope_2 = (m_1 - m_0) / r1, (m_2 - m_0) / r2
+        d_1, d_2 = (r2 * slope_1 - r1 * slope_2) / (r2 - r1), 2.0 * (slope_2 - slope_1) / (r2 - r1)
+        return middle, euler + w2 * d_1 + column(full.w3) * d_2
+
+    def running(state: "_State") -> Any:
+        return jnp.any(_open(state.t)) & (state.evaluations + order <= tolerances.max_evaluations)
+
+    def _open(t: Any) -> Any:
+        return jnp.abs(t - t_end) > tolerances.time_error
+
+    lambda_end = schedule.lambda_(jnp.full((b,), t_end, dtype))
+
+    def attempt(state: "_State") -> "_State":
+        lambda_s = schedule.lambda_(state.t)
+        t = schedule.inverse_lambda(lambda_s + state.h)
+        lower, higher = lower_and_higher(state.x, state.t, t)
+        scale = jnp.maximum(tolerances.atol, tolerances.rtol * jnp.maximum(jnp.abs(lower), jnp.abs(state.x_lower)))
+        error = jnp.sqrt(jnp.mean(jnp.square((higher - lower) / scale), axis=tuple(range(1, x_T.ndim))))
+        if not tolerances.per_example:
+            error = jnp.broadcast_to(jnp.max(error), (b,))
+        accept = (error <= 1.0) & _open(state.t)
+        # A step size needs no more than float32; the reference rounds here, and its samples are only reproduced with
+        # it.
+        growth = (error ** (-1.0 / order)).astype(jnp.float32).astype(dtype)
+        chosen = column(accept).astype(bool)
+        new_t = jnp.where(accept, t, state.t)
+        left = lambda_end - schedule.lambda_(new_t)
+        return _State(
+            x=jnp.where(chosen, higher, state.x),
+            x_lower=jnp.where(chosen, lower, state.x_lower),
+            t=new_t,
+            h=jnp.minimum(tolerances.safety * state.h * growth, left),
+            evaluations=state.evaluations + order,
+        )
+
+    start = _State(
+        x=x_T,
+        x_lower=x_T,
+        t=jnp.full((b,), t_start, dtype),
+        h=jnp.full((b,), tolerances.first_step, dtype),
+        evaluations=jnp.zeros((), jnp.int32),
+    )
+    end = jax.lax.while_loop(running, attempt, start)
+    return Solution(end.x, end.evaluations, ~jnp.any(_open(end.t)))
+
+
+class _State(NamedTuple):
+    x: Any
+    x_lower: Any  # the last accepted lower-order state, against which the relative tolerance is measured
+    t: Any
+    h: Any
+    evaluations: Any
+
+
+def converged_samples(solution: Solution, tolerances: Tolerances) -> Samples:
+    """The samples of a solve that converged; else UserError, or NaN samples inside an outer jit, where nothing can be
+    raised.
+    """
+    if isinstance(solution.converged, jax.core.Tracer):
+        return jnp.where(solution.converged, solution.x, jnp.nan)
+    if not bool(solution.converged):
+        raise did_not_converge(tolerances)
+    return solution.x
+
+
+def did_not_converge(tolerances: Tolerances) -> UserError:
+    """The error of an adaptive solve that used up its evaluations."""
+    return UserError(
+        f"the adaptive solver did not reach t_end within {tolerances.max_evaluations} network evaluations at "
+        f"atol {tolerances.atol}, rtol {tolerances.rtol}: loosen the tolerances, or check the network's output for NaN."
+    )

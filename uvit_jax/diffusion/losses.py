@@ -1,0 +1,51 @@
+"""The training loss: how far the network's prediction is from what was mixed into x_t."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from uvit_jax.diffusion.predictions import check_prediction, noise_and_signal, spread
+from uvit_jax.diffusion.schedules import Schedule
+from uvit_jax.errors import UserError
+
+WEIGHTINGS = ("none", "min_snr")
+
+
+def denoising_loss(
+    predict: Callable[[Float[Array, "b *rest"], Float[Array, "b"]], Float[Array, "b *rest"]],
+    x0: Float[Array, "b *rest"],
+    t: Float[Array, "b"],
+    noise: Float[Array, "b *rest"],
+    schedule: Schedule,
+    *,
+    prediction: str = "noise",
+    weighting: str = "none",
+    min_snr_gamma: float = 5.0,
+) -> Float[Array, "b"]:
+    """Each example's squared error, averaged over its pixels, in float32 (or float64 where x0 is).
+
+    `predict(x_t, model_time)` sees x_t = alpha x0 + sigma noise and the network's own time. With prediction="noise" and
+    no weighting this is L_simple (arXiv:2006.11239, eq. 14). "min_snr" weighs the error of the implied x_0 by min(snr,
+    gamma) (arXiv:2303.09556), which for noise is min(snr, gamma) / snr. Raises UserError for an unknown prediction or
+    weighting.
+    """
+    check_prediction(prediction)
+    if weighting not in WEIGHTINGS:
+        raise UserError(f"weighting is {weighting!r}, expected one of {', '.join(WEIGHTINGS)}.")
+    dtype = jnp.promote_types(x0.dtype, jnp.float32)
+    x0, t, noise = x0.astype(dtype), t.astype(dtype), noise.astype(dtype)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    wide_alpha, wide_sigma = spread(alpha, x0), spread(sigma, x0)
+    targets = {
+        "noise": noise,
+        "x0": x0,
+        "v": wide_alpha * noise - wide_sigma * x0,
+        "flow": noise - x0,
+    }
+    error = predict(wide_alpha * x0 + wide_sigma * noise, schedule.model_time(t)).astype(dtype) - targets[prediction]
+    loss = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
+    if weighting == "none":
+        return loss
+    _, (_, x0_per_prediction) = noise_and_signal(prediction, alpha, sigma)
+    return loss * jnp.minimum(schedule.snr(t), min_snr_gamma) * jnp.square(x0_per_prediction)

@@ -1,0 +1,53 @@
+"""Euler-Maruyama for the reverse SDE and Euler for the probability-flow ODE (arXiv:2011.13456, eq. 6 and 13)."""
+
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from uvit_jax.diffusion.schedules import Schedule
+from uvit_jax.diffusion.spacing import Spacing, time_grid
+from uvit_jax.diffusion.tableau import NoiseFn, Row, Samples, Trajectory, check_steps, run
+
+
+def euler_maruyama(
+    noise_fn: NoiseFn,
+    x_T: Samples,
+    schedule: Schedule,
+    *,
+    steps: int = 1000,
+    key: Key[Array, ""] | Key[Array, "b"] | None = None,
+    noises: Float[Array, "n b *rest"] | None = None,
+    ode: bool = False,
+    spacing: Spacing = "time_uniform",
+    t_start: float = 1.0,
+    t_end: float = 1e-3,
+    prediction: str = "noise",
+    return_trajectory: bool = False,
+) -> Samples | tuple[Samples, Trajectory]:
+    """Samples at time 0 from x_T [b, ...] at t_start, by `steps` evaluations of noise_fn(x, t) at times from t_start to
+    t_end.
+
+    A step from t to s, with score = -noise / sigma, is x + (f x - g^2 score) (s - t) + g sqrt(t - s) z; with `ode` the
+    score counts half and nothing is drawn. The last step goes from t_end to 0 without noise. `noises` [steps, b, ...]
+    stand in sampling order (the last is not used); else `key`, as in `tableau.run`. Raises UserError for bad input, or
+    without key and noises where noise is needed.
+    """
+    check_steps(steps, at_least=2)
+    times = time_grid(schedule, spacing, steps - 1, t_start, t_end)
+    dt = np.append(times[1:], 0.0) - times
+    g_squared = np.asarray(schedule.squared_diffusion(times))
+    base = 1.0 + np.asarray(schedule.drift(times)) * dt
+    weight = (0.5 if ode else 1.0) * g_squared / np.asarray(schedule.sigma(times)) * dt
+    noise = np.zeros(steps) if ode else np.append(np.sqrt(-g_squared * dt)[:-1], 0.0)
+    columns = (times.tolist(), base.tolist(), weight.tolist(), noise.tolist())
+    rows = [Row(t, a, (w,), z) for t, a, w, z in zip(*columns, strict=True)]
+    return run(
+        noise_fn,
+        x_T,
+        schedule,
+        rows,
+        form="noise",
+        prediction=prediction,
+        key=key,
+        noises=noises,
+        return_trajectory=return_trajectory,
+    )

@@ -1,0 +1,92 @@
+"""The pictures that jobs draw of samples: a labelled grid, and one batch being denoised."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from uvit_jax.diffusion.sampler import Sampler
+from uvit_jax.jobs.config import Experiment, sample_labels
+from uvit_jax.jobs.setup import Parts
+from uvit_jax.parallel.mesh import batch_parts
+from uvit_jax.telemetry import images as telemetry
+from uvit_jax.training.state import Params
+
+
+def draw_samples(
+    experiment: Experiment, sampler: Sampler, params: Params, *, first: int, count: int, batch_size: int
+) -> Float[np.ndarray, "count h w c"]:
+    """Samples number first .. first + count - 1 of `config.sample.seed`, float32 in about [-1, 1].
+
+    Batches are all of one size (the last is filled up), so that one compiled program serves.
+    """
+    labels = sample_labels(experiment, first + count + batch_size)
+    batches = []
+    for start in range(first, first + count, batch_size):
+        indices = np.arange(start, start + batch_size, dtype=np.int32)
+        batch = sampler(
+            params,
+            seed=experiment.sample.seed,
+            indices=indices,
+            condition=None if labels is None else labels[indices],
+            guidance_scale=experiment.sample.guidance_scale,
+        )
+        batches.append(np.asarray(jax.device_get(batch)))
+    return np.concatenate(batches)[:count]
+
+
+def save_grid(
+    parts: Parts, images: UInt8[np.ndarray, "n h w c"], path: pathlib.Path, title: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Writes a grid of the first samples with their labels; returns the picture as an array."""
+    labels = sample_labels(parts.experiment, len(images))
+    # A column for each class where that reads well, else about a square.
+    classes = parts.experiment.num_real_classes
+    columns = classes if 2 < classes <= 16 else int(np.ceil(np.sqrt(len(images))))
+    page = telemetry.labelled_grid(images, label_texts(labels, parts.class_names), columns, title=title)
+    telemetry.save_png(page, path)
+    return np.asarray(page)
+
+
+def save_strip(parts: Parts, params: Params, path: pathlib.Path) -> None:
+    """Writes one batch being denoised: a row a sample, a column a time."""
+    experiment = parts.experiment
+    if experiment.sample.method == "adaptive":  # Its steps are each sample's own: there are no common times to show.
+        sample = dataclasses.replace(experiment.sample, method="multistep", order=2)
+        parts = dataclasses.replace(parts, experiment=dataclasses.replace(experiment, sample=sample))
+    rows = min(experiment.num_real_classes or 8, 10)
+    count = round_up(rows, batch_parts(parts.mesh))
+    labels = sample_labels(experiment, count)
+    sampler = parts.sampler(return_trajectory=True)
+    _, trajectory = sampler(
+        params,
+        seed=experiment.sample.seed,
+        indices=np.arange(count, dtype=np.int32),
+        condition=labels,
+        guidance_scale=experiment.sample.guidance_scale,
+    )
+    trajectory = np.asarray(jax.device_get(trajectory))
+    texts = label_texts(labels, parts.class_names)
+    telemetry.save_png(telemetry.denoising_strip(trajectory, _times(parts), texts, rows, columns=9), path)
+
+
+def label_texts(labels: Int[np.ndarray, " n"] | None, class_names: Sequence[str]) -> list[str] | None:
+    """What is written beside samples: the class's name, or its number where it has none."""
+    if labels is None:
+        return None
+    return [class_names[label] if label < len(class_names) else str(label) for label in labels]
+
+
+def round_up(count: int, multiple: int) -> int:
+    """The smallest multiple that is at least count."""
+    return -(-count // multiple) * multiple
+
+
+def _times(parts: Parts) -> np.ndarray:
+    from uvit_jax.diffusion.spacing import time_grid
+
+    c = parts.experiment.sample
+    return time_grid(parts.experiment.diffusion.make_schedule(), c.spacing, c.steps, c.t_start, c.t_end)

@@ -1,0 +1,21 @@
+"""The config of a workdir's run as a config file: what `--workdir DIR` alone, without `--config`, stands for."""
+
+import pathlib
+
+import ml_collections
+
+from uvit_jax.errors import UserError
+from uvit_jax.jobs.config import default_config, saved_config
+
+
+def get_config(workdir: str) -> ml_collections.ConfigDict:
+    """The config that the run in `workdir` was started with."""
+    saved = saved_config(pathlib.Path(workdir))
+    if saved is None:
+        raise UserError(f"{workdir} holds no config.json: give --config, or the --workdir of a run")
+    config = default_config()
+    for name, section in saved.items():
+        for field, value in section.items():
+            with config[name].ignore_type():
+                config[name][field] = tuple(value) if isinstance(value, list) else value
+    return config

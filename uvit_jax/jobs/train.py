@@ -1,0 +1,186 @@
+"""The job `train`: data in; checkpoints, metrics and pictures out. The same command again continues."""
+
+import dataclasses
+import json
+import logging
+import math
+import pathlib
+import time
+
+import grain
+import jax
+import numpy as np
+
+from uvit_jax.data.pipeline import train_batches
+from uvit_jax.data.sources import Source, load_source
+from uvit_jax.errors import UserError
+from uvit_jax.jobs import pictures
+from uvit_jax.jobs.config import Experiment, check_architecture, check_source, open_workdir, sample_labels
+from uvit_jax.jobs.setup import Parts, assemble
+from uvit_jax.models.flops import forward_flops
+from uvit_jax.parallel.mesh import batch_parts
+from uvit_jax.telemetry.atomic import atomic_write
+from uvit_jax.telemetry.curves import loss_curve
+from uvit_jax.telemetry.images import to_uint8
+from uvit_jax.telemetry.progress import Progress
+from uvit_jax.telemetry.throughput import Throughput
+from uvit_jax.telemetry.writers import MetricWriter, read_metrics
+from uvit_jax.training.checkpoint import Checkpoints
+from uvit_jax.training.loop import Hook, Window, fit
+from uvit_jax.training.optimizer import learning_rate, make_optimizer
+from uvit_jax.training.state import TrainState, abstract, create_sharded
+from uvit_jax.training.step import Objective, make_train_step
+
+LOG = logging.getLogger("uvit_jax")
+
+
+def run(experiment: Experiment, workdir: pathlib.Path) -> str:
+    """Trains until `config.train.steps`; returns one line that says what was made and where.
+
+    Raises:
+      UserError: for what is wrong with the config, the data or the workdir, before any device works; for a loss that
+        is no number, while training.
+    """
+    config = experiment.train
+
+    # --- Everything that can be wrong is found here.
+    source = load_source(experiment.data.source)
+    check_source(experiment, source)
+    sample_labels(experiment, 1)
+    parts = assemble(experiment, source.class_names)
+    open_workdir(workdir)
+    check_architecture(experiment, workdir)
+    with atomic_write(workdir / "config.json") as file:
+        file.write(json.dumps(dataclasses.asdict(experiment), indent=2).encode() + b"\n")
+
+    # --- Data, and the state: the newest checkpoint's, or a fresh one born on the mesh.
+    batches = _batches(parts, source)
+    optimizer = make_optimizer(experiment.optimizer, config.steps)
+    template = abstract(parts.init_params, optimizer, parts.mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
+    if checkpoints.latest_step is None:
+        state = create_sharded(parts.init_params, optimizer, config.seed, parts.mesh)
+    else:
+        state = checkpoints.restore(template, batches)
+    start = int(state.step)
+    num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
+    mesh_text = " x ".join(f"{axis} {size}" for axis, size in parts.mesh.shape.items())
+    LOG.info("%s parameters, %d examples, mesh %s, from step %d", f"{num_params:,}", len(source), mesh_text, start)
+
+    # --- The loop, between the host's two accounts of it: metrics on disk and a bar on the screen.
+    main_host = jax.process_index() == 0
+    with MetricWriter(workdir, start, active=main_host) as writer:
+        gallery = _Gallery(parts, writer, workdir / "samples")
+        if start < config.steps:
+            with Progress(config.steps, start=start, active=main_host) as progress:
+                train_step = _compile(parts, optimizer, template, progress)
+                save = Hook(lambda s: checkpoints.save(s, batches), config.save_every, at_end=True, timed=True)
+                draw = Hook(gallery.draw_step, config.image_every, at_end=False, timed=False)
+                state = fit(
+                    train_step,
+                    state,
+                    batches,
+                    steps=config.steps,
+                    log_every=config.log_every,
+                    on_step=progress.update,
+                    on_log=_logger(parts, writer, progress),
+                    hooks=(draw, save),
+                )
+        checkpoints.close()
+        batches.close()
+        gallery.draw_last(state)
+
+    # --- What came of it.
+    metrics = read_metrics(workdir / "metrics.jsonl")
+    if main_host:
+        loss_curve(metrics, workdir / "loss.png")
+    return (
+        f"trained {num_params:,} parameters to step {int(state.step):,}, loss {metrics[-1]['loss']:.4f}: "
+        f"see {workdir}/samples/final.png, samples/denoising.png, loss.png, checkpoints/"
+    )
+
+
+def _batches(parts: Parts, source: Source) -> grain.DatasetIterator:
+    config = parts.experiment
+    return train_batches(
+        source,
+        fields=("x", "label") if config.model.num_classes else ("x",),
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        sharding=parts.batch_sharding,
+        prefetch=config.data.prefetch,
+    )
+
+
+def _compile(parts: Parts, optimizer, template: TrainState, progress: Progress):
+    """The train step, compiled ahead of the loop, so that a step's time is a step's time."""
+    config = parts.experiment
+    objective = Objective(
+        config.diffusion.make_schedule(),
+        prediction=config.diffusion.prediction,
+        weighting=config.diffusion.weighting,
+        p_uncond=config.diffusion.p_uncond,
+        null_label=config.null_label,
+    )
+    step = make_train_step(parts.network, objective, optimizer, ema_rate=config.ema.rate, seed=config.train.seed)
+    batch = {"x": jax.ShapeDtypeStruct((config.train.batch_size, *config.model.sample_shape), np.float32)}
+    if config.model.num_classes:
+        batch["label"] = jax.ShapeDtypeStruct((config.train.batch_size,), np.int32)
+    batch = jax.tree.map(lambda leaf: leaf.update(sharding=parts.batch_sharding), batch)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
+    began = time.monotonic()
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(template, batch).compile()
+    progress.write(f"compiled the train step in {time.monotonic() - began:.1f} s")
+    return compiled
+
+
+def _logger(parts: Parts, writer: MetricWriter, progress: Progress):
+    """What is done with a window of metrics: checked, written, shown."""
+    config = parts.experiment
+    throughput = Throughput(forward_flops(config.model), parts.mesh.devices.flatten().tolist())
+
+    def log(step: int, window: Window) -> None:
+        loss = window.metrics["loss"]
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {step}: lower config.optimizer.lr or compute in float32")
+        rates = throughput.window(
+            steps=window.steps, images=window.steps * config.train.batch_size, seconds=window.seconds
+        )
+        lr = float(learning_rate(config.optimizer, np.int32(step - 1), config.train.steps))
+        writer.write(step, {"images": step * config.train.batch_size, **window.metrics, "lr": lr, **rates})
+        # A checkpoint of this step may follow, and a resumed run expects this line beside it.
+        writer.flush()
+        progress.update(step, loss=loss, images_per_sec=rates["images_per_sec"])
+
+    return log
+
+
+class _Gallery:
+    """The samples drawn with the EMA weights: a grid now and then, and the last pictures."""
+
+    def __init__(self, parts: Parts, writer: MetricWriter, folder: pathlib.Path):
+        self._parts, self._writer, self._folder = parts, writer, folder
+        self._sampler = parts.sampler()
+
+    def draw_step(self, state: TrainState) -> None:
+        self._grid(state, f"step_{int(state.step):08d}.png")
+
+    def draw_last(self, state: TrainState) -> None:
+        self._grid(state, "final.png")
+        pictures.save_strip(self._parts, state.ema, self._folder / "denoising.png")
+
+    def _grid(self, state: TrainState, name: str) -> None:
+        experiment, step = self._parts.experiment, int(state.step)
+        count = experiment.train.num_images
+        images = pictures.draw_samples(
+            experiment,
+            self._sampler,
+            state.ema,
+            first=0,
+            count=count,
+            batch_size=pictures.round_up(count, batch_parts(self._parts.mesh)),
+        )
+        title = f"step {step:,}, guidance {experiment.sample.guidance_scale:g}"
+        self._writer.write_image(
+            "samples", step, pictures.save_grid(self._parts, to_uint8(images), self._folder / name, title)
+        )

@@ -1,0 +1,104 @@
+"""The command line: reads the config and hands over to one job."""
+
+import importlib
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from uvit_jax.errors import UserError
+
+JOBS = ("train", "sample")
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, as configs/digits.py or configs/digits.py:variant; a field of it is --config.a.b=c."
+)
+_JOB = flags.DEFINE_enum("job", "train", JOBS, "What to do.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name of the config>.")
+
+_HERE = pathlib.Path(__file__).parent
+_SAVED_CONFIG = _HERE / "jobs" / "saved_config.py"
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Runs the job that the command line asks for; the process ends with 0 only when it is done."""
+    # The libraries below log every file they touch; --verbosity=1 shows that.
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("uvit_jax")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    app.run(_main, argv=list(sys.argv if argv is None else argv), flags_parser=_parse)
+
+
+def _main(argv: Sequence[str]) -> None:
+    # jax takes seconds to import: a mistake on the command line is told before.
+    try:
+        if len(argv) > 1:
+            raise UserError(f"{argv[1]!r} is no flag, expected only --config, --job, --workdir and --config.<field>")
+        from uvit_jax.jobs.config import resolve
+
+        experiment = resolve(_CONFIG.value)
+        job = importlib.import_module(f"uvit_jax.jobs.{_JOB.value}")
+        print(job.run(experiment, _workdir()), flush=True)
+    except UserError as error:
+        _fail(error)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """absl's flag parsing, every mistake as one sentence."""
+    try:
+        return flags.FLAGS(_find_config(list(argv)))
+    except UserError as error:
+        _fail(error)
+    except FileNotFoundError as error:
+        _fail(f"there is no config file {error.filename}, expected a path as configs/digits.py")
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _fail(" ".join(str(error).split()))
+    raise AssertionError
+
+
+def _find_config(argv: list[str]) -> list[str]:
+    """Completes --config: from the installed package where the path doesn't exist, from the workdir where it's absent."""
+    values = {name: i for i, arg in enumerate(argv) for name in ("config", "workdir") if _names(arg, name)}
+    if "config" in values:
+        i = values["config"]
+        prefix, path = ("--config=", argv[i].split("=", 1)[1]) if "=" in argv[i] else ("", argv[i + 1])
+        file, _, variant = path.partition(":")
+        packaged = _HERE / "configs" / pathlib.Path(file).name
+        if not pathlib.Path(file).exists() and packaged.exists():
+            argv[i if prefix else i + 1] = f"{prefix}{packaged}{':' if variant else ''}{variant}"
+    elif "workdir" in values:
+        i = values["workdir"]
+        workdir = argv[i].split("=", 1)[1] if "=" in argv[i] else argv[i + 1]
+        argv.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
+    elif not any(arg.lstrip("-").startswith("help") for arg in argv):
+        raise UserError("--config is missing, expected --config configs/<name>.py, or the --workdir of an earlier run")
+    return argv
+
+
+def _names(arg: str, flag: str) -> bool:
+    return arg.startswith("-") and arg.lstrip("-").split("=", 1)[0] == flag
+
+
+def _workdir() -> pathlib.Path:
+    if _WORKDIR.value:
+        return pathlib.Path(_WORKDIR.value)
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    name = pathlib.Path(path).stem
+    return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)
+
+
+def _fail(message: object) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""What a run tells people: metric files, progress, pictures, throughput and MFU."""

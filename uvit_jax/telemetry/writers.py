@@ -1,0 +1,192 @@
+"""Where a run's numbers go: `metrics.jsonl`, one line a logged step whatever was killed, and TensorBoard events."""
+
+import json
+import math
+import os
+import pathlib
+import socket
+import time
+import types
+import uuid
+from collections.abc import Mapping
+
+import numpy as np
+import tensorboardX
+from jaxtyping import UInt8
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from uvit_jax.errors import UserError
+from uvit_jax.telemetry.atomic import atomic_write
+
+Number = float | int | np.floating | np.integer | None
+_SECONDS_BETWEEN_SYNCS = 10.0
+
+
+class MetricWriter:
+    """Appends a run's numbers, images and texts to its workdir, and takes up where a killed run stopped.
+
+    `<workdir>/metrics.jsonl` gets one JSON object a line, `{"step": step, **scalars}` with the keys as given; a number
+    that isn't finite becomes null. `<workdir>/tensorboard/` gets every number, image and text as events.
+
+    Opening with `resume_step` means that the state of the run is the one after `resume_step` steps: lines of later
+    steps, and a last line torn by a kill, are dropped (the file is replaced in one move), and TensorBoard is told to
+    forget events of later steps. A line of a step up to `resume_step` that is already there isn't written again. So
+    there is exactly one line a logged step, if the caller calls `flush()` before it saves a checkpoint.
+
+    A process that isn't the main one passes `active=False`: nothing is read or written.
+
+    Raises:
+      UserError: the workdir can't be written, or metrics.jsonl holds a line (not the last) that is no JSON object.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], resume_step: int = 0, *, active: bool = True):
+        self.active = active
+        if not active:
+            return
+        workdir = pathlib.Path(workdir)
+        path = workdir / "metrics.jsonl"
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            kept = _truncate(path, resume_step)
+            self._lines = path.open("a", encoding="utf-8")
+            self._events = _EventFile(workdir / "tensorboard", purge_step=resume_step + 1)
+        except OSError as error:
+            raise UserError(f"cannot write to {workdir}: {error.strerror}; expected a writable workdir") from error
+        self._logged = {line["step"] for line in kept if "step" in line}
+        self._last_step = -1
+
+    def write(self, step: int, scalars: Mapping[str, Number]) -> None:
+        """One line of metrics.jsonl and one TensorBoard scalar a number; the line survives a SIGKILL right after.
+
+        `scalars` holds Python or NumPy numbers (bring device arrays to the host first) or None, written as null.
+
+        Raises:
+          ValueError: `step` isn't greater than the last one written, or `scalars` names a "step" of its own.
+        """
+        if not self.active or step in self._logged:
+            return
+        if step <= self._last_step:
+            raise ValueError(f"write: got step {step} after step {self._last_step}, expected one write a step")
+        if "step" in scalars:
+            raise ValueError('write: scalars has the key "step", which the step argument fills')
+        values = {key: value.item() if isinstance(value, np.number) else value for key, value in scalars.items()}
+        line = {"step": step} | {key: _finite(value) for key, value in values.items()}
+        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+        self._lines.flush()
+        self._last_step = step
+        for key, value in values.items():
+            if value is not None:
+                self._events.add(step, summary.scalar(key, value))
+        self._events.sync_if_due()
+
+    def write_image(self, tag: str, step: int, image: UInt8[np.ndarray, "h w c"]) -> None:
+        """A TensorBoard image of 1, 3 or 4 channels."""
+        if self.active:
+            self._events.add(step, summary.image(tag, image, dataformats="HWC"))
+            self._events.sync_if_due()
+
+    def write_text(self, tag: str, step: int, text: str) -> None:
+        """A TensorBoard text; TensorBoard renders it as Markdown."""
+        if self.active:
+            self._events.add(step, summary.text(tag, text))
+            self._events.sync_if_due()
+
+    def flush(self) -> None:
+        """Everything written so far is on the disk, not only with the operating system."""
+        if self.active:
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
+            self._events.sync()
+
+    def close(self) -> None:
+        """Flushes and closes both files; a second call does nothing."""
+        if self.active:
+            self.flush()
+            self._lines.close()
+            self._events.close()
+            self.active = False
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict]:
+    """The lines of a metrics.jsonl as dicts, in file order, without a last line torn by a kill.
+
+    Raises:
+      UserError: there is no such file, or a line that isn't the last is no JSON object.
+    """
+    try:
+        lines = pathlib.Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; expected the metrics.jsonl of a run") from error
+    metrics = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict):
+            metrics.append(entry)
+        elif number < len(lines):
+            shown = line[:60].decode(errors="replace")
+            raise UserError(f"{path} line {number} is {shown!r}; expected a JSON object: delete the line to go on")
+    return metrics
+
+
+def _truncate(path: pathlib.Path, resume_step: int) -> list[dict]:
+    """Leaves the whole lines up to `resume_step` in the file, replacing it only if that changes it; returns them."""
+    if not path.exists():
+        return []
+    kept = [line for line in read_metrics(path) if line.get("step", 0) <= resume_step]
+    content = "".join(json.dumps(line) + "\n" for line in kept).encode()
+    if content != path.read_bytes():
+        with atomic_write(path) as file:
+            file.write(content)
+    return kept
+
+
+def _finite(value: float | int | None) -> float | int | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
+class _EventFile:
+    """One TensorBoard event file, written in the caller's thread.
+
+    tensorboardX's SummaryWriter hands events to a thread through a queue that its `flush` doesn't wait for, so a
+    kill after a flush can lose up to ten of them; its RecordWriter has no queue.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        # The random end keeps two runs started within a second apart: opening a file of the same name would empty it.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
+        self._records = tensorboardX.RecordWriter(str(folder / name))
+        self._write(event_pb2.Event(file_version="brain.Event:2"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(step=purge_step, session_log=start))
+        self.sync()
+
+    def _write(self, event: event_pb2.Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+    def add(self, step: int, content: summary_pb2.Summary) -> None:
+        self._write(event_pb2.Event(step=step, summary=content))
+
+    def sync(self) -> None:
+        self._records.flush()
+        self._synced = time.monotonic()
+
+    def sync_if_due(self) -> None:
+        if time.monotonic() - self._synced >= _SECONDS_BETWEEN_SYNCS:
+            self.sync()
+
+    def close(self) -> None:
+        self._records.close()

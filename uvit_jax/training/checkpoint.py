@@ -1,0 +1,114 @@
+"""Checkpoints on disk: written in the background, complete or absent, restored onto any mesh."""
+
+import pathlib
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from uvit_jax.errors import UserError
+from uvit_jax.parallel.sharding import path_name
+from uvit_jax.training.state import Params, TrainState
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, one folder a step, each holding the items `params`, `ema`, `optimizer` and `data`.
+
+    A save copies the state off the devices and returns; files are written beside their final place and renamed when
+    complete, so a process killed at any moment leaves the last complete checkpoint the newest. The last `keep_last`
+    are kept, and every one whose step is a multiple of `keep_every` (0: none more).
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False):
+        self.directory = directory
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            item_handlers={
+                **{item: ocp.StandardCheckpointHandler() for item in ("params", "ema", "optimizer")},
+                "data": grain.checkpoint.CheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep_last,
+                keep_period=keep_every or None,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+            ),
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
+        """Starts writing the state and the data iterator's position; waits for an earlier save to end."""
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                ema=ocp.args.StandardSave(state.ema),
+                optimizer=ocp.args.StandardSave(state.opt_state),
+                data=grain.checkpoint.CheckpointSave(iterator),
+            ),
+        )
+
+    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+        """The newest state, laid out as `abstract` says; the iterator goes on where it stood.
+
+        Raises:
+          UserError: if the checkpoint's arrays are not those of `abstract`.
+        """
+        step = self.latest_step
+        if step is None:
+            raise UserError(f"{self.directory} holds no checkpoint")
+        self._check(step, "params", abstract.params)
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params),
+                ema=ocp.args.StandardRestore(abstract.ema),
+                optimizer=ocp.args.StandardRestore(abstract.opt_state),
+                data=grain.checkpoint.CheckpointRestore(iterator),
+            ),
+        )
+        step_array = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
+        return TrainState(step=step_array, params=items.params, ema=items.ema, opt_state=items.optimizer)
+
+    def restore_weights(self, abstract: Params, *, weights: str, step: int | None = None) -> tuple[Params, int]:
+        """One set of weights, "params" or "ema", of a step (default: the newest), and that step.
+
+        Raises:
+          UserError: if there is no such checkpoint or its arrays are not those of `abstract`.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise UserError(
+                f"{self.directory} holds no checkpoint: train first, or name the workdir of a trained model"
+            )
+        if step is not None and step not in steps:
+            raise UserError(f"{self.directory} holds no step {step}, expected one of {', '.join(map(str, steps))}")
+        step = steps[-1] if step is None else step
+        self._check(step, weights, abstract)
+        items = self._manager.restore(step, args=ocp.args.Composite(**{weights: ocp.args.StandardRestore(abstract)}))
+        return items[weights], step
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.close()
+
+    def _check(self, step: int, item: str, abstract: Params) -> None:
+        """Compares the names and shapes on disk with those wanted, before anything is read."""
+        found = _shapes(self._manager.item_metadata(step)[item])
+        expected = _shapes(abstract)
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise UserError(
+                    f"{self.directory / str(step)} is of another architecture: {name} has shape "
+                    f"{found.get(name, 'none (it is absent)')}, the config's has {expected.get(name, 'none')}"
+                )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
