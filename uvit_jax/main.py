@@ -5,6 +5,7 @@ import logging
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -44,7 +45,11 @@ def _main(argv: Sequence[str]) -> None:
             raise UserError(f"{argv[1]!r} is no flag, expected only --config, --job, --workdir and --config.<field>")
         from uvit_jax.jobs.config import resolve
 
-        experiment = resolve(_CONFIG.value)
+        try:
+            config = _CONFIG.value.copy_and_resolve_references()
+        except OSError:
+            raise UserError(f"there is no config file {_config_path()[0]}, expected a path as configs/digits.py") from None
+        experiment = resolve(config)
         job = importlib.import_module(f"uvit_jax.jobs.{_JOB.value}")
         print(job.run(experiment, _workdir()), flush=True)
     except UserError as error:
@@ -57,15 +62,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(_find_config(list(argv)))
     except UserError as error:
         _fail(error)
-    except FileNotFoundError as error:
-        _fail(f"there is no config file {error.filename}, expected a path as configs/digits.py")
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _fail(" ".join(str(error).split()))
-    raise AssertionError
+    except (AttributeError, KeyError) as error:  # ml_collections' word for a --config.<field> that isn't there
+        _fail(f"the config has no such field: {_one_line(error)}")
+    except (flags.Error, TypeError, ValueError) as error:
+        _fail(_one_line(error))
 
 
 def _find_config(argv: list[str]) -> list[str]:
-    """Completes --config: from the installed package where the path doesn't exist, from the workdir where it's absent."""
+    """Completes --config: from the installed package where the file is not here, from the workdir without it."""
     values = {name: i for i, arg in enumerate(argv) for name in ("config", "workdir") if _names(arg, name)}
     if "config" in values:
         i = values["config"]
@@ -77,6 +81,8 @@ def _find_config(argv: list[str]) -> list[str]:
     elif "workdir" in values:
         i = values["workdir"]
         workdir = argv[i].split("=", 1)[1] if "=" in argv[i] else argv[i + 1]
+        if not pathlib.Path(workdir, "config.json").exists():
+            raise UserError(f"{workdir} holds no config.json: give --config, or the --workdir of an earlier run")
         argv.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
     elif not any(arg.lstrip("-").startswith("help") for arg in argv):
         raise UserError("--config is missing, expected --config configs/<name>.py, or the --workdir of an earlier run")
@@ -90,12 +96,26 @@ def _names(arg: str, flag: str) -> bool:
 def _workdir() -> pathlib.Path:
     if _WORKDIR.value:
         return pathlib.Path(_WORKDIR.value)
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    path, variant = _config_path()
     name = pathlib.Path(path).stem
     return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)
 
 
-def _fail(message: object) -> None:
+def _config_path() -> tuple[str, str]:
+    """The config file and the variant asked for, empty where there is none."""
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return path, variant
+
+
+def _one_line(error: object) -> str:
+    """An exception of a library in one line: of a traceback in it, the end."""
+    # A KeyError's text is a repr, of another one's where it was passed on.
+    text = str(error).replace("\\n", " ").replace("\\", "").strip("'\"")
+    head, traceback, tail = text.partition("Traceback (most recent call last):")
+    return " ".join([*head.split(), tail.strip().splitlines()[-1]] if traceback else text.split())
+
+
+def _fail(message: object) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
 

@@ -120,7 +120,7 @@ def test_an_array_of_another_shape_is_named_with_both_shapes(tiny):
 
 
 def test_an_ablation_without_official_layout_is_refused(tiny):
-    config, weights = tiny
+    _, weights = tiny
     adaln = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4, time="adaln")
     with pytest.raises(UserError, match="time is 'adaln'"):
         official.load(weights, adaln)

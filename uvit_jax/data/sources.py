@@ -14,8 +14,15 @@ from uvit_jax.errors import UserError
 class Source(Protocol):
     """Random access to examples, and what a config is checked against before anything runs."""
 
-    name: str
-    class_names: Sequence[str]
+    @property
+    def name(self) -> str:
+        """What it is called in configs and reports."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """One for each class."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -70,29 +70,30 @@ def solve(
     def column(value: Any) -> Any:
         return spread(value, x_T)
 
-    def lower_and_higher(x: Samples, s: Any, t: Any) -> tuple[Samples, Samples]:
-        lambda_s, lambda_t = schedule.lambda_(s), schedule.lambda_(t)
-        full = weights(algorithm, schedule, s, t)
+    def lower_and_gain(state: "_State") -> tuple[Samples, Samples]:
+        """The lower-order state after the step, and the higher-order one less it, formed without cancellation."""
+        x, s, h = state.x, state.t, state.h
+        full = weights(algorithm, schedule, s, schedule.inverse_lambda(state.lambda_ + h), h)
         base, w1, w2 = column(full.base), column(full.w1), column(full.w2)
         r1, r2 = (0.5, None) if order == 2 else (1.0 / 3.0, 2.0 / 3.0)
-        first = schedule.inverse_lambda(lambda_s + r1 * (lambda_t - lambda_s))
-        to_first = weights(algorithm, schedule, s, first)
+        first = schedule.inverse_lambda(state.lambda_ + r1 * h)
+        to_first = weights(algorithm, schedule, s, first, r1 * h)
         m_0 = read(x, s)
         m_1 = read(column(to_first.base) * x + column(to_first.w1) * m_0, first)
         euler = base * x + w1 * m_0
-        slope = 0.5 * w1 if solver_type == "dpmsolver" else w2
-        middle = euler + slope / r1 * (m_1 - m_0)
+        slope_1 = (m_1 - m_0) / r1
+        bend = (0.5 * w1 if solver_type == "dpmsolver" else w2) * slope_1
         if r2 is None:
-            return euler, middle
-        second = schedule.inverse_lambda(lambda_s + r2 * (lambda_t - lambda_s))
-        to_second = weights(algorithm, schedule, s, second)
+            return euler, bend
+        second = schedule.inverse_lambda(state.lambda_ + r2 * h)
+        to_second = weights(algorithm, schedule, s, second, r2 * h)
         x_second = column(to_second.base) * x + column(to_second.w1) * m_0
-        m_2 = read(x_second + column(to_second.w2) * (r2 / r1) * (m_1 - m_0), second)
+        m_2 = read(x_second + column(to_second.w2) * r2 * slope_1, second)
+        slope_2 = (m_2 - m_0) / r2
         if solver_type == "dpmsolver":
-            return middle, euler + w2 / r2 * (m_2 - m_0)
-        slope_1, slope_2 = (m_1 - m_0) / r1, (m_2 - m_0) / r2
+            return euler + bend, w2 * slope_2 - bend
         d_1, d_2 = (r2 * slope_1 - r1 * slope_2) / (r2 - r1), 2.0 * (slope_2 - slope_1) / (r2 - r1)
-        return middle, euler + w2 * d_1 + column(full.w3) * d_2
+        return euler + bend, w2 * d_1 + column(full.w3) * d_2 - bend
 
     def running(state: "_State") -> Any:
         return jnp.any(_open(state.t)) & (state.evaluations + order <= tolerances.max_evaluations)
@@ -100,35 +101,33 @@ def solve(
     def _open(t: Any) -> Any:
         return jnp.abs(t - t_end) > tolerances.time_error
 
-    lambda_end = schedule.lambda_(jnp.full((b,), t_end, dtype))
-
     def attempt(state: "_State") -> "_State":
-        lambda_s = schedule.lambda_(state.t)
-        t = schedule.inverse_lambda(lambda_s + state.h)
-        lower, higher = lower_and_higher(state.x, state.t, t)
+        lower, gain = lower_and_gain(state)
         scale = jnp.maximum(tolerances.atol, tolerances.rtol * jnp.maximum(jnp.abs(lower), jnp.abs(state.x_lower)))
-        error = jnp.sqrt(jnp.mean(jnp.square((higher - lower) / scale), axis=tuple(range(1, x_T.ndim))))
+        error = jnp.sqrt(jnp.mean(jnp.square(gain / scale), axis=tuple(range(1, x_T.ndim))))
         if not tolerances.per_example:
             error = jnp.broadcast_to(jnp.max(error), (b,))
         accept = (error <= 1.0) & _open(state.t)
-        # A step size needs no more than float32; the reference rounds here, and its samples are only reproduced with
-        # it.
-        growth = (error ** (-1.0 / order)).astype(jnp.float32).astype(dtype)
         chosen = column(accept).astype(bool)
-        new_t = jnp.where(accept, t, state.t)
-        left = lambda_end - schedule.lambda_(new_t)
+        lambda_ = jnp.where(accept, state.lambda_ + state.h, state.lambda_)
+        # A step size needs no more than float32, and the reference rounds here: its samples are reproduced only so.
+        growth = (error ** (-1.0 / order)).astype(jnp.float32).astype(dtype)
         return _State(
-            x=jnp.where(chosen, higher, state.x),
+            x=jnp.where(chosen, lower + gain, state.x),
             x_lower=jnp.where(chosen, lower, state.x_lower),
-            t=new_t,
-            h=jnp.minimum(tolerances.safety * state.h * growth, left),
+            t=jnp.where(accept, schedule.inverse_lambda(lambda_), state.t),
+            lambda_=lambda_,
+            h=jnp.minimum(tolerances.safety * state.h * growth, lambda_end - lambda_),
             evaluations=state.evaluations + order,
         )
 
+    t_first = jnp.full((b,), t_start, dtype)
+    lambda_end = schedule.lambda_(jnp.full((b,), t_end, dtype))
     start = _State(
         x=x_T,
         x_lower=x_T,
-        t=jnp.full((b,), t_start, dtype),
+        t=t_first,
+        lambda_=schedule.lambda_(t_first),
         h=jnp.full((b,), tolerances.first_step, dtype),
         evaluations=jnp.zeros((), jnp.int32),
     )
@@ -140,14 +139,13 @@ class _State(NamedTuple):
     x: Any
     x_lower: Any  # the last accepted lower-order state, against which the relative tolerance is measured
     t: Any
+    lambda_: Any
     h: Any
     evaluations: Any
 
 
 def converged_samples(solution: Solution, tolerances: Tolerances) -> Samples:
-    """The samples of a solve that converged; else UserError, or NaN samples inside an outer jit, where nothing can be
-    raised.
-    """
+    """The samples of a solve that converged; else UserError, or NaN samples inside an outer jit."""
     if isinstance(solution.converged, jax.core.Tracer):
         return jnp.where(solution.converged, solution.x, jnp.nan)
     if not bool(solution.converged):

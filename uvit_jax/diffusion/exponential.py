@@ -48,12 +48,15 @@ class Weights(NamedTuple):
     noise: Times
 
 
-def weights(algorithm: str, schedule: Schedule, s: Times, t: Times) -> Weights:
-    """The weights of a step from s to t < s; NumPy in, NumPy out, else JAX."""
+def weights(algorithm: str, schedule: Schedule, s: Times, t: Times, h: Times | None = None) -> Weights:
+    """The weights of a step from s to t < s; NumPy in, NumPy out, else JAX.
+
+    `h` is lambda_t - lambda_s where that is known more exactly than the difference tells it.
+    """
     xp: Any = namespace(s, t)
     alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
     sigma_s, sigma_t = schedule.sigma(s), schedule.sigma(t)
-    h = schedule.lambda_(t) - schedule.lambda_(s)
+    h = schedule.lambda_(t) - schedule.lambda_(s) if h is None else h
     noise = 0.0 * h
     if algorithm == "dpmsolver":
         base, factor, z = alpha_t / alpha_s, -sigma_t * h, h

@@ -121,7 +121,7 @@ def dump(model: UViT) -> dict[str, np.ndarray]:
 def _plain_path(path: tuple) -> tuple[str | int, ...]:
     """A pytree path as the names and list positions in it, without the leaf's own `.value`."""
     names = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", None))) for key in path)
-    return tuple(name for name in names if name != "value")
+    return tuple(name for name in names if name is not None and name != "value")
 
 
 def _check_names(state_dict: StateDict, layout: Mapping[str, _Entry]) -> None:

@@ -1,8 +1,10 @@
 """From a config file to checked dataclasses: the sections, their fields and defaults, and what must fit together."""
 
 import dataclasses
+import difflib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -20,7 +22,7 @@ from uvit_jax.parallel.mesh import MeshConfig
 from uvit_jax.training.ema import EMAConfig
 from uvit_jax.training.optimizer import OptimizerConfig
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "vp_linear": VPLinear,
     "vp_cosine": VPCosine,
     "stable_diffusion": VPDiscrete.stable_diffusion,
@@ -148,14 +150,14 @@ class SampleConfig(SamplerConfig):
 class Experiment:
     """A whole config, checked: each section a frozen dataclass."""
 
-    model: UViTConfig = UViTConfig()
-    diffusion: DiffusionConfig = DiffusionConfig()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    ema: EMAConfig = EMAConfig()
-    mesh: MeshConfig = MeshConfig()
-    sample: SampleConfig = SampleConfig()
+    model: UViTConfig = dataclasses.field(default_factory=UViTConfig)
+    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
 
     @property
     def null_label(self) -> int | None:
@@ -183,7 +185,7 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
     Raises:
       UserError: naming the field, for one that is unknown or whose value can't be.
     """
-    sections = {section.name: section.type for section in dataclasses.fields(Experiment)}
+    sections: dict[str, Any] = {section.name: section.type for section in dataclasses.fields(Experiment)}
     values = config.to_dict()
     _check_known("config", values, sections)
     made: dict[str, Any] = {}
@@ -308,4 +310,6 @@ def check_architecture(experiment: Experiment, workdir: pathlib.Path) -> None:
 def _check_known(where: str, found: dict[str, Any], known: Any) -> None:
     unknown = [name for name in found if name not in known]
     if unknown:
-        check_choice(f"{where}.{unknown[0]}: the field", unknown[0], tuple(known))
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else f", expected one of {', '.join(sorted(known))}"
+        raise UserError(f"{where} has no field {unknown[0]!r}{hint}")

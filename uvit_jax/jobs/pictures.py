@@ -40,7 +40,7 @@ def draw_samples(
 
 def save_grid(
     parts: Parts, images: UInt8[np.ndarray, "n h w c"], path: pathlib.Path, title: str
-) -> UInt8[np.ndarray, "h w 3"]:
+) -> UInt8[np.ndarray, "height width 3"]:
     """Writes a grid of the first samples with their labels; returns the picture as an array."""
     labels = sample_labels(parts.experiment, len(images))
     # A column for each class where that reads well, else about a square.

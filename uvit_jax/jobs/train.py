@@ -6,10 +6,12 @@ import logging
 import math
 import pathlib
 import time
+from collections.abc import Callable
 
 import grain
 import jax
 import numpy as np
+import optax
 
 from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.sources import Source, load_source
@@ -112,7 +114,9 @@ def _batches(parts: Parts, source: Source) -> grain.DatasetIterator:
     )
 
 
-def _compile(parts: Parts, optimizer, template: TrainState, progress: Progress):
+def _compile(
+    parts: Parts, optimizer: optax.GradientTransformation, template: TrainState, progress: Progress
+) -> Callable:
     """The train step, compiled ahead of the loop, so that a step's time is a step's time."""
     config = parts.experiment
     objective = Objective(
@@ -134,7 +138,7 @@ def _compile(parts: Parts, optimizer, template: TrainState, progress: Progress):
     return compiled
 
 
-def _logger(parts: Parts, writer: MetricWriter, progress: Progress):
+def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[[int, Window], None]:
     """What is done with a window of metrics: checked, written, shown."""
     config = parts.experiment
     throughput = Throughput(forward_flops(config.model), parts.mesh.devices.flatten().tolist())
@@ -146,7 +150,7 @@ def _logger(parts: Parts, writer: MetricWriter, progress: Progress):
         rates = throughput.window(
             steps=window.steps, images=window.steps * config.train.batch_size, seconds=window.seconds
         )
-        lr = float(learning_rate(config.optimizer, np.int32(step - 1), config.train.steps))
+        lr = float(learning_rate(config.optimizer, step - 1, config.train.steps))
         writer.write(step, {"images": step * config.train.batch_size, **window.metrics, "lr": lr, **rates})
         # A checkpoint of this step may follow, and a resumed run expects this line beside it.
         writer.flush()

@@ -1,18 +1,21 @@
 """Multi-head self-attention, with the kernel chosen by hardware and dtype."""
 
+from typing import Literal, cast
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.models.init import NORMAL_02
 
 
-def resolve_implementation(name: str, dtype: jnp.dtype) -> str:
+def resolve_implementation(name: str, dtype: DTypeLike) -> Literal["xla", "cudnn"]:
     """The kernel "auto" stands for: cuDNN's on a GPU in half precision (the only precision it has), XLA's elsewhere."""
-    if name != "auto":
-        return name
+    if name in ("xla", "cudnn"):
+        return cast(Literal["xla", "cudnn"], name)
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     return "cudnn" if half and jax.default_backend() == "gpu" else "xla"
 
@@ -24,7 +27,9 @@ class Attention(nnx.Module):
     their own, which tensor parallelism can split.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, *, qkv_bias: bool, dtype, implementation: str, rngs: nnx.Rngs):
+    def __init__(
+        self, embed_dim: int, num_heads: int, *, qkv_bias: bool, dtype: DTypeLike, implementation: str, rngs: nnx.Rngs
+    ):
         head_dim = embed_dim // num_heads
         self.implementation = implementation
         self.dtype = dtype

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.models.attention import Attention
@@ -13,7 +14,7 @@ from uvit_jax.models.uvit_config import UViTConfig
 class SkipConcat(nnx.Module):
     """Linear(Concat(x, skip)) without the concatenation: x W_1 + skip W_2 + b, on the kernel `[2, d, d]`."""
 
-    def __init__(self, embed_dim: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.dtype = dtype
         self.kernel = nnx.Param(NORMAL_02(rngs.params(), (2, embed_dim, embed_dim), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((embed_dim,), jnp.float32))
@@ -26,7 +27,7 @@ class SkipConcat(nnx.Module):
 class SkipLinear(nnx.Module):
     """The paper's `add_then_linear`, Linear(x + skip), and `linear_then_add`, x + Linear(skip)."""
 
-    def __init__(self, embed_dim: int, *, add_first: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, *, add_first: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.add_first = add_first
         self.linear = nnx.Linear(embed_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
@@ -41,7 +42,7 @@ class SkipAdd(nnx.Module):
         return x + skip
 
 
-def make_skip(kind: str, embed_dim: int, *, dtype, rngs: nnx.Rngs) -> nnx.Module | None:
+def make_skip(kind: str, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module | None:
     """The module that merges a long skip into the stream, by `UViTConfig.skip`; None for "none"."""
     match kind:
         case "concat":
@@ -60,7 +61,7 @@ class LayerNorm(nnx.Module):
     shift (the paper's ablation of how time enters); it starts as the plain LayerNorm, y_s = 1 and y_b = 0 on average.
     """
 
-    def __init__(self, embed_dim: int, *, adaptive: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, *, adaptive: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         affine = not adaptive
         self.norm = nnx.LayerNorm(
             embed_dim,
@@ -77,7 +78,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], time: Float[Array, "b d"] | None) -> Float[Array, "b t d"]:
         x = self.norm(x)
-        if self.modulation is None:
+        if self.modulation is None or time is None:
             return x
         scale, shift = jnp.split(self.modulation(time)[:, None], 2, axis=-1)
         return x * (1 + scale) + shift
@@ -86,7 +87,7 @@ class LayerNorm(nnx.Module):
 class MLP(nnx.Module):
     """Linear D -> ratio D, exact GELU, Linear back."""
 
-    def __init__(self, embed_dim: int, hidden_dim: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, hidden_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.fc1 = nnx.Linear(embed_dim, hidden_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
         self.fc2 = nnx.Linear(hidden_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
@@ -97,7 +98,7 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """x = merge(x, skip) where a skip arrives; x += attention(LN(x)); x += MLP(LN(x))."""
 
-    def __init__(self, config: UViTConfig, *, takes_skip: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: UViTConfig, *, takes_skip: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         d = config.embed_dim
         adaptive = config.time == "adaln"
         self.skip = make_skip(config.skip, d, dtype=dtype, rngs=rngs) if takes_skip else None

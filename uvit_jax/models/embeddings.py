@@ -1,11 +1,13 @@
 """What turns images, times and positions into tokens, and tokens back into images."""
 
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from uvit_jax.models.init import torch_uniform
@@ -46,7 +48,7 @@ def sincos_2d(grid: tuple[int, int], dim: int) -> Float[np.ndarray, "n {dim}"]:
 class LinearPatchEmbed(nnx.Module):
     """A linear map of each patch, `[b, h, w, c] -> [b, n, d]`: the p x p convolution with stride p of the paper."""
 
-    def __init__(self, patch_size: int, in_channels: int, embed_dim: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, patch_size: int, in_channels: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         fan_in = patch_size**2 * in_channels
         self.patch_size = patch_size
         self.proj = nnx.Linear(
@@ -70,13 +72,13 @@ class ConvStackPatchEmbed(nnx.Module):
     a single 3x3 convolution keeps the resolution. No batch normalisation: a diffusion batch mixes noise levels.
     """
 
-    def __init__(self, patch_size: int, in_channels: int, embed_dim: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, patch_size: int, in_channels: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         halvings = int(math.log2(patch_size))
         stages = max(halvings, 1)
         channels = [in_channels, *(max(embed_dim >> (stages - 1 - i), 1) for i in range(stages))]
         self.stages = nnx.List(
             conv3x3(c_in, c_out, strides=2 if halvings else 1, dtype=dtype, rngs=rngs)
-            for c_in, c_out in zip(channels, channels[1:], strict=False)
+            for c_in, c_out in itertools.pairwise(channels)
         )
         fan_in = channels[-1]
         self.proj = nnx.Linear(
@@ -98,7 +100,7 @@ class ConvStackPatchEmbed(nnx.Module):
 PATCH_EMBEDS = {"linear": LinearPatchEmbed, "conv_stack": ConvStackPatchEmbed}
 
 
-def conv3x3(in_channels: int, out_channels: int, *, strides: int = 1, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+def conv3x3(in_channels: int, out_channels: int, *, strides: int = 1, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
     """A 3x3 convolution, padding 1, with PyTorch's initial weights."""
     uniform = torch_uniform(9 * in_channels)
     return nnx.Conv(
@@ -117,7 +119,7 @@ def conv3x3(in_channels: int, out_channels: int, *, strides: int = 1, dtype, rng
 class TimeMLP(nnx.Module):
     """Linear D -> 4D, SiLU, Linear 4D -> D on the time embedding, `[b, d] -> [b, d]`."""
 
-    def __init__(self, embed_dim: int, *, dtype, kernel_init: nnx.Initializer, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, *, dtype: DTypeLike, kernel_init: nnx.Initializer, rngs: nnx.Rngs):
         self.fc1 = nnx.Linear(embed_dim, 4 * embed_dim, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
         self.fc2 = nnx.Linear(4 * embed_dim, embed_dim, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
 

@@ -117,7 +117,7 @@ class UViT(nnx.Module):
 
     def _run_blocks(self, h: Float[Array, "b t d"], time: Float[Array, "b d"] | None) -> Float[Array, "b t d"]:
         """In, middle and out blocks; block i's output goes to block depth + 1 - i (counted from 1)."""
-        run = _scanned if self.config.scan_blocks else _unrolled
+        run: Callable = _scanned if self.config.scan_blocks else _unrolled
         remat = self.config.remat
         h, skips = run(list(self.in_blocks), h, None, time, remat)
         if self.config.skip == "none":
@@ -126,7 +126,7 @@ class UViT(nnx.Module):
         h, _ = run(list(self.out_blocks), h, skips, time, remat)
         return h
 
-    def _check_inputs(self, x, label, context) -> None:
+    def _check_inputs(self, x: AnyArray, label: AnyArray | None, context: AnyArray | None) -> None:
         config = self.config
         if tuple(x.shape[1:]) != config.sample_shape:
             raise UserError(
@@ -182,7 +182,9 @@ def _apply(graphdef: nnx.GraphDef) -> Callable:
     return lambda state, h, skip, time: nnx.merge(graphdef, state)(h, skip, time)
 
 
-def _unrolled(blocks: list[Block], h, skips: list | None, time, remat: str) -> tuple[Array, list]:
+def _unrolled(
+    blocks: list[Block], h: Array, skips: list[Array] | None, time: Array | None, remat: str
+) -> tuple[Array, list[Array]]:
     """Runs blocks one after another; returns the last output and every output. The last of `skips` is used first."""
     outputs: list[Array] = []
     for i, block in enumerate(blocks):
@@ -193,7 +195,9 @@ def _unrolled(blocks: list[Block], h, skips: list | None, time, remat: str) -> t
     return h, outputs
 
 
-def _scanned(blocks: list[Block], h, skips: Array | None, time, remat: str) -> tuple[Array, Array | None]:
+def _scanned(
+    blocks: list[Block], h: Array, skips: Array | None, time: Array | None, remat: str
+) -> tuple[Array, Array | None]:
     """What `_unrolled` does, as one `lax.scan` over the blocks' stacked parameters; skips and outputs are stacked."""
     if not blocks:
         return h, None

@@ -107,7 +107,10 @@ class UViTConfig:
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the input."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        height, width = self.image_size
+        return height, width
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:

@@ -17,11 +17,11 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {n}/{total}"
 class Stream(Protocol):
     """A text file, as far as it is needed here: `sys.stderr`, an open log, an `io.StringIO`."""
 
-    def write(self, text: str, /) -> object: ...  # noqa: D102
+    def write(self, text: str, /) -> object: ...
 
-    def flush(self) -> object: ...  # noqa: D102
+    def flush(self) -> object: ...
 
-    def isatty(self) -> bool: ...  # noqa: D102
+    def isatty(self) -> bool: ...
 
 
 class Progress:

@@ -1,10 +1,13 @@
 """The exponential moving average of the weights, the ones that are sampled from."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
 from uvit_jax.errors import UserError
+
+Params = dict[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +21,6 @@ class EMAConfig:
             raise UserError(f"rate is {self.rate}, expected a number from 0 to below 1")
 
 
-def update(ema, params, rate: float):
+def update(ema: Params, params: Params, rate: float | int) -> Params:
     """The next average, array by array."""
     return jax.tree.map(lambda e, p: rate * e + (1 - rate) * p, ema, params)

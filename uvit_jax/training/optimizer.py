@@ -43,11 +43,11 @@ class OptimizerConfig:
                 raise UserError(f"{field} is {getattr(self, field)}, expected 0 or more")
 
 
-def learning_rate(config: OptimizerConfig, step: Int[Array, ""], total_steps: int) -> Float[Array, ""]:
+def learning_rate(config: OptimizerConfig, step: Int[Array, ""] | int, total_steps: int) -> Float[Array, ""]:
     """The rate of the update that follows `step` earlier ones."""
     rate = jnp.asarray(config.lr, jnp.float32)
     if config.warmup_steps:
-        rate = rate * jnp.minimum(step / config.warmup_steps, 1)
+        rate = rate * jnp.minimum(step / config.warmup_steps, 1.0)
     if config.decay == "cosine":
         progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
         rate = rate * 0.5 * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1)))

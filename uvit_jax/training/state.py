@@ -12,7 +12,8 @@ from jaxtyping import Array
 
 from uvit_jax.parallel.sharding import tree_shardings
 
-Params = dict[str | int, Any]
+# Names (and positions in lists) to arrays or to further such dicts.
+Params = dict[Any, Any]
 
 
 @jax.tree_util.register_dataclass

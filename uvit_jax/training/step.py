@@ -45,7 +45,7 @@ def draw(
     x0, label = batch["x"], batch.get("label")
     t = objective.schedule.sample_time(time_key, (x0.shape[0],))
     noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
-    if label is not None and objective.p_uncond > 0:
+    if label is not None and objective.null_label is not None:
         dropped = jax.random.bernoulli(drop_key, objective.p_uncond, label.shape)
         label = jnp.where(dropped, objective.null_label, label)
     return t, noise, label
@@ -102,7 +102,7 @@ def make_train_step(
         loss, grads = jax.value_and_grad(
             lambda params: mean_loss(network, objective, params, batch["x"], t, noise, label)
         )(state.params)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return apply_gradients(state, grads, optimizer, ema_rate), metrics
 
     return train_step

@@ -1,0 +1,122 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.jobs.runs import assert_same_bits, final_state, tiny_experiment
+from uvit_jax.errors import UserError
+from uvit_jax.jobs import sample, train
+from uvit_jax.jobs.saved_config import get_config
+from uvit_jax.telemetry.writers import read_metrics
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, train.run(tiny_experiment(train__image_every=3), workdir)
+
+
+def test_a_run_leaves_config_metrics_checkpoints_and_pictures(trained):
+    workdir, message = trained
+    assert "step 8" in message
+    assert str(workdir) in message
+    assert json.loads((workdir / "config.json").read_text())["model"]["embed_dim"] == 16
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["4", "8"]
+    assert sorted(path.name for path in (workdir / "samples").iterdir()) == [
+        "denoising.png",
+        "final.png",
+        "step_00000003.png",
+        "step_00000006.png",
+    ]
+    assert list((workdir / "tensorboard").iterdir())
+    for picture in (*(workdir / "samples").iterdir(), workdir / "loss.png"):
+        assert np.asarray(Image.open(picture)).std() > 0, picture
+
+
+def test_metrics_hold_what_users_plot(trained):
+    metrics = read_metrics(trained[0] / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [2, 4, 6, 8]
+    assert [line["images"] for line in metrics] == [32, 64, 96, 128]
+    assert all(line["loss"] > 0 and line["grad_norm"] > 0 and line["images_per_sec"] > 0 for line in metrics)
+    # The rate of the update just made: warm-up over 100 steps to 1e-3, counted from 0.
+    np.testing.assert_allclose([line["lr"] for line in metrics], [1e-5, 3e-5, 5e-5, 7e-5], rtol=1e-4)
+
+
+def test_the_same_command_again_trains_no_further(trained):
+    workdir, _ = trained
+    before = final_state(workdir)
+    assert "step 8" in train.run(tiny_experiment(), workdir)
+    assert_same_bits(before, final_state(workdir))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path):
+    # Stopped by the loop's own end rather than a kill.
+    train.run(tiny_experiment(train__steps=5), tmp_path)
+    train.run(tiny_experiment(), tmp_path)
+    assert_same_bits(final_state(tmp_path), final_state(trained[0]))
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 5, 6, 8]
+
+
+def test_another_architecture_in_the_workdir_is_refused_by_field(trained):
+    with pytest.raises(UserError, match=r"holds a model with depth = 3, but config\.model\.depth is 5"):
+        train.run(tiny_experiment(model__depth=5), trained[0])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_step(tmp_path):
+    experiment = tiny_experiment(optimizer__lr=1e30, optimizer__warmup_steps=0)
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step [2468]: lower config\.optimizer\.lr"):
+        train.run(experiment, tmp_path)
+
+
+def test_samples_are_files_named_by_label_and_a_grid(trained, tmp_path):
+    experiment = tiny_experiment(sample__num_samples=5, sample__labels="3,7", sample__out=str(tmp_path / "out"))
+    message = sample.run(experiment, trained[0])
+    assert str(tmp_path / "out") in message
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [
+        "000000_label_3.png",
+        "000001_label_7.png",
+        "000002_label_3.png",
+        "000003_label_7.png",
+        "000004_label_3.png",
+        "grid.png",
+    ]
+    assert Image.open(tmp_path / "out" / names[0]).size == (8, 8)
+
+
+def test_sample_i_depends_on_seed_and_i_alone(trained, tmp_path):
+    def images(**overrides):
+        experiment = tiny_experiment(sample__format="npz", sample__out=str(tmp_path / "out"), **overrides)
+        sample.run(experiment, trained[0])
+        return np.load(tmp_path / "out" / "samples.npz")
+
+    one = images(sample__num_samples=20, sample__batch_size=16)
+    other = images(sample__num_samples=11, sample__batch_size=4)
+    assert one["images"].dtype == np.uint8
+    assert one["images"].shape == (20, 8, 8, 1)
+    assert one["labels"].tolist() == [*range(10), *range(10)]
+    # Another batch size may round the last bit of a float differently, hence one grey level.
+    assert np.abs(one["images"][:11].astype(int) - other["images"]).max() <= 1
+    assert np.any(images(sample__num_samples=11, sample__seed=1)["images"] != one["images"][:11])
+    raw = images(sample__num_samples=11, sample__weights="params")
+    assert np.any(raw["images"] != one["images"][:11])
+
+
+def test_an_older_checkpoint_can_be_sampled_and_a_missing_one_is_named(trained, tmp_path):
+    sample.run(tiny_experiment(sample__step=4, sample__out=str(tmp_path / "out")), trained[0])
+    with pytest.raises(UserError, match="holds no step 6, expected one of 4, 8"):
+        sample.run(tiny_experiment(sample__step=6), trained[0])
+
+
+def test_sampling_an_empty_workdir_says_that_nothing_was_trained(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint: train first"):
+        sample.run(tiny_experiment(), tmp_path)
+
+
+def test_a_workdir_remembers_its_config(trained):
+    config = get_config(str(trained[0]))
+    assert config.model.embed_dim == 16
+    assert tuple(config.optimizer.betas) == (0.9, 0.99)
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        get_config(str(trained[0] / "samples"))

@@ -1,0 +1,41 @@
+import pytest
+
+from tests.jobs.runs import ROOT, run
+
+
+def error_of(result) -> str:
+    """The one sentence a person is shown."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: "), result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.model.dpeth=5"], 'no such field: dpeth\' Did you mean "depth"'),
+        (["--config.train.steps=many"], "config.train.steps"),
+        (["--config.model.depth=4"], "config.model.depth is 4, expected an odd number"),
+        (["--job=paint"], "paint"),
+        (["--config.mesh.data=3"], "data = 3, fsdp = 1, tensor = 1 don't multiply to the number of devices, 1"),
+        (["--workdir=LICENSE/run"], "workdir LICENSE/run can't be written to"),
+        (["stray"], "'stray' is no flag"),
+    ],
+    ids=["misspelt", "type", "depth", "job", "mesh", "workdir", "stray"],
+)
+def test_a_mistake_ends_in_one_clear_sentence(arguments, message):
+    assert message in error_of(run(*arguments, timeout=60))
+
+
+def test_a_missing_config_file_is_named():
+    assert "configs/digitz.py" in error_of(run(config="configs/digitz.py", tiny=False, timeout=60))
+
+
+def test_a_misspelt_field_in_a_config_file_is_named_with_the_right_one(tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text((ROOT / "configs/digits.py").read_text().replace("config.train.steps", "config.train.stepz"))
+    message = error_of(run(config=str(config), tiny=False, timeout=60))
+    assert "stepz" in message
+    assert "did you mean 'steps'?" in message
