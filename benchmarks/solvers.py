@@ -79,6 +79,7 @@ def accuracy(out: str) -> None:
         noise_fn = exact_noise(schedule)
         x_T = jax.random.normal(jax.random.key(0), (8, 256), jnp.float64)
         truth = sample(noise_fn, x_T, schedule, steps=6000, method="singlestep_fixed", order=3, spacing="logsnr")
+        assert isinstance(truth, jax.Array)
         errors: dict[str, Any] = {}
         for name, draw in ODE_SOLVERS.items():
             found = jax.jit(lambda x, draw=draw: [draw(noise_fn, x, schedule, n) for n in EVALUATIONS])(x_T)

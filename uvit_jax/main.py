@@ -48,7 +48,9 @@ def _main(argv: Sequence[str]) -> None:
         try:
             config = _CONFIG.value.copy_and_resolve_references()
         except OSError:
-            raise UserError(f"there is no config file {_config_path()[0]}, expected a path as configs/digits.py") from None
+            raise UserError(
+                f"there is no config file {_config_path()[0]}, expected a path as configs/digits.py"
+            ) from None
         experiment = resolve(config)
         job = importlib.import_module(f"uvit_jax.jobs.{_JOB.value}")
         print(job.run(experiment, _workdir()), flush=True)

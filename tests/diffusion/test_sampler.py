@@ -54,8 +54,17 @@ def test_sample_i_depends_on_seed_and_i_alone(options):
     together = draw(one, [0, 1, 2, 3, 4], condition=labels, guidance_scale=0.5)
     assert together.shape == (5, *SHAPE)
     assert together.dtype == jnp.float32
-    moved = draw(one, [4, 2], condition=labels[[4, 2]], guidance_scale=0.5)
-    np.testing.assert_allclose(moved, together[np.asarray([4, 2])], rtol=1e-5, atol=1e-5)
+    order = np.asarray([4, 2, 0, 1, 3])
+    moved = draw(one, order, condition=labels[order], guidance_scale=0.5)
+    np.testing.assert_allclose(moved, together[order], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [CONFIGS[1], CONFIGS[-1]], ids=["sde", "adaptive"])
+def test_sample_i_does_not_depend_on_the_size_of_its_batch(options):
+    labels = np.asarray([3, 1, 4, 1, 5])
+    together = draw(shared(**options), np.arange(5), condition=labels, guidance_scale=0.5)
+    fewer = draw(shared(**options), [4, 2], condition=labels[[4, 2]], guidance_scale=0.5)
+    np.testing.assert_allclose(fewer, together[np.asarray([4, 2])], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -70,8 +79,8 @@ def test_every_solver_can_be_asked_for_by_name(solver):
 
 def test_seeds_and_indices_give_different_samples():
     one = shared(solver="ddpm")
-    options = {"condition": np.asarray([1, 1]), "guidance_scale": 0.5}
-    base, other_seed = draw(one, [0, 1], **options), draw(one, [0, 1], seed=1, **options)
+    options = {"condition": np.ones(5, int), "guidance_scale": 0.5}
+    base, other_seed = draw(one, np.arange(5), **options), draw(one, np.arange(5), seed=1, **options)
     assert not np.allclose(base, other_seed)
     assert not np.allclose(base[0], base[1])
 

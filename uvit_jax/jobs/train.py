@@ -12,6 +12,7 @@ import grain
 import jax
 import numpy as np
 import optax
+from clu.parameter_overview import get_parameter_overview
 
 from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.sources import Source, load_source
@@ -52,13 +53,13 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     parts = assemble(experiment, source.class_names)
     open_workdir(workdir)
     check_architecture(experiment, workdir)
-    with atomic_write(workdir / "config.json") as file:
-        file.write(json.dumps(dataclasses.asdict(experiment), indent=2).encode() + b"\n")
+    _write_text(workdir / "config.json", json.dumps(dataclasses.asdict(experiment), indent=2))
 
     # --- Data, and the state: the newest checkpoint's, or a fresh one born on the mesh.
     batches = _batches(parts, source)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     template = abstract(parts.init_params, optimizer, parts.mesh)
+    _write_text(workdir / "parameters.txt", get_parameter_overview(template.params, include_stats="sharding"))
     checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
     if checkpoints.latest_step is None:
         state = create_sharded(parts.init_params, optimizer, config.seed, parts.mesh)
@@ -100,6 +101,11 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         f"trained {num_params:,} parameters to step {int(state.step):,}, loss {metrics[-1]['loss']:.4f}: "
         f"see {workdir}/samples/final.png, samples/denoising.png, loss.png, checkpoints/"
     )
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode() + b"\n")
 
 
 def _batches(parts: Parts, source: Source) -> grain.DatasetIterator:

@@ -1,0 +1,47 @@
+# Two commands for a fresh machine, `make digits` and `make test`; each makes its own virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG := configs/digits.py
+WORKDIR := runs/digits
+
+.PHONY: digits test test-slow lint clean
+
+# Trains on real handwritten digits, draws pictures of what was learned and scores 1,000 samples of it.
+digits: $(VENV)/.core
+	$(BIN)/python -m uvit_jax.main --config $(CONFIG) --workdir $(WORKDIR)
+	$(BIN)/python -m uvit_jax.main --job sample --workdir $(WORKDIR) --config.sample.num_samples=1000 \
+	  --config.sample.format=npz --config.sample.out=$(WORKDIR)/samples/scored
+	$(BIN)/python benchmarks/digits.py $(WORKDIR)/samples/scored/samples.npz
+
+# The default tests: a few minutes, no network, no accelerator.
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+# The ten full-size models, kills at random moments, 8 devices.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs
+
+# uv installs in seconds where it is there; venv and pip do the same everywhere.
+$(VENV)/.core: pyproject.toml
+	$(call install,-e .)
+
+$(VENV)/.dev: pyproject.toml
+	$(call install,-e '.[dev]')
+
+define install
+@if command -v uv >/dev/null 2>&1; then \
+  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && uv pip install -q --python $(BIN)/python $(1); \
+else \
+  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q --disable-pip-version-check $(1); \
+fi
+@touch $@
+endef
