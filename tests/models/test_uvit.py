@@ -15,26 +15,27 @@ from uvit_jax.training.network import abstract_network
 
 TINY = {"image_size": 8, "in_channels": 2, "embed_dim": 16, "depth": 5, "num_heads": 2}
 LABELS, TEXT = {"num_classes": 4}, {"context_dim": 6, "context_length": 3}
+# Images of 15 and 13 patches, so that every sequence is 17 tokens long: operations run one by one and each compiles
+# once for all ablations.
+LABEL_TOKEN, TEXT_TOKENS = LABELS | {"image_size": (6, 10)}, TEXT | {"image_size": (2, 26)}
 ABLATIONS = {
     "unconditional": {},
-    "label": LABELS,
-    "text": TEXT,
+    "label_not_square": LABEL_TOKEN,
+    "text_not_square": TEXT_TOKENS,
     "skip_add_then_linear": {"skip": "add_then_linear"},
     "skip_linear_then_add": {"skip": "linear_then_add"},
     "skip_add": {"skip": "add"},
     "skip_none": {"skip": "none"},
     "adaln": LABELS | {"time": "adaln"},
-    "adaln_unconditional": {"time": "adaln", "conv": "none"},
-    "conv_before": LABELS | {"conv": "before"},
+    "conv_before_not_square": LABEL_TOKEN | {"conv": "before"},
     "conv_none": {"conv": "none"},
-    "conv_stack": {"patch_embed": "conv_stack", "patch_size": 4},
-    "conv_stack_of_one": {"patch_embed": "conv_stack", "patch_size": 1, "image_size": 4},
-    "sincos_2d": LABELS | {"pos_embed": "sincos_2d"},
+    "conv_stack": {"patch_embed": "conv_stack", "image_size": 16, "patch_size": 4},
+    "conv_stack_of_one": {"patch_embed": "conv_stack", "image_size": 4, "patch_size": 1},
+    "sincos_2d": LABEL_TOKEN | {"pos_embed": "sincos_2d"},
     "time_mlp": {"time_mlp": True},
     "qkv_bias": {"qkv_bias": True},
-    "not_square": LABELS | {"image_size": (4, 12), "conv": "before", "pos_embed": "sincos_2d"},
     "depth_1": {"depth": 1},
-    "mlp_ratio": {"mlp_ratio": 1.5},
+    "mlp_ratio": {"mlp_ratio": 1.5, "depth": 1},
 }
 # Compiling these small things takes longer than running them.
 FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -227,37 +228,46 @@ def test_without_a_time_token_the_time_still_matters_to_every_example_alone():
 
 # --- How it is computed changes nothing.
 
-GRADIENTS = {"concat": LABELS, "add": {"skip": "add", **TEXT}, "none": {"skip": "none"}}
+GRADIENTS = {"concat": LABEL_TOKEN, "add": TEXT_TOKENS | {"skip": "add"}}
+
+
+def loss_and_gradients(tiny: Tiny):
+    return jax.jit(jax.value_and_grad(tiny.loss), compiler_options=FAST_COMPILE)(tiny.params)
 
 
 @pytest.fixture(scope="module")
 def gradients():
-    """Loss and gradients of the unrolled, stored-everything model, by skip."""
-    tinies = {name: Tiny(**fields) for name, fields in GRADIENTS.items()}
-    return {name: jax.value_and_grad(tiny.loss)(tiny.params) for name, tiny in tinies.items()}
+    """Loss and gradients of the unrolled model that stores everything, by skip."""
+    return {name: loss_and_gradients(Tiny(**fields)) for name, fields in GRADIENTS.items()}
 
 
-def assert_same_gradients(found, expected):
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
-    for (path, grad), other in zip(
-        jax.tree_util.tree_leaves_with_path(expected[1]), jax.tree.leaves(found[1]), strict=True
-    ):
+@pytest.mark.parametrize(
+    ("skip", "scan_blocks", "remat"),
+    [
+        ("concat", False, "matmuls"),
+        ("concat", False, "full"),
+        ("concat", True, "matmuls"),
+        ("concat", True, "full"),
+        ("add", True, "none"),
+    ],
+)
+def test_scanning_and_recomputing_change_no_number_and_no_gradient(gradients, skip, scan_blocks, remat):
+    loss, grads = loss_and_gradients(Tiny(**GRADIENTS[skip], scan_blocks=scan_blocks, remat=remat))
+    expected_loss, expected = gradients[skip]
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    for (path, grad), other in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(grads), strict=True):
         scale = np.abs(grad).max()
         assert scale > 0, f"{path_name(path)} has no effect"
         np.testing.assert_allclose(other, grad, rtol=0, atol=2e-5 * scale, err_msg=path_name(path))
 
 
-@pytest.mark.parametrize(("skip", "remat"), [("concat", "none"), ("add", "full"), ("none", "matmuls")])
-def test_scanned_blocks_give_the_numbers_and_gradients_of_unrolled_ones(gradients, skip, remat):
-    tiny = Tiny(**GRADIENTS[skip], scan_blocks=True, remat=remat)
-    found = jax.jit(jax.value_and_grad(tiny.loss), compiler_options=FAST_COMPILE)(tiny.params)
-    assert_same_gradients(found, gradients[skip])
-
-
-@pytest.mark.parametrize("remat", ["matmuls", "full"])
-def test_recomputing_gives_the_numbers_and_gradients_of_storing(gradients, remat):
-    tiny = Tiny(**GRADIENTS["concat"], remat=remat)
-    assert_same_gradients(jax.value_and_grad(tiny.loss)(tiny.params), gradients["concat"])
+@pytest.mark.parametrize("fields", [{"skip": "none"}, LABELS | {"time": "adaln", "skip": "linear_then_add"}])
+def test_scanned_ablations_give_the_numbers_of_unrolled_ones(fields):
+    scanned = Tiny(**fields, scan_blocks=True)
+    run = jax.jit(scanned.network, compiler_options=FAST_COMPILE)
+    expected = Tiny(**fields).output()
+    output = run(scanned.params, scanned.x, scanned.t, scanned.condition)
+    np.testing.assert_allclose(output, expected, rtol=0, atol=3e-5 * np.abs(expected).max())
 
 
 def equations(jaxpr):
@@ -275,22 +285,14 @@ def count(fn, params, *names) -> int:
 
 
 def test_rematerialised_blocks_and_scans_are_really_in_the_program():
-    shapes = Tiny().shapes
     remats, scans = {}, {}
-    for scan in (False, True):
-        for remat in ("none", "matmuls", "full"):
-            loss = Tiny(remat=remat, scan_blocks=scan).loss
-            remats[scan, remat] = count(loss, shapes, "checkpoint", "remat", "remat2")
-            scans[scan, remat] = count(loss, shapes, "scan")
-    assert remats == {
-        (False, "none"): 0,
-        (False, "matmuls"): 5,
-        (False, "full"): 5,
-        (True, "none"): 0,
-        (True, "matmuls"): 3,  # in, middle, out
-        (True, "full"): 3,
-    }
-    assert [scans[False, "none"], scans[True, "none"], scans[True, "full"]] == [0, 2, 2]
+    for scan, remat in ((False, "none"), (False, "full"), (True, "none"), (True, "matmuls")):
+        tiny = Tiny(remat=remat, scan_blocks=scan)
+        remats[scan, remat] = count(tiny.loss, tiny.shapes, "checkpoint", "remat", "remat2")
+        scans[scan, remat] = count(tiny.loss, tiny.shapes, "scan")
+    # A scan over the in blocks, the middle block, a scan over the out blocks.
+    assert remats == {(False, "none"): 0, (False, "full"): 5, (True, "none"): 0, (True, "matmuls"): 3}
+    assert scans == {(False, "none"): 0, (False, "full"): 0, (True, "none"): 2, (True, "matmuls"): 2}
 
 
 def test_full_recomputes_every_matrix_product_and_matmuls_only_the_attention_scores():
@@ -308,13 +310,14 @@ def test_full_recomputes_every_matrix_product_and_matmuls_only_the_attention_sco
 
 
 def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
-    exact, half = Tiny(**LABELS), Tiny(**LABELS, dtype="bfloat16")
+    exact, half = Tiny(depth=3), Tiny(depth=3, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(half.shapes)} == {jnp.dtype("float32")}
-    program = jax.make_jaxpr(lambda params: half.network(params, half.x, half.t, half.condition))(half.shapes)
+    program = jax.make_jaxpr(lambda params: half.network(params, half.x, half.t, None))(half.shapes)
     work = [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name in ("dot_general", "conv_general_dilated")]
-    assert len(work) == 5 * 6 + 2 * 2 + 3
+    assert len(work) == 3 * 6 + 2 + 3
     assert {var.aval.dtype for eqn in work for var in eqn.invars} == {jnp.dtype("bfloat16")}
-    output, expected = half.output(), exact.output()
+    output = jax.jit(half.network, compiler_options=FAST_COMPILE)(half.params, half.x, half.t, None)
+    expected = exact.output()
     assert output.dtype == jnp.float32
     error = np.abs(output - expected).max() / np.abs(expected).max()
     assert 1e-4 < error < 0.05
