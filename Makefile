@@ -16,11 +16,11 @@ digits: $(VENV)/.core
 
 # The default tests: a few minutes, no network, no accelerator.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The ten full-size models, kills at random moments, 8 devices.
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

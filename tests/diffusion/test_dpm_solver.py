@@ -95,15 +95,18 @@ def test_given_times_serve_as_a_spacing(method, nodes):
 
 
 @pytest.mark.parametrize(
-    ("options", "states"),
+    ("options", "times"),
     [
-        ({"steps": 6}, 7),
-        ({"steps": 7, "method": "singlestep", "order": 3}, 4),
-        ({"steps": 6, "method": "singlestep_fixed", "denoise_to_zero": True}, 5),
+        ({"steps": 4, "t_end": 0.2}, [1.0, 0.8, 0.6, 0.4, 0.2]),
+        # Outer steps of orders 3, 3 and 1 on the grid of seven steps.
+        ({"steps": 7, "t_end": 0.3, "method": "singlestep", "order": 3}, [1.0, 0.7, 0.4, 0.3]),
+        ({"steps": 6, "t_end": 0.1, "method": "singlestep_fixed", "denoise_to_zero": True}, [1.0, 0.7, 0.4, 0.1, 0.0]),
     ],
 )
-def test_the_trajectory_goes_from_the_noise_to_the_sample(options, states):
-    end, trajectory = sample(noise_fn, X, SCHEDULE, return_trajectory=True, **options)
+def test_the_trajectory_goes_from_the_noise_to_the_sample(options, times):
+    end, (trajectory, at) = sample(noise_fn, X, SCHEDULE, return_trajectory=True, **options)
+    states = len(times)
+    np.testing.assert_allclose(at, times, atol=1e-6)
     assert trajectory.shape == (states, *X.shape)
     np.testing.assert_array_equal(trajectory[0], X)
     np.testing.assert_array_equal(trajectory[-1], end)

@@ -74,7 +74,8 @@ def test_every_solver_can_be_asked_for_by_name(solver):
     options = {"prediction": "v", "key": jax.random.key(0), "return_trajectory": True}
     found, trajectory = jax.eval_shape(lambda x: config.solve(predict, x, VPLinear(), **options), x)
     assert found.shape == x.shape
-    assert trajectory.shape == ((4 if solver == "heun" else 7), *x.shape)
+    assert trajectory.states.shape == ((4 if solver == "heun" else 7), *x.shape)
+    assert trajectory.times.shape == trajectory.states.shape[:1]
 
 
 def test_seeds_and_indices_give_different_samples():
@@ -141,8 +142,9 @@ def test_the_network_is_given_the_schedules_time():
 
 def test_the_trajectory_has_every_state():
     end, trajectory = draw(sampler(return_trajectory=True), [0, 1], condition=np.arange(2))
-    assert trajectory.shape == (7, 2, *SHAPE)
-    np.testing.assert_array_equal(trajectory[-1], end)
+    assert trajectory.states.shape == (7, 2, *SHAPE)
+    np.testing.assert_array_equal(trajectory.states[-1], end)
+    np.testing.assert_allclose(trajectory.times, np.linspace(1, 1e-3, 7), rtol=1e-5)
 
 
 def test_guidance_stops_outside_its_interval():

@@ -47,7 +47,7 @@ def test_unpatchify_undoes_patchify_for_images_that_are_not_square(height, width
 
 
 def test_the_linear_patch_embedding_is_a_strided_convolution_with_the_same_weights():
-    embed = LinearPatchEmbed(4, 3, 16, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    embed = LinearPatchEmbed(4, 3, 16, dtype=jnp.float32, rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 12, 3)).astype(np.float32))
     kernel = embed.proj.kernel[...].reshape(4, 4, 3, 16)
     expected = jax.lax.conv_general_dilated(x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))

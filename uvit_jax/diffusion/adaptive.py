@@ -157,5 +157,5 @@ def did_not_converge(tolerances: Tolerances) -> UserError:
     """The error of an adaptive solve that used up its evaluations."""
     return UserError(
         f"the adaptive solver did not reach t_end within {tolerances.max_evaluations} network evaluations at "
-        f"atol {tolerances.atol}, rtol {tolerances.rtol}: loosen the tolerances, or check the network's output for NaN."
+        f"atol {tolerances.atol}, rtol {tolerances.rtol}: loosen the tolerances, or check the network's output for NaN"
     )

@@ -45,6 +45,7 @@ def ddim(
         x_T,
         schedule,
         rows,
+        ends_at=0.0 if denoise_to_zero else float(times[-1]),
         form="x0",
         prediction=prediction,
         threshold=threshold,
@@ -57,7 +58,7 @@ def ddim(
 def check_eta(eta: float) -> None:
     """Raises UserError unless 0 <= eta <= 1."""
     if not 0.0 <= eta <= 1.0:
-        raise UserError(f"eta is {eta}, expected a number from 0 to 1.")
+        raise UserError(f"eta is {eta}, expected a number from 0 to 1")
 
 
 def ddpm(
@@ -85,7 +86,7 @@ def ddpm(
     """
     check_steps(steps, at_least=2)
     if variance not in VARIANCES:
-        raise UserError(f"variance is {variance!r}, expected one of {', '.join(VARIANCES)}.")
+        raise UserError(f"variance is {variance!r}, expected one of {', '.join(VARIANCES)}")
     times = time_grid(schedule, spacing, steps - 1, t_start, t_end)
     rows = [*_posterior_rows(schedule, times, 1.0, variance), denoising_row(schedule, float(times[-1]), "x0")]
     return run(
@@ -93,6 +94,7 @@ def ddpm(
         x_T,
         schedule,
         rows,
+        ends_at=0.0,
         form="x0",
         prediction=prediction,
         threshold=threshold,

@@ -60,10 +60,10 @@ def sample(
     "time_uniform"); "adaptive": DPM-Solver-12 or -23 by `order`. spacing: "time_uniform", "logsnr", "time_quadratic",
     or the times themselves, falling: steps + 1 of them (`singlestep_fixed`: floor(steps / order) + 1).
 
-    With `return_trajectory` also [k, b, ...]: x_T and the state after each (outer) step. Noise, where the algorithm
-    draws any: see `tableau.run`. Raises UserError, before anything is traced, for an unknown name, an order the method
-    has not, steps < order, t_end outside (0, t_start), or a noise_fn of another shape or dtype; and for an adaptive
-    solve that does not converge (inside an outer jit, where nothing can be raised, its samples are NaN).
+    With `return_trajectory` also the Trajectory: x_T and the state after each (outer) step, and their times. Noise,
+    where the algorithm draws any: see `tableau.run`. Raises UserError, before anything is traced, for an unknown name,
+    an order the method has not, steps < order, t_end outside (0, t_start), or a noise_fn of another shape or dtype; and
+    for an adaptive solve that does not converge (inside an outer jit, where nothing can be raised, its samples are NaN).
     """
     check_arguments(
         steps=steps,
@@ -78,7 +78,7 @@ def sample(
     threshold = Threshold(thresholding_ratio, thresholding_max) if thresholding else None
     if method == "adaptive":
         if denoise_to_zero or return_trajectory:
-            raise UserError("method 'adaptive' has neither denoise_to_zero nor return_trajectory, expected both False.")
+            raise UserError("method 'adaptive' has neither denoise_to_zero nor return_trajectory, expected both False")
         tolerances = tolerances or adaptive.Tolerances()
         solution = adaptive.solve(
             noise_fn,
@@ -125,6 +125,7 @@ def sample(
         x_T,
         schedule,
         rows,
+        ends_at=0.0 if denoise_to_zero else last,
         form=form,
         prediction=prediction,
         threshold=threshold,
@@ -144,15 +145,15 @@ def check_arguments(
         ("solver_type", solver_type, SOLVER_TYPES),
     ):
         if value not in known:
-            raise UserError(f"{field} is {value!r}, expected one of {', '.join(known)}.")
+            raise UserError(f"{field} is {value!r}, expected one of {', '.join(known)}")
     check_prediction(prediction)
     if order not in ORDERS[method]:
         raise UserError(
-            f"order is {order}, but method {method!r} has the orders {', '.join(map(str, ORDERS[method]))}."
+            f"order is {order}, but method {method!r} has the orders {', '.join(map(str, ORDERS[method]))}"
         )
     if algorithm == "sde-dpmsolver++" and (method != "multistep" or order == 3):
-        raise UserError(f"'sde-dpmsolver++' is a multistep method of order 1 or 2, found {method!r} of order {order}.")
+        raise UserError(f"'sde-dpmsolver++' is a multistep method of order 1 or 2, found {method!r} of order {order}")
     if method != "adaptive" and steps < order:
-        raise UserError(f"steps is {steps}, expected at least the order, {order}.")
+        raise UserError(f"steps is {steps}, expected at least the order, {order}")
     if thresholding and FORMS[algorithm] != "x0":
-        raise UserError(f"thresholding bounds x_0, but algorithm {algorithm!r} works on the noise: use 'dpmsolver++'.")
+        raise UserError(f"thresholding bounds x_0, but algorithm {algorithm!r} works on the noise: use 'dpmsolver++'")

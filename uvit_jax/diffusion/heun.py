@@ -40,4 +40,13 @@ def heun(
             rows.append(Row(there, base, (0.5 * weight, 0.5 * weight)))
     if denoise_to_zero:
         rows.append(denoising_row(schedule, float(times[-1]), "noise"))
-    return run(noise_fn, x_T, schedule, rows, form="noise", prediction=prediction, return_trajectory=return_trajectory)
+    return run(
+        noise_fn,
+        x_T,
+        schedule,
+        rows,
+        ends_at=0.0 if denoise_to_zero else float(times[-1]),
+        form="noise",
+        prediction=prediction,
+        return_trajectory=return_trajectory,
+    )

@@ -32,7 +32,7 @@ def denoising_loss(
     """
     check_prediction(prediction)
     if weighting not in WEIGHTINGS:
-        raise UserError(f"weighting is {weighting!r}, expected one of {', '.join(WEIGHTINGS)}.")
+        raise UserError(f"weighting is {weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
     dtype = jnp.promote_types(x0.dtype, jnp.float32)
     x0, t, noise = x0.astype(dtype), t.astype(dtype), noise.astype(dtype)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)

@@ -15,7 +15,7 @@ PREDICTIONS: tuple[str, ...] = get_args(Prediction)
 def check_prediction(name: str, field: str = "prediction") -> None:
     """Raises UserError unless `name` is a known prediction."""
     if name not in PREDICTIONS:
-        raise UserError(f"{field} is {name!r}, expected one of {', '.join(PREDICTIONS)}.")
+        raise UserError(f"{field} is {name!r}, expected one of {', '.join(PREDICTIONS)}")
 
 
 def noise_and_signal(prediction: str, alpha: Times, sigma: Times) -> tuple[tuple[Times, Times], tuple[Times, Times]]:

@@ -19,7 +19,7 @@ from uvit_jax.diffusion.predictions import check_prediction
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.diffusion.sde import euler_maruyama
 from uvit_jax.diffusion.spacing import SPACINGS, check_ends
-from uvit_jax.diffusion.tableau import Threshold, check_steps
+from uvit_jax.diffusion.tableau import Threshold, Trajectory, check_steps
 from uvit_jax.errors import UserError
 
 Network = Callable[[Any, Float[Array, "n h w c"], Float[Array, "n"], Any], Float[Array, "n h w c"]]
@@ -69,7 +69,7 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         for field, known in (("solver", SOLVERS), ("spacing", SPACINGS), ("guidance", guidance.KINDS)):
             if getattr(self, field) not in known:
-                raise UserError(f"{field} is {getattr(self, field)!r}, expected one of {', '.join(known)}.")
+                raise UserError(f"{field} is {getattr(self, field)!r}, expected one of {', '.join(known)}")
         check_ends(self.t_start, self.t_end)
         guidance.check_interval((self.guidance_low, self.guidance_high))
         guidance.check_rescale(self.guidance_rescale)
@@ -87,7 +87,7 @@ class SamplerConfig:
             check_steps(self.steps, at_least=1 if self.solver in ("ddim", "heun") else 2)
         if self.thresholding and self.solver not in THRESHOLDING_SOLVERS:
             raise UserError(
-                f"thresholding needs a solver among {', '.join(THRESHOLDING_SOLVERS)}, found {self.solver!r}."
+                f"thresholding needs a solver among {', '.join(THRESHOLDING_SOLVERS)}, found {self.solver!r}"
             )
         Threshold(self.thresholding_ratio, self.thresholding_max)
         check_eta(self.eta)
@@ -179,9 +179,9 @@ class Sampler:
         """
         check_prediction(prediction)
         if return_trajectory and config.adaptive:
-            raise UserError("return_trajectory is True, but method 'adaptive' keeps no trajectory.")
+            raise UserError("return_trajectory is True, but method 'adaptive' keeps no trajectory")
         if config.guidance == "autoguidance" and weak_network is None:
-            raise UserError("guidance is 'autoguidance', which needs a weak_network, found None.")
+            raise UserError("guidance is 'autoguidance', which needs a weak_network, found None")
         self._network, self._weak_network = network, weak_network
         self._schedule, self._shape, self._config = schedule, tuple(sample_shape), config
         self._prediction, self._null_condition = prediction, null_condition
@@ -197,7 +197,7 @@ class Sampler:
         condition: Condition = None,
         guidance_scale: float = 0.0,
         weak_params: Any = None,
-    ) -> Float[Array, "n h w c"] | tuple[Float[Array, "n h w c"], Float[Array, "k n h w c"]]:
+    ) -> Float[Array, "n h w c"] | tuple[Float[Array, "n h w c"], Trajectory]:
         """Samples number `indices` of `seed`, in float32; with return_trajectory also the states from the noise to
         them.
 
@@ -218,18 +218,18 @@ class Sampler:
 
     def _check(self, seed: int, indices: Indices, condition: Condition, guided: bool) -> None:
         if not 0 <= seed < 2**32:
-            raise UserError(f"seed is {seed}, expected an integer from 0 to 2**32 - 1.")
+            raise UserError(f"seed is {seed}, expected an integer from 0 to 2**32 - 1")
         rows = indices.shape[0]
         if condition is not None and condition.shape[0] != rows:
-            raise UserError(f"condition has {condition.shape[0]} rows, expected {rows}, one for each index.")
+            raise UserError(f"condition has {condition.shape[0]} rows, expected {rows}, one for each index")
         if guided and self._config.guidance == "classifier_free":
             for name, value in (("null_condition", self._null_condition), ("condition", condition)):
                 if value is None:
                     raise UserError(
-                        f"guidance_scale is not 0, but {name} is None: this model has nothing to guide with."
+                        f"guidance_scale is not 0, but {name} is None: this model has nothing to guide with"
                     )
         if self._sharding is not None and not _divides(self._sharding, rows):
-            raise UserError(f"the batch has {rows} rows, expected a number that {self._sharding.spec} divides evenly.")
+            raise UserError(f"the batch has {rows} rows, expected a number that {self._sharding.spec} divides evenly")
 
     def _draw(
         self, params: Any, weak_params: Any, seed: Any, indices: Any, condition: Any, scale: Any, *, guided: bool
@@ -247,7 +247,8 @@ class Sampler:
             return_trajectory=self._return_trajectory,
         )
         if self._return_trajectory:
-            return self._place(result[0]), self._place(result[1], batch_axis=1)
+            samples, (states, times) = result
+            return self._place(samples), Trajectory(self._place(states, batch_axis=1), times)
         return self._place(result)
 
     def _predict(self, params: Any, weak_params: Any, condition: Any, scale: Any, guided: bool) -> Any:

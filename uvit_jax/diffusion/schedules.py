@@ -100,7 +100,7 @@ class VPLinear(Schedule):
 
     def __post_init__(self) -> None:
         if not 0.0 < self.beta_min <= self.beta_max:
-            raise UserError(f"VPLinear needs 0 < beta_min <= beta_max, found {self.beta_min} and {self.beta_max}.")
+            raise UserError(f"VPLinear needs 0 < beta_min <= beta_max, found {self.beta_min} and {self.beta_max}")
 
     def log_alpha(self, t: Times) -> Times:
         """log alpha(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2."""
@@ -129,7 +129,7 @@ class VPCosine(Schedule):
 
     def __post_init__(self) -> None:
         if self.s <= 0.0:
-            raise UserError(f"VPCosine needs s > 0, found {self.s}.")
+            raise UserError(f"VPCosine needs s > 0, found {self.s}")
 
     @property
     def _rate(self) -> float:
@@ -189,10 +189,10 @@ class VPDiscrete(Schedule):
 
     def __post_init__(self) -> None:
         if len(self.betas) < 2:
-            raise UserError(f"VPDiscrete needs at least two betas, found {len(self.betas)}.")
+            raise UserError(f"VPDiscrete needs at least two betas, found {len(self.betas)}")
         wrong = [beta for beta in self.betas if not 0.0 < beta < 1.0]
         if wrong:
-            raise UserError(f"VPDiscrete needs every beta in (0, 1), found {wrong[0]}.")
+            raise UserError(f"VPDiscrete needs every beta in (0, 1), found {wrong[0]}")
 
     @classmethod
     def stable_diffusion(cls) -> "VPDiscrete":

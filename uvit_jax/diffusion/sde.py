@@ -45,6 +45,7 @@ def euler_maruyama(
         x_T,
         schedule,
         rows,
+        ends_at=0.0,
         form="noise",
         prediction=prediction,
         key=key,

@@ -27,7 +27,7 @@ def time_grid(
     if not isinstance(spacing, str):
         return _given_times(spacing, intervals)
     if spacing not in SPACINGS:
-        raise UserError(f"spacing is {spacing!r}, expected one of {', '.join(SPACINGS)}, or the times themselves.")
+        raise UserError(f"spacing is {spacing!r}, expected one of {', '.join(SPACINGS)}, or the times themselves")
     check_ends(t_start, t_end)
     if spacing == "time_uniform":
         return np.linspace(t_start, t_end, intervals + 1)
@@ -46,17 +46,17 @@ def time_grid(
 def check_ends(t_start: float, t_end: float) -> None:
     """Raises UserError unless 0 < t_end < t_start <= 1."""
     if not 0.0 < t_start <= 1.0:
-        raise UserError(f"t_start is {t_start}, expected a time in (0, 1].")
+        raise UserError(f"t_start is {t_start}, expected a time in (0, 1]")
     if not 0.0 < t_end < t_start:
-        raise UserError(f"t_end is {t_end}, expected a time between 0 and t_start = {t_start}, ends excluded.")
+        raise UserError(f"t_end is {t_end}, expected a time between 0 and t_start = {t_start}, ends excluded")
 
 
 def _given_times(times: Sequence[float] | np.ndarray, intervals: int) -> np.ndarray:
     grid = np.asarray(times, np.float64)
     if grid.shape != (intervals + 1,):
         raise UserError(
-            f"spacing holds times of shape {grid.shape}, expected {intervals + 1} times for {intervals} intervals."
+            f"spacing holds times of shape {grid.shape}, expected {intervals + 1} times for {intervals} intervals"
         )
     if not (np.all(np.diff(grid) < 0.0) and grid[0] <= 1.0 and grid[-1] > 0.0):
-        raise UserError(f"spacing holds the times {grid.tolist()}, expected times that fall, all in (0, 1].")
+        raise UserError(f"spacing holds the times {grid.tolist()}, expected times that fall, all in (0, 1]")
     return grid

@@ -12,7 +12,7 @@ and however many the steps.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,13 @@ from uvit_jax.errors import UserError
 Form = Literal["noise", "x0"]
 NoiseFn = Callable[[Float[Array, "b *rest"], Float[Array, "b"]], Float[Array, "b *rest"]]
 Samples = Float[Array, "b *rest"]
-Trajectory = Float[Array, "k b *rest"]
+
+
+class Trajectory(NamedTuple):
+    """The states a solver passed through, from x_T to the sample, and the times they stand at."""
+
+    states: Float[Array, "k b *rest"]
+    times: Float[Array, "k"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Threshold:
     def __post_init__(self) -> None:
         if not (0.0 < self.ratio <= 1.0 and self.max_value > 0.0):
             raise UserError(
-                f"thresholding needs a ratio in (0, 1] and a maximum above 0, found {self.ratio}, {self.max_value}."
+                f"thresholding needs a ratio in (0, 1] and a maximum above 0, found {self.ratio}, {self.max_value}"
             )
 
     def __call__(self, x0: Samples) -> Samples:
@@ -76,7 +82,7 @@ def denoising_row(schedule: Schedule, t: float, form: Form) -> Row:
 def check_steps(steps: int, at_least: int = 1) -> None:
     """Raises UserError for fewer steps than the solver can make."""
     if steps < at_least:
-        raise UserError(f"steps is {steps}, expected at least {at_least}.")
+        raise UserError(f"steps is {steps}, expected at least {at_least}")
 
 
 def check_noise_fn(noise_fn: NoiseFn, x: Samples) -> None:
@@ -87,7 +93,7 @@ def check_noise_fn(noise_fn: NoiseFn, x: Samples) -> None:
     if shape != x.shape or dtype != x.dtype:
         found = f"{dtype}{list(shape)}" if shape is not None else type(out).__name__
         raise UserError(
-            f"noise_fn returned {found} for x of {x.dtype}{list(x.shape)}, expected the same shape and dtype."
+            f"noise_fn returned {found} for x of {x.dtype}{list(x.shape)}, expected the same shape and dtype"
         )
 
 
@@ -97,6 +103,7 @@ def run(
     schedule: Schedule,
     rows: list[Row],
     *,
+    ends_at: float,
     form: Form,
     prediction: str = "noise",
     threshold: Threshold | None = None,
@@ -105,7 +112,7 @@ def run(
     return_trajectory: bool = False,
 ) -> Samples | tuple[Samples, Trajectory]:
     """The state after the last row, [b, ...] in x_T's dtype; with `return_trajectory` also x_T and every committed
-    state.
+    state with their times, the last of which is `ends_at`.
 
     noise_fn(x, t) returns a `prediction` and the rows' coefficients apply to it as `form`; t is [b], in (0, 1]. Noise
     comes from `noises` (one draw a row) or from `key`: row i uses fold_in(key, i), and with one key per example each
@@ -117,10 +124,10 @@ def run(
     table = _columns(rows, schedule, form, prediction)
     stochastic, staged = bool(table["noise"].any()), not table["commit"].all()
     if stochastic and key is None and noises is None:
-        raise UserError("this solver draws noise: give it a key, or the noises themselves.")
+        raise UserError("this solver draws noise: give it a key, or the noises themselves")
     if noises is not None and noises.shape != (len(rows), *x_T.shape):
         raise UserError(
-            f"noises have the shape {noises.shape}, expected {(len(rows), *x_T.shape)}: one draw per evaluation."
+            f"noises have the shape {noises.shape}, expected {(len(rows), *x_T.shape)}: one draw per evaluation"
         )
     depth = table["history"].shape[1]
 
@@ -150,7 +157,10 @@ def run(
     (x, _, _), states = jax.lax.scan(body, carry, xs)
     if not return_trajectory:
         return x
-    return x, jnp.concatenate([x_T[None], states[np.flatnonzero(table["commit"])]])
+    committed = np.flatnonzero(table["commit"])
+    # A committed state stands at the time at which the next row asks the network.
+    times = np.append(table["time"], ends_at)[[0, *(committed + 1)]]
+    return x, Trajectory(jnp.concatenate([x_T[None], states[committed]]), jnp.asarray(times, x_T.dtype))
 
 
 def draw(key: Any, index: Any, x: Samples) -> Samples:
@@ -177,5 +187,5 @@ def _columns(rows: list[Row], schedule: Schedule, form: Form, prediction: str) -
     }
     wrong = [name for name in ("read", "base", "history", "noise") if not np.isfinite(table[name]).all()]
     if wrong:
-        raise UserError("the time grid has neighbours with the same log-SNR in float64, expected fewer or wider steps.")
+        raise UserError("the time grid has neighbours with the same log-SNR in float64, expected fewer or wider steps")
     return table

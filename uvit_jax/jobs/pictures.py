@@ -68,9 +68,9 @@ def save_strip(parts: Parts, params: Params, path: pathlib.Path) -> None:
         condition=labels,
         guidance_scale=experiment.sample.guidance_scale,
     )
-    trajectory = np.asarray(jax.device_get(trajectory))
+    states, times = jax.device_get(trajectory)
     texts = label_texts(labels, parts.class_names)
-    telemetry.save_png(telemetry.denoising_strip(trajectory, _times(parts), texts, rows, columns=9), path)
+    telemetry.save_png(telemetry.denoising_strip(states, times, texts, rows, columns=9), path)
 
 
 def label_texts(labels: Int[np.ndarray, " n"] | None, class_names: Sequence[str]) -> list[str] | None:
@@ -83,10 +83,3 @@ def label_texts(labels: Int[np.ndarray, " n"] | None, class_names: Sequence[str]
 def round_up(count: int, multiple: int) -> int:
     """The smallest multiple that is at least count."""
     return -(-count // multiple) * multiple
-
-
-def _times(parts: Parts) -> np.ndarray:
-    from uvit_jax.diffusion.spacing import time_grid
-
-    c = parts.experiment.sample
-    return time_grid(parts.experiment.diffusion.make_schedule(), c.spacing, c.steps, c.t_start, c.t_end)

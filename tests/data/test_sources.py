@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from uvit_jax.data.sources import ArraySource, Source, digits, load_source
+from uvit_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def source():
+    return load_source("digits")
+
+
+def test_digits_are_scikit_learns_1797_with_their_labels(source):
+    data = load_digits()
+    assert len(source) == 1797
+    assert source.images.shape == (1797, 8, 8, 1)
+    np.testing.assert_array_equal((source.images[..., 0] + 1) * 8, data.images)
+    np.testing.assert_array_equal(source.labels, data.target)
+
+
+def test_digits_use_all_17_grey_levels_from_minus_one_to_one(source):
+    assert source.images.dtype == np.float32
+    np.testing.assert_array_equal(np.unique(source.images), np.linspace(-1, 1, 17))
+
+
+def test_an_example_is_an_image_and_its_label(source):
+    example = source[1234]
+    assert example.keys() == {"x", "label"}
+    assert example["x"].dtype == np.float32
+    assert example["x"].shape == source.sample_shape == (8, 8, 1)
+    assert example["label"].dtype == np.int32
+    assert example["label"].shape == ()
+    np.testing.assert_array_equal(example["x"], source.images[1234])
+    assert example["label"] == source.labels[1234]
+
+
+def test_every_digit_has_a_name_and_examples(source):
+    assert isinstance(source, Source)
+    assert source.name == "digits"
+    assert list(source.class_names) == [str(digit) for digit in range(10)]
+    assert source.num_classes == 10
+    assert np.bincount(source.labels).min() > 170
+    assert len(np.bincount(source.labels)) == 10
+
+
+def test_shape_and_classes_are_the_arrays():
+    source = ArraySource("toy", np.zeros((3, 2, 5, 4), np.float32), np.array([1, 0, 1]), ["a", "b"])
+    assert (len(source), source.sample_shape, source.num_classes) == (3, (2, 5, 4), 2)
+
+
+def test_an_unknown_source_is_refused_and_the_known_ones_named():
+    with pytest.raises(UserError, match="^source is 'digit', expected one of 'digits'$"):
+        load_source("digit")
+    assert load_source("digits").name == digits().name
