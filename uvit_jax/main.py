@@ -72,27 +72,24 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _find_config(argv: list[str]) -> list[str]:
     """Completes --config: from the installed package where the file is not here, from the workdir without it."""
-    values = {name: i for i, arg in enumerate(argv) for name in ("config", "workdir") if _names(arg, name)}
-    if "config" in values:
-        i = values["config"]
-        prefix, path = ("--config=", argv[i].split("=", 1)[1]) if "=" in argv[i] else ("", argv[i + 1])
-        file, _, variant = path.partition(":")
+    given = {arg.lstrip("-").partition("=")[0]: i for i, arg in enumerate(argv) if arg.startswith("-")}
+    if "config" in given:
+        # The value stands behind the equals sign or in the next argument.
+        place = given["config"] + ("=" not in argv[given["config"]])
+        head, path = "".join(argv[place : place + 1]).rpartition("config=")[::2]
+        file, colon, variant = path.partition(":")
         packaged = _HERE / "configs" / pathlib.Path(file).name
-        if not pathlib.Path(file).exists() and packaged.exists():
-            argv[i if prefix else i + 1] = f"{prefix}{packaged}{':' if variant else ''}{variant}"
-    elif "workdir" in values:
-        i = values["workdir"]
-        workdir = argv[i].split("=", 1)[1] if "=" in argv[i] else argv[i + 1]
-        if not pathlib.Path(workdir, "config.json").exists():
+        if not pathlib.Path(file).exists() and packaged.is_file():
+            argv[place] = f"{head}{'config=' if head else ''}{packaged}{colon}{variant}"
+    elif "workdir" in given:
+        place = given["workdir"] + ("=" not in argv[given["workdir"]])
+        workdir = "".join(argv[place : place + 1]).rpartition("workdir=")[2]
+        if workdir and not pathlib.Path(workdir, "config.json").exists():
             raise UserError(f"{workdir} holds no config.json: give --config, or the --workdir of an earlier run")
         argv.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
     elif not any(arg.lstrip("-").startswith("help") for arg in argv):
         raise UserError("--config is missing, expected --config configs/<name>.py, or the --workdir of an earlier run")
     return argv
-
-
-def _names(arg: str, flag: str) -> bool:
-    return arg.startswith("-") and arg.lstrip("-").split("=", 1)[0] == flag
 
 
 def _workdir() -> pathlib.Path:

@@ -1,6 +1,9 @@
+import dataclasses
+import time
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,13 +24,13 @@ SOURCE = ArraySource(
 
 @pytest.fixture
 def batches():
-    """`batches(**arguments)`, an iterator that is closed when the test ends."""
+    """`batches(source, **arguments)`, an iterator that is closed when the test ends."""
     opened = []
 
-    def start(**arguments):
+    def start(source=SOURCE, **arguments):
         sharding = batch_sharding(make_mesh(MeshConfig()))
         defaults = {"fields": ("x", "label"), "batch_size": 4, "seed": 0, "sharding": sharding}
-        opened.append(train_batches(SOURCE, **defaults | arguments))
+        opened.append(train_batches(source, **defaults | arguments))
         return opened[-1]
 
     yield start
@@ -84,7 +87,7 @@ def test_the_hosts_parts_together_are_the_batches_of_one_host(batches, monkeypat
         stand_in = types.SimpleNamespace(
             process_count=lambda: hosts,
             process_index=lambda host=host: host,
-            make_array_from_process_local_data=lambda sharding, array: array,
+            make_array_from_process_local_data=lambda sharding, array: jnp.asarray(array),
             Array=jax.Array,
         )
         monkeypatch.setattr(pipeline, "jax", stand_in)
@@ -112,3 +115,25 @@ def test_a_running_iterator_can_be_set_back(batches):
     first = take(iterator, 5)
     iterator.set_state(position)
     np.testing.assert_array_equal(take(iterator, 5), first)
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingSource(ArraySource):
+    """Keeps a list of what was read."""
+
+    read: list[int] = dataclasses.field(default_factory=list)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def test_only_a_few_batches_are_read_ahead(batches):
+    source = CountingSource(**{field.name: getattr(SOURCE, field.name) for field in dataclasses.fields(SOURCE)})
+    next(batches(source, prefetch=2))
+    reads = -1
+    while len(source.read) > reads:  # until the readers rest
+        reads = len(source.read)
+        time.sleep(0.2)
+    # The batch handed out; two waiting as arrays, two as examples; one at each stage on its way.
+    assert 4 * 3 <= reads <= 4 * 8

@@ -50,6 +50,6 @@ def test_shape_and_classes_are_the_arrays():
 
 
 def test_an_unknown_source_is_refused_and_the_known_ones_named():
-    with pytest.raises(UserError, match="^source is 'digit', expected one of 'digits'$"):
+    with pytest.raises(UserError, match=r"^source is 'digit', expected one of 'digits'$"):
         load_source("digit")
     assert load_source("digits").name == digits().name

@@ -65,20 +65,25 @@ def test_sections_and_fields_that_are_left_out_have_their_defaults():
 def test_an_unknown_section_is_named_with_the_nearest_one():
     config = default_config()
     config.modle = {"depth": 3}
-    with pytest.raises(UserError, match=r"^config\.modle: .*did you mean 'model'"):
+    with pytest.raises(UserError, match=r"^config has no field 'modle', did you mean 'model'"):
         resolve(config)
 
 
 @pytest.mark.parametrize(
-    ("section", "field", "hint"),
-    [("model", "embed_dims", "embed_dim"), ("train", "batchsize", "batch_size"), ("sample", "guidance", "")],
+    ("section", "field", "hint"), [("model", "embed_dims", "embed_dim"), ("train", "batchsize", "batch_size")]
 )
 def test_an_unknown_field_is_named_with_its_section_and_the_nearest_one(section, field, hint):
     config = default_config()
     config[section][field] = 3
-    with pytest.raises(UserError, match=rf"^config\.{section}\.{field}: .*expected one of ") as error:
+    with pytest.raises(UserError, match=rf"^config\.{section} has no field '{field}', did you mean '{hint}'"):
         resolve(config)
-    assert not hint or f"did you mean '{hint}'" in str(error.value)
+
+
+def test_an_unknown_field_like_no_other_is_named_with_those_there_are():
+    config = default_config()
+    config.mesh.zzz = 3
+    with pytest.raises(UserError, match=r"^config\.mesh has no field 'zzz'.*data.*fsdp.*tensor"):
+        resolve(config)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +143,9 @@ def test_the_empty_label_is_the_last_row_and_only_where_labels_are_dropped():
 
 def test_the_sampler_has_the_sample_sections_own_fields():
     made = experiment(sample__steps=17, sample__spacing="logsnr", sample__order=3)
-    assert (made.sample.sampler().steps, made.sample.sampler().spacing, made.sample.sampler().order) == (17, "logsnr", 3)
-    assert not hasattr(made.sample.sampler(), "num_samples")
+    sampler = made.sample.sampler()
+    assert (sampler.steps, sampler.spacing, sampler.order) == (17, "logsnr", 3)
+    assert not hasattr(sampler, "num_samples")
 
 
 # --- What must fit together.

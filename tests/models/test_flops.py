@@ -30,7 +30,18 @@ TEXT = {"context_dim": 768, "context_length": 77}
         (SMALL | LATENT_256 | TEXT, 97),
         (SMALL | LATENT_256 | TEXT | {"depth": 17}, 127),
     ],
-    ids=["cifar10", "celeba64", "imagenet64_mid", "imagenet64_large", "imagenet256_large", "imagenet256_huge", "imagenet512_large", "imagenet512_huge", "mscoco256", "mscoco256_deep"],
+    ids=[
+        "cifar10",
+        "celeba64",
+        "imagenet64_mid",
+        "imagenet64_large",
+        "imagenet256_large",
+        "imagenet256_huge",
+        "imagenet512_large",
+        "imagenet512_huge",
+        "mscoco256",
+        "mscoco256_deep",
+    ],
 )
 def test_the_papers_models_cost_what_the_reference_says(fields, giga):
     assert 3 * forward_flops(UViTConfig(**fields)) / 1e9 == pytest.approx(giga, abs=0.5)

@@ -124,7 +124,9 @@ def test_a_hook_runs_at_its_multiples_and_last_only_if_asked(run, every, at_end,
 
 
 def test_a_step_is_counted_then_logged_then_given_to_the_hooks_in_their_order(run):
-    run.fit(steps=2, log_every=2, hooks=[run.hook("draw", every=2, at_end=True), run.hook("save", every=1, at_end=True)])
+    run.fit(
+        steps=2, log_every=2, hooks=[run.hook("draw", every=2, at_end=True), run.hook("save", every=1, at_end=True)]
+    )
     assert run.events == [("step", 1), ("save", 1), ("step", 2), ("log", 2), ("draw", 2), ("save", 2)]
 
 

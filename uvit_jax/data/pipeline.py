@@ -42,5 +42,7 @@ def train_batches(
     def to_devices(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
-    batches = dataset.to_iter_dataset().map(to_devices)
+    # Grain's own default reads 500 elements ahead, and an element here is a whole batch.
+    reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+    batches = dataset.to_iter_dataset(reading).map(to_devices)
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch))

@@ -62,8 +62,8 @@ def sample(
 
     With `return_trajectory` also the Trajectory: x_T and the state after each (outer) step, and their times. Noise,
     where the algorithm draws any: see `tableau.run`. Raises UserError, before anything is traced, for an unknown name,
-    an order the method has not, steps < order, t_end outside (0, t_start), or a noise_fn of another shape or dtype; and
-    for an adaptive solve that does not converge (inside an outer jit, where nothing can be raised, its samples are NaN).
+    an order the method has not, steps < order, t_end outside (0, t_start), or a noise_fn of another shape or dtype;
+    and for an adaptive solve that does not converge (under an outer jit, which can raise nothing, samples are NaN).
     """
     check_arguments(
         steps=steps,
@@ -148,9 +148,7 @@ def check_arguments(
             raise UserError(f"{field} is {value!r}, expected one of {', '.join(known)}")
     check_prediction(prediction)
     if order not in ORDERS[method]:
-        raise UserError(
-            f"order is {order}, but method {method!r} has the orders {', '.join(map(str, ORDERS[method]))}"
-        )
+        raise UserError(f"order is {order}, but method {method!r} has the orders {', '.join(map(str, ORDERS[method]))}")
     if algorithm == "sde-dpmsolver++" and (method != "multistep" or order == 3):
         raise UserError(f"'sde-dpmsolver++' is a multistep method of order 1 or 2, found {method!r} of order {order}")
     if method != "adaptive" and steps < order:

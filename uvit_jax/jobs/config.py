@@ -201,6 +201,11 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
         raise UserError(
             f"config.diffusion.p_uncond is {experiment.diffusion.p_uncond}, expected 0 for an unconditional model"
         )
+    if experiment.sample.guidance_scale and not experiment.diffusion.p_uncond:
+        raise UserError(
+            f"config.sample.guidance_scale is {experiment.sample.guidance_scale}, expected 0: with "
+            "config.diffusion.p_uncond = 0 the model knows no empty condition to guide away from"
+        )
     return experiment
 
 
@@ -292,6 +297,17 @@ def saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path} is no JSON, expected the config of the run in this workdir") from None
+
+
+def changes(experiment: Experiment, saved: dict[str, Any]) -> list[str]:
+    """What the config says otherwise than a saved one, a line for each field."""
+    now = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    return [
+        f"config.{section}.{field}: {saved[section][field]} before, {value} now"
+        for section, fields in now.items()
+        for field, value in fields.items()
+        if section in saved and saved[section].get(field, value) != value
+    ]
 
 
 def check_architecture(experiment: Experiment, workdir: pathlib.Path) -> None:

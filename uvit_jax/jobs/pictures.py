@@ -54,7 +54,7 @@ def save_grid(
 def save_strip(parts: Parts, params: Params, path: pathlib.Path) -> None:
     """Writes one batch being denoised: a row a sample, a column a time."""
     experiment = parts.experiment
-    if experiment.sample.method == "adaptive":  # Its steps are each sample's own: there are no common times to show.
+    if experiment.sample.adaptive:  # Its steps are each sample's own: there are no common times to show.
         sample = dataclasses.replace(experiment.sample, method="multistep", order=2)
         parts = dataclasses.replace(parts, experiment=dataclasses.replace(experiment, sample=sample))
     rows = min(experiment.num_real_classes or 8, 10)

@@ -18,7 +18,15 @@ from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.sources import Source, load_source
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import pictures
-from uvit_jax.jobs.config import Experiment, check_architecture, check_source, open_workdir, sample_labels
+from uvit_jax.jobs.config import (
+    Experiment,
+    changes,
+    check_architecture,
+    check_source,
+    open_workdir,
+    sample_labels,
+    saved_config,
+)
 from uvit_jax.jobs.setup import Parts, assemble
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel.mesh import batch_parts
@@ -53,6 +61,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     parts = assemble(experiment, source.class_names)
     open_workdir(workdir)
     check_architecture(experiment, workdir)
+    for change in changes(experiment, saved_config(workdir) or {}):
+        LOG.info(change)
     _write_text(workdir / "config.json", json.dumps(dataclasses.asdict(experiment), indent=2))
 
     # --- Data, and the state: the newest checkpoint's, or a fresh one born on the mesh.
@@ -94,11 +104,13 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         gallery.draw_last(state)
 
     # --- What came of it.
-    metrics = read_metrics(workdir / "metrics.jsonl")
+    loss = ""
     if main_host:
+        metrics = read_metrics(workdir / "metrics.jsonl")
         loss_curve(metrics, workdir / "loss.png")
+        loss = f", loss {metrics[-1]['loss']:.4f}" if metrics else ""
     return (
-        f"trained {num_params:,} parameters to step {int(state.step):,}, loss {metrics[-1]['loss']:.4f}: "
+        f"trained {num_params:,} parameters to step {int(state.step):,}{loss}: "
         f"see {workdir}/samples/final.png, samples/denoising.png, loss.png, checkpoints/"
     )
 

@@ -33,7 +33,6 @@ class Checkpoints:
                 keep_period=keep_every or None,
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
-                read_only=read_only,
             ),
         )
 
