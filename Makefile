@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG := configs/digits.py
 WORKDIR := runs/digits
 
-.PHONY: digits test test-slow lint clean
+.PHONY: digits test test-torch test-slow lint clean
 
 # Trains on real handwritten digits, draws pictures of what was learned and scores 1,000 samples of it.
 digits: $(VENV)/.core
@@ -17,6 +17,11 @@ digits: $(VENV)/.core
 # The default tests: a few minutes, no network, no accelerator.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Parity with PyTorch and diffusers, which the other tests do without. This version has a CPU build.
+test-torch: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0 'diffusers>=0.40'
+	$(BIN)/python -m pytest -m torch
 
 # The ten full-size models, kills at random moments, 8 devices.
 test-slow: $(VENV)/.dev
@@ -39,7 +44,7 @@ $(VENV)/.dev: pyproject.toml
 
 define install
 @if command -v uv >/dev/null 2>&1; then \
-  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && uv pip install -q --python $(BIN)/python $(1); \
+  uv venv -q --seed --allow-existing --python $(PYTHON) $(VENV) && uv pip install -q --python $(BIN)/python $(1); \
 else \
   $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q --disable-pip-version-check $(1); \
 fi

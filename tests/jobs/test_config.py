@@ -22,6 +22,10 @@ from uvit_jax.jobs.config import (
     saved_config,
 )
 
+# Fields of a config that drops no labels, and so can't be guided, with ten labels and with none.
+KEEPING = {"diffusion__p_uncond": 0.0, "sample__guidance_scale": 0.0, "model__num_classes": 10}
+UNCONDITIONAL = KEEPING | {"model__num_classes": 0}
+
 
 def experiment(**changes) -> Experiment:
     """The digits config with some fields changed, as `model__depth=3`."""
@@ -129,15 +133,21 @@ def test_a_value_that_cannot_be_is_refused_with_the_whole_name_of_its_field(fiel
 
 
 def test_dropping_labels_needs_a_condition_to_drop():
-    with pytest.raises(UserError, match=r"config\.diffusion\.p_uncond is 0.1, expected 0 for an unconditional model"):
+    with pytest.raises(UserError, match=r"^config\.diffusion\.p_uncond is 0.1, expected 0 for an unconditional model"):
         experiment(model__num_classes=0)
 
 
+def test_guidance_needs_an_empty_condition_to_guide_away_from():
+    with pytest.raises(UserError, match=r"^config\.sample\.guidance_scale is 2.0, expected 0: .*p_uncond = 0"):
+        experiment(**KEEPING | {"sample__guidance_scale": 2.0})
+    assert experiment(sample__guidance_scale=2.0).sample.guidance_scale == 2.0
+
+
 def test_the_empty_label_is_the_last_row_and_only_where_labels_are_dropped():
-    dropping, keeping = experiment(), experiment(diffusion__p_uncond=0.0, model__num_classes=10)
+    dropping, keeping = experiment(), experiment(**KEEPING)
     assert (dropping.null_label, dropping.num_real_classes) == (10, 10)
     assert (keeping.null_label, keeping.num_real_classes) == (None, 10)
-    unconditional = experiment(diffusion__p_uncond=0.0, model__num_classes=0)
+    unconditional = experiment(**UNCONDITIONAL)
     assert (unconditional.null_label, unconditional.num_real_classes) == (None, 0)
 
 
@@ -153,8 +163,8 @@ def test_the_sampler_has_the_sample_sections_own_fields():
 
 def test_a_model_that_fits_the_data_passes():
     check_source(experiment(), source())
-    check_source(experiment(diffusion__p_uncond=0.0, model__num_classes=10), source())
-    check_source(experiment(diffusion__p_uncond=0.0, model__num_classes=0), source())
+    check_source(experiment(**KEEPING), source())
+    check_source(experiment(**UNCONDITIONAL), source())
 
 
 @pytest.mark.parametrize(
@@ -163,7 +173,7 @@ def test_a_model_that_fits_the_data_passes():
         ({"model__image_size": 16}, source(), r"shape \(16, 16, 1\), but 'toy' has \(8, 8, 1\)"),
         ({}, source(shape=(8, 8, 3)), r"shape \(8, 8, 1\), but 'toy' has \(8, 8, 3\)"),
         ({"model__num_classes": 10}, source(), "num_classes is 10, but 'toy' has 10 classes, and one more"),
-        ({"diffusion__p_uncond": 0.0}, source(), "num_classes is 11, but 'toy' has 10 classes$"),
+        (KEEPING | {"model__num_classes": 11}, source(), "num_classes is 11, but 'toy' has 10 classes$"),
         (
             {"model__num_classes": 0, "model__context_dim": 8, "model__context_length": 2},
             source(),
@@ -225,11 +235,10 @@ def test_a_class_outside_the_table_and_the_empty_label_are_refused(text, label):
 
 
 def test_an_unconditional_model_has_no_labels_to_sample():
-    unconditional = {"diffusion__p_uncond": 0.0, "model__num_classes": 0}
     for text in ("all", ""):
-        assert sample_labels(experiment(**unconditional, sample__labels=text), 3) is None
+        assert sample_labels(experiment(**UNCONDITIONAL, sample__labels=text), 3) is None
     with pytest.raises(UserError, match=r"^config\.sample\.labels is '0,3', expected 'all' for a model without labels"):
-        sample_labels(experiment(**unconditional, sample__labels="0,3"), 3)
+        sample_labels(experiment(**UNCONDITIONAL, sample__labels="0,3"), 3)
 
 
 # --- The workdir.
@@ -263,7 +272,7 @@ def test_a_saved_config_that_is_no_json_or_is_missing_is_named(tmp_path):
         saved_config_file.get_config(str(tmp_path))
     for junk in (b"{not json", b"\xff\xfe\x00", b""):
         (tmp_path / "config.json").write_bytes(junk)
-        with pytest.raises(UserError, match=f"^{tmp_path}/config.json is no JSON, expected the config of the run"):
+        with pytest.raises(UserError, match=f"^{tmp_path}/config.json can't be read as the config of a run"):
             saved_config(tmp_path)
 
 
@@ -305,3 +314,45 @@ def test_an_image_size_of_two_numbers_equals_itself_after_json(tmp_path):
     write_config(tmp_path, oblong)
     check_architecture(oblong, tmp_path)
     assert resolve(saved_config_file.get_config(str(tmp_path))) == oblong
+
+
+@pytest.mark.parametrize("text", ["3", "[1]", '{"model": 3}'])
+def test_json_of_another_kind_is_no_config(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="can't be read as the config of a run"):
+        saved_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train.steps", "many", "config.train.steps is 'many', expected int"),
+        ("train.steps", 1.5, "config.train.steps is 1.5, expected int"),
+        ("train.steps", True, "config.train.steps is True, expected int"),
+        ("optimizer.betas", (0.9, "x"), "config.optimizer.betas is \\(0.9, 'x'\\), expected tuple"),
+        ("model.image_size", (8, 8, 8), "config.model.image_size is \\(8, 8, 8\\), expected int"),
+        ("sample.guidance_scale", float("nan"), "config.sample.guidance_scale is nan, expected a finite number"),
+        ("model.mlp_ratio", float("nan"), "config.model.mlp_ratio is nan, expected a positive number"),
+    ],
+)
+def test_a_value_of_another_type_is_named(field, value, message):
+    config = default_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        resolve(config)
+
+
+def test_images_need_not_be_square_nor_numbers_floats():
+    config = default_config()
+    config.model.image_size = (8, 16)
+    config.model.mlp_ratio = 2
+    model = resolve(config).model
+    assert model.sample_shape == (8, 16, 3)
+    assert model.mlp_ratio == 2
+
+
+def test_one_class_cannot_be_the_empty_label_alone():
+    config = default_config()
+    config.update_from_flattened_dict({"model.num_classes": 1, "diffusion.p_uncond": 0.1})
+    with pytest.raises(UserError, match="num_classes is 1, expected at least 2"):
+        resolve(config)

@@ -3,7 +3,10 @@
 import dataclasses
 import difflib
 import json
+import math
 import pathlib
+import types
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +30,18 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "vp_cosine": VPCosine,
     "stable_diffusion": VPDiscrete.stable_diffusion,
 }
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type; a whole number may stand for a float."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _check_at_least(section: Any, least: int, *fields: str) -> None:
@@ -137,6 +152,8 @@ class SampleConfig(SamplerConfig):
         super().__post_init__()
         _check_at_least(self, 1, "num_samples", "batch_size")
         _check_seed(self.seed)
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"guidance_scale is {self.guidance_scale}, expected a finite number")
         check_choice("weights", self.weights, ("ema", "params"))
         check_choice("format", self.format, ("png", "npz"))
 
@@ -176,7 +193,8 @@ _HOW_FIELDS = ("dtype", "remat", "scan_blocks", "attention")
 
 def default_config() -> ml_collections.ConfigDict:
     """Every field of every section at its default: what a config file starts from and a flag can override."""
-    return ml_collections.ConfigDict(dataclasses.asdict(Experiment()))
+    # Types are checked by `resolve`: ConfigDict knows no field of two, as image_size is.
+    return ml_collections.ConfigDict(dataclasses.asdict(Experiment()), type_safe=False)
 
 
 def resolve(config: ml_collections.ConfigDict) -> Experiment:
@@ -191,7 +209,13 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
     made: dict[str, Any] = {}
     for name, section in sections.items():
         fields = values.get(name, {})
-        _check_known(f"config.{name}", fields, {field.name for field in dataclasses.fields(section)})
+        hints = typing.get_type_hints(section)
+        _check_known(f"config.{name}", fields, hints)
+        fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
+        for field, value in fields.items():
+            if not _fits(value, hints[field]):
+                expected = getattr(hints[field], "__name__", hints[field])
+                raise UserError(f"config.{name}.{field} is {value!r}, expected {expected}")
         try:
             made[name] = section(**fields)
         except UserError as error:
@@ -200,6 +224,10 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
     if experiment.diffusion.p_uncond and not (experiment.model.num_classes or experiment.model.context_dim):
         raise UserError(
             f"config.diffusion.p_uncond is {experiment.diffusion.p_uncond}, expected 0 for an unconditional model"
+        )
+    if experiment.model.num_classes == 1 and experiment.diffusion.p_uncond:
+        raise UserError(
+            "config.model.num_classes is 1, expected at least 2: with p_uncond above 0 one is the empty label"
         )
     if experiment.sample.guidance_scale and not experiment.diffusion.p_uncond:
         raise UserError(
@@ -220,7 +248,7 @@ def check_source(experiment: Experiment, source: Source) -> None:
             "(image_size and in_channels must fit config.data.source)"
         )
     if model.num_classes and experiment.num_real_classes != source.num_classes:
-        extra = ", and one more for the empty label as p_uncond is above 0" if experiment.null_label else ""
+        extra = ", and one more for the empty label as p_uncond is above 0" if experiment.diffusion.p_uncond else ""
         raise UserError(
             f"config.model.num_classes is {model.num_classes}, but {source.name!r} has "
             f"{source.num_classes} classes{extra}"
@@ -288,15 +316,18 @@ def saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The config that the workdir's run was started with; None where there is none.
 
     Raises:
-      UserError: for a file that is no JSON.
+      UserError: for a file that is no such config.
     """
     path = workdir / "config.json"
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise UserError(f"{path} is no JSON, expected the config of the run in this workdir") from None
+        saved = json.loads(path.read_text())
+    except (ValueError, OSError):
+        saved = None
+    if not isinstance(saved, dict) or not all(isinstance(section, dict) for section in saved.values()):
+        raise UserError(f"{path} can't be read as the config of a run, expected the JSON that training wrote there")
+    return saved
 
 
 def changes(experiment: Experiment, saved: dict[str, Any]) -> list[str]:

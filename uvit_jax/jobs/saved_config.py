@@ -14,8 +14,5 @@ def get_config(workdir: str) -> ml_collections.ConfigDict:
     if saved is None:
         raise UserError(f"{workdir} holds no config.json: give --config, or the --workdir of a run")
     config = default_config()
-    for name, section in saved.items():
-        for field, value in section.items():
-            with config[name].ignore_type():
-                config[name][field] = tuple(value) if isinstance(value, list) else value
+    config.update(saved)
     return config

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 
 from uvit_jax.errors import UserError
 
@@ -55,7 +56,7 @@ class UViTConfig:
     embed_dim: int = 512
     depth: int = 13
     num_heads: int = 8
-    mlp_ratio: int | float = 4
+    mlp_ratio: int | float = 4.0
     qkv_bias: bool = False
     time_mlp: bool = False
     num_classes: int = 0
@@ -91,7 +92,7 @@ class UViTConfig:
             )
         if self.embed_dim % self.num_heads:
             raise UserError(f"embed_dim is {self.embed_dim}, expected a multiple of num_heads = {self.num_heads}")
-        if int(self.embed_dim * self.mlp_ratio) < 1:
+        if not 1 <= self.embed_dim * self.mlp_ratio < math.inf:
             raise UserError(f"mlp_ratio is {self.mlp_ratio}, expected a positive number")
         if self.num_classes and self.context_dim:
             raise UserError("num_classes and context_dim are both set, expected a model of labels or of text, not both")

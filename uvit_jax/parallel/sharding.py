@@ -19,7 +19,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"skip/kernel$", (None, "fsdp", "tensor")),  # [2, d, d]
     (r"(label_embed/embedding|pos_embed)$", (None, "fsdp")),  # [rows, d]
     (r"head/kernel$", ("fsdp", None)),  # [d, patch]
-    (r"conv_(before|after)/kernel$", (None, None, None, "fsdp")),  # [3, 3, c, c]
+    (r"(conv_before|conv_after|stages/\d+)/kernel$", (None, None, None, "fsdp")),  # [3, 3, c, c]
     (r"(proj|modulation|context_embed|linear|fc1|fc2)/kernel$", (None, "fsdp")),  # [in, d]
 )
 
