@@ -39,10 +39,10 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-    # jax takes seconds to import: a mistake on the command line is told before.
     try:
         if len(argv) > 1:
             raise UserError(f"{argv[1]!r} is no flag, expected only --config, --job, --workdir and --config.<field>")
+        # Imported late: --help needs no jax.
         from uvit_jax.jobs.config import resolve
 
         try:
@@ -56,6 +56,9 @@ def _main(argv: Sequence[str]) -> None:
         print(job.run(experiment, _workdir()), flush=True)
     except UserError as error:
         _fail(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -156,3 +156,9 @@ def test_schedules_are_hashable_values():
 def test_bad_parameters_are_named(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+def test_betas_may_be_an_array_and_the_schedule_still_hashes():
+    betas = np.linspace(1e-3, 2e-2, 10)
+    assert VPDiscrete(betas) == VPDiscrete(tuple(betas.tolist()))
+    assert hash(VPDiscrete(betas)) == hash(VPDiscrete(list(betas)))

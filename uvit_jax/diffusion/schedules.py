@@ -5,6 +5,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -185,9 +186,10 @@ class VPDiscrete(Schedule):
     a beta outside (0, 1) or fewer than two of them.
     """
 
-    betas: tuple[float, ...]
+    betas: Sequence[float] | np.ndarray
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))  # hashable, whatever was given
         if len(self.betas) < 2:
             raise UserError(f"VPDiscrete needs at least two betas, found {len(self.betas)}")
         wrong = [beta for beta in self.betas if not 0.0 < beta < 1.0]

@@ -17,7 +17,7 @@ from uvit_jax.data.sources import SOURCES, Source
 from uvit_jax.diffusion.losses import WEIGHTINGS
 from uvit_jax.diffusion.predictions import PREDICTIONS
 from uvit_jax.diffusion.sampler import SamplerConfig
-from uvit_jax.diffusion.schedules import Schedule, VPCosine, VPDiscrete, VPLinear
+from uvit_jax.diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from uvit_jax.errors import UserError
 from uvit_jax.models.uvit import UViTConfig, check_labels
 from uvit_jax.models.uvit_config import check_choice
@@ -29,6 +29,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "vp_linear": VPLinear,
     "vp_cosine": VPCosine,
     "stable_diffusion": VPDiscrete.stable_diffusion,
+    "rectified_flow": RectifiedFlow,
 }
 
 
@@ -60,7 +61,7 @@ class DiffusionConfig:
     """The noise and what the network predicts.
 
     Attributes:
-      schedule: "vp_linear" (continuous), "vp_cosine" (continuous) or "stable_diffusion" (discrete, 1000 betas).
+      schedule: "vp_linear", "vp_cosine" or "rectified_flow" (continuous), or "stable_diffusion" (discrete, 1000 betas).
       prediction: "noise", "x0", "v" or "flow".
       weighting: of the loss over time, "none" or "min_snr".
       p_uncond: share of training examples whose condition is dropped; above 0 the label table's last row is the

@@ -1,5 +1,6 @@
 """The job `train`: data in; checkpoints, metrics and pictures out. The same command again continues."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -82,7 +83,11 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
 
     # --- The loop, between the host's two accounts of it: metrics on disk and a bar on the screen.
     main_host = jax.process_index() == 0
-    with MetricWriter(workdir, start, active=main_host) as writer:
+    with (
+        contextlib.closing(batches),
+        contextlib.closing(checkpoints),
+        MetricWriter(workdir, start, active=main_host) as writer,
+    ):
         gallery = _Gallery(parts, writer, workdir / "samples")
         if start < config.steps:
             with Progress(config.steps, start=start, active=main_host) as progress:
@@ -99,8 +104,6 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
                     on_log=_logger(parts, writer, progress),
                     hooks=(draw, save),
                 )
-        checkpoints.close()
-        batches.close()
         gallery.draw_last(state)
 
     # --- What came of it.
