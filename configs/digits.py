@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
 
     config.data.source = "digits"
 
-    config.train.steps = 3000
+    config.train.steps = 3500
     config.train.batch_size = 64
     config.train.log_every = 50
     config.train.image_every = 1000
