@@ -1,15 +1,19 @@
 """The layout of the published U-ViT checkpoints (github.com/baofff/U-ViT): read into a UViT, written from one."""
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 from flax import nnx
 
 from uvit_jax.errors import UserError
+from uvit_jax.interop.torch_file import read_tensors
 from uvit_jax.models.uvit import UViT, UViTConfig
 
 StateDict = Mapping[str, Any]
@@ -116,6 +120,26 @@ def dump(model: UViT) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
     flat = {_plain_path(path): np.asarray(leaf) for path, leaf in leaves}
     return {name: entry.to_official(flat[entry.path]) for name, entry in _layout(model.config).items()}
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of a `.pth` (or `.pt`, `.bin`, `.ckpt`) or `.safetensors` file by name; nothing in it is executed.
+
+    Raises:
+      UserError: for a file that is missing, of another kind, damaged, or that asks for more than tensors.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no weights file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise UserError(f"{path} is no whole safetensors file ({error})") from None
+    if path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
+        return read_tensors(path)
+    raise UserError(f"{path} ends in {path.suffix!r}, expected .pth, .pt, .bin, .ckpt or .safetensors")
 
 
 def _plain_path(path: tuple) -> tuple[str | int, ...]:
