@@ -27,7 +27,6 @@ PEAK_BF16_FLOPS = {
     "NVIDIA H100 PCIe": 1513e12 / 2,  # NVIDIA H100 datasheet, PCIe: 1,513 TFLOPS with sparsity
     "NVIDIA H100 NVL": 1671e12 / 2,  # NVIDIA H100 datasheet, NVL: 1,671 TFLOPS with sparsity
     "NVIDIA H200": 1979e12 / 2,  # NVIDIA H200 datasheet, SXM: 1,979 TFLOPS with sparsity
-    "NVIDIA H200 NVL": 1671e12 / 2,  # NVIDIA H200 datasheet, NVL: 1,671 TFLOPS with sparsity
     "NVIDIA B200": 4500e12 / 2,  # NVIDIA HGX B200 datasheet: 4.5 PFLOPS with sparsity
     "NVIDIA L4": 242e12 / 2,  # NVIDIA L4 datasheet: 242 TFLOPS with sparsity
     "NVIDIA L40S": 733e12 / 2,  # NVIDIA L40S datasheet: 733 TFLOPS with sparsity
