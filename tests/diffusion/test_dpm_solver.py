@@ -56,14 +56,13 @@ def test_one_scan_calls_the_network_at_one_place_whatever_the_steps(options):
 
 def test_fifty_steps_compile_as_fast_as_five():
     def seconds(steps):
-        def once():
-            start = time.perf_counter()
-            jax.jit(lambda x: sample(noise_fn, x, SCHEDULE, steps=steps)).lower(X).compile()
-            return time.perf_counter() - start
+        start = time.perf_counter()
+        jax.jit(lambda x: sample(noise_fn, x, SCHEDULE, steps=steps)).lower(X).compile()
+        return time.perf_counter() - start
 
-        return min(once() for _ in range(4))
-
-    assert seconds(50) <= 1.5 * seconds(5)
+    # Taken in turn, so that another load on the machine meets both.
+    few, many = zip(*((seconds(5), seconds(50)) for _ in range(5)), strict=True)
+    assert min(many) <= 1.5 * min(few)
 
 
 def test_first_order_is_ddim_in_both_forms(x64):
