@@ -13,10 +13,9 @@ import safetensors
 from flax import nnx
 
 from uvit_jax.errors import UserError
+from uvit_jax.interop.state_dict import StateDict, check_names
 from uvit_jax.interop.torch_file import read_tensors
 from uvit_jax.models.uvit import UViT, UViTConfig
-
-StateDict = Mapping[str, Any]
 
 # Keys of the official network's configuration that we read; the rest of what it may hold changes no number.
 _CONFIG_FIELDS = {
@@ -95,7 +94,7 @@ def load(state_dict: StateDict, config: UViTConfig) -> UViT:
         with an ablation that has no official layout.
     """
     layout = _layout(config)
-    _check_names(state_dict, layout)
+    check_names(state_dict, layout, "the weights are of another architecture than the config")
     # Only shapes are made here: no random weights are drawn to be thrown away.
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0))))
     flat = {}
@@ -146,18 +145,6 @@ def _plain_path(path: tuple) -> tuple[str | int, ...]:
     """A pytree path as the names and list positions in it, without the leaf's own `.value`."""
     names = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", None))) for key in path)
     return tuple(name for name in names if name is not None and name != "value")
-
-
-def _check_names(state_dict: StateDict, layout: Mapping[str, _Entry]) -> None:
-    missing = [name for name in layout if name not in state_dict]
-    unexpected = [name for name in state_dict if name not in layout]
-    if missing or unexpected:
-        parts = [
-            f"{len(names)} {what} (first: {names[0]})"
-            for what, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
-        raise UserError(f"the weights are of another architecture than the config: arrays {', '.join(parts)}")
 
 
 def _layout(config: UViTConfig) -> dict[str, _Entry]:
