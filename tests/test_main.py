@@ -33,6 +33,10 @@ def test_a_missing_config_file_is_named():
     assert "configs/digitz.py" in error_of(run(config="configs/digitz.py", tiny=False, timeout=60))
 
 
+def test_a_variant_of_a_config_without_any_is_refused():
+    assert "that config has no variants" in error_of(run(config="configs/digits.py:tiny", tiny=False, timeout=60))
+
+
 def test_a_misspelt_field_in_a_config_file_is_named_with_the_right_one(tmp_path):
     config = tmp_path / "mine.py"
     config.write_text((ROOT / "configs/digits.py").read_text().replace("config.train.steps", "config.train.stepz"))

@@ -70,6 +70,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except (AttributeError, KeyError) as error:  # ml_collections' word for a --config.<field> that isn't there
         _fail(f"the config has no such field: {_one_line(error)}")
     except (flags.Error, TypeError, ValueError) as error:
+        if "get_config() takes 0 positional arguments" in str(error):
+            _fail("that config has no variants, expected --config without a colon and a name behind it")
         _fail(_one_line(error))
 
 

@@ -90,3 +90,14 @@ def test_weights_alone_can_be_read_and_a_missing_step_names_those_there_are(tmp_
         reader.restore_weights(template(mesh).ema, weights="ema", step=5)
     with pytest.raises(UserError, match="holds no checkpoint"):
         Checkpoints(tmp_path / "nowhere", read_only=True).restore_weights(template(mesh).ema, weights="ema")
+
+
+@pytest.mark.parametrize("lost", ["*", "d/*"], ids=["everything", "data"])
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, mesh, state, batches, lost):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 3), batches)
+    checkpoints.close()
+    for path in [path for path in (tmp_path / "3" / "ema").rglob(lost) if path.is_file()]:
+        path.unlink()
+    with pytest.raises(UserError, match=r"/3 is damaged \(.*delete that folder"):
+        Checkpoints(tmp_path, read_only=True).restore_weights(template(mesh).ema, weights="ema")

@@ -7,7 +7,7 @@ import time
 import jax
 import numpy as np
 
-from uvit_jax.data.sources import SOURCES, load_source
+from uvit_jax.data.sources import load_source
 from uvit_jax.jobs import pictures
 from uvit_jax.jobs.config import Experiment, check_architecture, open_workdir, sample_labels
 from uvit_jax.jobs.setup import assemble
@@ -30,7 +30,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     """
     config = experiment.sample
     labels = sample_labels(experiment, config.num_samples)
-    class_names = load_source(experiment.data.source).class_names if experiment.data.source in SOURCES else ()
+    class_names = load_source(experiment.data.source).class_names
     parts = assemble(experiment, class_names)
     check_architecture(experiment, workdir)
 

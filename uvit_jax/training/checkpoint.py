@@ -1,6 +1,8 @@
 """Checkpoints on disk: written in the background, complete or absent, restored onto any mesh."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -63,9 +65,9 @@ class Checkpoints:
         if step is None:
             raise UserError(f"{self.directory} holds no checkpoint")
         self._check(step, "params", abstract.params)
-        items = self._manager.restore(
+        items = self._read(
             step,
-            args=ocp.args.Composite(
+            ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract.params),
                 ema=ocp.args.StandardRestore(abstract.ema),
                 optimizer=ocp.args.StandardRestore(abstract.opt_state),
@@ -90,16 +92,35 @@ class Checkpoints:
             raise UserError(f"{self.directory} holds no step {step}, expected one of {', '.join(map(str, steps))}")
         step = steps[-1] if step is None else step
         self._check(step, weights, abstract)
-        items = self._manager.restore(step, args=ocp.args.Composite(**{weights: ocp.args.StandardRestore(abstract)}))
+        items = self._read(step, ocp.args.Composite(**{weights: ocp.args.StandardRestore(abstract)}))
         return items[weights], step
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._manager.close()
 
+    def _read(self, step: int, args: ocp.args.Composite) -> Any:
+        with self._telling_damage(step):
+            return self._manager.restore(step, args=args)
+
+    @contextlib.contextmanager
+    def _telling_damage(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, OSError) as error:
+            raise self._damaged(step, " ".join(str(error).split())[:150]) from error
+
+    def _damaged(self, step: int, fault: str) -> UserError:
+        return UserError(
+            f"{self.directory / str(step)} is damaged ({fault}): delete that folder to go on from the one before"
+        )
+
     def _check(self, step: int, item: str, abstract: Params) -> None:
         """Compares the names and shapes on disk with those wanted, before anything is read."""
-        found = _shapes(self._manager.item_metadata(step)[item])
+        with self._telling_damage(step):
+            found = _shapes(self._manager.item_metadata(step)[item])
+        if not found:
+            raise self._damaged(step, f"it holds no {item}")
         expected = _shapes(abstract)
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
