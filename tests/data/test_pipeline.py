@@ -1,15 +1,21 @@
 import dataclasses
+import multiprocessing
+import threading
 import time
 import types
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.data.prepared import prepare
 from uvit_jax.data import pipeline
 from uvit_jax.data.pipeline import train_batches
+from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import ArraySource
+from uvit_jax.errors import UserError
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
 SIZE = 20
@@ -81,7 +87,7 @@ def test_only_the_fields_asked_for_are_there(batches):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_the_hosts_parts_together_are_the_batches_of_one_host(batches, monkeypatch, hosts):
-    whole = take(batches(batch_size=8), 7)
+    whole = take(batches(MIRRORS, batch_size=8, flip=True), 7)
     parts = []
     for host in range(hosts):
         stand_in = types.SimpleNamespace(
@@ -91,7 +97,7 @@ def test_the_hosts_parts_together_are_the_batches_of_one_host(batches, monkeypat
             Array=jax.Array,
         )
         monkeypatch.setattr(pipeline, "jax", stand_in)
-        parts.append(take(batches(batch_size=8), 7))
+        parts.append(take(batches(MIRRORS, batch_size=8, flip=True), 7))
     assert parts[0].shape == (7, 8 // hosts)
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
 
@@ -121,19 +127,145 @@ def test_a_running_iterator_can_be_set_back(batches):
 class CountingSource(ArraySource):
     """Keeps a list of what was read."""
 
-    read: list[int] = dataclasses.field(default_factory=list)
+    reads: list[int] = dataclasses.field(default_factory=list)
 
-    def __getitem__(self, index):
-        self.read.append(index)
-        return super().__getitem__(index)
+    def read(self, indices, mirrored):
+        self.reads.extend(indices.tolist())
+        return super().read(indices, mirrored)
 
 
-def test_only_a_few_batches_are_read_ahead(batches):
+def test_only_a_few_batches_are_read_ahead_and_none_to_reach_a_saved_position(batches):
     source = CountingSource(**{field.name: getattr(SOURCE, field.name) for field in dataclasses.fields(SOURCE)})
-    next(batches(source, prefetch=2))
+    iterator = batches(source, prefetch=2)
+    iterator.set_state({"next_index": 10**9})
+    assert source.reads == []
+    next(iterator)
     reads = -1
-    while len(source.read) > reads:  # until the readers rest
-        reads = len(source.read)
+    while len(source.reads) > reads:  # until the readers rest
+        reads = len(source.reads)
         time.sleep(0.2)
     # The batch handed out; two waiting as arrays, two as examples; one at each stage on its way.
     assert 4 * 3 <= reads <= 4 * 8
+
+
+def test_the_order_is_that_of_grains_own_shuffle(batches):
+    grains = grain.MapDataset.range(SIZE).shuffle(seed=2**32 - 2).repeat().batch(6)
+    np.testing.assert_array_equal(take(batches(seed=2**32 - 2, batch_size=6), 14), [grains[k] for k in range(14)])
+
+
+def test_the_position_is_the_number_of_batches_handed_out(batches):
+    iterator = batches(prefetch=3)
+    assert iterator.get_state() == {"next_index": 0}
+    take(iterator, 5)
+    assert iterator.get_state() == {"next_index": 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class MirrorSource(ArraySource):
+    """Example i is full of i, and its mirror image of i + shift."""
+
+    shift: int = 100
+
+    def read(self, indices, mirrored):
+        batch = super().read(indices, np.zeros_like(mirrored))
+        return batch | {"x": batch["x"] + self.shift * mirrored[:, None, None, None]}
+
+
+MIRRORS = MirrorSource(*(getattr(SOURCE, field.name) for field in dataclasses.fields(SOURCE)))
+
+
+def test_flips_are_even_and_drawn_anew_at_every_visit_without_touching_the_order(batches):
+    size, epochs = 500, 4
+    images = np.arange(size, dtype=np.float32).reshape(-1, 1, 1, 1)
+    many = MirrorSource("many", images, np.zeros(size, np.int32), ["all"], shift=size)
+
+    def visits(**arguments):
+        return take(batches(many, batch_size=100, **arguments), size * epochs // 100).reshape(epochs, size)
+
+    plain, flipped, other = visits(), visits(flip=True), visits(flip=True, seed=1)
+    assert plain.max() < size
+    np.testing.assert_array_equal(flipped % size, plain)
+    mirrored = (flipped >= size)[np.arange(epochs)[:, None], np.argsort(plain)]  # [epoch, example]
+    assert abs(mirrored.mean() - 0.5) < 4 * 0.5 / np.sqrt(mirrored.size)
+    for one in range(epochs):
+        for another in range(one):
+            assert 0.4 < np.mean(mirrored[one] == mirrored[another]) < 0.6
+    assert 0.4 < np.mean((flipped >= size) == (other >= size)) < 0.6
+
+
+@pytest.mark.parametrize(("batch_size", "prefetch"), [(2, 2), (10, 1), (20, 0)])
+def test_an_examples_flip_depends_on_its_place_in_the_stream_alone(batches, batch_size, prefetch):
+    expected = take(batches(MIRRORS, flip=True), 50).ravel()
+    found = take(batches(MIRRORS, flip=True, batch_size=batch_size, prefetch=prefetch), 200 // batch_size).ravel()
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_flips_go_on_from_a_saved_position(batches):
+    expected = take(batches(MIRRORS, flip=True, batch_size=3), 30)
+    iterator = batches(MIRRORS, flip=True, batch_size=3)
+    iterator.set_state({"next_index": 13})
+    np.testing.assert_array_equal(take(iterator, 17), expected[13:])
+
+
+def test_worker_processes_hand_out_the_same_batches_and_end_when_closed(batches):
+    iterator = batches(MIRRORS, flip=True, workers=2)
+    np.testing.assert_array_equal(take(iterator, 12), take(batches(MIRRORS, flip=True), 12))
+    assert iterator.get_state() == {"next_index": 12}
+    assert len(multiprocessing.active_children()) == 2
+    iterator.close()
+    assert not multiprocessing.active_children()
+
+
+@dataclasses.dataclass(frozen=True)
+class FailingSource(ArraySource):
+    def read(self, indices, mirrored):
+        raise UserError("a.array_record record 7 is damaged")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_in_the_data_reaches_the_caller_as_it_is(batches, workers):
+    source = FailingSource(*(getattr(SOURCE, field.name) for field in dataclasses.fields(SOURCE)))
+    with pytest.raises(UserError) as raised:
+        next(batches(source, workers=workers))
+    assert str(raised.value) == "a.array_record record 7 is damaged"
+
+
+def test_records_are_batches_in_their_own_dtype(batches, tmp_path):
+    x, labels = prepare(tmp_path, dtype="bfloat16", mirror=True)
+    iterator = batches(RecordSource(tmp_path), batch_size=15, flip=True)
+    batch = next(iterator)
+    assert batch["x"].dtype == jnp.bfloat16
+    indices = pipeline._shuffled(0, 15, 15, 0)
+    mirrored = pipeline._flips(0, 15, 0)
+    assert 0 < mirrored.sum() < 15
+    np.testing.assert_array_equal(batch["x"], x[indices, mirrored.astype(int)])
+    np.testing.assert_array_equal(batch["label"], labels[indices])
+
+
+def test_closing_stops_the_threads_and_a_closed_iterator_says_so(batches):
+    before = set(threading.enumerate())
+    iterator = batches()
+    next(iterator)
+    started = set(threading.enumerate()) - before
+    assert started
+    iterator.close()
+    iterator.close()
+    for thread in started:
+        thread.join(timeout=5)
+        assert not thread.is_alive()
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+
+
+def test_what_cannot_be_is_told_before_anything_is_read(batches, tmp_path, monkeypatch):
+    prepare(tmp_path)
+    with pytest.raises(UserError, match=r"^flip is True, but 'random' holds no mirror images"):
+        batches(RecordSource(tmp_path), flip=True)
+    with pytest.raises(UserError, match=r"^seed is -1, expected a number from 0 to 4294967295$"):
+        batches(seed=-1)
+    empty = ArraySource("nothing", np.zeros((0, 2, 2, 1), np.float32), np.zeros(0, np.int32), ["a"])
+    with pytest.raises(UserError, match=r"^'nothing' has 0 examples, expected at least one$"):
+        batches(empty)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(UserError, match=r"^batch_size is 4, expected a multiple of the 3 hosts$"):
+        batches()

@@ -24,15 +24,24 @@ def test_digits_use_all_17_grey_levels_from_minus_one_to_one(source):
     np.testing.assert_array_equal(np.unique(source.images), np.linspace(-1, 1, 17))
 
 
-def test_an_example_is_an_image_and_its_label(source):
-    example = source[1234]
-    assert example.keys() == {"x", "label"}
-    assert example["x"].dtype == np.float32
-    assert example["x"].shape == source.sample_shape == (8, 8, 1)
-    assert example["label"].dtype == np.int32
-    assert example["label"].shape == ()
-    np.testing.assert_array_equal(example["x"], source.images[1234])
-    assert example["label"] == source.labels[1234]
+def test_a_batch_is_images_and_their_labels(source):
+    indices = np.array([1234, 0, 1234, 1796])
+    batch = source.read(indices, np.zeros(4, bool))
+    assert batch.keys() == {"x", "label"}
+    assert batch["x"].dtype == np.float32
+    assert batch["x"].shape == (4, *source.sample_shape) == (4, 8, 8, 1)
+    assert batch["label"].dtype == np.int32
+    np.testing.assert_array_equal(batch["x"], source.images[indices])
+    np.testing.assert_array_equal(batch["label"], source.labels[indices])
+
+
+def test_mirrored_examples_have_left_and_right_exchanged_and_the_source_stays_as_it_is():
+    images = np.arange(2 * 3 * 4 * 2, dtype=np.float32).reshape(2, 3, 4, 2)
+    source = ArraySource("toy", images.copy(), np.arange(2), ["a", "b"])
+    assert source.can_mirror
+    x = source.read(np.array([0, 1, 0]), np.array([False, True, True]))["x"]
+    np.testing.assert_array_equal(x, np.stack([images[0], images[1, :, ::-1], images[0, :, ::-1]]))
+    np.testing.assert_array_equal(source.images, images)
 
 
 def test_every_digit_has_a_name_and_examples(source):

@@ -1,11 +1,11 @@
-"""Data sets as random access to examples, each `{"x": float32 [h, w, c] in [-1, 1], "label": int32 []}`."""
+"""Data sets as random access to examples, read a batch at a time: `{"x": [n, h, w, c], "label": int32 [n]}`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from uvit_jax.errors import UserError
 
@@ -26,7 +26,18 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
+    def read(self, indices: Int[np.ndarray, " n"], mirrored: Bool[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+        """The examples of these numbers, stacked, those with `mirrored` as mirror images; called from threads.
+
+        Returns:
+          "x" `[n, h, w, c]` and "label" int32 `[n]`.
+        """
+        ...
+
+    @property
+    def can_mirror(self) -> bool:
+        """Whether `mirrored` may hold True."""
+        ...
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -58,8 +69,20 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"x": self.images[index], "label": self.labels[index]}
+    def read(self, indices: Int[np.ndarray, " n"], mirrored: Bool[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+        """The examples of these numbers, stacked; where `mirrored`, left and right are exchanged.
+
+        Returns:
+          "x", float32 `[n, h, w, c]` in [-1, 1], and "label", int32 `[n]`.
+        """
+        x = self.images[indices]
+        x[mirrored] = x[mirrored, :, ::-1]
+        return {"x": x, "label": self.labels[indices].astype(np.int32)}
+
+    @property
+    def can_mirror(self) -> bool:
+        """Pixels always can."""
+        return True
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
