@@ -1,0 +1,53 @@
+"""Data sets of original images, opened by name: image folders and TFDS."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from uvit_jax.data.decoding import CorruptImage, Original
+from uvit_jax.data.folders import open_folder
+from uvit_jax.data.tfds_source import PREFIX, open_tfds
+from uvit_jax.errors import UserError
+
+__all__ = ["CorruptImage", "Original", "Originals", "open_originals"]
+
+
+@runtime_checkable
+class Originals(Protocol):
+    """Random access to original images; picklable, and safe to call from threads."""
+
+    @property
+    def name(self) -> str:
+        """What a manifest calls the data set: a folder's name, or "tfds:cifar10"."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """One for each class, () where images have no labels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Original:
+        """The image at this index; CorruptImage where it can't be decoded."""
+        ...
+
+
+def open_originals(source: str, split: str = "train", data_dir: str = "") -> Originals:
+    """The data set of this name.
+
+    Args:
+      source: "tfds:<name>", as TFDS writes names ("tfds:cifar10", "tfds:<name>/<config>:<version>"); otherwise a folder
+        of images, see `folders.open_folder`.
+      split: which part. TFDS's slices ("train[:10%]") work there; a folder's splits are its sub-folders, and a folder
+        that has none is all "train".
+      data_dir: where TFDS keeps its data sets; "" for its own default. Folders have no use for it.
+
+    Raises:
+      UserError: where there is no such data set or split.
+    """
+    if source.startswith(PREFIX):
+        return open_tfds(source, split, data_dir)
+    if data_dir:
+        raise UserError(f"data_dir is {data_dir!r}, expected none for the folder {source!r}: it is where TFDS looks")
+    return open_folder(pathlib.Path(source).expanduser(), split)
