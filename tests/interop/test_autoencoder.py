@@ -10,7 +10,8 @@ from tests.reference_weights import formula_weight, nhwc, read_golden
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import load_autoencoder, load_tiny_autoencoder
 from uvit_jax.interop.official import read_weights
-from uvit_jax.models.autoencoder import AutoencoderConfig, sample_moments
+from uvit_jax.models.autoencoder import AutoencoderConfig
+from uvit_jax.models.latents import Normalization, sample_moments
 from uvit_jax.models.tiny_autoencoder import TinyAutoencoderConfig
 
 
@@ -61,7 +62,7 @@ def test_compvis_network_equals_the_reference(golden_dir):
     # Without variance a draw is the scaled mean.
     moments = nhwc(golden["moments"]).copy()
     moments[..., 4:] = -60
-    z = sample_moments(moments, jax.random.key(0), float(metadata["scale_factor"]))
+    z = sample_moments(moments, jax.random.key(0), Normalization.constant(float(metadata["scale_factor"]), 4))
     np.testing.assert_allclose(z, nhwc(golden["z"]), atol=1e-5)
 
 
@@ -110,8 +111,9 @@ def test_bfloat16_comes_close_and_gives_float32(golden_dir, tiny_weights):
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {np.dtype(np.float32)}
 
 
-def test_the_discriminator_of_a_training_checkpoint_is_left_out(tiny_weights, tiny_params):
-    loaded = load_autoencoder({**tiny_weights, "loss.logvar": np.zeros(())})
+def test_what_only_training_needs_is_left_out(tiny_weights, tiny_params):
+    training = {"loss.logvar": np.zeros(()), "model_ema.decay": np.ones(()), "model_ema.num_updates": np.ones((), int)}
+    loaded = load_autoencoder({**tiny_weights, **training})
     assert jax.tree.structure(nnx.state(loaded)) == jax.tree.structure(tiny_params)
 
 

@@ -5,31 +5,8 @@ import pytest
 from flax import nnx
 
 from uvit_jax.errors import UserError
-from uvit_jax.models.autoencoder import AutoencoderConfig, AutoencoderKL, decode_tiled, sample_moments
+from uvit_jax.models.autoencoder import AutoencoderConfig, AutoencoderKL, decode_tiled
 from uvit_jax.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
-
-
-def test_sampled_latents_have_the_moments_scaled():
-    mean, logvar = np.array([1.0, -2.0], np.float32), np.log(np.array([4.0, 0.25], np.float32))
-    moments = np.broadcast_to(np.concatenate([mean, logvar]), (4, 64, 64, 4))
-    z = np.asarray(sample_moments(moments, jax.random.key(0), 0.5)).reshape(-1, 2)
-    np.testing.assert_allclose(z.mean(0), 0.5 * mean, atol=0.02)
-    np.testing.assert_allclose(z.std(0), [1.0, 0.25], rtol=0.02)
-
-
-@pytest.mark.parametrize(("logvar", "clipped"), [(-80.0, -30.0), (35.0, 20.0)])
-def test_the_logvar_of_moments_is_clipped(logvar, clipped):
-    moments = np.array([0.0, logvar], np.float32).reshape(1, 1, 1, 2)
-    key = jax.random.key(3)
-    expected = np.exp(clipped / 2) * jax.random.normal(key, (1, 1, 1, 1))
-    np.testing.assert_allclose(sample_moments(moments, key, 1.0), expected, rtol=1e-5)
-
-
-def test_moments_in_half_precision_are_sampled_in_float32_with_a_scale_for_each_channel():
-    moments = np.array([1.0, 2.0, -30.0, -30.0], np.float16).reshape(1, 1, 1, 4)
-    z = sample_moments(moments, jax.random.key(0), np.array([0.5, 3.0], np.float32))
-    assert z.dtype == jnp.float32
-    np.testing.assert_allclose(z[0, 0, 0], [0.5, 6.0], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 33, 2), (2, 7, 40, 2), (1, 17, 17, 2)])

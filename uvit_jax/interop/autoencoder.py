@@ -1,67 +1,116 @@
-"""The layouts of published autoencoders, CompVis, diffusers and TAESD, read into ours."""
+"""A published autoencoder as pure functions of its parameters, read from any of the files it is published in."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+import hashlib
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.state_dict import StateDict, check_names
-from uvit_jax.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from uvit_jax.models.tiny_autoencoder import BLOCKS, HALVINGS, TinyAutoencoder, TinyAutoencoderConfig
+from uvit_jax.interop.autoencoder_files import AutoencoderFiles, find_autoencoder, read_config
+from uvit_jax.interop.autoencoder_layouts import Arrays, is_tiny, read_kl, read_tiny
+from uvit_jax.interop.official import read_weights
+from uvit_jax.interop.state_dict import StateDict
+from uvit_jax.models.autoencoder import AnyArray, AutoencoderConfig, AutoencoderKL, decode_tiled
+from uvit_jax.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
-Path = tuple[str | int, ...]
-Model = TypeVar("Model", bound=nnx.Module)
+SCALE = 0.18215  # Stable Diffusion's, which CompVis files don't hold and diffusers takes where config.json has none
 
 
-@dataclasses.dataclass(frozen=True)
-class _Names:
-    """How a layout names the parts of a KL autoencoder: {i} a resolution in the order of execution, {j} a block.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Autoencoder:
+    """A published autoencoder, as pure functions of its parameters.
 
-    `up` and `upsample` also know {k}, the resolution counted from the finest, as CompVis does.
+    Attributes:
+      name: what it was opened by.
+      sha256: of its encoder's arrays, name by name, as float32 in our layout: the same for every file of the same
+        weights, and for autoencoders that differ in the decoder alone, whose latents are the same.
+      has_variance: whether `encode` gives moments (KL) or the latents themselves (TAESD family).
+      scale: what the network's latents are multiplied by, after `shift` is taken off; None where the data's own
+        statistics normalize them (TAESD family).
+      shift: what is taken off the latents (Stable Diffusion 3's, Flux's).
+      latent_channels: channels of the latents, half of those of moments.
+      factor: pixels of the image to one of the latents, along each side.
+      params: float32 NumPy arrays in nested dicts, a plain tree.
+      graphdef: the network: `nnx.merge(graphdef, params)` is the model.
+      tile: latent pixels along a side beyond which `decode` goes tile by tile.
+      overlap: the least number of latent pixels that neighbouring tiles share.
     """
 
-    down: str = "encoder.down_blocks.{i}.resnets.{j}"
-    downsample: str = "encoder.down_blocks.{i}.downsamplers.0.conv"
-    up: str = "decoder.up_blocks.{i}.resnets.{j}"
-    upsample: str = "decoder.up_blocks.{i}.upsamplers.0.conv"
-    shortcut: str = "conv_shortcut"
-    mid_blocks: tuple[str, str] = ("mid_block.resnets.0", "mid_block.resnets.1")
-    attention: str = "mid_block.attentions.0"
-    attention_norm: str = "group_norm"
-    attention_parts: tuple[str, str, str, str] = ("to_q", "to_k", "to_v", "to_out.0")
-    norm_out: str = "conv_norm_out"
+    name: str
+    sha256: str
+    has_variance: bool
+    scale: float | None
+    shift: float = 0.0
+    latent_channels: int
+    factor: int
+    params: dict[str, Any] = dataclasses.field(repr=False)
+    graphdef: nnx.GraphDef = dataclasses.field(repr=False)
+    tile: int = 64
+    overlap: int = 16
+
+    def encode(self, params: Any, images: Float[AnyArray, "b h w c"]) -> Float[Array, "b i j m"]:
+        """Moments `[b, h/f, w/f, 2 z]` (mean, then logvar) or latents `[b, h/f, w/f, z]` of images in [-1, 1], float32.
+
+        Raises:
+          UserError: for another number of channels than the autoencoder's, or sides that are no multiples of f.
+        """
+        return nnx.merge(self.graphdef, params).encode(images)
+
+    def decode(self, params: Any, z: Float[AnyArray, "b i j z"]) -> Float[Array, "b h w c"]:
+        """Images `[b, f i, f j, c]`, float32, about [-1, 1] and not clipped, of latents without scale and shift.
+
+        Latents with a side beyond `tile` are decoded tile by tile (`decode_tiled`); call it under `jit`.
+
+        Raises:
+          UserError: for another number of channels than the autoencoder's.
+        """
+        return decode_tiled(nnx.merge(self.graphdef, params).decode, z, tile=self.tile, overlap=self.overlap)
 
 
-_DIFFUSERS = _Names()
-# Hub files written before diffusers 0.17, Stable Diffusion's among them.
-_DIFFUSERS_OLD = _Names(attention_parts=("query", "key", "value", "proj_attn"))
-_COMPVIS = _Names(
-    down="encoder.down.{i}.block.{j}",
-    downsample="encoder.down.{i}.downsample.conv",
-    up="decoder.up.{k}.block.{j}",
-    upsample="decoder.up.{k}.upsample.conv",
-    shortcut="nin_shortcut",
-    mid_blocks=("mid.block_1", "mid.block_2"),
-    attention="mid.attn_1",
-    attention_norm="norm",
-    attention_parts=("q", "k", "v", "proj_out"),
-    norm_out="norm_out",
-)
+def open_autoencoder(name: str, *, dtype: str = "float32") -> Autoencoder:
+    """The published autoencoder of this name.
 
+    Args:
+      name: a path, or a name on the Hugging Face hub (see `find_model`), of one of
+        - a CompVis file (`autoencoder_kl.pth`, `.ckpt`, or the same as `.safetensors`);
+        - a diffusers folder of an AutoencoderKL or AutoencoderTiny: `diffusion_pytorch_model.safetensors` or `.bin`
+          and `config.json` (also that file of weights), or a pipeline's folder, with those in its `vae`;
+        - a folder of the TAESD family: `*_encoder.pth` and `*_decoder.pth`, or `.safetensors` (also one of the two,
+          where a folder has several).
+      dtype: what the model computes in; parameters and results are float32.
 
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """One published array: its path in our state, and the shapes it may have, the usual one first."""
-
-    path: Path
-    shapes: tuple[tuple[int, ...], ...]
-
-
-Layout = dict[str, _Entry]
+    Raises:
+      UserError: for a name that leads to none of these, weights of another network, or a config.json that says
+        something else than the weights beside it.
+    """
+    files = find_autoencoder(name)
+    # Before the weights: those of a class we don't have may be large, and would end in a complaint about names.
+    published = read_config(files.config) if files.config else None
+    state_dict = _read(files)
+    read = read_tiny if is_tiny(state_dict) else read_kl
+    try:
+        config, arrays = read(state_dict, dtype=dtype)
+    except UserError as error:
+        raise UserError(f"{files.weights[0]}: {error}") from None
+    if published is not None:
+        published.check(config)
+    has_variance = isinstance(config, AutoencoderConfig)
+    scale, shift = (published.scale, published.shift) if published else (None, 0.0)
+    return Autoencoder(
+        name=name,
+        sha256=_sha256_of_encoder(arrays),
+        has_variance=has_variance,
+        scale=(scale or SCALE) if has_variance else None,
+        shift=shift if has_variance else 0.0,
+        latent_channels=config.z_channels,
+        factor=config.factor,
+        params=unflatten_dict(arrays),
+        graphdef=_graphdef(config),
+    )
 
 
 def load_autoencoder(state_dict: StateDict, *, dtype: str = "float32") -> AutoencoderKL:
@@ -70,16 +119,14 @@ def load_autoencoder(state_dict: StateDict, *, dtype: str = "float32") -> Autoen
     Args:
       state_dict: names to arrays (anything `np.asarray` takes) in the layout of CompVis (`autoencoder_kl.pth`) or
         diffusers (`diffusion_pytorch_model.safetensors`, with to_q or with query), `[out, in, kh, kw]`. Arrays under
-        `loss.`, the discriminator of a training checkpoint, are left out.
+        `loss.`, the discriminator of a training checkpoint, are left out, and its two counters of a moving average.
       dtype: what the model computes in.
 
     Raises:
       UserError: for weights of another network, an array missing, one too many, or one of another shape.
     """
-    state_dict = {name: array for name, array in state_dict.items() if not name.startswith("loss.")}
-    names = _detect_names(state_dict)
-    config = _infer_config(state_dict, names, dtype)
-    return _fill(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)), state_dict, _kl_layout(config, names))
+    config, arrays = read_kl(state_dict, dtype=dtype)
+    return nnx.merge(_graphdef(config), unflatten_dict(arrays))
 
 
 def load_tiny_autoencoder(
@@ -96,185 +143,33 @@ def load_tiny_autoencoder(
       UserError: for weights of another network, an array missing, one too many, or one of another shape; the names in
         the sentence have `encoder.` or `decoder.` in front.
     """
+    config, arrays = read_tiny(_in_one(encoder_state, decoder_state), dtype=dtype)
+    return nnx.merge(_graphdef(config), unflatten_dict(arrays))
+
+
+def _read(files: AutoencoderFiles) -> StateDict:
+    states = [read_weights(path) for path in files.weights]
+    return states[0] if len(states) == 1 else _in_one(*states)
+
+
+def _in_one(encoder_state: StateDict, decoder_state: StateDict) -> StateDict:
+    """The arrays of both halves, `encoder.` or `decoder.` in front of their names."""
     states = {"encoder": encoder_state, "decoder": decoder_state}
-    state_dict = {f"{part}.{name}": array for part, state in states.items() for name, array in state.items()}
-    channels, _ = _conv_shape(state_dict, "encoder.0.weight")
-    _, z_channels = _conv_shape(state_dict, "decoder.1.weight")
-    global_norm = any(".pool." in name for name in state_dict)
-    config = TinyAutoencoderConfig(z_channels, channels, global_norm, dtype)
-    return _fill(lambda: TinyAutoencoder(config, rngs=nnx.Rngs(0)), state_dict, _tiny_layout(config))
+    return {f"{part}.{name}": array for part, state in states.items() for name, array in state.items()}
 
 
-def _fill(make: Callable[[], Model], state_dict: StateDict, layout: Layout) -> Model:
-    """The model with the arrays of a state dict, whose names and shapes are checked."""
-    check_names(state_dict, layout, "the weights are of no autoencoder known here")
-    arrays = {}
-    for name, entry in layout.items():
-        array = np.asarray(state_dict[name])
-        if array.shape not in entry.shapes:
-            raise UserError(f"{name} has shape {array.shape}, expected {' or '.join(map(str, entry.shapes))}")
-        array = array.astype(np.float32).reshape(entry.shapes[0])
-        arrays[entry.path] = jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
-    # Only shapes are made here: no random weights are drawn to be thrown away.
-    graphdef, abstract = nnx.split(nnx.eval_shape(make))
-    state: Any = nnx.to_flat_state(abstract)
-    flat = [(path, variable.replace(arrays[path])) for path, variable in state]
-    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+def _graphdef(config: AutoencoderConfig | TinyAutoencoderConfig) -> nnx.GraphDef:
+    """The network without its arrays; only shapes are made, no random weights to be thrown away."""
+    if isinstance(config, AutoencoderConfig):
+        return nnx.graphdef(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
+    return nnx.graphdef(nnx.eval_shape(lambda: TinyAutoencoder(config, rngs=nnx.Rngs(0))))
 
 
-def _conv_shape(state_dict: StateDict, name: str) -> tuple[int, int]:
-    """Channels out and in of a convolution, by the name of its weight."""
-    if name not in state_dict:
-        raise UserError(f"the weights are of no autoencoder known here: they lack {name}")
-    shape = np.shape(state_dict[name])
-    if len(shape) != 4:
-        raise UserError(f"{name} has shape {shape}, expected [out, in, kernel height, kernel width]")
-    return shape[0], shape[1]
-
-
-def _detect_names(state_dict: StateDict) -> _Names:
-    for names in (_COMPVIS, _DIFFUSERS):
-        if f"{names.down.format(i=0, j=0)}.conv1.weight" in state_dict:
-            break
-    else:
-        first = next(iter(state_dict), "nothing")
-        raise UserError(
-            f"the weights hold {first}, expected a KL autoencoder with CompVis names "
-            "(encoder.down.0.block.0.conv1.weight) or diffusers names (encoder.down_blocks.0.resnets.0.conv1.weight)"
-        )
-    old = f"encoder.{_DIFFUSERS_OLD.attention}.{_DIFFUSERS_OLD.attention_parts[0]}.weight"
-    return _DIFFUSERS_OLD if old in state_dict else names
-
-
-def _infer_config(state_dict: StateDict, names: _Names, dtype: str) -> AutoencoderConfig:
-    def blocks(level: int) -> int:
-        return _count(lambda j: f"{names.down.format(i=level, j=j)}.conv1.weight" in state_dict)
-
-    channels, in_channels = _conv_shape(state_dict, "encoder.conv_in.weight")
-    widths = [_conv_shape(state_dict, f"{names.down.format(i=i, j=0)}.conv1.weight")[0] for i in range(_count(blocks))]
-    if any(width % channels for width in widths):
-        raise UserError(f"the encoder's widths are {widths}, expected multiples of the first convolution's {channels}")
-    return AutoencoderConfig(
-        in_channels=in_channels,
-        out_channels=_conv_shape(state_dict, "decoder.conv_out.weight")[0],
-        channels=channels,
-        multipliers=tuple(width // channels for width in widths),
-        num_res_blocks=blocks(0),
-        z_channels=_conv_shape(state_dict, "decoder.conv_in.weight")[1],
-        middle_attention=any(name.startswith(f"encoder.{names.attention}.") for name in state_dict),
-        dtype=dtype,
-    )
-
-
-def _count(holds: Callable[[int], Any]) -> int:
-    """How many of 0, 1, 2, ... hold before the first that doesn't."""
-    number = 0
-    while holds(number):
-        number += 1
-    return number
-
-
-def _kl_layout(config: AutoencoderConfig, names: _Names) -> Layout:
-    widths, z, top = config.widths, config.z_channels, config.widths[-1]
-    last = len(widths) - 1
-
-    layout = _conv("encoder.conv_in", ("encoder", "conv_in"), config.in_channels, config.channels)
-    for i, (c_in, c_out) in enumerate(zip((config.channels, *widths[:-1]), widths, strict=True)):
-        for j, (a, b) in enumerate(_block_widths(c_in, c_out, config.num_res_blocks)):
-            layout |= _res_block(names.down.format(i=i, j=j), ("encoder", "down", i, j), a, b, names)
-        if i < last:
-            layout |= _conv(names.downsample.format(i=i), ("encoder", "downsample", i), c_out, c_out)
-    layout |= _middle("encoder", config, names)
-    layout |= _norm(f"encoder.{names.norm_out}", ("encoder", "norm_out"), top)
-    layout |= _conv("encoder.conv_out", ("encoder", "conv_out"), top, 2 * z)
-
-    layout |= _conv("decoder.conv_in", ("decoder", "conv_in"), z, top)
-    layout |= _middle("decoder", config, names)
-    for i, (c_in, c_out) in enumerate(zip((top, *widths[:0:-1]), widths[::-1], strict=True)):
-        for j, (a, b) in enumerate(_block_widths(c_in, c_out, config.num_res_blocks + 1)):
-            layout |= _res_block(names.up.format(i=i, j=j, k=last - i), ("decoder", "up", i, j), a, b, names)
-        if i < last:
-            layout |= _conv(names.upsample.format(i=i, k=last - i), ("decoder", "upsample", i), c_out, c_out)
-    layout |= _norm(f"decoder.{names.norm_out}", ("decoder", "norm_out"), widths[0])
-    layout |= _conv("decoder.conv_out", ("decoder", "conv_out"), widths[0], config.out_channels)
-    layout |= _conv("quant_conv", ("quant_conv",), 2 * z, 2 * z, kernel=1)
-    return layout | _conv("post_quant_conv", ("post_quant_conv",), z, z, kernel=1)
-
-
-def _block_widths(c_in: int, c_out: int, number: int) -> Iterator[tuple[int, int]]:
-    """Channels in and out of each residual block at one resolution: the first one changes the width."""
-    return ((c_out if j else c_in, c_out) for j in range(number))
-
-
-def _middle(part: str, config: AutoencoderConfig, names: _Names) -> Layout:
-    d = config.widths[-1]
-    layout: Layout = {}
-    for block, path in zip(names.mid_blocks, ("block_1", "block_2"), strict=True):
-        layout |= _res_block(f"{part}.{block}", (part, "mid", path), d, d, names)
-    if config.middle_attention:
-        name, attn = f"{part}.{names.attention}", (part, "mid", "attn")
-        layout |= _norm(f"{name}.{names.attention_norm}", (*attn, "norm"), d)
-        for theirs, ours in zip(names.attention_parts, ("q", "k", "v", "proj"), strict=True):
-            layout |= _conv(f"{name}.{theirs}", (*attn, ours), d, d, kernel=1)
-            # 1x1 convolutions to CompVis, linear layers to diffusers, and files converted halfway have either.
-            layout[f"{name}.{theirs}.weight"] = _Entry((*attn, ours, "kernel"), ((d, d, 1, 1), (d, d)))
-    return layout
-
-
-def _res_block(name: str, path: Path, c_in: int, c_out: int, names: _Names) -> Layout:
-    layout = _norm(f"{name}.norm1", (*path, "norm1"), c_in)
-    layout |= _conv(f"{name}.conv1", (*path, "conv1"), c_in, c_out)
-    layout |= _norm(f"{name}.norm2", (*path, "norm2"), c_out)
-    layout |= _conv(f"{name}.conv2", (*path, "conv2"), c_out, c_out)
-    if c_in != c_out:
-        layout |= _conv(f"{name}.{names.shortcut}", (*path, "shortcut"), c_in, c_out, kernel=1)
-    return layout
-
-
-def _tiny_layout(config: TinyAutoencoderConfig) -> Layout:
-    """Every array of both networks; the numbers are places in the reference's sequences, some without parameters."""
-    d, z, norm = config.channels, config.z_channels, config.global_norm
-    layout = _conv("encoder.0", ("encoder", "conv_in"), 3, d)
-    layout |= _tiny_block("encoder.1", ("encoder", "block_in"), d, global_norm=False)
-    for i in range(HALVINGS):
-        start = 2 + i * (BLOCKS + 1)  # a convolution and the blocks
-        layout |= _conv(f"encoder.{start}", ("encoder", "downsample", i), d, d, bias=False)
-        for j in range(BLOCKS):
-            path = ("encoder", "down", i, j)
-            layout |= _tiny_block(f"encoder.{start + 1 + j}", path, d, global_norm=norm and i == HALVINGS - 1)
-    layout |= _conv(f"encoder.{2 + HALVINGS * (BLOCKS + 1)}", ("encoder", "conv_out"), d, z)
-
-    layout |= _conv("decoder.1", ("decoder", "conv_in"), z, d)
-    for i in range(HALVINGS):
-        start = 3 + i * (BLOCKS + 2)  # the blocks, an upsampling and a convolution
-        for j in range(BLOCKS):
-            layout |= _tiny_block(f"decoder.{start + j}", ("decoder", "up", i, j), d, global_norm=norm and i == 0)
-        layout |= _conv(f"decoder.{start + BLOCKS + 1}", ("decoder", "upsample", i), d, d, bias=False)
-    end = 3 + HALVINGS * (BLOCKS + 2)
-    layout |= _tiny_block(f"decoder.{end}", ("decoder", "block_out"), d, global_norm=False)
-    return layout | _conv(f"decoder.{end + 1}", ("decoder", "conv_out"), d, 3)
-
-
-def _tiny_block(name: str, path: Path, d: int, *, global_norm: bool) -> Layout:
-    layout: Layout = {}
-    for i in range(3):
-        layout |= _conv(f"{name}.conv.{2 * i}", (*path, "convs", i), d, d)
-    if global_norm:
-        layout |= _conv(f"{name}.pool.0", (*path, "pool", "expand"), d, 4 * d, kernel=1, bias=False)
-        layout |= _norm(f"{name}.pool.1", (*path, "pool", "norm"), 4 * d)
-        layout |= _conv(f"{name}.pool.3", (*path, "pool", "contract"), 4 * d, d, kernel=1, bias=False)
-    return layout
-
-
-def _conv(name: str, path: Path, c_in: int, c_out: int, *, kernel: int = 3, bias: bool = True) -> Layout:
-    layout = {f"{name}.weight": _Entry((*path, "kernel"), ((c_out, c_in, kernel, kernel),))}
-    if bias:
-        layout[f"{name}.bias"] = _Entry((*path, "bias"), ((c_out,),))
-    return layout
-
-
-def _norm(name: str, path: Path, d: int) -> Layout:
-    return {
-        f"{name}.weight": _Entry((*path, "scale"), ((d,),)),
-        f"{name}.bias": _Entry((*path, "bias"), ((d,),)),
-    }
+def _sha256_of_encoder(arrays: Arrays) -> str:
+    """The hash of the arrays that latents depend on, in the order of their names, each after its name and shape."""
+    digest = hashlib.sha256()
+    for name, array in sorted((".".join(map(str, path)), array) for path, array in arrays.items()):
+        if name.startswith(("encoder.", "quant_conv.")):
+            digest.update(f"{name} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array, "<f4").data)
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.models.init import torch_uniform
@@ -33,6 +33,7 @@ class AutoencoderConfig:
       num_res_blocks: residual blocks at each resolution of the encoder; the decoder has one more.
       z_channels: channels of the latents.
       middle_attention: whether a self-attention stands between the two residual blocks in the middle.
+      quant_convs: whether a 1x1 convolution stands after the encoder and before the decoder (not in SD3's and Flux's).
       dtype: what convolutions are computed in; parameters and the statistics of GroupNorm are float32 either way.
     """
 
@@ -43,6 +44,7 @@ class AutoencoderConfig:
     num_res_blocks: int = 2
     z_channels: int = 4
     middle_attention: bool = True
+    quant_convs: bool = True
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -68,21 +70,6 @@ class AutoencoderConfig:
         return tuple(self.channels * m for m in self.multipliers)
 
 
-def sample_moments(
-    moments: Float[AnyArray, "*b h w m"], key: Key[Array, ""], scale: float | Float[AnyArray, " z"]
-) -> Float[Array, "*b h w z"]:
-    """Latents drawn from stored moments, scale * (mean + exp(logvar / 2) noise), in float32.
-
-    Args:
-      moments: mean and logvar, one after the other along the channels; logvar is clipped to [-30, 20] here.
-      key: a key of its own for this draw.
-      scale: what brings latents to unit variance, 0.18215 for Stable Diffusion's; one number, or one for each channel.
-    """
-    mean, logvar = jnp.split(jnp.asarray(moments, jnp.float32), 2, axis=-1)
-    noise = jax.random.normal(key, mean.shape, jnp.float32)
-    return jnp.asarray(scale) * (mean + jnp.exp(jnp.clip(logvar, -30.0, 20.0) / 2) * noise)
-
-
 class AutoencoderKL(nnx.Module):
     """Images in [-1, 1] to the mean and logvar of their latents, and latents to images."""
 
@@ -90,8 +77,8 @@ class AutoencoderKL(nnx.Module):
         self.config = config
         z, dtype = config.z_channels, jnp.dtype(config.dtype)
         self.encoder = Encoder(config, rngs=rngs)
-        self.quant_conv = convolution(2 * z, 2 * z, 1, dtype=dtype, rngs=rngs)
-        self.post_quant_conv = convolution(z, z, 1, dtype=dtype, rngs=rngs)
+        self.quant_conv = convolution(2 * z, 2 * z, 1, dtype=dtype, rngs=rngs) if config.quant_convs else None
+        self.post_quant_conv = convolution(z, z, 1, dtype=dtype, rngs=rngs) if config.quant_convs else None
         self.decoder = Decoder(config, rngs=rngs)
 
     def encode(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b i j m"]:
@@ -101,15 +88,17 @@ class AutoencoderKL(nnx.Module):
           UserError: for another number of channels than the config's, or sides that are no multiples of f.
         """
         check_shape("images", x, self.config.in_channels, self.config.factor)
-        return self.quant_conv(self.encoder(jnp.asarray(x))).astype(jnp.float32)
+        moments = self.encoder(jnp.asarray(x))
+        return (moments if self.quant_conv is None else self.quant_conv(moments)).astype(jnp.float32)
 
     def decode(self, z: Float[AnyArray, "b i j z"]) -> Float[Array, "b h w c"]:
         """Images `[b, f i, f j, c]` of unscaled latents, in float32, about [-1, 1] and not clipped.
 
-        Unscaled: what `sample_moments` gave, divided by its scale. Raises a UserError for another number of channels.
+        Unscaled: as `Normalization.denormalize` gives them. Raises a UserError for another number of channels.
         """
         check_shape("latents", z, self.config.z_channels)
-        return self.decoder(self.post_quant_conv(jnp.asarray(z))).astype(jnp.float32)
+        h = jnp.asarray(z)
+        return self.decoder(h if self.post_quant_conv is None else self.post_quant_conv(h)).astype(jnp.float32)
 
 
 def decode_tiled(
