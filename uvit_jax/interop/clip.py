@@ -1,0 +1,179 @@
+"""A published CLIP text tower as pure functions of its parameters, read from the files it is published in."""
+
+import dataclasses
+import hashlib
+import pathlib
+import zlib
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Array, Float
+
+from uvit_jax.errors import UserError
+from uvit_jax.interop.clip_layouts import PROJECTION, Arrays, hub_names, hub_shapes, our_arrays, read_config
+from uvit_jax.interop.hub import WEIGHTS, find_model
+from uvit_jax.interop.official import read_weights
+from uvit_jax.interop.state_dict import StateDict
+from uvit_jax.interop.tokenizer import Tokenizer
+from uvit_jax.models.clip_text import CLIPText, CLIPTextConfig, TokenIds
+
+RANDOM = "random:"
+
+_HUB_CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+# The folders a tower is published in, in the order they are preferred in: its config, and its weights.
+_FOLDERS = (
+    (_HUB_CONFIG, "model.safetensors"),
+    (_HUB_CONFIG, "pytorch_model.bin"),
+    (f"text_encoder/{_HUB_CONFIG}", "text_encoder/model.safetensors"),
+    (f"text_encoder/{_HUB_CONFIG}", "text_encoder/pytorch_model.bin"),
+    (_OPEN_CLIP_CONFIG, "open_clip_model.safetensors"),
+    (_OPEN_CLIP_CONFIG, "open_clip_pytorch_model.bin"),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TextEncoder:
+    """A CLIP text tower, as pure functions of its parameters.
+
+    Attributes:
+      name: what it was opened by; "random:" and a seed for one that was never trained.
+      sha256: of what its states depend on: heads, activation, and the arrays but for the projection, name by name, as
+        float32 in our layout: the same for every file of the same weights.
+      config: the architecture.
+      params: float32 NumPy arrays in nested dicts, a plain tree.
+      graphdef: the network: `nnx.merge(graphdef, params)` is the model.
+    """
+
+    name: str
+    sha256: str
+    config: CLIPTextConfig
+    params: dict[str, Any] = dataclasses.field(repr=False)
+    graphdef: nnx.GraphDef = dataclasses.field(repr=False)
+
+    def encode(self, params: Any, token_ids: TokenIds) -> Float[Array, "b l d"]:
+        """Last hidden states, after the final LayerNorm, float32; call it under `jit`.
+
+        An id outside the vocabulary makes NaN of its text from there on.
+
+        Raises:
+          UserError: for more tokens to a text than `config.context_length`.
+        """
+        return nnx.merge(self.graphdef, params)(token_ids)
+
+    def embed(self, params: Any, token_ids: TokenIds) -> Float[Array, "b p"]:
+        """The texts' embeddings beside those of images, float32, not normalized; call it under `jit`.
+
+        Raises:
+          UserError: for weights without the projection, as a diffusion model's own are, and as `encode` does.
+        """
+        return nnx.merge(self.graphdef, params).embed(token_ids)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises a UserError unless the tower has a row for each of the tokenizer's ids, and room for its texts."""
+        for what, theirs, ours in (
+            ("tokens", tokenizer.vocab_size, self.config.vocab_size),
+            ("tokens to a text", tokenizer.context_length, self.config.context_length),
+        ):
+            if theirs > ours:
+                raise UserError(
+                    f"the tokenizer {tokenizer.name} has {theirs} {what}, expected at most the {ours} of the text "
+                    f"encoder {self.name}"
+                )
+
+
+def open_text_encoder(name: str, *, dtype: str = "float32") -> TextEncoder:
+    """The published text tower of this name.
+
+    Args:
+      name: a path, or a name on the Hugging Face hub (see `find_model`), of one of
+        - a folder of a CLIP or of its text tower alone: `model.safetensors` or `pytorch_model.bin`, and `config.json`
+          ("openai/clip-vit-large-patch14"; also that file of weights);
+        - a diffusion pipeline's folder, with those in its `text_encoder`;
+        - a folder of OpenCLIP's: `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`, and
+          `open_clip_config.json` (also that file of weights);
+        or "random:SEED": ViT-L/14 with random weights (`random_text_encoder`), to try things out without any file.
+      dtype: what the tower computes in; parameters and results are float32.
+
+    Raises:
+      UserError: for a name that leads to none of these, or weights of another network than config.json says.
+    """
+    if name.startswith(RANDOM):
+        seed = name.removeprefix(RANDOM)
+        if not (seed.isascii() and seed.isdigit()):
+            raise UserError(f"the text encoder is {name!r}, expected {RANDOM} and a seed, 0 or more")
+        return random_text_encoder(int(seed), CLIPTextConfig(dtype=dtype))
+    config_path, weights_path = _find(name)
+    config = read_config(config_path, dtype)
+    state_dict = hub_names(read_weights(weights_path))
+    if PROJECTION in state_dict and state_dict[PROJECTION].ndim == 2:
+        config = dataclasses.replace(config, projection=len(state_dict[PROJECTION]))
+    try:
+        return _text_encoder(name, config, state_dict)
+    except UserError as error:
+        raise UserError(f"{weights_path}: {error} (by {config_path.name} beside it)") from None
+
+
+def random_text_encoder(seed: int, config: CLIPTextConfig | None = None) -> TextEncoder:
+    """A tower that was never trained, named "random:<seed>": different texts have different states, without meaning.
+
+    Linear layers are N(0, 1/fan_in), embeddings N(0, 1), biases 0; drawn by name, so that a seed means the same
+    numbers everywhere. The architecture is ViT-L/14's unless `config` says otherwise.
+    """
+    config = config or CLIPTextConfig()
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) == 1:
+            return np.full(shape, float(name.endswith("weight")), np.float32)
+        z = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
+        return z if name.startswith("embeddings.") else z * np.float32(shape[1] ** -0.5)
+
+    return _text_encoder(
+        f"{RANDOM}{seed}", config, {name: draw(name, shape) for name, shape in hub_shapes(config).items()}
+    )
+
+
+def _text_encoder(name: str, config: CLIPTextConfig, state_dict: StateDict) -> TextEncoder:
+    arrays = our_arrays(state_dict, config)
+    return TextEncoder(
+        name=name,
+        sha256=_sha256(config, arrays),
+        config=config,
+        params=unflatten_dict(arrays),
+        # Only shapes are made, no random weights to be thrown away.
+        graphdef=nnx.graphdef(nnx.eval_shape(lambda: CLIPText(config, rngs=nnx.Rngs(0)))),
+    )
+
+
+def _find(name: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """The config and the weights of the tower that a path or a hub's name stands for."""
+    if name.endswith(WEIGHTS):
+        weights = find_model(name, (_HUB_CONFIG,), (_OPEN_CLIP_CONFIG,))
+        for file in (_HUB_CONFIG, _OPEN_CLIP_CONFIG):
+            if (config := weights.with_name(file)).is_file():
+                return config, weights
+        raise UserError(
+            f"{weights} has no {_HUB_CONFIG} or {_OPEN_CLIP_CONFIG} beside it, expected one: heads and activation "
+            "can't be told from the weights"
+        )
+    folder = find_model(name, *_FOLDERS)
+    if folder.is_file():
+        raise UserError(f"{folder} is no file of weights, expected one of {', '.join(WEIGHTS)}, or a folder")
+    for config_file, weights_file in _FOLDERS:
+        if (folder / config_file).is_file() and (folder / weights_file).is_file():
+            return folder / config_file, folder / weights_file
+    names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    raise UserError(
+        f"{folder} holds {names}, expected a CLIP text tower: {_HUB_CONFIG} with model.safetensors or "
+        f"pytorch_model.bin (here or in text_encoder), or {_OPEN_CLIP_CONFIG} with its weights"
+    )
+
+
+def _sha256(config: CLIPTextConfig, arrays: Arrays) -> str:
+    digest = hashlib.sha256(f"heads {config.heads}, activation {config.activation}\n".encode())
+    for name, array in sorted((".".join(map(str, path)), array) for path, array in arrays.items()):
+        if not name.startswith("projection."):
+            digest.update(f"{name} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array, "<f4").data)
+    return digest.hexdigest()
