@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 
 # Parity with PyTorch and diffusers, which the other tests do without. This version has a CPU build.
 test-torch: $(VENV)/.dev
-	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0 'diffusers>=0.40'
+	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0 'diffusers>=0.40' 'transformers>=5.0'
 	$(BIN)/python -m pytest -m torch
 
 # The ten full-size models, kills at random moments, 8 devices.

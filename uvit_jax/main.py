@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from uvit_jax.errors import UserError
 
-JOBS = ("train", "sample")
+JOBS = ("train", "sample", "prepare")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, as configs/digits.py or configs/digits.py:variant; a field of it is --config.a.b=c."

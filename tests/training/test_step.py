@@ -113,10 +113,10 @@ def test_a_step_is_a_function_of_seed_and_step_number_alone(tiny):
 def test_labels_are_dropped_to_the_empty_one_at_the_asked_rate(tiny):
     *_, batch = tiny
     objective = Objective(VPLinear(), p_uncond=0.25, null_label=3)
-    t, noise, label = draw(objective, batch, jax.random.key(0))
+    t, noise, label = draw(objective, batch["x"], batch["label"], jax.random.key(0))
     assert t.shape == (512,)
     assert noise.shape == (512, 4, 4, 1)
     assert set(np.unique(label)) == {0, 3}
     assert np.mean(np.asarray(label) == 3) == pytest.approx(0.25, abs=0.06)
-    _, _, kept = draw(Objective(VPLinear()), batch, jax.random.key(0))
+    _, _, kept = draw(Objective(VPLinear()), batch["x"], batch["label"], jax.random.key(0))
     assert np.array_equal(kept, batch["label"])

@@ -82,8 +82,8 @@ class _Entry:
     to_official: Callable[[np.ndarray], np.ndarray]
 
 
-def load(state_dict: StateDict, config: UViTConfig) -> UViT:
-    """The UViT that computes what the official network with these weights computes.
+def params(state_dict: StateDict, config: UViTConfig) -> dict[Any, Any]:
+    """The parameters of our network with these weights: names (and positions in lists) to float32 NumPy arrays.
 
     Args:
       state_dict: official names to arrays in the official layout (NumPy, or anything `np.asarray` takes).
@@ -95,9 +95,7 @@ def load(state_dict: StateDict, config: UViTConfig) -> UViT:
     """
     layout = _layout(config)
     check_names(state_dict, layout, "the weights are of another architecture than the config")
-    # Only shapes are made here: no random weights are drawn to be thrown away.
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0))))
-    flat = {}
+    tree: dict[Any, Any] = {}
     for name, entry in layout.items():
         array = np.asarray(state_dict[name])
         if array.shape != entry.shape:
@@ -105,9 +103,20 @@ def load(state_dict: StateDict, config: UViTConfig) -> UViT:
                 f"{name} has shape {array.shape}, expected {entry.shape} for the config given "
                 "(another resolution, width or number of classes?)"
             )
-        flat[entry.path] = jnp.asarray(entry.to_ours(array.astype(np.float32)))
-    state = jax.tree_util.tree_map_with_path(lambda path, _: flat[_plain_path(path)], abstract)
-    return nnx.merge(graphdef, state)
+        *parents, leaf = entry.path
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = entry.to_ours(array.astype(np.float32))
+    return tree
+
+
+def load(state_dict: StateDict, config: UViTConfig) -> UViT:
+    """The UViT that computes what the official network with these weights does; arguments and errors as `params`."""
+    arrays = jax.tree.map(jnp.asarray, params(state_dict, config))
+    # Only shapes are made here: no random weights are drawn to be thrown away.
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0))))
+    return nnx.merge(graphdef, arrays)
 
 
 def dump(model: UViT) -> dict[str, np.ndarray]:

@@ -4,25 +4,28 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from uvit_jax.diffusion.sampler import Sampler
-from uvit_jax.jobs.config import Experiment, sample_labels
+from uvit_jax.jobs.checks import sample_labels
 from uvit_jax.jobs.setup import Parts
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.telemetry import images as telemetry
 from uvit_jax.training.state import Params
 
+# Of the picture of denoising: noise, image, and as many states between as a screen shows side by side.
+STRIP_COLUMNS = 9
+
 
 def draw_samples(
-    experiment: Experiment, sampler: Sampler, params: Params, *, first: int, count: int, batch_size: int
+    parts: Parts, sampler: Sampler, params: Params, *, first: int, count: int, batch_size: int
 ) -> Float[np.ndarray, "count h w c"]:
-    """Samples number first .. first + count - 1 of `config.sample.seed`, float32 in about [-1, 1].
+    """Images number first .. first + count - 1 of `config.sample.seed`, float32 in about [-1, 1].
 
     Batches are all of one size (the last is filled up), so that one compiled program serves.
     """
+    experiment = parts.experiment
     labels = sample_labels(experiment, first + count + batch_size)
     batches = []
     for start in range(first, first + count, batch_size):
@@ -34,7 +37,8 @@ def draw_samples(
             condition=None if labels is None else labels[indices],
             guidance_scale=experiment.sample.guidance_scale,
         )
-        batches.append(np.asarray(jax.device_get(batch)))
+        assert not isinstance(batch, tuple)  # such a sampler keeps no trajectory
+        batches.append(parts.to_images(batch))
     return np.concatenate(batches)[:count]
 
 
@@ -46,7 +50,7 @@ def save_grid(
     # A column for each class where that reads well, else about a square.
     classes = parts.experiment.num_real_classes
     columns = classes if 2 < classes <= 16 else int(np.ceil(np.sqrt(len(images))))
-    page = telemetry.labelled_grid(images, label_texts(labels, parts.class_names), columns, title=title)
+    page = telemetry.labelled_grid(images, label_texts(labels, parts.card.class_names), columns, title=title)
     telemetry.save_png(page, path)
     return np.asarray(page)
 
@@ -68,9 +72,13 @@ def save_strip(parts: Parts, params: Params, path: pathlib.Path) -> None:
         condition=labels,
         guidance_scale=experiment.sample.guidance_scale,
     )
-    states, times = jax.device_get(trajectory)
-    texts = label_texts(labels, parts.class_names)
-    telemetry.save_png(telemetry.denoising_strip(states, times, texts, rows, columns=9), path)
+    # Only the states that are shown are decoded.
+    picks = np.unique(np.linspace(0, len(trajectory.times) - 1, STRIP_COLUMNS).round().astype(int))
+    states = np.stack([parts.to_images(trajectory.states[pick]) for pick in picks])
+    texts = label_texts(labels, parts.card.class_names)
+    telemetry.save_png(
+        telemetry.denoising_strip(states, np.asarray(trajectory.times)[picks], texts, rows, columns=STRIP_COLUMNS), path
+    )
 
 
 def label_texts(labels: Int[np.ndarray, " n"] | None, class_names: Sequence[str]) -> list[str] | None:

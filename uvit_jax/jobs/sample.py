@@ -1,5 +1,6 @@
 """The job `sample`: a workdir's weights in, images out, as PNGs or one .npz, and a grid of the first of them."""
 
+import dataclasses
 import logging
 import pathlib
 import time
@@ -7,14 +8,20 @@ import time
 import jax
 import numpy as np
 
-from uvit_jax.data.sources import load_source
+from uvit_jax.data.sources import SOURCES
+from uvit_jax.errors import UserError
+from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.jobs import pictures
-from uvit_jax.jobs.config import Experiment, check_architecture, open_workdir, sample_labels
-from uvit_jax.jobs.setup import assemble
-from uvit_jax.parallel.sharding import tree_shardings
+from uvit_jax.jobs.checks import sample_labels
+from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.datacard import DataCard, card_of_config, card_of_source, read_card
+from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
+from uvit_jax.jobs.weights import initial_weights
+from uvit_jax.jobs.workdir import check_architecture, open_workdir, saved_config
 from uvit_jax.telemetry.images import save_npz, save_png, to_uint8
 from uvit_jax.telemetry.progress import Progress
 from uvit_jax.training.checkpoint import Checkpoints
+from uvit_jax.training.state import Params
 
 LOG = logging.getLogger("uvit_jax")
 
@@ -26,26 +33,21 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Draws `config.sample.num_samples` images; returns one line that says what was made and where.
 
     Raises:
-      UserError: for what is wrong with the config, the checkpoint or the folder, before any device works.
+      UserError: for what is wrong with the config, the weights or the folder, before any device works.
     """
     config = experiment.sample
     labels = sample_labels(experiment, config.num_samples)
-    class_names = load_source(experiment.data.source).class_names
-    parts = assemble(experiment, class_names)
-    check_architecture(experiment, workdir)
-
-    # --- The weights, read onto the mesh.
-    shapes = jax.eval_shape(parts.init_params, jax.random.key(0))
-    template = jax.tree.map(
-        lambda leaf, sharding: leaf.update(sharding=sharding), shapes, tree_shardings(shapes, parts.mesh)
-    )
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    params, step = checkpoints.restore_weights(
-        template, weights=config.weights, step=None if config.step < 0 else config.step
-    )
-    out = pathlib.Path(config.out) if config.out else workdir / "samples" / f"step_{step:08d}_seed_{config.seed}"
+    autoencoder = open_experiment_autoencoder(experiment)
+    parts = assemble(experiment, _card(experiment, workdir, autoencoder), autoencoder)
+    if parts.card.normalization is not None and autoencoder is None:
+        raise UserError(
+            f"config.autoencoder.name is empty, expected {parts.card.autoencoder!r} or another decoder of its latents: "
+            "a hub name, a folder or a weights file"
+        )
+    weights = _weights(parts, workdir)
+    out = pathlib.Path(config.out) if config.out else workdir / "samples" / f"{weights.folder}_seed_{config.seed}"
     open_workdir(out)
-    LOG.info("sampling %d images with the %s weights of step %d", config.num_samples, config.weights, step)
+    LOG.info("sampling %d images with %s", config.num_samples, weights.title)
 
     # --- Batch after batch: the sampler's program is compiled once.
     sampler, began = parts.sampler(), time.monotonic()
@@ -54,7 +56,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         for first in range(0, config.num_samples, config.batch_size):
             count = min(config.batch_size, config.num_samples - first)
             batch = pictures.draw_samples(
-                experiment, sampler, params, first=first, count=count, batch_size=config.batch_size
+                parts, sampler, weights.params, first=first, count=count, batch_size=config.batch_size
             )
             batches.append(to_uint8(batch))
             progress.update(first + count)
@@ -67,7 +69,40 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         for i, image in enumerate(images):
             name = f"{i:06d}.png" if labels is None else f"{i:06d}_label_{labels[i]}.png"
             save_png(image, out / name)
-    title = f"step {step:,}, {config.weights}, {config.solver} {config.steps}, guidance {config.guidance_scale:g}"
+    title = f"{weights.title}, {config.solver} {config.steps}, guidance {config.guidance_scale:g}"
     pictures.save_grid(parts, images[:GRID_SAMPLES], out / "grid.png", title)
     made = "samples.npz" if config.format == "npz" else f"{len(images)} PNGs"
     return f"sampled {len(images)} images in {seconds:.1f} s: see {out}/grid.png, {made}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """What is sampled with: on the mesh, for a picture's title, for a folder's name."""
+
+    params: Params
+    title: str
+    folder: str
+
+
+def _weights(parts: Parts, workdir: pathlib.Path) -> _Weights:
+    """The weights of `config.init_from`, or the workdir's own where its run began with those."""
+    config, init_from = parts.experiment.sample, parts.experiment.init_from
+    if init_from and (saved_config(workdir) or {}).get("init_from") != init_from:
+        name = pathlib.Path(init_from).stem
+        return _Weights(initial_weights(parts, init_from), name, name)
+    check_architecture(parts.experiment, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    params, step = checkpoints.restore_weights(
+        parts.abstract_params, weights=config.weights, step=None if config.step < 0 else config.step
+    )
+    return _Weights(params, f"the {config.weights} weights of step {step:,}", f"step_{step:08d}")
+
+
+def _card(experiment: Experiment, workdir: pathlib.Path, autoencoder: Autoencoder | None) -> DataCard:
+    """What is known of the data: the workdir says it, or the data set where it is at hand, or the config alone."""
+    card = read_card(workdir)
+    if card is not None:
+        return card
+    if experiment.data.source in SOURCES or pathlib.Path(experiment.data.source, "manifest.json").exists():
+        return card_of_source(experiment, open_source(experiment), autoencoder)
+    return card_of_config(experiment, autoencoder)

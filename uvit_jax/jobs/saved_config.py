@@ -5,7 +5,8 @@ import pathlib
 import ml_collections
 
 from uvit_jax.errors import UserError
-from uvit_jax.jobs.config import default_config, saved_config
+from uvit_jax.jobs.config import default_config
+from uvit_jax.jobs.workdir import saved_config
 
 
 def get_config(workdir: str) -> ml_collections.ConfigDict:

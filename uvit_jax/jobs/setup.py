@@ -1,16 +1,31 @@
-"""What train and sample have in common: the parts of an experiment, checked against each other and put together."""
+"""What jobs have in common: the parts of an experiment, checked against each other and put together."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import pathlib
+from collections.abc import Callable
 
+import jax
+import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from uvit_jax.data.records import RecordSource
+from uvit_jax.data.sources import SOURCES, Source, load_source
 from uvit_jax.diffusion.sampler import Sampler
-from uvit_jax.jobs.config import Experiment, check_mesh
+from uvit_jax.errors import UserError
+from uvit_jax.interop.autoencoder import Autoencoder, open_autoencoder
+from uvit_jax.jobs.checks import check_latents, check_mesh
+from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.parallel.mesh import batch_sharding, make_mesh
+from uvit_jax.parallel.sharding import tree_shardings
+from uvit_jax.training.codec import Codec
+from uvit_jax.training.inputs import Inputs
 from uvit_jax.training.network import Network, abstract_network
 from uvit_jax.training.state import Params
+from uvit_jax.training.step import Objective, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,19 +37,48 @@ class Parts:
       mesh: all devices.
       network: `network(params, x, model_time, condition)`.
       init_params: `init_params(key)`, fresh parameters.
-      class_names: of the labels, for pictures.
+      card: the data the model is of.
+      codec: between images and the network's latents; None for pixels, or where no autoencoder is named.
     """
 
     experiment: Experiment
     mesh: Mesh
     network: Network
     init_params: Callable[[Array], Params]
-    class_names: Sequence[str]
+    card: DataCard
+    codec: Codec | None
 
     @property
     def batch_sharding(self) -> NamedSharding:
         """How batches are laid over the mesh."""
         return batch_sharding(self.mesh)
+
+    @property
+    def abstract_params(self) -> Params:
+        """Shapes, dtypes and shardings of the parameters, with no array made."""
+        shapes = jax.eval_shape(self.init_params, jax.random.key(0))
+        return jax.tree.map(
+            lambda leaf, sharding: leaf.update(sharding=sharding), shapes, tree_shardings(shapes, self.mesh)
+        )
+
+    def train_step(self, optimizer: optax.GradientTransformation, inputs: Inputs) -> Callable:
+        """`train_step(state, batch, frozen) -> (state, metrics)` as the config describes it, not yet jitted."""
+        experiment = self.experiment
+        objective = Objective(
+            experiment.diffusion.make_schedule(),
+            prediction=experiment.diffusion.prediction,
+            weighting=experiment.diffusion.weighting,
+            p_uncond=experiment.diffusion.p_uncond,
+            null_label=experiment.null_label,
+        )
+        return make_train_step(
+            self.network,
+            objective,
+            optimizer,
+            ema_rate=experiment.ema.rate,
+            seed=experiment.train.seed,
+            inputs=inputs,
+        )
 
     def sampler(self, *, return_trajectory: bool = False) -> Sampler:
         """The sampler that `config.sample` describes, its batch split over the mesh."""
@@ -50,14 +94,59 @@ class Parts:
             return_trajectory=return_trajectory,
         )
 
+    def to_images(self, x: Float[Array, "b h w c"]) -> Float[np.ndarray, "b i j d"]:
+        """What samples of the network look like, on the host, float32 in about [-1, 1].
 
-def assemble(experiment: Experiment, class_names: Sequence[str]) -> Parts:
+        Pixels are what they are, latents are decoded; without an autoencoder their first three channels (or the first)
+        stand for colours, two standard deviations each way.
+        """
+        if self.codec is not None:
+            x = self._decode(self.codec.params, jax.device_put(x, self.batch_sharding))
+        elif self.card.normalization is not None:
+            x = x[..., : 3 if x.shape[-1] >= 3 else 1] / 2
+        return np.asarray(jax.device_get(x))
+
+    @functools.cached_property
+    def _decode(self) -> Callable:
+        assert self.codec is not None
+        return jax.jit(self.codec.decode)
+
+
+def open_source(experiment: Experiment) -> Source:
+    """The data set that `config.data.source` names, opened.
+
+    Raises:
+      UserError: for a name that is neither built in nor the folder of a prepared data set.
+    """
+    name = experiment.data.source
+    if name in SOURCES:
+        return load_source(name)
+    if not pathlib.Path(name).is_dir():
+        raise UserError(
+            f"config.data.source is {name!r}, expected {', '.join(map(repr, SOURCES))} or the folder of a prepared "
+            "data set: --job prepare makes one from images"
+        )
+    return RecordSource(pathlib.Path(name))
+
+
+def open_experiment_autoencoder(experiment: Experiment) -> Autoencoder | None:
+    """The autoencoder that the config names, its weights read; None where it names none."""
+    section = experiment.autoencoder
+    return open_autoencoder(section.name, dtype=section.dtype) if section.name else None
+
+
+def assemble(experiment: Experiment, card: DataCard, autoencoder: Autoencoder | None = None) -> Parts:
     """The parts of an experiment; no array is made.
 
     Raises:
-      UserError: where the mesh doesn't fit the devices, the batch or the heads.
+      UserError: where the mesh doesn't fit the devices, the batch or the heads, or the autoencoder not the model.
     """
     mesh = make_mesh(experiment.mesh)
     check_mesh(experiment, experiment.mesh.sizes(mesh.size))
+    codec = None
+    if autoencoder is not None:
+        check_latents(experiment, autoencoder)
+        card.check(autoencoder)
+        codec = Codec(autoencoder, mesh, experiment.autoencoder.batch_size, card.normalization)
     _, network, init_params = abstract_network(experiment.model)
-    return Parts(experiment, mesh, network, init_params, class_names)
+    return Parts(experiment, mesh, network, init_params, card, codec)

@@ -8,27 +8,26 @@ import math
 import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from clu.parameter_overview import get_parameter_overview
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.sources import Source, load_source
+from uvit_jax.data.records import RecordSource
+from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import pictures
-from uvit_jax.jobs.config import (
-    Experiment,
-    changes,
-    check_architecture,
-    check_source,
-    open_workdir,
-    sample_labels,
-    saved_config,
-)
-from uvit_jax.jobs.setup import Parts, assemble
+from uvit_jax.jobs.checks import check_encoded, check_source, sample_labels
+from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.datacard import card_of_source
+from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
+from uvit_jax.jobs.weights import initial_weights
+from uvit_jax.jobs.workdir import changes, check_architecture, open_workdir, saved_config
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.telemetry.atomic import atomic_write
@@ -38,10 +37,10 @@ from uvit_jax.telemetry.progress import Progress
 from uvit_jax.telemetry.throughput import Throughput
 from uvit_jax.telemetry.writers import MetricWriter, read_metrics
 from uvit_jax.training.checkpoint import Checkpoints
+from uvit_jax.training.inputs import Inputs, encoded, latents, pixels
 from uvit_jax.training.loop import Hook, Window, fit
 from uvit_jax.training.optimizer import learning_rate, make_optimizer
 from uvit_jax.training.state import TrainState, abstract, create_sharded
-from uvit_jax.training.step import Objective, make_train_step
 
 LOG = logging.getLogger("uvit_jax")
 
@@ -56,15 +55,19 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     config = experiment.train
 
     # --- Everything that can be wrong is found here.
-    source = load_source(experiment.data.source)
+    source = open_source(experiment)
     check_source(experiment, source)
     sample_labels(experiment, 1)
-    parts = assemble(experiment, source.class_names)
+    autoencoder = open_experiment_autoencoder(experiment)
+    parts = assemble(experiment, card_of_source(experiment, source, autoencoder), autoencoder)
+    if autoencoder is not None and _kind(source) == "pixels":
+        check_encoded(experiment, source, autoencoder)
     open_workdir(workdir)
     check_architecture(experiment, workdir)
     for change in changes(experiment, saved_config(workdir) or {}):
         LOG.info(change)
     _write_text(workdir / "config.json", json.dumps(dataclasses.asdict(experiment), indent=2))
+    parts.card.save(workdir)
 
     # --- Data, and the state: the newest checkpoint's, or a fresh one born on the mesh.
     batches = _batches(parts, source)
@@ -74,6 +77,10 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
     if checkpoints.latest_step is None:
         state = create_sharded(parts.init_params, optimizer, config.seed, parts.mesh)
+        if experiment.init_from:
+            params = initial_weights(parts, experiment.init_from)
+            state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
+            LOG.info("starting from the weights of %s", experiment.init_from)
     else:
         state = checkpoints.restore(template, batches)
     start = int(state.step)
@@ -91,7 +98,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         gallery = _Gallery(parts, writer, workdir / "samples")
         if start < config.steps:
             with Progress(config.steps, start=start, active=main_host) as progress:
-                train_step = _compile(parts, optimizer, template, progress)
+                train_step = _compile(parts, source, optimizer, template, progress)
                 save = Hook(lambda s: checkpoints.save(s, batches), config.save_every, at_end=True, timed=True)
                 draw = Hook(gallery.draw_step, config.image_every, at_end=False, timed=False)
                 state = fit(
@@ -127,36 +134,56 @@ def _batches(parts: Parts, source: Source) -> grain.DatasetIterator:
     config = parts.experiment
     return train_batches(
         source,
-        fields=("x", "label") if config.model.num_classes else ("x",),
+        fields=_fields(config),
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         sharding=parts.batch_sharding,
+        flip=config.data.flip,
         prefetch=config.data.prefetch,
+        workers=config.data.workers,
     )
+
+
+def _kind(source: Source) -> str:
+    return source.manifest.kind if isinstance(source, RecordSource) else "pixels"
+
+
+def _inputs(parts: Parts, source: Source) -> tuple[Inputs, Any]:
+    """What the step makes of stored examples, and the frozen parameters it does that with."""
+    normalization, kind = parts.card.normalization, _kind(source)
+    if normalization is None:
+        return pixels, None
+    if kind != "pixels":
+        return latents(kind, normalization), None
+    assert parts.codec is not None  # pixels have latents, and those a normalization, only where there is an autoencoder
+    return encoded(parts.codec.encode, parts.codec.kind, normalization), parts.codec.params
 
 
 def _compile(
-    parts: Parts, optimizer: optax.GradientTransformation, template: TrainState, progress: Progress
+    parts: Parts, source: Source, optimizer: optax.GradientTransformation, template: TrainState, progress: Progress
 ) -> Callable:
     """The train step, compiled ahead of the loop, so that a step's time is a step's time."""
     config = parts.experiment
-    objective = Objective(
-        config.diffusion.make_schedule(),
-        prediction=config.diffusion.prediction,
-        weighting=config.diffusion.weighting,
-        p_uncond=config.diffusion.p_uncond,
-        null_label=config.null_label,
-    )
-    step = make_train_step(parts.network, objective, optimizer, ema_rate=config.ema.rate, seed=config.train.seed)
-    batch = {"x": jax.ShapeDtypeStruct((config.train.batch_size, *config.model.sample_shape), np.float32)}
-    if config.model.num_classes:
-        batch["label"] = jax.ShapeDtypeStruct((config.train.batch_size,), np.int32)
-    batch = jax.tree.map(lambda leaf: leaf.update(sharding=parts.batch_sharding), batch)
+    inputs, frozen = _inputs(parts, source)
+    step = parts.train_step(optimizer, inputs)
+    one = source.read(np.zeros(1, np.int64), np.zeros(1, bool))
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            (config.train.batch_size, *one[name].shape[1:]), one[name].dtype, sharding=parts.batch_sharding
+        )
+        for name in _fields(config)
+    }
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
     began = time.monotonic()
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(template, batch).compile()
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    compiled = jitted.lower(template, batch, frozen).compile()
     progress.write(f"compiled the train step in {time.monotonic() - began:.1f} s")
-    return compiled
+    return lambda state, batch: compiled(state, batch, frozen)
+
+
+def _fields(config: Experiment) -> tuple[str, ...]:
+    """The arrays of an example that the step reads."""
+    return ("x", "label") if config.model.num_classes else ("x",)
 
 
 def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[[int, Window], None]:
@@ -198,7 +225,7 @@ class _Gallery:
         experiment, step = self._parts.experiment, int(state.step)
         count = experiment.train.num_images
         images = pictures.draw_samples(
-            experiment,
+            self._parts,
             self._sampler,
             state.ema,
             first=0,

@@ -42,10 +42,25 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         qkv = self.qkv(x)
-        out = jax.nn.dot_product_attention(
-            qkv[:, :, 0],
-            qkv[:, :, 1],
-            qkv[:, :, 2],
-            implementation=resolve_implementation(self.implementation, self.dtype),
-        )
+        implementation = resolve_implementation(self.implementation, self.dtype)
+        out = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], implementation)
         return self.proj(checkpoint_name(out, "attention"))
+
+
+def attend(
+    query: Float[Array, "b t h k"],
+    key: Float[Array, "b t h k"],
+    value: Float[Array, "b t h k"],
+    implementation: Literal["xla", "cudnn"],
+) -> Float[Array, "b t h k"]:
+    """softmax(q k^T / sqrt(k)) v by the named kernel, softmax in float32, for any number of tokens."""
+    b, tokens, _, _ = query.shape
+    if implementation == "xla" or tokens % 2 == 0:
+        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
+    # cuDNN's backward pass takes an even number of tokens: one more is added, which nothing attends to.
+    query, key, value = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (query, key, value))
+    lengths = jnp.full((b,), tokens, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
+    )
+    return out[:, :tokens]

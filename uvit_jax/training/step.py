@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from uvit_jax.diffusion.losses import denoising_loss
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.training import ema
+from uvit_jax.training.inputs import Inputs, pixels
 from uvit_jax.training.network import Network
 from uvit_jax.training.state import Params, TrainState
 
@@ -38,11 +39,10 @@ class Objective:
 
 
 def draw(
-    objective: Objective, batch: Batch, key: Array
+    objective: Objective, x0: Float[Array, "b h w c"], label: Int[Array, " b"] | None, key: Array
 ) -> tuple[Float[Array, " b"], Float[Array, "b h w c"], Int[Array, " b"] | None]:
     """The random part of a step: a time, a noise and a (perhaps dropped) label for each example."""
     time_key, noise_key, drop_key = jax.random.split(key, 3)
-    x0, label = batch["x"], batch.get("label")
     t = objective.schedule.sample_time(time_key, (x0.shape[0],))
     noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
     if label is not None and objective.null_label is not None:
@@ -90,18 +90,22 @@ def make_train_step(
     *,
     ema_rate: float,
     seed: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-    """`train_step(state, batch) -> (state, metrics)`; its randomness comes from (seed, state.step) alone.
+    inputs: Inputs = pixels,
+) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+    """`train_step(state, batch, frozen=None) -> (state, metrics)`; its randomness comes from (seed, state.step) alone.
 
-    The batch holds `x` `[b, h, w, c]` and, for a model with labels, `label` `[b]`. Metrics are scalars on the device.
+    The batch holds `x` `[b, h, w, c]` as it is stored and, for a model with labels, `label` `[b]`; `inputs(frozen, x,
+    key)` makes of x what the network learns. Metrics are scalars on the device.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def train_step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        t, noise, label = draw(objective, batch, key)
-        loss, grads = jax.value_and_grad(
-            lambda params: mean_loss(network, objective, params, batch["x"], t, noise, label)
-        )(state.params)
+        # A stream of its own: `draw` splits the key into 0, 1 and 2.
+        x0 = inputs(frozen, batch["x"], jax.random.fold_in(key, 3))
+        t, noise, label = draw(objective, x0, batch.get("label"), key)
+        loss, grads = jax.value_and_grad(lambda params: mean_loss(network, objective, params, x0, t, noise, label))(
+            state.params
+        )
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return apply_gradients(state, grads, optimizer, ema_rate), metrics
 

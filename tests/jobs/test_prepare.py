@@ -1,0 +1,206 @@
+"""The job `prepare`: folders of images and official features to data sets of pixels, moments and latents."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from tests.jobs.images import write_images, write_kl, write_taesd
+from uvit_jax.data.crops import CROPS
+from uvit_jax.data.manifest import Manifest
+from uvit_jax.data.originals import open_originals
+from uvit_jax.data.records import RecordSource
+from uvit_jax.errors import UserError
+from uvit_jax.interop.autoencoder import open_autoencoder
+from uvit_jax.jobs import prepare
+from uvit_jax.jobs.config import Experiment, resolve
+
+
+def experiment(source: pathlib.Path, out: pathlib.Path, **changes) -> Experiment:
+    """A job of images of 16x16 pixels, five to a shard; fields as `prepare__crop="none"`."""
+    config = digits.get_config()
+    config.model.image_size = 16
+    config.model.in_channels = 3
+    config.prepare.source = str(source)
+    config.prepare.out = str(out)
+    config.prepare.images_per_shard = 5
+    config.prepare.batch_size = 4
+    config.prepare.threads = 2
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return resolve(config)
+
+
+def all_of(folder: pathlib.Path, mirrored: bool = False) -> dict[str, np.ndarray]:
+    source = RecordSource(folder)
+    return source.read(np.arange(len(source)), np.full(len(source), mirrored))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kl(tmp_path_factory) -> str:
+    return write_kl(tmp_path_factory.mktemp("kl") / "kl.safetensors")
+
+
+def latents(kl: str, **changes) -> dict:
+    return {"autoencoder__name": kl, "model__image_size": 4, "model__in_channels": 4, **changes}
+
+
+def test_pixels_are_the_cropped_images_with_their_labels(images, tmp_path):
+    message = prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+    assert "prepared 12 images (16x16x3 uint8, 3 shards" in message
+    found, originals = all_of(tmp_path / "out"), open_originals(str(images))
+    expected = np.stack([CROPS["adm"](originals[i].image, 16) for i in range(12)])
+    assert np.array_equal(found["x"], expected)
+    assert found["label"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.kind, manifest.class_names, manifest.num_classes) == ("pixels", ("c0", "c1", "c2"), 3)
+    values = expected.astype(np.float64) / 127.5 - 1
+    np.testing.assert_allclose(manifest.mean, values.mean((0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(manifest.std, values.std((0, 1, 2)), rtol=1e-9)
+
+
+def test_moments_are_those_of_the_image_and_of_its_mirror_image(images, kl, tmp_path):
+    prepare.run(experiment(images, tmp_path / "out", **latents(kl)), tmp_path)
+    autoencoder, originals = open_autoencoder(kl), open_originals(str(images))
+    x = np.stack([CROPS["adm"](originals[i].image, 16) for i in range(12)]) / np.float32(127.5) - np.float32(1)
+    encode = jax.jit(autoencoder.encode)
+    for mirrored in (False, True):
+        expected = np.asarray(encode(autoencoder.params, x[:, :, ::-1] if mirrored else x)).astype(np.float16)
+        found = all_of(tmp_path / "out", mirrored)["x"]
+        np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=2e-3, atol=2e-3)
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.kind, manifest.shape, manifest.dtype, manifest.mirror) == ("moments", (4, 4, 8), "float16", True)
+    assert (manifest.autoencoder_sha256, manifest.scale) == (autoencoder.sha256, 0.18215)
+    # Of latents drawn from the moments, by drawing many.
+    moments = np.concatenate([all_of(tmp_path / "out", mirrored)["x"] for mirrored in (False, True)]).astype(np.float64)
+    mean, logvar = np.split(moments, 2, -1)
+    draws = mean + np.exp(logvar / 2) * np.random.default_rng(0).standard_normal((200, *mean.shape))
+    np.testing.assert_allclose(manifest.mean, draws.mean((0, 1, 2, 3)), atol=0.02)
+    np.testing.assert_allclose(manifest.std, draws.std((0, 1, 2, 3)), rtol=0.02)
+
+
+def test_an_autoencoder_without_variance_stores_its_latents_and_leaves_the_scale_to_their_statistics(images, tmp_path):
+    name = write_taesd(tmp_path / "taesd.safetensors")
+    prepare.run(experiment(images, tmp_path / "out", **latents(name, model__image_size=4)), tmp_path)
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.kind, manifest.shape, manifest.scale, manifest.image_size) == ("latents", (4, 4, 4), None, 32)
+    x = np.concatenate([all_of(tmp_path / "out", mirrored)["x"] for mirrored in (False, True)]).astype(np.float64)
+    np.testing.assert_allclose(manifest.mean, x.mean((0, 1, 2)), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(manifest.std, x.std((0, 1, 2)), rtol=1e-6)
+
+
+def test_the_same_command_again_does_nothing_and_other_settings_are_refused(images, tmp_path):
+    prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert "already prepared" in prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"was begun with image_size = 16, but it is 8 now"):
+        prepare.run(experiment(images, tmp_path / "out", model__image_size=8), tmp_path)
+
+
+def test_only_what_is_missing_is_made_again(images, tmp_path):
+    prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*") if path.is_file()}
+    first, second, _ = sorted(path.name for path in (tmp_path / "out").glob("*.array_record"))
+    stamp = (tmp_path / "out" / first).stat().st_mtime_ns
+    (tmp_path / "out" / second).unlink()
+    assert "prepared 12 images" in prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+    assert (tmp_path / "out" / first).stat().st_mtime_ns == stamp
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*") if path.is_file()}
+
+
+def test_an_image_that_cannot_be_read_stops_the_job_or_is_left_out_as_asked(tmp_path):
+    write_images(tmp_path / "images")
+    bad = tmp_path / "images" / "c1" / "002.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"c1/002\.png.*config\.prepare\.on_error=skip leaves such images out"):
+        prepare.run(experiment(tmp_path / "images", tmp_path / "out"), tmp_path)
+    skipping = experiment(tmp_path / "images", tmp_path / "out", prepare__on_error="skip")
+    assert "11 images, 1 left out" in prepare.run(skipping, tmp_path)
+    assert all_of(tmp_path / "out")["label"].tolist() == [0] * 4 + [1] * 3 + [2] * 4
+    assert "c1/002.png" in (tmp_path / "out" / "skipped.txt").read_text()
+    assert Manifest.load(tmp_path / "out").skipped == 1
+
+
+def test_verify_reads_everything_again_and_names_what_was_altered(images, tmp_path):
+    verifying = experiment(images, tmp_path / "out", prepare__verify=True)
+    prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+    assert "verified 12 images" in prepare.run(verifying, tmp_path)
+    shard = sorted((tmp_path / "out").glob("*.array_record"))[1]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=shard.name):
+        prepare.run(verifying, tmp_path)
+
+
+def test_official_features_become_records_with_their_mirrors(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "features"
+    folder.mkdir()
+    moments = rng.standard_normal((6, 2, 8, 4, 4)).astype(np.float32)
+    # One last batch of six: six images, then their mirror images.
+    for i in range(12):
+        pair = np.empty(2, object)
+        pair[:] = [moments[i % 6, i // 6], np.int64(i % 3)]
+        np.save(folder / f"{i}.npy", pair, allow_pickle=True)
+    message = prepare.run(experiment(folder, tmp_path / "out"), tmp_path)
+    assert "moments of 6 images and their mirror images" in message
+    for mirrored in (False, True):
+        found = all_of(tmp_path / "out", mirrored)
+        expected = moments[:, int(mirrored)].transpose(0, 2, 3, 1).astype(np.float16)
+        assert np.array_equal(found["x"], expected)
+        assert found["label"].tolist() == [0, 1, 2, 0, 1, 2]
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.num_classes, manifest.scale, manifest.image_size) == (3, 0.18215, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prepare__source": ""}, r"^config\.prepare\.source is empty, expected a folder of images"),
+        ({"prepare__source": "/nowhere"}, "/nowhere"),
+        ({"prepare__out": ""}, r"^config\.prepare\.out is empty and config\.data\.source is 'digits'"),
+        ({"prepare__crop": "none"}, r"c0/000\.png"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_made(images, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        prepare.run(experiment(images, tmp_path / "out", **changes), tmp_path)
+    assert not list(tmp_path.rglob("*.array_record"))
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        prepare.run(experiment(tmp_path / "empty", tmp_path / "out"), tmp_path)
+
+
+def test_a_size_the_autoencoder_cannot_halve_is_refused(images, kl, tmp_path):
+    with pytest.raises(UserError, match=r"^config\.prepare\.image_size is 18, expected a multiple of"):
+        prepare.run(experiment(images, tmp_path / "out", **latents(kl, prepare__image_size=18)), tmp_path)
+
+
+def test_a_plan_that_cannot_be_read_says_what_to_delete(images, tmp_path):
+    prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+    (tmp_path / "out" / ".prepare" / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json can't be read"):
+        prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+
+
+def test_every_prepare_field_stands_in_the_plan_or_changes_no_record():
+    # Whoever adds a field that changes what is stored must add it to the plan: an old folder would be gone on with.
+    from uvit_jax.jobs.ingredients import Plan
+
+    changes_nothing = {"data_dir", "out", "latents", "batch_size", "threads", "on_error", "verify"}
+    fields = {field.name for field in dataclasses.fields(Experiment().prepare)}
+    assert fields - changes_nothing <= {field.name for field in dataclasses.fields(Plan)}

@@ -1,0 +1,102 @@
+"""What must fit together before a device works: model and data, batch and mesh, and the labels asked for."""
+
+import numpy as np
+
+from uvit_jax.data.records import RecordSource
+from uvit_jax.data.sources import Source
+from uvit_jax.errors import UserError
+from uvit_jax.interop.autoencoder import Autoencoder
+from uvit_jax.jobs.config import Experiment
+from uvit_jax.models.uvit import check_labels
+
+
+def check_source(experiment: Experiment, source: Source) -> None:
+    """Raises a UserError where the model's input or labels are not the data's."""
+    model = experiment.model
+    if model.context_dim:
+        raise UserError(f"config.model.context_dim is {model.context_dim}, but {source.name!r} has no text")
+    manifest = source.manifest if isinstance(source, RecordSource) else None
+    latents = manifest is not None and manifest.kind != "pixels"
+    # Pixels are encoded in the step where there is an autoencoder: `check_latents` knows their shape then.
+    if latents or not experiment.autoencoder.name:
+        shape = source.sample_shape
+        if manifest is not None and manifest.kind == "moments":
+            shape = (*shape[:2], shape[2] // 2)
+        if shape != model.sample_shape:
+            made = "latents" if latents else "images"
+            raise UserError(
+                f"config.model makes {made} of shape {model.sample_shape}, but {source.name!r} has {shape} "
+                "(config.model.image_size and in_channels must fit config.data.source)"
+            )
+    if model.num_classes and experiment.num_real_classes != source.num_classes:
+        extra = ", and one more for the empty label as p_uncond is above 0" if experiment.diffusion.p_uncond else ""
+        raise UserError(
+            f"config.model.num_classes is {model.num_classes}, but {source.name!r} has "
+            f"{source.num_classes} classes{extra}"
+        )
+    if experiment.data.flip and not source.can_mirror:
+        raise UserError(
+            f"config.data.flip is True, but {source.name!r} holds no mirror images of its latents: prepare it with "
+            "config.prepare.mirror=True"
+        )
+
+
+def check_latents(experiment: Experiment, autoencoder: Autoencoder) -> None:
+    """Raises a UserError where the autoencoder can't decode what the model makes."""
+    if experiment.model.in_channels != autoencoder.latent_channels:
+        raise UserError(
+            f"config.model.in_channels is {experiment.model.in_channels}, expected {autoencoder.latent_channels}, the "
+            f"latent channels of {autoencoder.name!r} (config.autoencoder.name)"
+        )
+
+
+def check_encoded(experiment: Experiment, source: Source, autoencoder: Autoencoder) -> None:
+    """Raises a UserError where images encoded in the train step don't become what the model makes."""
+    h, w, c = source.sample_shape
+    factor = autoencoder.factor
+    found = (h // factor, w // factor, autoencoder.latent_channels)
+    if c != 3 or h % factor or w % factor or found != experiment.model.sample_shape:
+        raise UserError(
+            f"config.model makes latents of shape {experiment.model.sample_shape}, but {autoencoder.name!r} makes "
+            f"{found} of the {h}x{w}x{c} images of {source.name!r}"
+        )
+
+
+def check_mesh(experiment: Experiment, sizes: tuple[int, int, int]) -> None:
+    """Raises a UserError where a batch or the heads can't be split over the mesh."""
+    data, fsdp, tensor = sizes
+    for field, value in (
+        ("train.batch_size", experiment.train.batch_size),
+        ("sample.batch_size", experiment.sample.batch_size),
+    ):
+        if value % (data * fsdp):
+            raise UserError(f"config.{field} is {value}, expected a multiple of mesh.data * mesh.fsdp = {data * fsdp}")
+    if experiment.model.num_heads % tensor:
+        raise UserError(
+            f"config.model.num_heads is {experiment.model.num_heads}, expected a multiple of mesh.tensor = {tensor}"
+        )
+
+
+def sample_labels(experiment: Experiment, count: int) -> np.ndarray | None:
+    """Labels `[count]` int32 as `sample.labels` says, classes in turn; None for an unconditional model.
+
+    Raises:
+      UserError: for what is no list of classes, or a class outside the table.
+    """
+    text, classes = experiment.sample.labels.strip(), experiment.num_real_classes
+    if not classes:
+        if text not in ("", "all"):
+            raise UserError(f"config.sample.labels is {text!r}, expected 'all' for a model without labels")
+        return None
+    if text == "all":
+        asked = np.arange(classes)
+    else:
+        try:
+            asked = np.array([int(part) for part in text.split(",")])
+        except ValueError:
+            raise UserError(f"config.sample.labels is {text!r}, expected 'all' or classes as in '0,3,7'") from None
+        try:
+            check_labels(asked, classes)
+        except UserError as error:
+            raise UserError(f"config.sample.labels: {error}") from None
+    return np.resize(asked, count).astype(np.int32)

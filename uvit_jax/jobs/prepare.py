@@ -1,0 +1,230 @@
+"""The job `prepare`: images in, a sharded data set of pixels or latents out. The same command again goes on."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from uvit_jax.data import records
+from uvit_jax.data.manifest import FILE_NAME as MANIFEST
+from uvit_jax.data.manifest import Manifest, Shard
+from uvit_jax.data.sources import SOURCES
+from uvit_jax.data.statistics import ChannelSums, channel_sums
+from uvit_jax.errors import UserError
+from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.ingredients import Example, Ingredients, open_ingredients
+from uvit_jax.jobs.workdir import open_workdir
+from uvit_jax.telemetry.atomic import atomic_write
+from uvit_jax.telemetry.progress import Progress
+
+LOG = logging.getLogger("uvit_jax")
+
+# Beside the shards: what was asked for, and of each finished shard what the manifest will need.
+_NOTES = ".prepare"
+_SECONDS_BETWEEN_RATES = 1.0
+
+
+def run(experiment: Experiment, workdir: pathlib.Path) -> str:
+    """Makes the data set in `config.prepare.out`, or checks it; returns one line that says what is there and where.
+
+    Raises:
+      UserError: for what is wrong with the config, the source, the autoencoder or the folder, before any device works;
+        for an image that can't be read or a full disk on the way, with finished shards left as they are.
+    """
+    config = experiment.prepare
+    out = _out_folder(experiment)
+    if config.verify:
+        return _verify(out)
+
+    # --- Everything that can be wrong is found here.
+    ingredients = open_ingredients(experiment)
+    open_workdir(out)
+    _check_plan(out, dataclasses.asdict(ingredients.plan))
+    shards = _shards(len(ingredients), config.images_per_shard)
+    missing = [name for name in shards if not _is_done(out, name)]
+    if not missing and (out / MANIFEST).exists():
+        return f"already prepared, nothing to do: {_summary(Manifest.load(out))}: see {out}/{MANIFEST}"
+
+    # --- Each host makes its own shards, one after another.
+    mine = list(shards)[jax.process_index() :: jax.process_count()]
+    done = sum(len(shards[name]) for name in mine if name not in missing)
+    total = sum(len(shards[name]) for name in mine)
+    if done:
+        LOG.info("going on: %d of %d images stand in finished shards", done, total)
+    began = time.monotonic()
+    with Progress(total, start=done, description="prepare", active=jax.process_index() == 0) as progress:
+        rate = _Rate(progress, done)
+        for name in mine:
+            if name in missing:
+                _make_shard(ingredients, out, name, shards[name], rate)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("prepare: all shards")
+
+    # --- One host describes them all.
+    seconds = time.monotonic() - began
+    if jax.process_index() == 0:
+        _write_manifest(ingredients, out, list(shards))
+    return f"prepared {_summary(Manifest.load(out))} in {seconds:.1f} s: see {out}/{MANIFEST}"
+
+
+def _out_folder(experiment: Experiment) -> pathlib.Path:
+    config, source = experiment.prepare, experiment.data.source
+    if not config.out and source in SOURCES:
+        raise UserError(f"config.prepare.out is empty and config.data.source is {source!r}, expected a folder to make")
+    return pathlib.Path(config.out or source)
+
+
+def _verify(out: pathlib.Path) -> str:
+    with Progress(len(Manifest.load(out).shards), description="verify") as progress:
+        manifest = records.verify(out, lambda done, total: progress.update(done))
+    return f"verified {_summary(manifest)}: every record of {out} is as it was written"
+
+
+def _check_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
+    """Notes what is asked for, or compares it with what an earlier run was asked for."""
+    path, plan = out / _NOTES / "plan.json", json.loads(json.dumps(plan))
+    if not path.exists():
+        if (out / MANIFEST).exists():
+            raise UserError(
+                f"config.prepare.out is {str(out)!r}, which holds a data set made elsewhere: expected a new folder"
+            )
+        _write_json(path, plan)
+        return
+    found = _read_json(path)
+    for field, value in plan.items():
+        if found.get(field) != value:
+            raise UserError(
+                f"{out} was begun with {field} = {found.get(field)!r}, but it is {value!r} now: expected the same "
+                "settings, or another config.prepare.out"
+            )
+
+
+def _shards(num_images: int, images_per_shard: int) -> dict[str, range]:
+    """The images of each shard, whatever the number of hosts that share them."""
+    firsts = range(0, num_images, images_per_shard)
+    return {
+        f"{i:05d}-of-{len(firsts):05d}.array_record": range(first, min(first + images_per_shard, num_images))
+        for i, first in enumerate(firsts)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """What the manifest needs of one finished shard."""
+
+    shard: Shard
+    sums: ChannelSums | None
+    max_label: int
+    skipped: tuple[str, ...]
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "_Part":
+        values = _read_json(path)
+        found = values["sums"]
+        sums = found and ChannelSums(found["count"], tuple(found["total"]), tuple(found["squares"]))
+        return cls(Shard(**values["shard"]), sums, values["max_label"], tuple(values["skipped"]))
+
+
+def _part_path(out: pathlib.Path, name: str) -> pathlib.Path:
+    return out / _NOTES / f"{name}.json"
+
+
+def _is_done(out: pathlib.Path, name: str) -> bool:
+    """Whether the shard and its note are there: the note is written last."""
+    if not (_part_path(out, name).exists() and (out / name).exists()):
+        return False
+    return (out / name).stat().st_size == _Part.load(_part_path(out, name)).shard.num_bytes
+
+
+def _make_shard(ingredients: Ingredients, out: pathlib.Path, name: str, images: range, rate: "_Rate") -> None:
+    plan = ingredients.plan
+    skipped: list[str] = []
+    sums, max_label = None, -1
+    with records.ShardWriter(out, name, plan.shape, plan.stored_dtype, mirror=plan.mirror) as writer:
+        for examples, names in ingredients.examples(images):
+            skipped += names
+            for example in examples:
+                writer.write(example.label, *example.arrays)
+                max_label = max(max_label, example.label)
+            if examples:
+                batch = channel_sums(plan.kind, _stack(examples))
+                sums = batch if sums is None else sums + batch
+            rate.add(len(examples) + len(names))
+    part = _Part(writer.shard, sums, max_label, tuple(skipped))
+    _write_json(_part_path(out, name), dataclasses.asdict(part))
+
+
+def _stack(examples: list[Example]) -> np.ndarray:
+    return np.stack([array for example in examples for array in example.arrays])
+
+
+def _write_manifest(ingredients: Ingredients, out: pathlib.Path, names: list[str]) -> None:
+    absent = [name for name in names if not _is_done(out, name)]
+    if absent:
+        raise UserError(
+            f"{out} lacks {len(absent)} shards (first: {absent[0]}), expected every host to write to one shared folder"
+        )
+    parts = [_Part.load(_part_path(out, name)) for name in names]
+    skipped = [name for part in parts for name in part.skipped]
+    all_sums = [part.sums for part in parts if part.sums is not None]
+    if not all_sums:
+        raise UserError(f"none of the {len(skipped)} images can be read (first: {skipped[0]})")
+    sums = sum(all_sums[1:], all_sums[0])
+    if skipped:
+        with atomic_write(out / "skipped.txt") as file:
+            file.write("".join(f"{name}\n" for name in skipped).encode())
+        LOG.info("%d images could not be read and were left out: see %s", len(skipped), out / "skipped.txt")
+    ingredients.manifest(
+        num_classes=len(ingredients.class_names) or max(part.max_label for part in parts) + 1,
+        mean=sums.mean,
+        std=sums.std,
+        skipped=len(skipped),
+        shards=tuple(part.shard for part in parts),
+    ).save(out)
+
+
+def _summary(manifest: Manifest) -> str:
+    mirrored = " and their mirror images" if manifest.mirror else ""
+    shape = "x".join(map(str, manifest.shape))
+    size = sum(shard.num_bytes for shard in manifest.shards) / 2**20
+    skipped = f", {manifest.skipped} left out" if manifest.skipped else ""
+    what = f"{manifest.kind} of " if manifest.kind != "pixels" else ""
+    return (
+        f"{what}{manifest.num_examples:,} images{mirrored}{skipped} ({shape} {manifest.dtype}, "
+        f"{len(manifest.shards)} shards, {size:,.1f} MiB)"
+    )
+
+
+class _Rate:
+    """Counts images into the progress, with images per second over the last while."""
+
+    def __init__(self, progress: Progress, done: int):
+        self._progress, self._done = progress, done
+        self._since, self._counted = time.monotonic(), done
+
+    def add(self, images: int) -> None:
+        self._done += images
+        seconds = time.monotonic() - self._since
+        if seconds < _SECONDS_BETWEEN_RATES:
+            self._progress.update(self._done)
+            return
+        self._progress.update(self._done, images_per_sec=(self._done - self._counted) / seconds)
+        self._since, self._counted = time.monotonic(), self._done
+
+
+def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError):
+        raise UserError(f"{path} can't be read: delete it, and the same command makes its shard again") from None

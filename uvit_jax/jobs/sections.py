@@ -1,0 +1,220 @@
+"""The sections of a config as frozen dataclasses that check their own fields; each field is a command line flag."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from uvit_jax.data.crops import CROPS
+from uvit_jax.diffusion.losses import WEIGHTINGS
+from uvit_jax.diffusion.predictions import PREDICTIONS
+from uvit_jax.diffusion.sampler import SamplerConfig
+from uvit_jax.diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
+from uvit_jax.errors import UserError
+from uvit_jax.models.uvit_config import CHOICES, check_choice
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "vp_linear": VPLinear,
+    "vp_cosine": VPCosine,
+    "stable_diffusion": VPDiscrete.stable_diffusion,
+    "rectified_flow": RectifiedFlow,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise and what the network predicts.
+
+    Attributes:
+      schedule: "vp_linear", "vp_cosine" or "rectified_flow" (continuous), or "stable_diffusion" (discrete, 1000 betas).
+      prediction: "noise", "x0", "v" or "flow".
+      weighting: of the loss over time, "none" or "min_snr".
+      p_uncond: share of training examples whose condition is dropped; above 0 the label table's last row is the
+        empty label.
+    """
+
+    schedule: str = "vp_linear"
+    prediction: str = "noise"
+    weighting: str = "none"
+    p_uncond: float = 0.0
+
+    def __post_init__(self):
+        check_choice("schedule", self.schedule, tuple(SCHEDULES))
+        check_choice("prediction", self.prediction, tuple(PREDICTIONS))
+        check_choice("weighting", self.weighting, tuple(WEIGHTINGS))
+        if not 0 <= self.p_uncond < 1:
+            raise UserError(f"p_uncond is {self.p_uncond}, expected a number from 0 to below 1")
+
+    def make_schedule(self) -> Schedule:
+        """The schedule of this name."""
+        return SCHEDULES[self.schedule]()
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderSection:
+    """What stands between images and latents; without a name the model is one of pixels.
+
+    Attributes:
+      name: a Hugging Face name as "stabilityai/sd-vae-ft-ema", a folder, or a weights file; empty for none.
+      scale: what latents are multiplied by; None for the autoencoder's own (0.18215 for Stable Diffusion's), or, for
+        the TAESD family, to bring each channel to mean 0 and standard deviation 1 by the data set's statistics.
+      dtype: what it computes in.
+      batch_size: images that each device encodes or decodes at a time.
+    """
+
+    name: str = ""
+    scale: float | None = None
+    dtype: str = "float32"
+    batch_size: int = 16
+
+    def __post_init__(self):
+        check_choice("dtype", self.dtype, CHOICES["dtype"])
+        _check_at_least(self, 1, "batch_size")
+        if self.scale is not None and not 0 < self.scale < math.inf:
+            raise UserError(f"scale is {self.scale}, expected a positive number, or None for the autoencoder's own")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and how they are fetched.
+
+    Attributes:
+      source: "digits", or the folder of a prepared data set (the job `prepare` makes one).
+      flip: whether each example is its mirror image half of the time.
+      prefetch: batches made ready on the devices ahead of time.
+      workers: processes that read; 0 reads in threads of this process, which is enough for latents.
+    """
+
+    source: str = "digits"
+    flip: bool = False
+    prefetch: int = 2
+    workers: int = 0
+
+    def __post_init__(self):
+        if not self.source:
+            raise UserError("source is empty, expected 'digits' or the folder of a prepared data set")
+        _check_at_least(self, 1, "prefetch")
+        _check_at_least(self, 0, "workers")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """From images to the sharded data set that training reads.
+
+    Attributes:
+      source: a folder of images (sub-folders are classes; or flat, with an optional metadata.jsonl), "tfds:<name>", or
+        a folder of the official repository's `<i>.npy` features.
+      split: of a TFDS data set, or the sub-folder of `source` of that name where there is one.
+      data_dir: where TFDS keeps its data sets; empty for its own default.
+      out: the folder made; empty for `data.source`.
+      latents: whether to store what `autoencoder` makes of the images; False stores pixels, as without an autoencoder.
+      image_size: side of the images in pixels; 0 for what the model needs.
+      crop: how an image becomes a square of that side: "adm", "celeba", "lanczos" or "none".
+      mirror: whether latents of each image's mirror image are stored beside its own.
+      dtype: of stored latents.
+      batch_size: images encoded at a time, on all devices of a host together.
+      images_per_shard: images in each shard; a run that was stopped goes on with the first shard not finished.
+      threads: that read and crop images.
+      on_error: what an image that can't be read does: "stop", or "skip" (counted and named in the manifest's folder).
+      verify: read everything in `out` again and check it instead of making it.
+    """
+
+    source: str = ""
+    split: str = "train"
+    data_dir: str = ""
+    out: str = ""
+    latents: bool = True
+    image_size: int = 0
+    crop: str = "adm"
+    mirror: bool = True
+    dtype: str = "float16"
+    batch_size: int = 64
+    images_per_shard: int = 4096
+    threads: int = 8
+    on_error: str = "stop"
+    verify: bool = False
+
+    def __post_init__(self):
+        check_choice("crop", self.crop, tuple(CROPS))
+        check_choice("dtype", self.dtype, ("float16", "bfloat16", "float32"))
+        check_choice("on_error", self.on_error, ("stop", "skip"))
+        _check_at_least(self, 1, "batch_size", "images_per_shard", "threads")
+        _check_at_least(self, 0, "image_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The run: its length, its batches, and how often it logs, draws and saves (in steps; 0: only at the end).
+
+    Attributes:
+      num_images: samples in the grids drawn while training.
+      keep_last: newest checkpoints kept.
+      keep_every: checkpoints at multiples of this step are kept for good; 0 for none.
+    """
+
+    steps: int = 500_000
+    batch_size: int = 128
+    seed: int = 0
+    log_every: int = 100
+    image_every: int = 5000
+    save_every: int = 5000
+    num_images: int = 64
+    keep_last: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "steps", "batch_size", "log_every", "num_images", "keep_last")
+        _check_at_least(self, 0, "image_every", "save_every", "keep_every")
+        _check_seed(self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig(SamplerConfig):
+    """What is sampled, with the sampler's own fields (solver, method, order, steps, ...) beside it.
+
+    Attributes:
+      num_samples: how many.
+      labels: "all" for every class in turn, hence equal counts; or classes in turn, as in "0,3,7".
+      guidance_scale: s of cond + s (cond - uncond); the paper's, one less than the usual w.
+      seed: of the noise: sample i is a function of (seed, i).
+      batch_size: samples made at a time.
+      weights: "ema" or "params".
+      step: of the checkpoint; -1 for the newest.
+      format: "png", one file a sample, or "npz", one file with `images` uint8 [n, h, w, c] and `labels` [n].
+      out: folder; empty for one in the workdir's samples/ named after step and seed.
+    """
+
+    num_samples: int = 64
+    labels: str = "all"
+    guidance_scale: float = 0.0
+    seed: int = 0
+    batch_size: int = 64
+    weights: str = "ema"
+    step: int = -1
+    format: str = "png"
+    out: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_at_least(self, 1, "num_samples", "batch_size")
+        _check_seed(self.seed)
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"guidance_scale is {self.guidance_scale}, expected a finite number")
+        check_choice("weights", self.weights, ("ema", "params"))
+        check_choice("format", self.format, ("png", "npz"))
+
+    def sampler(self) -> SamplerConfig:
+        """The sampler's own part."""
+        fields = dataclasses.fields(SamplerConfig)
+        return SamplerConfig(**{field.name: getattr(self, field.name) for field in fields})
+
+
+def _check_at_least(section: Any, least: int, *fields: str) -> None:
+    for field in fields:
+        if getattr(section, field) < least:
+            raise UserError(f"{field} is {getattr(section, field)}, expected at least {least}")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}, expected 0 to 2^32 - 1")

@@ -1,0 +1,30 @@
+"""Weights that a run starts from or samples with: official files, and the checkpoints of another run."""
+
+import pathlib
+
+import jax
+
+from uvit_jax.errors import UserError
+from uvit_jax.interop import official
+from uvit_jax.jobs.setup import Parts
+from uvit_jax.jobs.workdir import check_architecture
+from uvit_jax.training.checkpoint import Checkpoints
+from uvit_jax.training.state import Params
+
+
+def initial_weights(parts: Parts, init_from: str) -> Params:
+    """The weights in `config.init_from`, laid over the mesh: an official file's, or the EMA of a workdir's newest step.
+
+    Raises:
+      UserError: for a file that is missing, damaged or of another architecture than the config.
+    """
+    path = pathlib.Path(init_from)
+    template = parts.abstract_params
+    if path.is_dir():
+        check_architecture(parts.experiment, path)
+        return Checkpoints(path / "checkpoints", read_only=True).restore_weights(template, weights="ema")[0]
+    try:
+        params = official.params(official.read_weights(path), parts.experiment.model)
+    except UserError as error:
+        raise UserError(f"config.init_from is {init_from!r}: {error}") from None
+    return jax.tree.map(lambda leaf, array: jax.device_put(array, leaf.sharding), template, params)
