@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 51  # fifty, and the empty label
 
     config.diffusion.schedule = "vp_linear"
+    # A token carries 512 numbers, more than it is wide: their noise would not fit through, the image does.
+    config.diffusion.prediction = "x0"
     config.diffusion.p_uncond = 0.1
 
     config.autoencoder.name = "madebyollin/taef2"
@@ -38,7 +40,7 @@ def get_config() -> ConfigDict:
     config.prepare.images_per_shard = 16
     config.prepare.batch_size = 8
 
-    config.train.steps = 1500
+    config.train.steps = 1000
     config.train.batch_size = 16
     config.train.log_every = 50
     config.train.image_every = 0

@@ -7,6 +7,7 @@ from flax import nnx
 from PIL import Image
 
 from tests.reference_weights import formula_weight, nhwc, read_golden
+from uvit_jax.data.crops import adm
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import load_autoencoder, load_tiny_autoencoder
 from uvit_jax.interop.official import read_weights
@@ -196,23 +197,13 @@ def test_taef2_equals_the_reference(shared_golden_dir, taef2):
     np.testing.assert_allclose(np.clip(image, 0, 1), nhwc(golden["decoded"]), atol=1e-3, rtol=0)
 
 
-def centre_crop(image, size):
-    """ADM's crop: halved by a box filter while it stays twice as large, bicubic to the size, its centre."""
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    top, left = (image.height - size) // 2, (image.width - size) // 2
-    return np.asarray(image)[top : top + size, left : left + size]
-
-
 @pytest.mark.slow
 def test_taef2_gives_photographs_back_at_29_5_db(shared_golden_dir, taef2):
     paths = sorted((shared_golden_dir.parent / "data" / "imagenet-folder").glob("train/*/*.JPEG"))
     if not paths:
         pytest.skip("no photographs beside the golden files")
     assert len(paths) == 50
-    images = np.stack([centre_crop(Image.open(path).convert("RGB"), 256) for path in paths])
+    images = np.stack([adm(np.asarray(Image.open(path).convert("RGB")), 256) for path in paths])
     psnrs = []
     for batch in np.split(images, 10):
         x = batch.astype(np.float32) / 127.5 - 1

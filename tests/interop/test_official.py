@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -6,24 +7,27 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.interop.pth_files import write_weights
 from tests.reference_weights import draw, golden_config, nhwc, read_golden, uvit_weights
+from tests.test_configs import experiment
 from uvit_jax.errors import UserError
 from uvit_jax.interop import official
 from uvit_jax.models.uvit import UViT, UViTConfig
 
 SMALL = ("uvit_uncond_pixel", "uvit_class_latent", "uvit_class_mlp_time_qkv_bias", "uvit_no_skip", "uvit_text_latent")
-FULL_SIZE = (
-    "cifar10_uvit_small",
-    "celeba64_uvit_small",
-    "imagenet64_uvit_mid",
-    "imagenet64_uvit_large",
-    "imagenet256_uvit_large",
-    "imagenet256_uvit_huge",
-    "imagenet512_uvit_large",
-    "imagenet512_uvit_huge",
-    "mscoco_uvit_small",
-    "mscoco_uvit_small_deep",
-)
+# The published models; their configs of ours.
+FULL_SIZE = {
+    "cifar10_uvit_small": "cifar10",
+    "celeba64_uvit_small": "celeba64",
+    "imagenet64_uvit_mid": "imagenet64:mid",
+    "imagenet64_uvit_large": "imagenet64:large",
+    "imagenet256_uvit_large": "imagenet256:large",
+    "imagenet256_uvit_huge": "imagenet256:huge",
+    "imagenet512_uvit_large": "imagenet512:large",
+    "imagenet512_uvit_huge": "imagenet512:huge",
+    "mscoco_uvit_small": "",
+    "mscoco_uvit_small_deep": "",
+}
 
 
 def conditions(golden, prefix="input"):
@@ -63,13 +67,18 @@ def test_network_and_gradients_equal_the_official_ones(golden_dir, name, scan_bl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_full_size_network_equals_the_official_one(shared_golden_dir, name):
+def test_full_size_network_of_a_pth_file_equals_the_official_one(shared_golden_dir, tmp_path, name):
     golden, metadata = read_golden(shared_golden_dir / "uvit_full_size.safetensors")
     expected = json.loads(metadata[name])
     config = official.config_from_official(expected, scan_blocks=True)
+    if FULL_SIZE[name]:
+        ours = experiment(FULL_SIZE[name]).model
+        assert config == dataclasses.replace(ours, dtype="float32", remat="none", scan_blocks=True)
     weights = uvit_weights(config)
     assert sum(array.size for array in weights.values()) == expected["num_params"]
-    graphdef, params = nnx.split(official.load(weights, config))
+    path = write_weights(tmp_path / f"{name}.pth", weights)
+    graphdef, params = nnx.split(official.load(official.read_weights(path), config))
+    path.unlink()
     context = golden.get(f"{name}.context")
     label = np.array([7], np.int32) if config.num_classes else None
     run = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, jnp.array([412.0]), label, context))

@@ -1,77 +1,17 @@
-import collections
-import io
 import os
-import pickle
 import struct
-import zipfile
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.interop.pth_files import Named, Storage, as_torch, tensor, write_pth
 from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
 from uvit_jax.interop import official
 from uvit_jax.models.uvit import UViTConfig
 
 CONFIG = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4)
-
-
-class Named:
-    """Pickles as a call of a function that need not exist here."""
-
-    def __init__(self, module, name, *arguments):
-        self.module, self.name, self.arguments = module, name, arguments
-
-
-class Storage:
-    def __init__(self, key, array):
-        self.key, self.array = key, array
-
-
-class TorchPickler(pickle._Pickler):
-    """Writes what torch.save writes, with torch's names as plain text, so that no torch is needed."""
-
-    def persistent_id(self, obj):
-        if isinstance(obj, Storage):
-            return ("storage", Named("torch", "FloatStorage"), obj.key, "cpu", obj.array.size)
-        return None
-
-    def save(self, obj, save_persistent_id=True):
-        if isinstance(obj, Named):
-            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
-            if obj.arguments:
-                self.save(obj.arguments)
-                self.write(pickle.REDUCE)
-            return None
-        return super().save(obj, save_persistent_id)
-
-
-def write_pth(path, tree, storages=(), truncate=0):
-    data = io.BytesIO()
-    TorchPickler(data, protocol=2).dump(tree)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("weights/data.pkl", data.getvalue())
-        archive.writestr("weights/byteorder", "little")
-        for storage in storages:
-            raw = storage.array.tobytes()
-            archive.writestr(f"weights/data/{storage.key}", raw[: len(raw) - truncate])
-    return path
-
-
-def tensor(storage, shape, stride, offset=0):
-    hooks = collections.OrderedDict()
-    return Named("torch._utils", "_rebuild_tensor_v2", storage, offset, shape, stride, False, hooks)
-
-
-def as_torch(weights):
-    """The tree that torch.save pickles for a state dict, and its storages."""
-    storages = {name: Storage(str(i), np.ascontiguousarray(array)) for i, (name, array) in enumerate(weights.items())}
-    tree = {
-        name: tensor(storage, storage.array.shape, tuple(step // 4 for step in storage.array.strides))
-        for name, storage in storages.items()
-    }
-    return tree, list(storages.values())
 
 
 def test_a_pth_and_a_safetensors_file_give_the_same_bits(tmp_path):
