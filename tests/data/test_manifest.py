@@ -29,6 +29,23 @@ MANIFEST = Manifest(
     shards=SHARDS,
 )
 
+CAPTIONS = {"num_captions": 8, "captions_name": "a.captions", "captions_bytes": 99, "captions_sha256": "1" * 64}
+TEXT_SHARD = dataclasses.replace(SHARDS[0], **CAPTIONS)
+TEXT = dataclasses.replace(
+    MANIFEST,
+    text_encoder="openai/clip-vit-large-patch14",
+    text_encoder_sha256="cd" * 32,
+    context_shape=(77, 768),
+    context_dtype="float16",
+    empty_context_sha256="ef" * 32,
+    shards=(
+        TEXT_SHARD,
+        dataclasses.replace(
+            SHARDS[1], num_captions=2, captions_name="b.captions", captions_bytes=33, captions_sha256="2" * 64
+        ),
+    ),
+)
+
 
 def change(folder, **fields):
     """Rewrites fields of a saved manifest, without its checks."""
@@ -143,4 +160,81 @@ def test_a_field_that_cannot_be_is_named_with_file_value_and_expectation(tmp_pat
     MANIFEST.save(tmp_path)
     change(tmp_path, **{field: value})
     with pytest.raises(UserError, match=rf"^{tmp_path}/manifest.json: {said}"):
+        Manifest.load(tmp_path)
+
+
+def test_a_text_data_set_is_loaded_as_it_was_saved_with_or_without_labels(tmp_path):
+    TEXT.save(tmp_path)
+    assert Manifest.load(tmp_path) == TEXT
+    assert (TEXT.has_text, TEXT.num_captions, TEXT.num_bytes) == (True, 10, 65536 + 99 + 131072 + 33)
+    assert TEXT.shards[0].files == (TEXT_SHARD, Shard("a.captions", 8, 8, 99, "1" * 64))
+    text = (tmp_path / "manifest.json").read_text()
+    assert '  "context_shape": [77, 768],\n' in text
+    assert '"num_captions": 8, "captions_name": "a.captions", "captions_bytes": 99, ' in text
+    unlabelled = dataclasses.replace(TEXT, class_names=(), num_classes=0, text_encoder_sha256="")
+    unlabelled.save(tmp_path)
+    assert Manifest.load(tmp_path) == unlabelled
+
+
+def test_without_text_the_file_says_nothing_of_it(tmp_path):
+    MANIFEST.save(tmp_path)
+    text = (tmp_path / "manifest.json").read_text()
+    assert '"text_encoder": ""' in text
+    assert "caption" not in text
+    assert "context" not in text
+    assert (MANIFEST.has_text, MANIFEST.num_captions, MANIFEST.num_bytes) == (False, 0, 65536 + 131072)
+    assert SHARDS[0].files == (SHARDS[0],)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"text_encoder": ""}, r"text_encoder_sha256 is 'cd.*', expected none without a text_encoder"),
+        (
+            {"text_encoder": "", "text_encoder_sha256": ""},
+            r"context_shape is \(77, 768\), expected none without a text",
+        ),
+        ({"text_encoder_sha256": "cd"}, r"text_encoder_sha256 is 'cd', expected 64 hexadecimal digits"),
+        ({"context_shape": [77]}, r"context_shape is \(77,\), expected two positive numbers, \(tokens, width\)"),
+        ({"context_shape": [77, 0]}, r"context_shape is \(77, 0\), expected two positive numbers"),
+        ({"context_shape": [77, 7.5]}, r"context_shape is \[77, 7.5\], expected tuple\[int, ...\]"),
+        ({"context_dtype": "uint8"}, r"context_dtype is 'uint8', expected one of float16, bfloat16, float32"),
+        ({"empty_context_sha256": ""}, r"empty_context_sha256 is '', expected 64 hexadecimal digits"),
+    ],
+)
+def test_a_field_of_text_that_cannot_be_is_named(tmp_path, fields, said):
+    TEXT.save(tmp_path)
+    change(tmp_path, **fields)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/manifest.json: {said}"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"captions_name": "../c"}, r"name is '../c', expected the name of a file"),
+        ({"captions_name": "b.captions"}, r"shards has a name twice"),
+        ({"captions_name": "b.array_record"}, r"shards has a name twice"),
+        ({"captions_bytes": -1}, r"num_bytes of a.captions is -1, expected a number from 0 up"),
+        ({"captions_sha256": "?"}, r"sha256 of a.captions is '\?', expected 64 hexadecimal digits"),
+        ({"num_captions": 2}, r"num_captions of a.array_record is 2, expected at least one for each of its 3 examples"),
+        ({"captions_name": ""}, r"num_captions of a.array_record is 8, expected none without captions_name"),
+        (dict.fromkeys(CAPTIONS, None), r"captions_name of a.array_record is '', expected the name of a file"),
+    ],
+)
+def test_captions_of_a_shard_that_cannot_be_are_named(tmp_path, fields, said):
+    TEXT.save(tmp_path)
+    shard = dataclasses.asdict(TEXT_SHARD) | fields
+    shards = [{name: value for name, value in shard.items() if value is not None}]
+    change(tmp_path, shards=[*shards, dataclasses.asdict(TEXT.shards[1])])
+    with pytest.raises(UserError, match=rf"^{tmp_path}/manifest.json: {said}"):
+        Manifest.load(tmp_path)
+
+
+def test_captions_without_a_text_encoder_are_refused(tmp_path):
+    MANIFEST.save(tmp_path)
+    change(tmp_path, shards=[dataclasses.asdict(TEXT_SHARD)])
+    with pytest.raises(
+        UserError, match=r"captions_name of a.array_record is 'a.captions', expected none without a text"
+    ):
         Manifest.load(tmp_path)

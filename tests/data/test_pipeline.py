@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.data.prepared import prepare
+from tests.data.prepared import CONTEXT, prepare
 from uvit_jax.data import pipeline
 from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.records import RecordSource
@@ -129,9 +129,9 @@ class CountingSource(ArraySource):
 
     reads: list[int] = dataclasses.field(default_factory=list)
 
-    def read(self, indices, mirrored):
+    def read(self, indices, mirrored, *rest):
         self.reads.extend(indices.tolist())
-        return super().read(indices, mirrored)
+        return super().read(indices, mirrored, *rest)
 
 
 def test_only_a_few_batches_are_read_ahead_and_none_to_reach_a_saved_position(batches):
@@ -166,8 +166,8 @@ class MirrorSource(ArraySource):
 
     shift: int = 100
 
-    def read(self, indices, mirrored):
-        batch = super().read(indices, np.zeros_like(mirrored))
+    def read(self, indices, mirrored, *rest):
+        batch = super().read(indices, np.zeros_like(mirrored), *rest)
         return batch | {"x": batch["x"] + self.shift * mirrored[:, None, None, None]}
 
 
@@ -218,7 +218,7 @@ def test_worker_processes_hand_out_the_same_batches_and_end_when_closed(batches)
 
 @dataclasses.dataclass(frozen=True)
 class FailingSource(ArraySource):
-    def read(self, indices, mirrored):
+    def read(self, indices, mirrored, *rest):
         raise UserError("a.array_record record 7 is damaged")
 
 
@@ -240,6 +240,113 @@ def test_records_are_batches_in_their_own_dtype(batches, tmp_path):
     assert 0 < mirrored.sum() < 15
     np.testing.assert_array_equal(batch["x"], x[indices, mirrored.astype(int)])
     np.testing.assert_array_equal(batch["label"], labels[indices])
+
+
+# The upper halves of the first five words of seed 3: what a run has seen at a position must never change.
+FLIPS = [426205290, 3947405353, 687844646, 2283974846, 2773007633]
+CAPTIONS = [3740187040, 1674070230, 3836412313, 428783249, 3003175713]
+
+
+@pytest.mark.parametrize("first", [0, 1, 4])
+def test_the_random_words_of_a_seed_stay_what_they_are(first):
+    words = pipeline._words(first, 5 - first, 3, pipeline._CAPTIONS)
+    assert [int(word) >> 32 for word in words] == CAPTIONS[first:]
+    words = pipeline._words(first, 5 - first, 3, pipeline._FLIPS)
+    assert [int(word) >> 32 for word in words] == FLIPS[first:]
+    assert pipeline._flips(first, 5 - first, 3).tolist() == [word >= 2**31 for word in FLIPS[first:]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource(ArraySource):
+    """A caption's states are its number among an example's `captions`; keeps whether captions were drawn."""
+
+    captions: int = 3
+    drawn: list[bool] = dataclasses.field(default_factory=list)
+
+    @property
+    def context_shape(self):
+        return CONTEXT
+
+    def read(self, indices, mirrored, draws=None, fields=None):
+        self.drawn.append(draws is not None)
+        assert (draws is not None) == ("context" in fields)
+        batch = super().read(indices, mirrored)
+        if draws is not None:
+            batch["context"] = np.multiply.outer((draws % self.captions).astype(np.float32), np.ones(CONTEXT))
+        return {name: batch[name] for name in fields}
+
+
+def text_source(size=SIZE, captions=3):
+    images = np.arange(size, dtype=np.float32).reshape(-1, 1, 1, 1)
+    return TextSource("text", images, np.zeros(size, np.int32), ["all"], captions)
+
+
+def drawn(iterator, count):
+    """The captions of the next batches, `[count, batch]`."""
+    return np.stack([np.asarray(next(iterator)["context"])[:, 0, 0] for _ in range(count)]).astype(int)
+
+
+TEXT_FIELDS = ("x", "context")
+
+
+def test_captions_are_drawn_at_equal_odds_and_anew_at_every_visit_without_touching_the_order(batches):
+    size, epochs = 500, 4
+    arguments = {"batch_size": 100, "fields": TEXT_FIELDS}
+    count = size * epochs // 100
+    order = take(batches(text_source(size), batch_size=100), count)
+    np.testing.assert_array_equal(take(batches(text_source(size), **arguments), count), order)
+    found = drawn(batches(text_source(size), **arguments), count).reshape(epochs, size)
+    visits = found[np.arange(epochs)[:, None], np.argsort(order.reshape(epochs, size))]  # [epoch, example]
+    assert np.abs(np.bincount(visits.ravel()) - size * epochs / 3).max() < 4 * np.sqrt(size * epochs * 2 / 9)
+    for one in range(epochs):
+        for another in range(one):
+            assert 0.23 < np.mean(visits[one] == visits[another]) < 0.43
+    other = drawn(batches(text_source(size), **arguments, seed=1), count).reshape(epochs, size)
+    assert 0.23 < np.mean(found == other) < 0.43
+
+
+def test_captions_are_drawn_apart_from_flips(batches):
+    source = text_source(400, captions=2)
+    fields = ("context",)
+    plain = drawn(batches(source, batch_size=100, fields=fields), 8)
+    np.testing.assert_array_equal(drawn(batches(source, batch_size=100, fields=fields, flip=True), 8), plain)
+    flips = pipeline._flips(0, 800, 0)
+    assert 0.4 < np.mean(flips == plain.ravel()) < 0.6
+
+
+@pytest.mark.parametrize(("batch_size", "prefetch"), [(2, 2), (10, 1), (20, 0)])
+def test_a_caption_depends_on_its_place_in_the_stream_alone(batches, batch_size, prefetch):
+    expected = drawn(batches(text_source(), fields=TEXT_FIELDS), 50).ravel()
+    iterator = batches(text_source(), fields=TEXT_FIELDS, batch_size=batch_size, prefetch=prefetch)
+    np.testing.assert_array_equal(drawn(iterator, 200 // batch_size).ravel(), expected)
+    iterator.set_state({"next_index": 3})
+    np.testing.assert_array_equal(drawn(iterator, 2).ravel(), expected[3 * batch_size : 5 * batch_size])
+
+
+def test_no_caption_is_drawn_where_none_is_wanted(batches):
+    source = text_source()
+    assert next(batches(source)).keys() == {"x", "label"}
+    assert not any(source.drawn)
+
+
+def test_where_there_are_no_captions_a_context_is_refused_before_anything_is_read(batches):
+    with pytest.raises(
+        UserError, match=r"^'numbers' holds no captions, expected a data set prepared with a text encoder$"
+    ):
+        batches(fields=TEXT_FIELDS)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_prepared_captions_are_batches_in_their_own_dtype(batches, tmp_path, workers):
+    prepare(tmp_path, context_dtype="bfloat16")
+    source = RecordSource(tmp_path)
+    batch = next(batches(source, fields=TEXT_FIELDS, batch_size=15, workers=workers))
+    assert batch.keys() == {"x", "context"}
+    assert (batch["context"].dtype, batch["context"].shape) == (jnp.bfloat16, (15, *CONTEXT))
+    draws = pipeline._words(0, 15, 0, pipeline._CAPTIONS)
+    order = pipeline._shuffled(0, 15, 15, 0).tolist()
+    for i, draw, context in zip(order, draws.tolist(), np.asarray(batch["context"]), strict=True):
+        np.testing.assert_array_equal(context, source.context(i, draw % (1 + i % 4)))
 
 
 def test_closing_stops_the_threads_and_a_closed_iterator_says_so(batches):

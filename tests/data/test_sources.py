@@ -62,3 +62,12 @@ def test_an_unknown_source_is_refused_and_the_known_ones_named():
     with pytest.raises(UserError, match=r"^source is 'digit', expected one of 'digits'$"):
         load_source("digit")
     assert load_source("digits").name == digits().name
+
+
+def test_only_the_fields_asked_for_are_there_and_draws_have_no_captions_to_pick(source):
+    assert source.context_shape == ()
+    indices, draws = np.array([3, 1]), np.array([2**63, 7], np.uint64)
+    batch = source.read(indices, np.zeros(2, bool), draws, ("label",))
+    assert batch.keys() == {"label"}
+    np.testing.assert_array_equal(batch["label"], source.labels[indices])
+    assert source.read(indices, np.zeros(2, bool), draws).keys() == {"x", "label"}

@@ -24,7 +24,7 @@ class ImageFolder:
     """Image files of one folder, decoded when they are asked for.
 
     Attributes:
-      name: the folder's name.
+      name: what a manifest calls it: the folder's name, or "coco:<folder>:<split>".
       root: the folder itself.
       files: paths relative to it, with forward slashes.
       labels: class of each file; -1 where there are no classes.

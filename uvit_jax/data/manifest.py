@@ -6,13 +6,12 @@ import math
 import os
 import pathlib
 import re
-import types
-import typing
-from typing import Any
+from collections.abc import Callable
 
 import ml_dtypes  # noqa: F401  (NumPy knows the name "bfloat16" from here on)
 import numpy as np
 
+from uvit_jax.data.json_fields import dumps, from_json, to_json
 from uvit_jax.errors import UserError
 from uvit_jax.telemetry.atomic import atomic_write
 
@@ -20,6 +19,9 @@ FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 KINDS = ("pixels", "moments", "latents")
 DTYPES = ("uint8", "float16", "bfloat16", "float32")
+CONTEXT_DTYPES = DTYPES[1:]
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Shard:
       num_records: one for each image, or two where mirror images are stored.
       num_bytes: size of the file.
       sha256: of the file's bytes, hexadecimal.
+      num_captions: of all its images; 0 without text.
+      captions_name: of the file of these captions, in the same folder; "" without text, as the next two.
+      captions_bytes: size of that file.
+      captions_sha256: of that file's bytes.
     """
 
     name: str
@@ -39,6 +45,10 @@ class Shard:
     num_records: int
     num_bytes: int
     sha256: str
+    num_captions: int = 0
+    captions_name: str = ""
+    captions_bytes: int = 0
+    captions_sha256: str = ""
 
     def __post_init__(self):
         if self.name != pathlib.PurePath(self.name).name or self.name in ("", ".."):
@@ -46,8 +56,32 @@ class Shard:
         for field in ("num_examples", "num_records", "num_bytes"):
             if getattr(self, field) < 0:
                 raise UserError(f"{field} of {self.name} is {getattr(self, field)}, expected a number from 0 up")
-        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+        if not _SHA256.fullmatch(self.sha256):
             raise UserError(f"sha256 of {self.name} is {self.sha256!r}, expected 64 hexadecimal digits")
+        if self.captions is None:
+            for field in ("num_captions", "captions_bytes", "captions_sha256"):
+                if getattr(self, field):
+                    raise UserError(
+                        f"{field} of {self.name} is {getattr(self, field)!r}, expected none without captions_name"
+                    )
+        elif self.num_captions < self.num_examples:
+            raise UserError(
+                f"num_captions of {self.name} is {self.num_captions}, expected at least one for each of its "
+                f"{self.num_examples} examples"
+            )
+
+    @property
+    def captions(self) -> "Shard | None":
+        """The file of its images' captions, a shard whose examples they are; None without text."""
+        if not self.captions_name:
+            return None
+        counts = (self.num_captions, self.num_captions)
+        return Shard(self.captions_name, *counts, self.captions_bytes, self.captions_sha256)
+
+    @property
+    def files(self) -> "tuple[Shard, ...]":
+        """Itself, and the file of its captions where there is one."""
+        return (self,) if self.captions is None else (self, self.captions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +105,14 @@ class Manifest:
       shift: what is taken off the latents (0 but for Stable Diffusion 3's and Flux's autoencoders).
       mean: of each channel: of pixels in [-1, 1]; of latents before any scale (for moments: of z drawn from them).
       std: of each channel, likewise.
-      text_encoder: the name of the captions' encoder; "" without captions.
+      text_encoder: the name of the captions' encoder, which makes this a text data set; "" without captions.
       crop: how the images were made square.
       skipped: how many originals could not be decoded.
       shards: in the order of the examples.
+      text_encoder_sha256: of the text encoder's weights; "" without captions, as the next three.
+      context_shape: of a caption's states, (tokens, width).
+      context_dtype: of a caption's states, one of CONTEXT_DTYPES.
+      empty_context_sha256: of the file with the states of the empty caption.
     """
 
     source: str
@@ -96,6 +134,10 @@ class Manifest:
     crop: str
     skipped: int
     shards: tuple[Shard, ...]
+    text_encoder_sha256: str = ""
+    context_shape: tuple[int, ...] = ()
+    context_dtype: str = ""
+    empty_context_sha256: str = ""
 
     def __post_init__(self):
         def expect(holds: bool, field: str, expected: str) -> None:
@@ -120,7 +162,9 @@ class Manifest:
         expect(self.scale is None or (math.isfinite(self.scale) and self.scale > 0), "scale", "positive, or none")
         expect(math.isfinite(self.shift), "shift", "a finite number")
         expect(self.skipped >= 0, "skipped", "a number from 0 up")
-        if len({shard.name for shard in self.shards}) < len(self.shards):
+        self._check_text(expect)
+        names = [file.name for shard in self.shards for file in shard.files]
+        if len(set(names)) < len(names):
             raise UserError("shards has a name twice, expected as many files as entries")
         each = 2 if self.mirror else 1
         for shard in self.shards:
@@ -129,6 +173,27 @@ class Manifest:
                     f"num_records of {shard.name} is {shard.num_records}, expected {each * shard.num_examples} "
                     f"({each} for each of its {shard.num_examples} examples)"
                 )
+
+    def _check_text(self, expect: Callable[[bool, str, str], None]) -> None:
+        if not self.has_text:
+            for field in ("text_encoder_sha256", "context_shape", "context_dtype", "empty_context_sha256"):
+                expect(not getattr(self, field), field, "none without a text_encoder")
+        else:
+            shape = self.context_shape
+            expect(len(shape) == 2 and min(shape) > 0, "context_shape", "two positive numbers, (tokens, width)")
+            expect(self.context_dtype in CONTEXT_DTYPES, "context_dtype", f"one of {', '.join(CONTEXT_DTYPES)}")
+            digits = "64 hexadecimal digits"
+            expect(bool(_SHA256.fullmatch(self.text_encoder_sha256 or "0" * 64)), "text_encoder_sha256", digits)
+            expect(bool(_SHA256.fullmatch(self.empty_context_sha256)), "empty_context_sha256", digits)
+        for shard in self.shards:
+            if (shard.captions is not None) != self.has_text:
+                expected = "the name of a file" if self.has_text else "none without a text_encoder"
+                raise UserError(f"captions_name of {shard.name} is {shard.captions_name!r}, expected {expected}")
+
+    @property
+    def has_text(self) -> bool:
+        """Whether every image has captions."""
+        return self.text_encoder != ""
 
     @property
     def num_examples(self) -> int:
@@ -139,6 +204,16 @@ class Manifest:
     def num_records(self) -> int:
         """Records in all shards."""
         return sum(shard.num_records for shard in self.shards)
+
+    @property
+    def num_captions(self) -> int:
+        """Captions of all images."""
+        return sum(shard.num_captions for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all shards and their captions."""
+        return sum(file.num_bytes for shard in self.shards for file in shard.files)
 
     @property
     def numpy_dtype(self) -> np.dtype:
@@ -152,10 +227,11 @@ class Manifest:
           UserError: the folder can't be written to, or its disk is full.
         """
         path = pathlib.Path(folder) / FILE_NAME
-        values = {"format_version": FORMAT_VERSION} | dataclasses.asdict(self)
+        values = {"format_version": FORMAT_VERSION} | to_json(self)
+        values["shards"] = [to_json(shard) for shard in self.shards]
         # A line for each field and each shard: json's own indent would spend one on every class and number.
-        fields = [f"  {json.dumps(name)}: {_dumps(value)}" for name, value in values.items() if name != "shards"]
-        shards = ",\n".join(f"    {_dumps(shard)}" for shard in values["shards"])
+        fields = [f"  {json.dumps(name)}: {dumps(value)}" for name, value in values.items() if name != "shards"]
+        shards = ",\n".join(f"    {dumps(shard)}" for shard in values["shards"])
         text = "{\n" + ",\n".join([*fields, '  "shards": [\n' + shards + "\n  ]"]) + "\n}\n"
         try:
             with atomic_write(path) as file:
@@ -189,46 +265,7 @@ class Manifest:
         try:
             shards = values.get("shards")
             if isinstance(shards, list):
-                values["shards"] = [_from_json(Shard, "a shard", shard) for shard in shards]
-            return _from_json(cls, "the manifest", values)
+                values["shards"] = [from_json(Shard, "a shard", shard) for shard in shards]
+            return from_json(cls, "the manifest", values)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _from_json(cls: type, what: str, values: Any) -> Any:
-    """A dataclass of these values, none of them missing, unknown or of another type."""
-    hints = typing.get_type_hints(cls)
-    if not isinstance(values, dict):
-        raise UserError(f"{what} is {values!r:.60}, expected the fields {', '.join(hints)}")
-    for name in sorted(hints.keys() ^ values.keys()):
-        raise UserError(f"{what} {'lacks the field' if name in hints else 'has the unknown field'} {name!r}")
-    made = {}
-    for name, value in values.items():
-        try:
-            made[name] = _typed(value, hints[name])
-        except TypeError:
-            shown = getattr(hints[name], "__name__", "") if isinstance(hints[name], type) else str(hints[name])
-            raise UserError(f"{name} is {value!r:.60}, expected {shown}") from None
-    return cls(**made)
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    """A value read from JSON as the type that an annotation names: lists become tuples, a bool is no number.
-
-    Raises:
-      TypeError: it is of another type.
-    """
-    if isinstance(hint, types.UnionType):
-        return None if value is None else _typed(value, typing.get_args(hint)[0])
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, list):
-            return tuple(_typed(item, typing.get_args(hint)[0]) for item in value)
-    elif isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
-        return value
-    elif hint is float and type(value) is int:
-        return float(value)
-    raise TypeError

@@ -81,6 +81,20 @@ def read_metadata(path: pathlib.Path, files: Sequence[str]) -> Metadata:
     return Metadata(labels, class_names, captions)
 
 
+def check_characters(where: str, caption: str) -> None:
+    """Refuses a caption that can't be written as UTF-8, as JSON's escapes allow half of a pair of surrogates.
+
+    Raises:
+      UserError: beginning with `where`.
+    """
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where} has the half character \\u{ord(caption[error.start]):04x}, expected whole ones"
+        ) from None
+
+
 def _read_lines(path: pathlib.Path) -> dict[int, _Entry]:
     try:
         # Not splitlines(): JSON's strings may hold other line separators of Unicode's.
@@ -125,12 +139,7 @@ def _captions(where: str, value: Any) -> tuple[str, ...]:
     for caption in captions:
         if not isinstance(caption, str):
             raise UserError(f"{where} is {_short(value)}, expected a string or a list of strings")
-        try:
-            caption.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{where} has the half character \\u{ord(caption[error.start]):04x}, expected whole ones"
-            ) from None
+        check_characters(where, caption)
     return captions
 
 

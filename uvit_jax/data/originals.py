@@ -1,9 +1,10 @@
-"""Data sets of original images, opened by name: image folders and TFDS."""
+"""Data sets of original images, opened by name: image folders, COCO's captions and TFDS."""
 
 import pathlib
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from uvit_jax.data.coco import coco_splits, open_coco
 from uvit_jax.data.decoding import CorruptImage, Original
 from uvit_jax.data.folders import open_folder
 from uvit_jax.data.tfds_source import PREFIX, open_tfds
@@ -18,7 +19,7 @@ class Originals(Protocol):
 
     @property
     def name(self) -> str:
-        """What a manifest calls the data set: a folder's name, or "tfds:cifar10"."""
+        """What a manifest calls the data set: a folder's name, "coco:<folder>:train2014" or "tfds:cifar10"."""
         ...
 
     @property
@@ -38,9 +39,9 @@ def open_originals(source: str, split: str = "train", data_dir: str = "") -> Ori
 
     Args:
       source: "tfds:<name>", as TFDS writes names ("tfds:cifar10", "tfds:<name>/<config>:<version>"); otherwise a folder
-        of images, see `folders.open_folder`.
+        of images, see `folders.open_folder`, or one with COCO's captions, see `coco.open_coco`.
       split: which part. TFDS's slices ("train[:10%]") work there; a folder's splits are its sub-folders, and a folder
-        that has none is all "train".
+        that has none is all "train". COCO's may lack the year where there is but one.
       data_dir: where TFDS keeps its data sets; "" for its own default. Folders have no use for it.
 
     Raises:
@@ -50,4 +51,5 @@ def open_originals(source: str, split: str = "train", data_dir: str = "") -> Ori
         return open_tfds(source, split, data_dir)
     if data_dir:
         raise UserError(f"data_dir is {data_dir!r}, expected none for the folder {source!r}: it is where TFDS looks")
-    return open_folder(pathlib.Path(source).expanduser(), split)
+    folder = pathlib.Path(source).expanduser()
+    return open_coco(folder, split) if coco_splits(folder) else open_folder(folder, split)

@@ -10,14 +10,15 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt64
 
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
 
 Batch = dict[str, jax.Array]
-# Keeps the random bits of the flips apart from any other use of the same seed.
+# Keep the random bits of the flips and of the captions apart from each other and from any other use of the same seed.
 _FLIPS = 0x666C6970
+_CAPTIONS = 0x63617074
 
 
 def train_batches(
@@ -40,9 +41,10 @@ def train_batches(
 
     Args:
       source: random access to examples.
-      fields: the names of an example's arrays that are wanted.
+      fields: the names of an example's arrays that are wanted. With "context", every visit of an example shows one of
+        its captions, drawn anew; without, no caption is read.
       batch_size: examples in a global batch.
-      seed: of the shuffle and the flips.
+      seed: of the shuffle, the flips and the captions drawn.
       sharding: of the batches; splits the first dimension.
       flip: whether every visit of an example shows it or its mirror image, at even odds.
       prefetch: batches made ready on the devices ahead of time; as many are read at once (by each worker).
@@ -50,14 +52,16 @@ def train_batches(
         interpreter's lock, as records do.
 
     Raises:
-      UserError: the source is empty, or has no mirror images to flip; or batches don't divide over the hosts. While
-        iterating: what the source raises.
+      UserError: the source is empty, or has no mirror images to flip or no captions; or batches don't divide over the
+        hosts. While iterating: what the source raises.
     """
     hosts = jax.process_count()
     if len(source) == 0:
         raise UserError(f"{source.name!r} has 0 examples, expected at least one")
     if flip and not source.can_mirror:
         raise UserError(f"flip is True, but {source.name!r} holds no mirror images and its examples can't be mirrored")
+    if "context" in fields and not source.context_shape:
+        raise UserError(f"{source.name!r} holds no captions, expected a data set prepared with a text encoder")
     if batch_size % hosts:
         raise UserError(f"batch_size is {batch_size}, expected a multiple of the {hosts} hosts")
     if not 0 <= seed < 2**32:
@@ -102,8 +106,8 @@ class _BatchReader:
         first = k * self.batch_size + self.host * part
         indices = _shuffled(first, part, len(self.source), self.seed)
         mirrored = _flips(first, part, self.seed) if self.flip else np.zeros(part, bool)
-        examples = self.source.read(indices, mirrored)
-        return {name: examples[name] for name in self.fields}
+        draws = _words(first, part, self.seed, _CAPTIONS) if "context" in self.fields else None
+        return self.source.read(indices, mirrored, draws, self.fields)
 
 
 def _shuffled(first: int, count: int, size: int, seed: int) -> Int[np.ndarray, " count"]:
@@ -119,10 +123,14 @@ def _shuffled(first: int, count: int, size: int, seed: int) -> Int[np.ndarray, "
 
 
 def _flips(first: int, count: int, seed: int) -> Bool[np.ndarray, " count"]:
-    """For the same positions whether a mirror image is shown: the top bit of a word each of a Philox stream."""
+    """For the same positions whether a mirror image is shown: the top bit of a random word."""
+    return _words(first, count, seed, _FLIPS) >= 2**63
+
+
+def _words(first: int, count: int, seed: int, stream: int) -> UInt64[np.ndarray, " count"]:
+    """For the same positions a random word each, of the Philox stream of this seed and this number."""
     block, skip = divmod(first, 4)  # Philox counts blocks of four words.
-    words = np.random.Philox(key=np.array([seed, _FLIPS], np.uint64), counter=block).random_raw(skip + count)
-    return words[skip:] >= 2**63
+    return np.random.Philox(key=np.array([seed, stream], np.uint64), counter=block).random_raw(skip + count)[skip:]
 
 
 def _to_devices(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> Batch:

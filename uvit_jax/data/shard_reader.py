@@ -1,6 +1,7 @@
 """Random access to the records of a data set's shards, with every fault told by shard and record."""
 
 import collections
+import hashlib
 import os
 import pathlib
 import resource
@@ -28,20 +29,30 @@ class ShardReader:
       folder: of the shards.
       shards: what the manifest says of them.
       record_bytes: the length of each record.
+      readers: how many of these objects share the files that the process may have open.
+      longer: whether records may be longer than that.
 
     Raises:
       UserError: a shard is missing or not of its size.
     """
 
-    def __init__(self, folder: pathlib.Path, shards: Sequence[Shard], record_bytes: int):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        shards: Sequence[Shard],
+        record_bytes: int,
+        *,
+        readers: int = 1,
+        longer: bool = False,
+    ):
         self._paths = [folder / shard.name for shard in shards]
-        self.record_bytes = record_bytes
+        self._record_bytes, self._longer = record_bytes, longer
         self._shards = shards
         for path, shard in zip(self._paths, shards, strict=True):
             _check_size(path, shard)
         self._open: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most_open = len(shards) if limit == resource.RLIM_INFINITY else max(1, limit // 2)
+        self._most_open = len(shards) if limit == resource.RLIM_INFINITY else max(1, limit // (2 * readers))
         self._lock = threading.Lock()
 
     def record(self, shard: int, number: int) -> bytes:
@@ -55,9 +66,10 @@ class ShardReader:
             # A range of one takes a third of the time of a list, even a long one, whose cost grows with the shard.
             (data,) = reader.read(number, number + 1)
         except (RuntimeError, IndexError, ValueError) as error:
-            raise self._fault(shard, number, one_clause(error)) from error
-        if len(data) != self.record_bytes:
-            raise self._fault(shard, number, f"it has {len(data)} bytes instead of {self.record_bytes}")
+            raise self.fault(shard, number, one_clause(error)) from error
+        if len(data) < self._record_bytes or (len(data) > self._record_bytes and not self._longer):
+            expected = f"{'at least ' if self._longer else ''}{self._record_bytes}"
+            raise self.fault(shard, number, f"it has {len(data)} bytes instead of {expected}")
         return data
 
     def scan(self, shard: int) -> Iterator[bytes]:
@@ -73,9 +85,25 @@ class ShardReader:
             )
         return (self.record(shard, number) for number in range(expected))
 
+    def check_sha256(self, shard: int) -> None:
+        """Reads a shard's file once more, as bytes.
+
+        Raises:
+          UserError: they are not those that were written.
+        """
+        path, expected = self._paths[shard], self._shards[shard].sha256
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != expected:
+            raise UserError(f"{path} has SHA-256 {digest}, expected {expected}: prepare the data set again")
+
     def path(self, shard: int) -> pathlib.Path:
         """The file of a shard."""
         return self._paths[shard]
+
+    def fault(self, shard: int, number: int, detail: str) -> UserError:
+        """The error for a record that is not as it was written."""
+        return UserError(f"{self._paths[shard]} record {number} is damaged ({detail}): prepare the data set again")
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         with self._lock:
@@ -87,9 +115,6 @@ class ShardReader:
             else:
                 self._open.move_to_end(shard)
             return reader
-
-    def _fault(self, shard: int, number: int, detail: str) -> UserError:
-        return UserError(f"{self._paths[shard]} record {number} is damaged ({detail}): prepare the data set again")
 
 
 def one_clause(error: Exception) -> str:

@@ -1,11 +1,14 @@
-"""Data sets as random access to examples, read a batch at a time: `{"x": [n, h, w, c], "label": int32 [n]}`."""
+"""Data sets as random access to examples, read a batch at a time: `{"x": [n, h, w, c], "label": int32 [n]}`.
+
+Where images have captions there is a third array, "context" `[n, tokens, width]`: the states of one caption of each.
+"""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt64
 
 from uvit_jax.errors import UserError
 
@@ -26,11 +29,23 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Int[np.ndarray, " n"], mirrored: Bool[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+    def read(
+        self,
+        indices: Int[np.ndarray, " n"],
+        mirrored: Bool[np.ndarray, " n"],
+        draws: UInt64[np.ndarray, " n"] | None = None,
+        fields: Collection[str] | None = None,
+    ) -> dict[str, np.ndarray]:
         """The examples of these numbers, stacked, those with `mirrored` as mirror images; called from threads.
 
+        Args:
+          indices: of the examples.
+          mirrored: which of them are read as mirror images.
+          draws: random words, each of which picks one of its example's captions; None for the first.
+          fields: which of the arrays are wanted; None for all.
+
         Returns:
-          "x" `[n, h, w, c]` and "label" int32 `[n]`.
+          "x" `[n, h, w, c]`, "label" int32 `[n]` and, where there are captions, "context" `[n, tokens, width]`.
         """
         ...
 
@@ -42,6 +57,11 @@ class Source(Protocol):
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """Shape (h, w, c) of an example."""
+        ...
+
+    @property
+    def context_shape(self) -> tuple[int, ...]:
+        """Shape (tokens, width) of a caption's states; () where there are no captions."""
         ...
 
     @property
@@ -69,15 +89,23 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, indices: Int[np.ndarray, " n"], mirrored: Bool[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+    def read(
+        self,
+        indices: Int[np.ndarray, " n"],
+        mirrored: Bool[np.ndarray, " n"],
+        draws: UInt64[np.ndarray, " n"] | None = None,
+        fields: Collection[str] | None = None,
+    ) -> dict[str, np.ndarray]:
         """The examples of these numbers, stacked; where `mirrored`, left and right are exchanged.
 
         Returns:
-          "x", float32 `[n, h, w, c]` in [-1, 1], and "label", int32 `[n]`.
+          "x", float32 `[n, h, w, c]` in [-1, 1], and "label", int32 `[n]`, or those of them that `fields` names. There
+          are no captions to be drawn.
         """
         x = self.images[indices]
         x[mirrored] = x[mirrored, :, ::-1]
-        return {"x": x, "label": self.labels[indices].astype(np.int32)}
+        batch = {"x": x, "label": self.labels[indices].astype(np.int32)}
+        return batch if fields is None else {name: batch[name] for name in fields}
 
     @property
     def can_mirror(self) -> bool:
@@ -89,6 +117,11 @@ class ArraySource:
         """Shape (h, w, c) of an example."""
         h, w, c = self.images.shape[1:]
         return h, w, c
+
+    @property
+    def context_shape(self) -> tuple[int, ...]:
+        """There are no captions."""
+        return ()
 
     @property
     def num_classes(self) -> int:
