@@ -8,8 +8,8 @@ python -m uvit_jax.main --job prepare --config configs/latent_demo.py --config.p
 python -m uvit_jax.main --config configs/latent_demo.py --config.autoencoder.name=TAEF2 --config.model.num_classes=51
 python -m uvit_jax.main --job sample --workdir runs/latent_demo
 
-num_classes is one more than the classes of the folder. On 50 photographs, one a class, the run below takes @MINUTES@ and
-its samples have each photograph's colours and layout; details want many times the steps.
+num_classes is one more than the classes of the folder. On 50 photographs, one a class, the three take six minutes; the
+samples then have the colours and rough shapes of each class's photograph, and details want many times the steps.
 """
 
 from ml_collections import ConfigDict

@@ -113,6 +113,10 @@ def _config_path() -> tuple[str, str]:
 
 def _one_line(error: object) -> str:
     """An exception of a library in one line: of a traceback in it, the end."""
+    # Our own words, wherever a library passed them on.
+    _, ours, told = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
+    if ours:
+        return " ".join(told.split())
     # A KeyError's text is a repr, of another one's where it was passed on.
     text = str(error).replace("\\n", " ").replace("\\", "").strip("'\"")
     head, traceback, tail = text.partition("Traceback (most recent call last):")

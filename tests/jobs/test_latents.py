@@ -188,7 +188,7 @@ def test_weights_of_another_architecture_are_refused_by_name(root, tmp_path, cha
 
 
 def test_weights_that_are_not_there_are_told(root, tmp_path):
-    with pytest.raises(UserError, match=r"^config\.init_from is 'gone\.pth': there is no weights file"):
+    with pytest.raises(UserError, match=r"^config\.init_from is 'gone\.pth', expected a weights file or a workdir"):
         sample.run(experiment(root, "kl", init_from="gone.pth"), tmp_path / "run")
 
 

@@ -96,7 +96,7 @@ def tiny():
 
 def test_a_step_is_a_function_of_seed_and_step_number_alone(tiny):
     network, init, optimizer, batch = tiny
-    objective = Objective(VPLinear(), p_uncond=0.5, null_label=3)
+    objective = Objective(VPLinear(), p_uncond=0.5, null_condition=3)
     make = lambda seed: jax.jit(make_train_step(network, objective, optimizer, ema_rate=0.9, seed=seed))  # noqa: E731
     state = create(init, optimizer, 0)
     one, metrics = make(0)(state, batch)
@@ -112,7 +112,7 @@ def test_a_step_is_a_function_of_seed_and_step_number_alone(tiny):
 
 def test_labels_are_dropped_to_the_empty_one_at_the_asked_rate(tiny):
     *_, batch = tiny
-    objective = Objective(VPLinear(), p_uncond=0.25, null_label=3)
+    objective = Objective(VPLinear(), p_uncond=0.25, null_condition=3)
     t, noise, label = draw(objective, batch["x"], batch["label"], jax.random.key(0))
     assert t.shape == (512,)
     assert noise.shape == (512, 4, 4, 1)

@@ -1,20 +1,19 @@
-"""What must fit together before a device works: model and data, batch and mesh, and the labels asked for."""
-
-import numpy as np
+"""What must fit together before a device works: model and data, batch and mesh."""
 
 from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.jobs.config import Experiment
-from uvit_jax.models.uvit import check_labels
 
 
 def check_source(experiment: Experiment, source: Source) -> None:
     """Raises a UserError where the model's input or labels are not the data's."""
     model = experiment.model
     if model.context_dim:
-        raise UserError(f"config.model.context_dim is {model.context_dim}, but {source.name!r} has no text")
+        if not source.context_shape:
+            raise UserError(f"config.model.context_dim is {model.context_dim}, but {source.name!r} has no captions")
+        check_context(experiment, source.context_shape, f"the captions of {source.name!r} have")
     manifest = source.manifest if isinstance(source, RecordSource) else None
     latents = manifest is not None and manifest.kind != "pixels"
     # Pixels are encoded in the step where there is an autoencoder: `check_latents` knows their shape then.
@@ -62,6 +61,15 @@ def check_encoded(experiment: Experiment, source: Source, autoencoder: Autoencod
         )
 
 
+def check_context(experiment: Experiment, shape: tuple[int, ...], what: str) -> None:
+    """Raises a UserError where states of texts are of another length or width than the model's."""
+    expected = (experiment.model.context_length, experiment.model.context_dim)
+    if tuple(shape) != expected:
+        raise UserError(
+            f"config.model has context_length, context_dim = {expected}, but {what} states of shape {tuple(shape)}"
+        )
+
+
 def check_mesh(experiment: Experiment, sizes: tuple[int, int, int]) -> None:
     """Raises a UserError where a batch or the heads can't be split over the mesh."""
     data, fsdp, tensor = sizes
@@ -75,28 +83,3 @@ def check_mesh(experiment: Experiment, sizes: tuple[int, int, int]) -> None:
         raise UserError(
             f"config.model.num_heads is {experiment.model.num_heads}, expected a multiple of mesh.tensor = {tensor}"
         )
-
-
-def sample_labels(experiment: Experiment, count: int) -> np.ndarray | None:
-    """Labels `[count]` int32 as `sample.labels` says, classes in turn; None for an unconditional model.
-
-    Raises:
-      UserError: for what is no list of classes, or a class outside the table.
-    """
-    text, classes = experiment.sample.labels.strip(), experiment.num_real_classes
-    if not classes:
-        if text not in ("", "all"):
-            raise UserError(f"config.sample.labels is {text!r}, expected 'all' for a model without labels")
-        return None
-    if text == "all":
-        asked = np.arange(classes)
-    else:
-        try:
-            asked = np.array([int(part) for part in text.split(",")])
-        except ValueError:
-            raise UserError(f"config.sample.labels is {text!r}, expected 'all' or classes as in '0,3,7'") from None
-        try:
-            check_labels(asked, classes)
-        except UserError as error:
-            raise UserError(f"config.sample.labels: {error}") from None
-    return np.resize(asked, count).astype(np.int32)

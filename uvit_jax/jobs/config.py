@@ -15,6 +15,7 @@ from uvit_jax.jobs.sections import (
     DiffusionConfig,
     PrepareConfig,
     SampleConfig,
+    TextEncoderSection,
     TrainConfig,
 )
 from uvit_jax.models.uvit import UViTConfig
@@ -35,6 +36,7 @@ class Experiment:
     model: UViTConfig = dataclasses.field(default_factory=UViTConfig)
     diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     autoencoder: AutoencoderSection = dataclasses.field(default_factory=AutoencoderSection)
+    text_encoder: TextEncoderSection = dataclasses.field(default_factory=TextEncoderSection)
     init_from: str = ""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -92,6 +94,15 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
         raise UserError(
             f"config.sample.guidance_scale is {experiment.sample.guidance_scale}, expected 0: with "
             "config.diffusion.p_uncond = 0 the model knows no empty condition to guide away from"
+        )
+    sample = experiment.sample
+    if (sample.prompts or sample.negative_prompt) and not experiment.model.context_dim:
+        field, value = ("prompts", sample.prompts) if sample.prompts else ("negative_prompt", sample.negative_prompt)
+        raise UserError(f"config.sample.{field} is {value!r}, expected none for a model without text")
+    if sample.negative_prompt and not sample.guidance_scale:
+        raise UserError(
+            f"config.sample.negative_prompt is {sample.negative_prompt!r}, but config.sample.guidance_scale is 0: "
+            "expected a scale to be guided away from it with"
         )
     return experiment
 

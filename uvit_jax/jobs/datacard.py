@@ -8,6 +8,7 @@ from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import Autoencoder
+from uvit_jax.interop.clip import TextEncoder
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.models.latents import Normalization
 from uvit_jax.telemetry.atomic import atomic_write
@@ -25,6 +26,8 @@ class DataCard:
       normalization: how the network's latents are scaled; None for a model of pixels.
       autoencoder: name of the autoencoder whose latents they are.
       autoencoder_sha256: of its encoder; empty where it was not at hand.
+      text_encoder: name of the encoder of its captions; empty without.
+      text_encoder_sha256: of its weights.
     """
 
     name: str
@@ -32,6 +35,16 @@ class DataCard:
     normalization: Normalization | None = None
     autoencoder: str = ""
     autoencoder_sha256: str = ""
+    text_encoder: str = ""
+    text_encoder_sha256: str = ""
+
+    def check_text(self, encoder: TextEncoder) -> None:
+        """Raises a UserError where a model learned from another encoder's states of its captions."""
+        if self.text_encoder_sha256 and encoder.sha256 != self.text_encoder_sha256:
+            raise UserError(
+                f"config.text_encoder.name is {encoder.name!r} (SHA-256 {encoder.sha256[:12]}), but the captions of "
+                f"{self.name!r} were encoded with {self.text_encoder!r} ({self.text_encoder_sha256[:12]})"
+            )
 
     def check(self, autoencoder: Autoencoder | None) -> None:
         """Raises a UserError where these are another autoencoder's latents."""
@@ -78,6 +91,18 @@ def card_of_source(experiment: Experiment, source: Source, autoencoder: Autoenco
       UserError: where the config names another autoencoder or scale than the one the data were made with.
     """
     names = tuple(source.class_names)
+    manifest = source.manifest if isinstance(source, RecordSource) else None
+    card = _card_of_images(experiment, source, autoencoder, names)
+    if manifest is None:
+        return card
+    return dataclasses.replace(
+        card, text_encoder=manifest.text_encoder, text_encoder_sha256=manifest.text_encoder_sha256
+    )
+
+
+def _card_of_images(
+    experiment: Experiment, source: Source, autoencoder: Autoencoder | None, names: tuple[str, ...]
+) -> DataCard:
     manifest = source.manifest if isinstance(source, RecordSource) else None
     if manifest is None or manifest.kind == "pixels":
         return card_of_config(experiment, autoencoder, source.name, names)

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,17 +13,20 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (NumPy knows the name "bfloat16" from here on)
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from uvit_jax.data.crops import CROPS
 from uvit_jax.data.manifest import Manifest
 from uvit_jax.data.official_features import OfficialFeatures, is_official_features
-from uvit_jax.data.originals import CorruptImage, Originals, open_originals
+from uvit_jax.data.originals import CorruptImage, Original, Originals, open_originals
+from uvit_jax.data.shard_writer import Caption
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.sections import PrepareConfig
 from uvit_jax.jobs.setup import open_experiment_autoencoder
+from uvit_jax.jobs.text import TextStates, open_text_states
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from uvit_jax.training.codec import Codec
 
@@ -49,6 +53,10 @@ class Plan:
     scale: float | None
     shift: float
     crop: str
+    text_encoder: str
+    text_encoder_sha256: str
+    context_shape: tuple[int, ...]
+    context_dtype: str
     num_images: int
     images_per_shard: int
 
@@ -60,20 +68,24 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What is stored of one image: its label (-1 for none), its array, and its mirror image's where that is stored."""
+    """What is stored of one image: its label (-1 for none), its array, its mirror image's where that is stored, and its
+    captions, states and text of each, where the data set has any.
+    """
 
     label: int
     arrays: tuple[np.ndarray, ...]
+    captions: tuple[Caption, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Ingredients:
-    """Examples by their number, to be stored as the plan says."""
+    """Examples by their number, to be stored as the plan says, and the states of the empty caption."""
 
     plan: Plan
     class_names: tuple[str, ...]
     # examples(images) yields lists of examples in order, and the names of images left out.
     examples: Callable[[range], Iterator[tuple[list[Example], list[str]]]]
+    empty_context: Callable[[], Float[np.ndarray, "l d"]] | None = None
 
     def __len__(self) -> int:
         return self.plan.num_images
@@ -82,7 +94,7 @@ class Ingredients:
         """The manifest: the plan, and what is known at the end."""
         names = {field.name for field in dataclasses.fields(Manifest)}
         fields = {name: value for name, value in dataclasses.asdict(self.plan).items() if name in names}
-        return Manifest(**fields, class_names=self.class_names, text_encoder="", **rest)
+        return Manifest(**fields, class_names=self.class_names, **rest)
 
 
 def open_ingredients(experiment: Experiment) -> Ingredients:
@@ -99,9 +111,15 @@ def open_ingredients(experiment: Experiment) -> Ingredients:
         )
     if is_official_features(config.source):
         return _features(experiment)
-    originals = open_originals(config.source, config.split, config.data_dir)
+    try:
+        originals = open_originals(config.source, config.split, config.data_dir)
+    except UserError as error:
+        fields = ("source", "split", "data_dir")
+        raise UserError(f"config.prepare.{error}" if str(error).startswith(fields) else str(error)) from None
     autoencoder = open_experiment_autoencoder(experiment) if config.latents else None
-    return _images(experiment, originals, autoencoder)
+    mesh = make_mesh(MeshConfig(), jax.local_devices())
+    text = open_text_states(experiment, mesh) if experiment.text_encoder.name else None
+    return _images(experiment, originals, autoencoder, text, mesh)
 
 
 def _features(experiment: Experiment) -> Ingredients:
@@ -120,6 +138,7 @@ def _features(experiment: Experiment) -> Ingredients:
         scale=experiment.autoencoder.scale or _OFFICIAL_SCALE,
         shift=0.0,
         crop="adm",
+        **_NO_TEXT,
         num_images=len(features),
         images_per_shard=config.images_per_shard,
     )
@@ -133,68 +152,107 @@ def _features(experiment: Experiment) -> Ingredients:
     return Ingredients(plan, (), examples)
 
 
-def _images(experiment: Experiment, originals: Originals, autoencoder: Autoencoder | None) -> Ingredients:
+def _images(
+    experiment: Experiment, originals: Originals, autoencoder: Autoencoder | None, text: TextStates | None, mesh: Mesh
+) -> Ingredients:
     config = experiment.prepare
     h, w = experiment.model.input_size
     factor = autoencoder.factor if autoencoder else 1
     if not config.image_size and h != w:
         raise UserError(
-            f"config.prepare.image_size is 0 and the model's images are {h}x{w}, expected a size: images are square"
+            f"config.prepare.image_size is 0 and the model's input {h}x{w}, expected a size: images are square"
         )
     size = config.image_size or h * factor
     if size % factor:
         raise UserError(f"config.prepare.image_size is {size}, expected a multiple of the autoencoder's {factor}")
-    first = _first_image(originals)
-    if autoencoder is not None and first.shape[-1] != 3:
-        raise UserError(f"{originals.name} has images of {first.shape[-1]} channels, expected 3 for an autoencoder")
-    if autoencoder is None:
-        kind, channels, scale = "pixels", first.shape[-1], None
-    else:
-        kind = "moments" if autoencoder.has_variance else "latents"
-        channels = autoencoder.latent_channels * (2 if autoencoder.has_variance else 1)
-        scale = autoencoder.scale if experiment.autoencoder.scale is None else experiment.autoencoder.scale
+    first = _first(originals)
+    channels = first.image.shape[-1]
+    if autoencoder is not None and channels != 3:
+        raise UserError(f"{originals.name} has images of {channels} channels, expected 3 for an autoencoder")
+    if text is not None and not first.captions:
+        raise UserError(
+            f"config.text_encoder.name is {text.encoder.name!r}, but {originals.name} has no captions: expected none"
+        )
     plan = Plan(
         source=originals.name,
         split=config.split,
-        kind=kind,
         image_size=size,
-        shape=(size // factor, size // factor, channels),
-        dtype=config.dtype if autoencoder else "uint8",
         mirror=config.mirror and autoencoder is not None,
-        autoencoder=autoencoder.name if autoencoder else "",
-        autoencoder_sha256=autoencoder.sha256 if autoencoder else "",
-        scale=scale,
-        shift=autoencoder.shift if autoencoder else 0.0,
         crop=config.crop,
         num_images=len(originals),
         images_per_shard=config.images_per_shard,
+        **_latents(experiment, autoencoder, size, channels),
+        **(_NO_TEXT if text is None else _text(config, text)),
     )
-    encode = _encoder(experiment, autoencoder, plan) if autoencoder else None
+    encode = _encoder(experiment, autoencoder, plan, mesh) if autoencoder else None
     read = functools.partial(_read, originals, CROPS[config.crop], size, config)
 
     def examples(images: range) -> Iterator[tuple[list[Example], list[str]]]:
         with concurrent.futures.ThreadPoolExecutor(config.threads) as pool:
             ready = _ahead(pool, read, images, max(2 * config.batch_size, 2 * config.threads))
             batches = _batches(ready, config.batch_size)
-            yield from (_encoded(batches, encode, config.batch_size) if encode else map(_stored, batches))
+            for items, arrays in _encoded(batches, encode, config.batch_size):
+                captions = _captions(items, text, plan.context_dtype)
+                rows = zip(items, zip(*arrays, strict=True), captions, strict=True) if items else ()
+                yield [Example(item.label, row, said) for item, row, said in rows], items.faults
 
-    return Ingredients(plan, tuple(originals.class_names), examples)
+    empty = None if text is None else lambda: text([""])[0].astype(plan.context_dtype)
+    return Ingredients(plan, tuple(originals.class_names), examples, empty)
+
+
+def _latents(experiment: Experiment, autoencoder: Autoencoder | None, size: int, channels: int) -> dict[str, Any]:
+    """The plan's fields on what is stored of an image."""
+    if autoencoder is None:
+        of_pixels = {"autoencoder": "", "autoencoder_sha256": "", "scale": None, "shift": 0.0}
+        return {"kind": "pixels", "shape": (size, size, channels), "dtype": "uint8", **of_pixels}
+    side = size // autoencoder.factor
+    return {
+        "kind": "moments" if autoencoder.has_variance else "latents",
+        "shape": (side, side, autoencoder.latent_channels * (2 if autoencoder.has_variance else 1)),
+        "dtype": experiment.prepare.dtype,
+        "autoencoder": autoencoder.name,
+        "autoencoder_sha256": autoencoder.sha256,
+        "scale": autoencoder.scale if experiment.autoencoder.scale is None else experiment.autoencoder.scale,
+        "shift": autoencoder.shift,
+    }
+
+
+def _text(config: PrepareConfig, text: TextStates) -> dict[str, Any]:
+    """The plan's fields on what is stored of a caption."""
+    return {
+        "text_encoder": text.encoder.name,
+        "text_encoder_sha256": text.encoder.sha256,
+        "context_shape": text.shape,
+        "context_dtype": config.dtype,
+    }
+
+
+_NO_TEXT: dict[str, Any] = {"text_encoder": "", "text_encoder_sha256": "", "context_shape": (), "context_dtype": ""}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Cropped:
-    """A label and a square image; without an image, the fault of one that can't be read."""
+    """An original as a square image; without an image, the fault of one that can't be read."""
 
     label: int
     image: UInt8[np.ndarray, "s s c"] | None
+    captions: tuple[str, ...] = ()
     fault: str = ""
 
 
-def _first_image(originals: Originals) -> UInt8[np.ndarray, "h w c"]:
-    """The first image that can be read: they all have its number of channels."""
+class _Batch(list[_Cropped]):
+    """The readable ones of a batch, and the faults of the others."""
+
+    def __init__(self, items: list[_Cropped]):
+        super().__init__(item for item in items if item.image is not None)
+        self.faults = [item.fault for item in items if item.image is None]
+
+
+def _first(originals: Originals) -> Original:
+    """The first original that can be read: all have its number of channels, and captions or none."""
     for i in range(len(originals)):
         try:
-            return originals[i].image
+            return originals[i]
         except CorruptImage:
             continue
     raise UserError(f"none of the {len(originals)} images of {originals.name} can be read")
@@ -206,9 +264,9 @@ def _read(originals: Originals, crop: Callable, size: int, config: PrepareConfig
     except CorruptImage as error:
         if config.on_error == "stop":
             raise UserError(f"{error} (config.prepare.on_error=skip leaves such images out)") from None
-        return _Cropped(-1, None, str(error))
+        return _Cropped(-1, None, fault=str(error))
     try:
-        return _Cropped(original.label, crop(original.image, size))
+        return _Cropped(original.label, crop(original.image, size), original.captions)
     except UserError as error:
         raise UserError(f"{original.name}: {error}") from None
 
@@ -228,35 +286,27 @@ def _ahead(pool: concurrent.futures.Executor, function: Callable, items: Sequenc
             future.cancel()
 
 
-def _batches(items: Iterator[_Cropped], size: int) -> Iterator[list[_Cropped]]:
-    batch: list[_Cropped] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _stored(batch: list[_Cropped]) -> tuple[list[Example], list[str]]:
-    examples = [Example(item.label, (item.image,)) for item in batch if item.image is not None]
-    return examples, [item.fault for item in batch if item.image is None]
+def _batches(items: Iterator[_Cropped], size: int) -> Iterator[_Batch]:
+    while batch := list(itertools.islice(items, size)):
+        yield _Batch(batch)
 
 
 def _encoded(
-    batches: Iterator[list[_Cropped]], encode: Callable, batch_size: int
-) -> Iterator[tuple[list[Example], list[str]]]:
-    """Each batch encoded, while the next one is already handed to the devices."""
-    pending: tuple[list[int], list[str], Any] | None = None
+    batches: Iterator[_Batch], encode: Callable | None, batch_size: int
+) -> Iterator[tuple[_Batch, list[np.ndarray]]]:
+    """Each batch and what is stored of its images; the next one is handed to the devices before one is fetched."""
+    pending: tuple[_Batch, Any] | None = None
     for batch in batches:
         images = [item.image for item in batch if item.image is not None]
-        labels = [item.label for item in batch if item.image is not None]
-        # One shape for every batch, hence one compiled program.
-        filled = np.zeros((batch_size, *images[0].shape), np.uint8) if images else None
-        if filled is not None:
+        if not images:
+            following = batch, ()
+        elif encode is None:
+            following = batch, (np.stack(images),)
+        else:
+            # One shape for every batch, hence one compiled program.
+            filled = np.zeros((batch_size, *images[0].shape), np.uint8)
             filled[: len(images)] = images
-        following = (labels, [item.fault for item in batch if item.image is None], encode(filled) if images else ())
+            following = batch, encode(filled)
         if pending is not None:
             yield _fetched(*pending)
         pending = following
@@ -264,16 +314,25 @@ def _encoded(
         yield _fetched(*pending)
 
 
-def _fetched(labels: list[int], faults: list[str], encoded: Sequence[Array]) -> tuple[list[Example], list[str]]:
-    arrays = jax.device_get(list(encoded))
-    return [Example(label, tuple(array[i] for array in arrays)) for i, label in enumerate(labels)], faults
+def _fetched(batch: _Batch, arrays: Any) -> tuple[_Batch, list[np.ndarray]]:
+    return batch, [array[: len(batch)] for array in jax.device_get(arrays)]
+
+
+def _captions(batch: _Batch, text: TextStates | None, dtype: str) -> Iterator[tuple[Caption, ...]]:
+    """States and text of each caption of each image."""
+    if text is None:
+        yield from [()] * len(batch)
+        return
+    texts = [caption for item in batch for caption in item.captions]
+    pairs = zip(text(texts).astype(dtype), texts, strict=True)
+    for item in batch:
+        yield tuple(itertools.islice(pairs, len(item.captions)))
 
 
 def _encoder(
-    experiment: Experiment, autoencoder: Autoencoder, plan: Plan
+    experiment: Experiment, autoencoder: Autoencoder, plan: Plan, mesh: Mesh
 ) -> Callable[[UInt8[np.ndarray, "b h w 3"]], tuple[Float[Array, "b i j z"], ...]]:
     """Images to what is stored of them (and of their mirror images), on all devices of this host."""
-    mesh = make_mesh(MeshConfig(), jax.local_devices())
     batch_size = experiment.prepare.batch_size
     if batch_size % mesh.size:
         raise UserError(

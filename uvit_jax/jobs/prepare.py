@@ -11,11 +11,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from uvit_jax.data import records
+from uvit_jax.data.empty_context import save_empty_context
 from uvit_jax.data.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.manifest import Manifest, Shard
+from uvit_jax.data.shard_writer import ShardWriter
 from uvit_jax.data.sources import SOURCES
 from uvit_jax.data.statistics import ChannelSums, channel_sums
+from uvit_jax.data.verification import verify
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.ingredients import Example, Ingredients, open_ingredients
@@ -82,7 +84,7 @@ def _out_folder(experiment: Experiment) -> pathlib.Path:
 
 def _verify(out: pathlib.Path) -> str:
     with Progress(len(Manifest.load(out).shards), description="verify") as progress:
-        manifest = records.verify(out, lambda done, total: progress.update(done))
+        manifest = verify(out, lambda done, total: progress.update(done))
     return f"verified {_summary(manifest)}: every record of {out} is as it was written"
 
 
@@ -137,20 +139,29 @@ def _part_path(out: pathlib.Path, name: str) -> pathlib.Path:
 
 def _is_done(out: pathlib.Path, name: str) -> bool:
     """Whether the shard and its note are there: the note is written last."""
-    if not (_part_path(out, name).exists() and (out / name).exists()):
+    if not _part_path(out, name).exists():
         return False
-    return (out / name).stat().st_size == _Part.load(_part_path(out, name)).shard.num_bytes
+    files = _Part.load(_part_path(out, name)).shard.files
+    return all((out / file.name).exists() and (out / file.name).stat().st_size == file.num_bytes for file in files)
 
 
 def _make_shard(ingredients: Ingredients, out: pathlib.Path, name: str, images: range, rate: "_Rate") -> None:
     plan = ingredients.plan
     skipped: list[str] = []
     sums, max_label = None, -1
-    with records.ShardWriter(out, name, plan.shape, plan.stored_dtype, mirror=plan.mirror) as writer:
+    with ShardWriter(
+        out,
+        name,
+        plan.shape,
+        plan.stored_dtype,
+        mirror=plan.mirror,
+        context_shape=plan.context_shape or None,
+        context_dtype=plan.context_dtype or None,
+    ) as writer:
         for examples, names in ingredients.examples(images):
             skipped += names
             for example in examples:
-                writer.write(example.label, *example.arrays)
+                writer.write(example.label, *example.arrays, captions=example.captions or None)
                 max_label = max(max_label, example.label)
             if examples:
                 batch = channel_sums(plan.kind, _stack(examples))
@@ -175,12 +186,15 @@ def _write_manifest(ingredients: Ingredients, out: pathlib.Path, names: list[str
     all_sums = [part.sums for part in parts if part.sums is not None]
     if not all_sums:
         raise UserError(f"none of the {len(skipped)} images can be read (first: {skipped[0]})")
-    sums = sum(all_sums[1:], all_sums[0])
+    sums, rest = sum(all_sums[1:], all_sums[0]), {}
     if skipped:
         with atomic_write(out / "skipped.txt") as file:
             file.write("".join(f"{name}\n" for name in skipped).encode())
         LOG.info("%d images could not be read and were left out: see %s", len(skipped), out / "skipped.txt")
+    if ingredients.empty_context is not None:
+        rest = {"empty_context_sha256": save_empty_context(out, ingredients.empty_context())}
     ingredients.manifest(
+        **rest,
         num_classes=len(ingredients.class_names) or max(part.max_label for part in parts) + 1,
         mean=sums.mean,
         std=sums.std,
@@ -192,11 +206,12 @@ def _write_manifest(ingredients: Ingredients, out: pathlib.Path, names: list[str
 def _summary(manifest: Manifest) -> str:
     mirrored = " and their mirror images" if manifest.mirror else ""
     shape = "x".join(map(str, manifest.shape))
-    size = sum(shard.num_bytes for shard in manifest.shards) / 2**20
+    size = manifest.num_bytes / 2**20
+    captions = f" with {manifest.num_captions:,} captions" if manifest.num_captions else ""
     skipped = f", {manifest.skipped} left out" if manifest.skipped else ""
     what = f"{manifest.kind} of " if manifest.kind != "pixels" else ""
     return (
-        f"{what}{manifest.num_examples:,} images{mirrored}{skipped} ({shape} {manifest.dtype}, "
+        f"{what}{manifest.num_examples:,} images{mirrored}{captions}{skipped} ({shape} {manifest.dtype}, "
         f"{len(manifest.shards)} shards, {size:,.1f} MiB)"
     )
 

@@ -12,12 +12,14 @@ from uvit_jax.data.sources import SOURCES
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.jobs import pictures
-from uvit_jax.jobs.checks import sample_labels
+from uvit_jax.jobs.conditions import Conditions, label_conditions, prompt_conditions
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.datacard import DataCard, card_of_config, card_of_source, read_card
 from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
-from uvit_jax.jobs.weights import initial_weights
+from uvit_jax.jobs.text import open_text_states
+from uvit_jax.jobs.weights import check_init_from, initial_weights
 from uvit_jax.jobs.workdir import check_architecture, open_workdir, saved_config
+from uvit_jax.telemetry.atomic import atomic_write
 from uvit_jax.telemetry.images import save_npz, save_png, to_uint8
 from uvit_jax.telemetry.progress import Progress
 from uvit_jax.training.checkpoint import Checkpoints
@@ -36,7 +38,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
       UserError: for what is wrong with the config, the weights or the folder, before any device works.
     """
     config = experiment.sample
-    labels = sample_labels(experiment, config.num_samples)
+    check_init_from(experiment.init_from)
     autoencoder = open_experiment_autoencoder(experiment)
     parts = assemble(experiment, _card(experiment, workdir, autoencoder), autoencoder)
     if parts.card.normalization is not None and autoencoder is None:
@@ -44,33 +46,39 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
             f"config.autoencoder.name is empty, expected {parts.card.autoencoder!r} or another decoder of its latents: "
             "a hub name, a folder or a weights file"
         )
+    conditions = _conditions(parts)
     weights = _weights(parts, workdir)
     out = pathlib.Path(config.out) if config.out else workdir / "samples" / f"{weights.folder}_seed_{config.seed}"
     open_workdir(out)
     LOG.info("sampling %d images with %s", config.num_samples, weights.title)
 
     # --- Batch after batch: the sampler's program is compiled once.
-    sampler, began = parts.sampler(), time.monotonic()
+    sampler, began = parts.sampler(conditions.null), time.monotonic()
     batches: list[np.ndarray] = []
     with Progress(config.num_samples, description="sample", active=jax.process_index() == 0) as progress:
         for first in range(0, config.num_samples, config.batch_size):
             count = min(config.batch_size, config.num_samples - first)
             batch = pictures.draw_samples(
-                parts, sampler, weights.params, first=first, count=count, batch_size=config.batch_size
+                parts, sampler, weights.params, conditions, first=first, count=count, batch_size=config.batch_size
             )
             batches.append(to_uint8(batch))
             progress.update(first + count)
     images, seconds = np.concatenate(batches), time.monotonic() - began
 
     # --- Files.
+    indices = np.arange(len(images))
+    labels = conditions.of(indices) if conditions.labels else None
     if config.format == "npz":
         save_npz(out / "samples.npz", images, labels)
     else:
         for i, image in enumerate(images):
             name = f"{i:06d}.png" if labels is None else f"{i:06d}_label_{labels[i]}.png"
             save_png(image, out / name)
+    if config.prompts:
+        with atomic_write(out / "prompts.txt") as file:
+            file.write("".join(f"{name}\n" for name in conditions.names_of(indices) or ()).encode())
     title = f"{weights.title}, {config.solver} {config.steps}, guidance {config.guidance_scale:g}"
-    pictures.save_grid(parts, images[:GRID_SAMPLES], out / "grid.png", title)
+    pictures.save_grid(images[:GRID_SAMPLES], conditions, out / "grid.png", title)
     made = "samples.npz" if config.format == "npz" else f"{len(images)} PNGs"
     return f"sampled {len(images)} images in {seconds:.1f} s: see {out}/grid.png, {made}"
 
@@ -82,6 +90,23 @@ class _Weights:
     params: Params
     title: str
     folder: str
+
+
+def _conditions(parts: Parts) -> Conditions:
+    """The classes or prompts asked for."""
+    experiment = parts.experiment
+    if not experiment.model.context_dim:
+        return label_conditions(experiment, parts.card.class_names)
+    if not experiment.sample.prompts:
+        raise UserError('config.sample.prompts is empty, expected texts as "a red bus; two cats", or a .txt file')
+    if not experiment.text_encoder.name:
+        raise UserError(
+            f"config.text_encoder.name is empty, expected {parts.card.text_encoder or 'that of the model'!r}: a hub "
+            "name or a folder"
+        )
+    text = open_text_states(experiment, parts.mesh)
+    parts.card.check_text(text.encoder)
+    return prompt_conditions(experiment, text)
 
 
 def _weights(parts: Parts, workdir: pathlib.Path) -> _Weights:

@@ -75,6 +75,28 @@ class AutoencoderSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextEncoderSection:
+    """What makes of captions and prompts the states that a text model attends to.
+
+    Attributes:
+      name: a Hugging Face name as "openai/clip-vit-large-patch14", a folder, or a weights file beside its config.json;
+        "random:SEED" for a tower that was never trained; empty for a model without text.
+      tokenizer: a name, a folder, or OpenAI's merges file; empty for the encoder's own.
+      dtype: what it computes in.
+      batch_size: texts that each device encodes at a time.
+    """
+
+    name: str = ""
+    tokenizer: str = ""
+    dtype: str = "float32"
+    batch_size: int = 32
+
+    def __post_init__(self):
+        check_choice("dtype", self.dtype, CHOICES["dtype"])
+        _check_at_least(self, 1, "batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where examples come from and how they are fetched.
 
@@ -111,7 +133,7 @@ class PrepareConfig:
       image_size: side of the images in pixels; 0 for what the model needs.
       crop: how an image becomes a square of that side: "adm", "celeba", "lanczos" or "none".
       mirror: whether latents of each image's mirror image are stored beside its own.
-      dtype: of stored latents.
+      dtype: of stored latents and of the states of captions.
       batch_size: images encoded at a time, on all devices of a host together.
       images_per_shard: images in each shard; a run that was stopped goes on with the first shard not finished.
       threads: that read and crop images.
@@ -175,6 +197,8 @@ class SampleConfig(SamplerConfig):
     Attributes:
       num_samples: how many.
       labels: "all" for every class in turn, hence equal counts; or classes in turn, as in "0,3,7".
+      prompts: texts in turn, as in "a red bus; two cats", or a .txt file with one a line.
+      negative_prompt: a text to be guided away from, in place of the empty one.
       guidance_scale: s of cond + s (cond - uncond); the paper's, one less than the usual w.
       seed: of the noise: sample i is a function of (seed, i).
       batch_size: samples made at a time.
@@ -186,6 +210,8 @@ class SampleConfig(SamplerConfig):
 
     num_samples: int = 64
     labels: str = "all"
+    prompts: str = ""
+    negative_prompt: str = ""
     guidance_scale: float = 0.0
     seed: int = 0
     batch_size: int = 64

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,15 +62,20 @@ class Parts:
             lambda leaf, sharding: leaf.update(sharding=sharding), shapes, tree_shardings(shapes, self.mesh)
         )
 
-    def train_step(self, optimizer: optax.GradientTransformation, inputs: Inputs) -> Callable:
-        """`train_step(state, batch, frozen) -> (state, metrics)` as the config describes it, not yet jitted."""
+    def train_step(
+        self, optimizer: optax.GradientTransformation, inputs: Inputs, null_condition: Any = None
+    ) -> Callable:
+        """`train_step(state, batch, frozen) -> (state, metrics)` as the config describes it, not yet jitted.
+
+        null_condition: the states of the empty text; a model of labels has its own empty one.
+        """
         experiment = self.experiment
         objective = Objective(
             experiment.diffusion.make_schedule(),
             prediction=experiment.diffusion.prediction,
             weighting=experiment.diffusion.weighting,
             p_uncond=experiment.diffusion.p_uncond,
-            null_label=experiment.null_label,
+            null_condition=experiment.null_label if null_condition is None else null_condition,
         )
         return make_train_step(
             self.network,
@@ -80,7 +86,7 @@ class Parts:
             inputs=inputs,
         )
 
-    def sampler(self, *, return_trajectory: bool = False) -> Sampler:
+    def sampler(self, null_condition: Any, *, return_trajectory: bool = False) -> Sampler:
         """The sampler that `config.sample` describes, its batch split over the mesh."""
         experiment = self.experiment
         return Sampler(
@@ -89,7 +95,7 @@ class Parts:
             experiment.model.sample_shape,
             config=experiment.sample.sampler(),
             prediction=experiment.diffusion.prediction,
-            null_condition=experiment.null_label,
+            null_condition=null_condition,
             sharding=self.batch_sharding,
             return_trajectory=return_trajectory,
         )
@@ -132,7 +138,12 @@ def open_source(experiment: Experiment) -> Source:
 def open_experiment_autoencoder(experiment: Experiment) -> Autoencoder | None:
     """The autoencoder that the config names, its weights read; None where it names none."""
     section = experiment.autoencoder
-    return open_autoencoder(section.name, dtype=section.dtype) if section.name else None
+    if not section.name:
+        return None
+    try:
+        return open_autoencoder(section.name, dtype=section.dtype)
+    except UserError as error:
+        raise UserError(f"config.autoencoder.name is {section.name!r}: {error}") from None
 
 
 def assemble(experiment: Experiment, card: DataCard, autoencoder: Autoencoder | None = None) -> Parts:

@@ -22,11 +22,13 @@ from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import pictures
-from uvit_jax.jobs.checks import check_encoded, check_source, sample_labels
+from uvit_jax.jobs.checks import check_encoded, check_source
+from uvit_jax.jobs.conditions import Conditions, caption_conditions, label_conditions, prompt_conditions
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.datacard import card_of_source
 from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
-from uvit_jax.jobs.weights import initial_weights
+from uvit_jax.jobs.text import open_text_states
+from uvit_jax.jobs.weights import check_init_from, initial_weights
 from uvit_jax.jobs.workdir import changes, check_architecture, open_workdir, saved_config
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel.mesh import batch_parts
@@ -55,13 +57,14 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     config = experiment.train
 
     # --- Everything that can be wrong is found here.
+    check_init_from(experiment.init_from)
     source = open_source(experiment)
     check_source(experiment, source)
-    sample_labels(experiment, 1)
     autoencoder = open_experiment_autoencoder(experiment)
     parts = assemble(experiment, card_of_source(experiment, source, autoencoder), autoencoder)
     if autoencoder is not None and _kind(source) == "pixels":
         check_encoded(experiment, source, autoencoder)
+    conditions = _conditions(parts, source)
     open_workdir(workdir)
     check_architecture(experiment, workdir)
     for change in changes(experiment, saved_config(workdir) or {}):
@@ -95,7 +98,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         contextlib.closing(checkpoints),
         MetricWriter(workdir, start, active=main_host) as writer,
     ):
-        gallery = _Gallery(parts, writer, workdir / "samples")
+        gallery = _Gallery(parts, conditions, writer, workdir / "samples")
         if start < config.steps:
             with Progress(config.steps, start=start, active=main_host) as progress:
                 train_step = _compile(parts, source, optimizer, template, progress)
@@ -148,6 +151,19 @@ def _kind(source: Source) -> str:
     return source.manifest.kind if isinstance(source, RecordSource) else "pixels"
 
 
+def _conditions(parts: Parts, source: Source) -> Conditions:
+    """What the pictures are of: the classes or prompts asked for, or captions of the data."""
+    experiment = parts.experiment
+    if not experiment.model.context_dim:
+        return label_conditions(experiment, parts.card.class_names)
+    if experiment.sample.prompts:
+        text = open_text_states(experiment, parts.mesh)
+        parts.card.check_text(text.encoder)
+        return prompt_conditions(experiment, text)
+    assert isinstance(source, RecordSource)  # no other has captions
+    return caption_conditions(experiment, source, experiment.train.num_images)
+
+
 def _inputs(parts: Parts, source: Source) -> tuple[Inputs, Any]:
     """What the step makes of stored examples, and the frozen parameters it does that with."""
     normalization, kind = parts.card.normalization, _kind(source)
@@ -165,8 +181,10 @@ def _compile(
     """The train step, compiled ahead of the loop, so that a step's time is a step's time."""
     config = parts.experiment
     inputs, frozen = _inputs(parts, source)
-    step = parts.train_step(optimizer, inputs)
-    one = source.read(np.zeros(1, np.int64), np.zeros(1, bool))
+    drops_text = config.model.context_dim > 0 and config.diffusion.p_uncond > 0
+    null = source.empty_context if drops_text and isinstance(source, RecordSource) else None
+    step = parts.train_step(optimizer, inputs, null)
+    one = source.read(np.zeros(1, np.int64), np.zeros(1, bool), fields=_fields(config))
     batch = {
         name: jax.ShapeDtypeStruct(
             (config.train.batch_size, *one[name].shape[1:]), one[name].dtype, sharding=parts.batch_sharding
@@ -183,6 +201,8 @@ def _compile(
 
 def _fields(config: Experiment) -> tuple[str, ...]:
     """The arrays of an example that the step reads."""
+    if config.model.context_dim:
+        return "x", "context"
     return ("x", "label") if config.model.num_classes else ("x",)
 
 
@@ -210,16 +230,16 @@ def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[
 class _Gallery:
     """The samples drawn with the EMA weights: a grid now and then, and the last pictures."""
 
-    def __init__(self, parts: Parts, writer: MetricWriter, folder: pathlib.Path):
-        self._parts, self._writer, self._folder = parts, writer, folder
-        self._sampler = parts.sampler()
+    def __init__(self, parts: Parts, conditions: Conditions, writer: MetricWriter, folder: pathlib.Path):
+        self._parts, self._conditions, self._writer, self._folder = parts, conditions, writer, folder
+        self._sampler = parts.sampler(conditions.null)
 
     def draw_step(self, state: TrainState) -> None:
         self._grid(state, f"step_{int(state.step):08d}.png")
 
     def draw_last(self, state: TrainState) -> None:
         self._grid(state, "final.png")
-        pictures.save_strip(self._parts, state.ema, self._folder / "denoising.png")
+        pictures.save_strip(self._parts, state.ema, self._conditions, self._folder / "denoising.png")
 
     def _grid(self, state: TrainState, name: str) -> None:
         experiment, step = self._parts.experiment, int(state.step)
@@ -228,11 +248,11 @@ class _Gallery:
             self._parts,
             self._sampler,
             state.ema,
+            self._conditions,
             first=0,
             count=count,
             batch_size=pictures.round_up(count, batch_parts(self._parts.mesh)),
         )
         title = f"step {step:,}, guidance {experiment.sample.guidance_scale:g}"
-        self._writer.write_image(
-            "samples", step, pictures.save_grid(self._parts, to_uint8(images), self._folder / name, title)
-        )
+        page = pictures.save_grid(to_uint8(images), self._conditions, self._folder / name, title)
+        self._writer.write_image("samples", step, page)

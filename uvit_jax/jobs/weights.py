@@ -12,6 +12,12 @@ from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.state import Params
 
 
+def check_init_from(init_from: str) -> None:
+    """Raises a UserError where `config.init_from` is set and nothing is there: before anything large is read."""
+    if init_from and not pathlib.Path(init_from).exists():
+        raise UserError(f"config.init_from is {init_from!r}, expected a weights file or a workdir: there is neither")
+
+
 def initial_weights(parts: Parts, init_from: str) -> Params:
     """The weights in `config.init_from`, laid over the mesh: an official file's, or the EMA of a workdir's newest step.
 

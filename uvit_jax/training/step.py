@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -17,6 +18,7 @@ from uvit_jax.training.network import Network
 from uvit_jax.training.state import Params, TrainState
 
 Batch = dict[str, Array]
+Condition = Int[Array, " b"] | Float[Array, "b l d"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,28 +29,29 @@ class Objective:
       schedule: alpha and sigma of time, and the distribution times are drawn from.
       prediction: what the network's output means: "noise", "x0", "v" or "flow".
       weighting: of the loss over time, "none" or "min_snr".
-      p_uncond: share of the examples whose label becomes the empty one.
-      null_label: the empty label; None where p_uncond is 0.
+      p_uncond: share of the examples whose condition becomes the empty one.
+      null_condition: the empty label, or the states of the empty text [l, d]; None where p_uncond is 0.
     """
 
     schedule: Schedule
     prediction: str = "noise"
     weighting: str = "none"
     p_uncond: float = 0.0
-    null_label: int | None = None
+    null_condition: int | Float[Array, "l d"] | Float[np.ndarray, "l d"] | None = None
 
 
 def draw(
-    objective: Objective, x0: Float[Array, "b h w c"], label: Int[Array, " b"] | None, key: Array
-) -> tuple[Float[Array, " b"], Float[Array, "b h w c"], Int[Array, " b"] | None]:
-    """The random part of a step: a time, a noise and a (perhaps dropped) label for each example."""
+    objective: Objective, x0: Float[Array, "b h w c"], condition: Condition | None, key: Array
+) -> tuple[Float[Array, " b"], Float[Array, "b h w c"], Condition | None]:
+    """The random part of a step: a time, a noise and a (perhaps dropped) condition for each example."""
     time_key, noise_key, drop_key = jax.random.split(key, 3)
     t = objective.schedule.sample_time(time_key, (x0.shape[0],))
     noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
-    if label is not None and objective.null_label is not None:
-        dropped = jax.random.bernoulli(drop_key, objective.p_uncond, label.shape)
-        label = jnp.where(dropped, objective.null_label, label)
-    return t, noise, label
+    if condition is not None and objective.null_condition is not None:
+        dropped = jax.random.bernoulli(drop_key, objective.p_uncond, condition.shape[:1])
+        dropped = dropped.reshape(-1, *[1] * (condition.ndim - 1))
+        condition = jnp.where(dropped, jnp.asarray(objective.null_condition, condition.dtype), condition)
+    return t, noise, condition
 
 
 def mean_loss(
@@ -58,7 +61,7 @@ def mean_loss(
     x0: Float[Array, "b h w c"],
     t: Float[Array, " b"],
     noise: Float[Array, "b h w c"],
-    condition: Array | None,
+    condition: Condition | None,
 ) -> Float[Array, ""]:
     """The loss of a batch at given times and noises (Eq. 2 of arXiv:2209.12152 for prediction = "noise")."""
     return denoising_loss(
@@ -94,16 +97,17 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """`train_step(state, batch, frozen=None) -> (state, metrics)`; its randomness comes from (seed, state.step) alone.
 
-    The batch holds `x` `[b, h, w, c]` as it is stored and, for a model with labels, `label` `[b]`; `inputs(frozen, x,
-    key)` makes of x what the network learns. Metrics are scalars on the device.
+    The batch holds `x` `[b, h, w, c]` as it is stored and, for a model with labels, `label` `[b]`, or, for one with
+    text, `context` `[b, l, d]`; `inputs(frozen, x, key)` makes of x what the network learns. Metrics are scalars on the
+    device.
     """
 
     def train_step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         # A stream of its own: `draw` splits the key into 0, 1 and 2.
         x0 = inputs(frozen, batch["x"], jax.random.fold_in(key, 3))
-        t, noise, label = draw(objective, x0, batch.get("label"), key)
-        loss, grads = jax.value_and_grad(lambda params: mean_loss(network, objective, params, x0, t, noise, label))(
+        t, noise, condition = draw(objective, x0, batch.get("label", batch.get("context")), key)
+        loss, grads = jax.value_and_grad(lambda params: mean_loss(network, objective, params, x0, t, noise, condition))(
             state.params
         )
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
