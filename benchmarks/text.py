@@ -1,10 +1,10 @@
-"""Whether a text really steers: a tiny model learns 16 captioned images by heart and is asked for each by its caption.
+"""Whether text steers: a tiny model learns 16 captioned images by heart and is asked for each by its caption.
 
-    python benchmarks/text.py COCO --split train2017 --tokenizer bpe_simple_vocab_16e6.txt.gz   # a few minutes on 2 cores
+    python benchmarks/text.py COCO --tokenizer bpe_simple_vocab_16e6.txt.gz   # a few minutes on 2 cores
 
-COCO is a folder of COCO's layout. Its first 16 images are prepared as 32x32 pixels with the states of their captions (by
-default of a CLIP ViT-L/14 tower that was never trained: `--text-encoder` names another), a small U-ViT is trained, and
-each image's first caption drawn once. Counted are the samples whose nearest training image, in pixels, is the
+COCO is a folder of COCO's layout. Its first 16 images are prepared as 32x32 pixels with the states of their captions
+(by default of a CLIP ViT-L/14 tower that was never trained: `--text-encoder` names another), a small U-ViT is trained,
+and each image's first caption drawn once. Counted are the samples whose nearest training image, in pixels, is the
 caption's own: with its own caption, and with the next image's, where it should be the next image.
 """
 

@@ -12,9 +12,10 @@ install_import_hook("uvit_jax", "beartype.beartype")
 import jax  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
-# Several tests run the same small job: its programs are compiled once a session.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="uvit_jax_xla_"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# Several tests run the same small job: its programs are compiled once a session, for all of its workers.
+SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}")
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir(), f"uvit_jax_xla_{SESSION}")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 TESTS = pathlib.Path(__file__).parent
 SHARED = pathlib.Path(os.environ.get("UVIT_JAX_SHARED", TESTS.parent.parent / "shared"))

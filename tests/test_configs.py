@@ -3,12 +3,11 @@
 import importlib
 import math
 
-import jax
 import pytest
 
 from uvit_jax.errors import UserError
+from uvit_jax.interop import official
 from uvit_jax.jobs.config import Experiment, resolve
-from uvit_jax.training.network import abstract_network
 
 # Of the official configs: patch, width, all blocks, heads, classes, conv; batch, steps, lr, warm-up, betas;
 # p_uncond, schedule, steps of sampling, guidance; parameters.
@@ -40,6 +39,15 @@ PAPER = {
 }
 
 
+PAPER |= {
+    f"mscoco256:{variant}": (
+        *(32, 4, 2, 512, depth, 8, 0, "after", 256, 1000, 2e-4, 5000, (0.9, 0.9)),
+        *(0.1, "stable_diffusion", 1.0, parameters),
+    )
+    for variant, depth, parameters in (("small", 13, 44_692_644), ("deep", 17, 58_345_636))
+}
+
+
 def experiment(name: str) -> Experiment:
     """The resolved config of a name as "imagenet256:large"."""
     module, _, variant = name.partition(":")
@@ -58,14 +66,16 @@ def test_a_config_holds_the_papers_numbers(name):
     assert (optimizer.weight_decay, optimizer.decay, optimizer.eps, optimizer.grad_clip) == (0.03, "none", 1e-8, 0)
     assert (model.qkv_bias, model.time_mlp, model.mlp_ratio, made.ema.rate) == (False, False, 4, 0.9999)
     assert made.diffusion.prediction == "noise"
-    assert made.data.flip
+    # COCO's images are stored once.
+    assert made.data.flip == (model.context_dim == 0)
+    assert (model.context_dim, model.context_length) in ((0, 0), (768, 77))
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_a_config_has_the_papers_number_of_parameters(name):
-    _, _, init_params = abstract_network(experiment(name).model)
-    shapes = jax.eval_shape(init_params, jax.random.key(0))
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == PAPER[name][-1]
+    # Of the arrays in the published file, to which the network is held in tests/interop.
+    shapes = [entry.shape for entry in official._layout(experiment(name).model).values()]
+    assert sum(map(math.prod, shapes)) == PAPER[name][-1]
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -84,9 +94,9 @@ def test_a_config_samples_as_the_paper_does(name):
         assert sampler.t_end == 1e-4
 
 
-@pytest.mark.parametrize("module", ["imagenet64", "imagenet256", "imagenet512"])
+@pytest.mark.parametrize("module", ["imagenet64", "imagenet256", "imagenet512", "mscoco256"])
 def test_the_default_variant_is_the_one_named_in_the_readme_and_others_are_refused(module):
-    default = {"imagenet64": "mid"}.get(module, "huge")
+    default = {"imagenet64": "mid", "mscoco256": "small"}.get(module, "huge")
     assert experiment(module) == experiment(f"{module}:{default}")
     with pytest.raises(UserError, match=f"configs/{module}.py has no variant 'tiny', expected '"):
         experiment(f"{module}:tiny")
@@ -95,3 +105,10 @@ def test_the_default_variant_is_the_one_named_in_the_readme_and_others_are_refus
 @pytest.mark.parametrize("name", [name for name in PAPER if name.startswith(("imagenet256", "imagenet512"))])
 def test_latent_configs_have_stable_diffusions_scale(name):
     assert experiment(name).autoencoder.scale == 0.18215
+
+
+def test_coco_has_a_scale_of_its_own_and_clips_text_tower():
+    made = experiment("mscoco256")
+    assert made.autoencoder.scale == 0.23010
+    assert made.text_encoder.name == "openai/clip-vit-large-patch14"
+    assert (made.prepare.crop, made.prepare.mirror, made.prepare.split) == ("lanczos", False, "train2014")

@@ -66,8 +66,11 @@ def finals(workdir: pathlib.Path) -> Image.Image:
 
 @pytest.mark.parametrize(
     ("data", "changes", "side"),
-    [("kl", {}, 16), ("taesd", {}, 32), ("pixels", {"autoencoder__scale": 0.2}, 16)],
-    ids=["moments", "latents", "encoded_in_the_step"],
+    [
+        pytest.param("kl", {}, 16, id="moments"),
+        pytest.param("taesd", {}, 32, id="latents", marks=pytest.mark.slow),
+        pytest.param("pixels", {"autoencoder__scale": 0.2}, 16, id="encoded_in_the_step", marks=pytest.mark.slow),
+    ],
 )
 def test_a_latent_run_trains_and_its_samples_are_decoded(root, tmp_path, data, changes, side):
     made = experiment(root, data, **changes)
@@ -165,6 +168,7 @@ def test_a_run_starts_from_official_weights(root, weights, tmp_path):
         assert path.read_bytes() == (tmp_path / "trained" / path.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_ema_of_another_run(root, tmp_path):
     train.run(experiment(root, "kl"), tmp_path / "first")
     train.run(experiment(root, "kl", init_from=str(tmp_path / "first"), train__steps=1), tmp_path / "second")

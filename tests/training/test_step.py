@@ -97,15 +97,17 @@ def tiny():
 def test_a_step_is_a_function_of_seed_and_step_number_alone(tiny):
     network, init, optimizer, batch = tiny
     objective = Objective(VPLinear(), p_uncond=0.5, null_condition=3)
-    make = lambda seed: jax.jit(make_train_step(network, objective, optimizer, ema_rate=0.9, seed=seed))  # noqa: E731
-    state = create(init, optimizer, 0)
-    one, metrics = make(0)(state, batch)
-    again, _ = make(0)(state, batch)
-    _, other_metrics = make(1)(state, batch)
+    step, other_step = (
+        jax.jit(make_train_step(network, objective, optimizer, ema_rate=0.9, seed=seed)) for seed in (0, 1)
+    )
+    state = jax.jit(lambda: create(init, optimizer, 0))()
+    one, metrics = step(state, batch)
+    again, _ = step(state, batch)
+    _, other_metrics = other_step(state, batch)
     # Not to the bit: a GPU may sum a convolution's gradient in another order. The kill tests ask a CPU for bits.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one.params, again.params)
     assert metrics["loss"] != other_metrics["loss"]
-    _, later_metrics = make(0)(TrainState(state.step + 1, state.params, state.ema, state.opt_state), batch)
+    _, later_metrics = step(TrainState(state.step + 1, state.params, state.ema, state.opt_state), batch)
     assert metrics["loss"] != later_metrics["loss"]
     assert int(one.step) == 1
 

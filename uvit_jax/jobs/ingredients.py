@@ -298,6 +298,7 @@ def _encoded(
     pending: tuple[_Batch, Any] | None = None
     for batch in batches:
         images = [item.image for item in batch if item.image is not None]
+        following: tuple[_Batch, Any]
         if not images:
             following = batch, ()
         elif encode is None:
