@@ -14,6 +14,7 @@ import importlib.util
 import json
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,6 +39,8 @@ PAPER = {
     "configs/imagenet256.py:huge": 96,
     "configs/imagenet512.py:large": 128,
     "configs/imagenet512.py:huge": 96,
+    "configs/mscoco256.py:small": 256,
+    "configs/mscoco256.py:deep": 256,
 }
 
 
@@ -52,7 +55,7 @@ def load(name: str) -> Experiment:
     return resolve(module.get_config(*[variant] if variant else []))
 
 
-def measure(name: str, batch_size: int, *, steps: int, repeats: int) -> dict[str, float | str]:
+def measure(name: str, batch_size: int, *, steps: int, repeats: int) -> dict[str, Any]:
     """The median rate of `repeats` times `steps` steps, after one of warm-up."""
     experiment = load(name)
     whole = experiment.train.batch_size * experiment.train.steps
@@ -72,12 +75,19 @@ def measure(name: str, batch_size: int, *, steps: int, repeats: int) -> dict[str
     if experiment.model.num_classes:
         batch["label"] = rng.integers(0, experiment.num_real_classes, batch_size, np.int32)
 
+    if experiment.model.context_dim:
+        shape = (batch_size, experiment.model.context_length, experiment.model.context_dim)
+        batch["context"] = rng.standard_normal(shape).astype(np.float16)
+
     parts = assemble(experiment, DataCard(name))
     optimizer = make_optimizer(experiment.optimizer, experiment.train.steps)
     template = abstract(parts.init_params, optimizer, parts.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
     batch = jax.device_put(batch, parts.batch_sharding)
-    step = jax.jit(parts.train_step(optimizer, inputs), donate_argnums=0, out_shardings=(shardings, None))
+    null = None
+    if experiment.model.context_dim:
+        null = np.zeros((experiment.model.context_length, experiment.model.context_dim), np.float16)
+    step = jax.jit(parts.train_step(optimizer, inputs, null), donate_argnums=0, out_shardings=(shardings, None))
     began = time.monotonic()
     compiled = step.lower(template, batch, None).compile()
     compile_seconds = time.monotonic() - began
@@ -99,6 +109,7 @@ def measure(name: str, batch_size: int, *, steps: int, repeats: int) -> dict[str
         "config": name,
         "batch": batch_size,
         "images_per_sec": rate,
+        "tokens_per_sec": rate * experiment.model.num_tokens,
         "mfu": float("nan") if mfu is None else mfu,
         "tflops": 3 * forward_flops(experiment.model) * rate / 1e12,
         "gib": gib,
@@ -120,17 +131,23 @@ def main() -> None:
     options = parser.parse_args()
     devices = jax.devices()
     print(f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
-    print(
-        f"{'config':34}{'batch':>7}{'images/s':>10}{'TFLOP/s':>9}{'MFU':>7}{'GiB':>7}{'compile':>9}{'hours in all':>14}"
-    )
+    heads = ("batch", "images/s", "Mtokens/s", "TFLOP/s", "MFU", "GiB", "compile", "hours in all")
+    print(f"{'config':34}" + "".join(f"{head:>{len(head) + 3}}" for head in heads))
     for name in options.configs:
         batch_size = options.batch_size or PAPER.get(name, 64) * len(devices)
         row = measure(name, batch_size, steps=options.steps, repeats=options.repeats)
-        print(
-            f"{row['config']:34}{row['batch']:7}{row['images_per_sec']:10,.0f}{row['tflops']:9.0f}{row['mfu']:7.1%}"
-            f"{row['gib']:7.1f}{row['compile_seconds']:8.1f}s{row['hours']:14,.0f}",
-            flush=True,
+        cells = (
+            f"{row['batch']}",
+            f"{row['images_per_sec']:,.0f}",
+            f"{row['tokens_per_sec'] / 1e6:.2f}",
+            f"{row['tflops']:.0f}",
+            f"{row['mfu']:.1%}",
+            f"{row['gib']:.1f}",
+            f"{row['compile_seconds']:.1f}s",
+            f"{row['hours']:,.0f}",
         )
+        line = "".join(f"{cell:>{len(head) + 3}}" for cell, head in zip(cells, heads, strict=True))
+        print(f"{name:34}{line}", flush=True)
         if options.json:
             print(json.dumps(row))
 
