@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -105,6 +106,15 @@ def test_the_same_command_again_does_nothing_and_other_settings_are_refused(imag
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"was begun with image_size = 16, but it is 8 now"):
         prepare.run(experiment(images, tmp_path / "out", model__image_size=8), tmp_path)
+
+
+def test_the_same_weights_may_have_another_name_and_others_may_not(images, kl, tmp_path):
+    prepare.run(experiment(images, tmp_path / "out", **latents(kl)), tmp_path)
+    copied = shutil.copy(kl, tmp_path / "copy.safetensors")
+    assert "already prepared" in prepare.run(experiment(images, tmp_path / "out", **latents(str(copied))), tmp_path)
+    other = write_kl(tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(UserError, match=r"was begun with autoencoder_sha256 = '"):
+        prepare.run(experiment(images, tmp_path / "out", **latents(other)), tmp_path)
 
 
 def test_only_what_is_missing_is_made_again(images, tmp_path):

@@ -100,7 +100,8 @@ def _check_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
         return
     found = _read_json(path)
     for field, value in plan.items():
-        if found.get(field) != value:
+        # The same weights may be found under another name.
+        if found.get(field) != value and not plan.get(f"{field}_sha256"):
             raise UserError(
                 f"{out} was begun with {field} = {found.get(field)!r}, but it is {value!r} now: expected the same "
                 "settings, or another config.prepare.out"
