@@ -123,9 +123,11 @@ def test_only_what_is_missing_is_made_again(images, tmp_path):
     first, second, _ = sorted(path.name for path in (tmp_path / "out").glob("*.array_record"))
     stamp = (tmp_path / "out" / first).stat().st_mtime_ns
     (tmp_path / "out" / second).unlink()
+    (tmp_path / "out" / ".prepare" / ".note.json.123.tmp").touch()  # of a killed process
     assert "prepared 12 images" in prepare.run(experiment(images, tmp_path / "out"), tmp_path)
     assert (tmp_path / "out" / first).stat().st_mtime_ns == stamp
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*") if path.is_file()}
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_an_image_that_cannot_be_read_stops_the_job_or_is_left_out_as_asked(tmp_path):

@@ -182,6 +182,9 @@ def _write_manifest(ingredients: Ingredients, out: pathlib.Path, names: list[str
         raise UserError(
             f"{out} lacks {len(absent)} shards (first: {absent[0]}), expected every host to write to one shared folder"
         )
+    # What killed runs were writing: every host is done by now.
+    for left_over in (*out.glob(".*.tmp"), *(out / _NOTES).glob(".*.tmp")):
+        left_over.unlink(missing_ok=True)
     parts = [_Part.load(_part_path(out, name)) for name in names]
     skipped = [name for part in parts for name in part.skipped]
     all_sums = [part.sums for part in parts if part.sums is not None]
