@@ -48,7 +48,7 @@ class Conditions:
     def columns(self) -> int | None:
         """Columns of a picture in which each value has its own; None where that reads badly."""
         count = 0 if self.values is None else len(self.values)
-        return count if 2 < count <= 16 else None
+        return count if 2 < count <= (16 if self.labels else 8) else None
 
 
 def label_conditions(experiment: Experiment, class_names: Sequence[str]) -> Conditions:
