@@ -1,5 +1,6 @@
 """Training and sampling on what `prepare` made: moments, latents, pixels, and pixels encoded in the train step."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -160,9 +161,12 @@ def test_official_weights_are_sampled_and_decoded_without_any_data(root, weights
 def test_a_run_starts_from_official_weights(root, weights, tmp_path):
     # The first update moves nothing (its learning rate is 0), so the weights are still those of the file.
     made = experiment(root, "kl", init_from=str(weights), train__steps=1)
-    train.run(made, tmp_path / "run")
+    gone = tmp_path / "gone.pth"
+    gone.symlink_to(weights)
+    train.run(dataclasses.replace(made, init_from=str(gone)), tmp_path / "run")
+    gone.unlink()  # a run that has begun needs its first weights no more
     out = {"sample__out": str(tmp_path / "trained"), "train__steps": 1}
-    sample.run(experiment(root, "kl", init_from=str(weights), **out), tmp_path / "run")
+    sample.run(experiment(root, "kl", init_from=str(gone), **out), tmp_path / "run")
     sample.run(experiment(root, "kl", init_from=str(weights), sample__out=str(tmp_path / "file")), tmp_path / "none")
     for path in (tmp_path / "file").glob("0*.png"):
         assert path.read_bytes() == (tmp_path / "trained" / path.name).read_bytes()

@@ -38,7 +38,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
       UserError: for what is wrong with the config, the weights or the folder, before any device works.
     """
     config = experiment.sample
-    check_init_from(experiment.init_from)
+    if _samples_from_elsewhere(experiment, workdir):
+        check_init_from(experiment.init_from)
     autoencoder = open_experiment_autoencoder(experiment)
     parts = assemble(experiment, _card(experiment, workdir, autoencoder), autoencoder)
     if parts.card.normalization is not None and autoencoder is None:
@@ -109,10 +110,16 @@ def _conditions(parts: Parts) -> Conditions:
     return prompt_conditions(experiment, text)
 
 
+def _samples_from_elsewhere(experiment: Experiment, workdir: pathlib.Path) -> bool:
+    """Whether `config.init_from` is what is asked for, and not just what the workdir's run began with."""
+    init_from = experiment.init_from
+    return bool(init_from) and (saved_config(workdir) or {}).get("init_from") != init_from
+
+
 def _weights(parts: Parts, workdir: pathlib.Path) -> _Weights:
     """The weights of `config.init_from`, or the workdir's own where its run began with those."""
     config, init_from = parts.experiment.sample, parts.experiment.init_from
-    if init_from and (saved_config(workdir) or {}).get("init_from") != init_from:
+    if _samples_from_elsewhere(parts.experiment, workdir):
         name = pathlib.Path(init_from).stem
         return _Weights(initial_weights(parts, init_from), name, name)
     check_architecture(parts.experiment, workdir)

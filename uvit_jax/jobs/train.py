@@ -57,7 +57,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     config = experiment.train
 
     # --- Everything that can be wrong is found here.
-    check_init_from(experiment.init_from)
+    if not (workdir / "checkpoints").exists():
+        check_init_from(experiment.init_from)
     source = open_source(experiment)
     check_source(experiment, source)
     autoencoder = open_experiment_autoencoder(experiment)

@@ -1,6 +1,7 @@
 """A file that appears whole or not at all, whenever the process is killed."""
 
 import contextlib
+import errno
 import os
 import pathlib
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     and take the name with `os.replace`. Missing parent folders are made.
 
     Raises:
-      UserError: the folder can't be made or written to.
+      UserError: the folder can't be made or written to, or its disk is full.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -32,6 +33,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise UserError(f"cannot write {path}: {error.strerror}; free some and start again") from error
         raise
