@@ -13,12 +13,14 @@ from uvit_jax.jobs.sections import (
     AutoencoderSection,
     DataConfig,
     DiffusionConfig,
+    PreflightConfig,
     PrepareConfig,
     SampleConfig,
     TextEncoderSection,
     TrainConfig,
 )
 from uvit_jax.models.uvit import UViTConfig
+from uvit_jax.parallel.hosts import DistributedConfig
 from uvit_jax.parallel.mesh import MeshConfig
 from uvit_jax.training.ema import EMAConfig
 from uvit_jax.training.optimizer import OptimizerConfig
@@ -43,8 +45,10 @@ class Experiment:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
+    preflight: PreflightConfig = dataclasses.field(default_factory=PreflightConfig)
 
     @property
     def null_label(self) -> int | None:

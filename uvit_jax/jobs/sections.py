@@ -165,6 +165,30 @@ class PrepareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PreflightConfig:
+    """What is compiled without running it, and what its report assumes.
+
+    Attributes:
+      topology: the TPU slice compiled for, as "v5e:16x16" (no TPU is needed); empty for this machine's own devices.
+      num_slices: such slices joined by the data center's network.
+      sampler: whether the sampler is compiled too.
+      search: whether to look for the largest batch of each chip that fits, and for the best mesh.
+      mfu: share of the chips' peak that the run is assumed to reach, for its hours; 0 for what the roofline allows.
+    """
+
+    topology: str = ""
+    num_slices: int = 1
+    sampler: bool = False
+    search: bool = False
+    mfu: float = 0.4
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "num_slices")
+        if not 0 <= self.mfu <= 1:
+            raise UserError(f"mfu is {self.mfu}, expected a share from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The run: its length, its batches, and how often it logs, draws and saves (in steps; 0: only at the end).
 

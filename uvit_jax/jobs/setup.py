@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -146,13 +146,18 @@ def open_experiment_autoencoder(experiment: Experiment) -> Autoencoder | None:
         raise UserError(f"config.autoencoder.name is {section.name!r}: {error}") from None
 
 
-def assemble(experiment: Experiment, card: DataCard, autoencoder: Autoencoder | None = None) -> Parts:
-    """The parts of an experiment; no array is made.
+def assemble(
+    experiment: Experiment,
+    card: DataCard,
+    autoencoder: Autoencoder | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Parts:
+    """The parts of an experiment on these devices (default: all there are); no array is made.
 
     Raises:
       UserError: where the mesh doesn't fit the devices, the batch or the heads, or the autoencoder not the model.
     """
-    mesh = make_mesh(experiment.mesh)
+    mesh = make_mesh(experiment.mesh, devices)
     check_mesh(experiment, experiment.mesh.sizes(mesh.size))
     codec = None
     if autoencoder is not None:
