@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """Bad input from a person: one sentence naming the field or file, the value found and the value expected."""
+
+
+class Failed(Exception):
+    """A job that did its work and found that the answer is no: its one line is printed and the exit code is 1."""
