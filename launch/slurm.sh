@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Runs one command of uvit_jax on the GPUs of a Slurm cluster, and goes on after a time limit or a preemption.
+#
+#   sbatch --nodes=4 launch/slurm.sh --config configs/imagenet512.py --workdir /shared/runs/in512
+#   launch/slurm.sh --dry-run --config ...     prints what the job would run, and runs nothing
+#
+# Submit it from the checkout. Everything behind the script's name goes to `python -m uvit_jax.main`. Whatever stands
+# below in #SBATCH lines, sbatch's own flags and variables overrule: --partition or SBATCH_PARTITION, --account or
+# SBATCH_ACCOUNT, --qos, --time, --constraint. Where a node hasn't 8 GPUs, give both numbers:
+# --gpus-per-node=4 --ntasks-per-node=4. The workdir and the data are folders that all nodes see.
+#
+# One process a GPU, each seeing all GPUs of its node: JAX takes the one that SLURM_LOCALID counts. With
+# --gpus-per-task or --gpu-bind each would see one alone, and all but the first would find none.
+#
+# UVIT_VENV      the virtual environment, .venv of the checkout by default; "none" for the python that is there
+# UVIT_SETUP     a shell line before anything else, as "module load cuda"
+# UVIT_MAX_RESTARTS  after crashes, within one allocation; 3
+#
+# Exit codes of the program: 0 is done, 2 a mistake in the command: neither is started again. 143 is a checkpoint saved
+# on notice: the job goes back into the queue where the time limit or a preemption gave the notice, and ends where
+# scancel did. Anything else is a crash: started again on the same nodes.
+#
+#SBATCH --job-name=uvit
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@300
+set -euo pipefail
+
+DRY_RUN=""
+if [[ ${1:-} == --dry-run ]]; then DRY_RUN=1 && shift; fi
+MAX_RESTARTS=${UVIT_MAX_RESTARTS:-3}
+
+die() {
+  printf 'error: %s\n' "$1" >&2
+  exit 2
+}
+
+[[ " $*" == *" --config"* || " $*" == *" --workdir"* ]] ||
+  die "--config is missing, expected as in: sbatch launch/slurm.sh --config configs/imagenet512.py"
+[[ $MAX_RESTARTS =~ ^[0-9]+$ ]] || die "UVIT_MAX_RESTARTS is '$MAX_RESTARTS', expected a whole number from 0"
+# sbatch copies this file elsewhere; the job begins in the folder it was submitted from.
+cd "${SLURM_SUBMIT_DIR:-.}"
+[[ -e uvit_jax/main.py ]] || die "$PWD is no checkout of uvit_jax, expected to be submitted from one"
+VENV=${UVIT_VENV:-.venv}
+[[ $VENV == none || $DRY_RUN || -e $VENV/bin/activate ]] ||
+  die "there is no virtual environment $VENV, expected one with uvit_jax's [cuda] extra, or UVIT_VENV"
+
+# One task that ends doesn't take the others along (some sites let it): they may be writing the same checkpoint.
+COMMAND=(srun --kill-on-bad-exit=0 python -m uvit_jax.main "$@")
+if [[ $DRY_RUN ]]; then
+  printf '%q ' "${COMMAND[@]}"
+  echo
+  exit
+fi
+[[ ${SLURM_JOB_ID:-} ]] || die "this is no Slurm job, expected: sbatch launch/slurm.sh ..., or --dry-run to see the command"
+
+if [[ ${UVIT_SETUP:-} ]]; then eval "$UVIT_SETUP"; fi
+if [[ $VENV != none ]]; then
+  # shellcheck source=/dev/null
+  source "$VENV/bin/activate"
+fi
+export PYTHONUNBUFFERED=1
+# Not handed on to steps by itself since Slurm 22.05.
+if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
+
+# The time limit's notice comes to this shell alone, so that it is told from scancel's, which goes to the program alone.
+# srun hands the signal on to every task, and each host saves. Of a preemption, too, only the program hears.
+notice="" signalled=1
+trap 'notice=1 signalled=1; kill -TERM "$step"' USR1
+
+for ((restarts = 0; ; restarts++)); do
+  "${COMMAND[@]}" &
+  step=$! signalled=1 code=0
+  while ((signalled)); do # a signal ends `wait` too, while the program is still saving
+    signalled=0 code=0
+    wait "$step" || code=$?
+  done
+  case $code in
+    0 | 2) exit "$code" ;;
+    143)
+      if [[ $notice ]] || scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; then
+        echo "slurm.sh: stopped with a checkpoint: job $SLURM_JOB_ID goes back into the queue" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+      fi
+      exit 143
+      ;;
+  esac
+  if [[ $notice ]] || ((restarts == MAX_RESTARTS)); then
+    echo "slurm.sh: the program ended with $code after $restarts restarts, and is not started again" >&2
+    exit "$code"
+  fi
+  echo "slurm.sh: the program ended with $code: restart $((restarts + 1)) of $MAX_RESTARTS, from its newest checkpoint" >&2
+  sleep "${UVIT_POLL_SECONDS:-30}"
+done
