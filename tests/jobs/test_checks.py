@@ -46,6 +46,12 @@ def test_batches_and_heads_that_split_over_the_mesh_pass():
     [
         ({"train__batch_size": 20}, (2, 4, 1), r"config\.train\.batch_size is 20, .*mesh\.data \* mesh\.fsdp = 8"),
         ({"sample__batch_size": 20}, (8, 1, 1), r"config\.sample\.batch_size is 20, .*mesh\.data \* mesh\.fsdp = 8"),
+        (
+            {"model__embed_dim": 72, "sample__batch_size": 16},
+            (1, 16, 1),
+            r"config\.model\.embed_dim is 72, .*mesh\.fsdp = 16",
+        ),
+        ({"model__mlp_ratio": 1.3}, (1, 1, 8), r"config\.model\.embed_dim \* mlp_ratio is \d+, .*tensor = 8"),
         ({}, (1, 1, 3), r"config\.model\.num_heads is 8, expected a multiple of mesh\.tensor = 3"),
     ],
 )

@@ -1,3 +1,5 @@
+import unittest.mock
+
 import jax
 import numpy as np
 import pytest
@@ -69,3 +71,36 @@ def test_a_batch_is_split_over_data_and_fsdp_and_not_over_tensor():
     assert batch_sharding(mesh).shard_shape((16, 5)) == (2, 5)
     assert replicated(mesh).spec == PartitionSpec()
     assert replicated(mesh).shard_shape((16, 5)) == (16, 5)
+
+
+def slice_device(id: int, slice_index: int):
+    """A device as one of several slices has them; enough to be laid out."""
+    device = unittest.mock.Mock(spec=jax.Device)
+    device.platform, device.device_kind = "cpu", "cpu"
+    device.id, device.slice_index, device.process_index = id, slice_index, slice_index
+    return device
+
+
+def slices_along(config: MeshConfig, slices: int, each: int) -> list[set[int]]:
+    """For each axis, how many slices a line of devices along it crosses."""
+    devices = [slice_device(i, i // each) for i in range(slices * each)]
+    laid_out = np.vectorize(lambda device: device.slice_index)(make_mesh(config, devices).devices)
+    return [{len(set(line)) for line in np.moveaxis(laid_out, i, -1).reshape(-1, laid_out.shape[i])} for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("config", "slices", "crossed"),
+    [
+        (MeshConfig(fsdp=4), 2, [2, 1, 1]),
+        (MeshConfig(fsdp=2, tensor=2), 4, [4, 1, 1]),
+        (MeshConfig(data=2, fsdp=8), 4, [2, 2, 1]),
+        (MeshConfig(data=1, fsdp=8, tensor=2), 2, [1, 2, 1]),
+    ],
+)
+def test_data_goes_over_slices_then_fsdp_and_never_tensor(config, slices, crossed):
+    assert slices_along(config, slices, 16 // slices) == [{n} for n in crossed]
+
+
+def test_a_mesh_whose_tensor_axis_would_cross_slices_is_refused():
+    with pytest.raises(UserError, match="tensor = 8 can't be laid over 4 slices, expected data \\* fsdp to be"):
+        slices_along(MeshConfig(data=1, fsdp=2, tensor=8), 4, 4)

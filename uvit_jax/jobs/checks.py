@@ -71,7 +71,7 @@ def check_context(experiment: Experiment, shape: tuple[int, ...], what: str) -> 
 
 
 def check_mesh(experiment: Experiment, sizes: tuple[int, int, int]) -> None:
-    """Raises a UserError where a batch or the heads can't be split over the mesh."""
+    """Raises a UserError where a batch, the heads or the channels can't be split over the mesh."""
     data, fsdp, tensor = sizes
     for field, value in (
         ("train.batch_size", experiment.train.batch_size),
@@ -79,7 +79,13 @@ def check_mesh(experiment: Experiment, sizes: tuple[int, int, int]) -> None:
     ):
         if value % (data * fsdp):
             raise UserError(f"config.{field} is {value}, expected a multiple of mesh.data * mesh.fsdp = {data * fsdp}")
-    if experiment.model.num_heads % tensor:
-        raise UserError(
-            f"config.model.num_heads is {experiment.model.num_heads}, expected a multiple of mesh.tensor = {tensor}"
-        )
+    model = experiment.model
+    for field, value, axis, size in (
+        ("num_heads", model.num_heads, "tensor", tensor),
+        ("embed_dim * mlp_ratio", int(model.embed_dim * model.mlp_ratio), "tensor", tensor),
+        ("embed_dim", model.embed_dim, "tensor", tensor),
+        # Else the parameters would silently stay whole.
+        ("embed_dim", model.embed_dim, "fsdp", fsdp),
+    ):
+        if value % size:
+            raise UserError(f"config.model.{field} is {value}, expected a multiple of mesh.{axis} = {size}")

@@ -1,5 +1,6 @@
 """Multi-head self-attention, with the kernel chosen by hardware and dtype."""
 
+import functools
 from typing import Literal, cast
 
 import jax
@@ -10,14 +11,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.models.init import NORMAL_02
+from uvit_jax.models.layout import ONE_DEVICE, Layout
 
 
-def resolve_implementation(name: str, dtype: DTypeLike) -> Literal["xla", "cudnn"]:
+def resolve_implementation(name: str, dtype: DTypeLike, platform: str) -> Literal["xla", "cudnn"]:
     """The kernel "auto" stands for: cuDNN's on a GPU in half precision (the only precision it has), XLA's elsewhere."""
     if name in ("xla", "cudnn"):
         return cast(Literal["xla", "cudnn"], name)
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    return "cudnn" if half and jax.default_backend() == "gpu" else "xla"
+    return "cudnn" if half and platform == "gpu" else "xla"
 
 
 class Attention(nnx.Module):
@@ -28,10 +30,19 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, embed_dim: int, num_heads: int, *, qkv_bias: bool, dtype: DTypeLike, implementation: str, rngs: nnx.Rngs
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool,
+        dtype: DTypeLike,
+        implementation: str,
+        rngs: nnx.Rngs,
+        layout: Layout = ONE_DEVICE,
     ):
         head_dim = embed_dim // num_heads
         self.implementation = implementation
+        self.layout = layout
         self.dtype = dtype
         self.qkv = nnx.LinearGeneral(
             embed_dim, (3, num_heads, head_dim), use_bias=qkv_bias, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs
@@ -42,8 +53,9 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         qkv = self.qkv(x)
-        implementation = resolve_implementation(self.implementation, self.dtype)
-        out = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], implementation)
+        implementation = resolve_implementation(self.implementation, self.dtype, self.layout.platform)
+        kernel = functools.partial(attend, implementation=implementation)
+        out = self.layout.attend(kernel, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return self.proj(checkpoint_name(out, "attention"))
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from uvit_jax.models.attention import Attention
 from uvit_jax.models.init import NORMAL_02
+from uvit_jax.models.layout import ONE_DEVICE, Layout
 from uvit_jax.models.uvit_config import UViTConfig
 
 
@@ -87,32 +88,50 @@ class LayerNorm(nnx.Module):
 class MLP(nnx.Module):
     """Linear D -> ratio D, exact GELU, Linear back."""
 
-    def __init__(self, embed_dim: int, hidden_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, embed_dim: int, hidden_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE
+    ):
+        self.layout = layout
         self.fc1 = nnx.Linear(embed_dim, hidden_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
         self.fc2 = nnx.Linear(hidden_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(jax.nn.gelu(self.layout.hidden(self.fc1(x)), approximate=False))
 
 
 class Block(nnx.Module):
     """x = merge(x, skip) where a skip arrives; x += attention(LN(x)); x += MLP(LN(x))."""
 
-    def __init__(self, config: UViTConfig, *, takes_skip: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: UViTConfig,
+        *,
+        takes_skip: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        layout: Layout = ONE_DEVICE,
+    ):
         d = config.embed_dim
+        self.layout = layout
         adaptive = config.time == "adaln"
         self.skip = make_skip(config.skip, d, dtype=dtype, rngs=rngs) if takes_skip else None
         self.norm1 = LayerNorm(d, adaptive=adaptive, dtype=dtype, rngs=rngs)
         self.attn = Attention(
-            d, config.num_heads, qkv_bias=config.qkv_bias, dtype=dtype, implementation=config.attention, rngs=rngs
+            d,
+            config.num_heads,
+            qkv_bias=config.qkv_bias,
+            dtype=dtype,
+            implementation=config.attention,
+            rngs=rngs,
+            layout=layout,
         )
         self.norm2 = LayerNorm(d, adaptive=adaptive, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(d, int(d * config.mlp_ratio), dtype=dtype, rngs=rngs)
+        self.mlp = MLP(d, int(d * config.mlp_ratio), dtype=dtype, rngs=rngs, layout=layout)
 
     def __call__(
         self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"] | None, time: Float[Array, "b d"] | None
     ) -> Float[Array, "b t d"]:
         if self.skip is not None:
-            x = self.skip(x, skip)
-        x = x + self.attn(self.norm1(x, time))
-        return x + self.mlp(self.norm2(x, time))
+            x = self.layout.tokens(self.skip(x, skip))
+        x = self.layout.tokens(x + self.attn(self.norm1(x, time)))
+        return self.layout.tokens(x + self.mlp(self.norm2(x, time)))

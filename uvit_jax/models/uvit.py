@@ -1,6 +1,8 @@
 """U-ViT: a plain ViT whose tokens are time, condition and noisy patches, with long skips (arXiv:2209.12152)."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.models.blocks import Block, LayerNorm
 from uvit_jax.models.embeddings import PATCH_EMBEDS, TimeMLP, conv3x3, sincos_2d, timestep_embedding, unpatchify
 from uvit_jax.models.init import NORMAL_02
+from uvit_jax.models.layout import ONE_DEVICE, Layout
 from uvit_jax.models.uvit_config import UViTConfig
 
 __all__ = ["UViT", "UViTConfig"]
@@ -23,11 +26,11 @@ class UViT(nnx.Module):
     """The network: `model(x, t, label=None, context=None)` predicts noise (or whatever it was trained to).
 
     Its parameters are float32 and are one block's arrays after another's whatever `config.scan_blocks` says, so a
-    checkpoint serves both ways of running.
+    checkpoint serves both ways of running. `layout` says how they and the activations lie over devices.
     """
 
-    def __init__(self, config: UViTConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: UViTConfig, *, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE):
+        self.config, self.layout = config, layout
         dtype, d, half = jnp.dtype(config.dtype), config.embed_dim, config.depth // 2
         self.patch_embed = PATCH_EMBEDS[config.patch_embed](
             config.patch_size, config.in_channels, d, dtype=dtype, rngs=rngs
@@ -48,9 +51,10 @@ class UViT(nnx.Module):
             if config.pos_embed == "learned"
             else None
         )
-        self.in_blocks = nnx.List(Block(config, takes_skip=False, dtype=dtype, rngs=rngs) for _ in range(half))
-        self.mid_block = Block(config, takes_skip=False, dtype=dtype, rngs=rngs)
-        self.out_blocks = nnx.List(Block(config, takes_skip=True, dtype=dtype, rngs=rngs) for _ in range(half))
+        block = functools.partial(Block, config, dtype=dtype, rngs=rngs, layout=layout)
+        self.in_blocks = nnx.List(block(takes_skip=False) for _ in range(half))
+        self.mid_block = block(takes_skip=False)
+        self.out_blocks = nnx.List(block(takes_skip=True) for _ in range(half))
         self.norm = LayerNorm(d, adaptive=config.time == "adaln", dtype=dtype, rngs=rngs)
         self.conv_before = conv3x3(d, d, dtype=dtype, rngs=rngs) if config.conv == "before" else None
         self.head = nnx.Linear(
@@ -94,7 +98,7 @@ class UViT(nnx.Module):
         if self.context_embed is not None:
             tokens.append(self.context_embed(jnp.asarray(context)))
         tokens.append(self.patch_embed(jnp.asarray(x)))
-        h = jnp.concatenate(tokens, axis=1) + self._positions().astype(dtype)
+        h = self.layout.tokens(jnp.concatenate(tokens, axis=1) + self._positions().astype(dtype))
 
         adaln_time = time if config.time == "adaln" else None
         h = self._run_blocks(h, adaln_time)
@@ -118,12 +122,12 @@ class UViT(nnx.Module):
     def _run_blocks(self, h: Float[Array, "b t d"], time: Float[Array, "b d"] | None) -> Float[Array, "b t d"]:
         """In, middle and out blocks; block i's output goes to block depth + 1 - i (counted from 1)."""
         run: Callable = _scanned if self.config.scan_blocks else _unrolled
-        remat = self.config.remat
-        h, skips = run(list(self.in_blocks), h, None, time, remat)
+        how = (self.config.remat, self.config.dtype, self.layout)
+        h, skips = run(list(self.in_blocks), h, None, time, *how)
         if self.config.skip == "none":
             skips = None
-        h, _ = _unrolled([self.mid_block], h, None, time, remat)
-        h, _ = run(list(self.out_blocks), h, skips, time, remat)
+        h, _ = _unrolled([self.mid_block], h, None, time, *how)
+        h, _ = run(list(self.out_blocks), h, skips, time, *how)
         return h
 
     def _check_inputs(self, x: AnyArray, label: AnyArray | None, context: AnyArray | None) -> None:
@@ -163,12 +167,16 @@ def check_labels(labels: AnyArray, num_classes: int) -> None:
         raise UserError(f"label {outside.flat[0]} is outside the table, expected 0 to {num_classes - 1}")
 
 
-def _remat(fn: Callable, policy: str, *, scanned: bool) -> Callable:
-    """Makes the backward pass of one block recompute what `policy` does not save (UViTConfig.remat)."""
-    if policy == "none":
+def _remat(fn: Callable, policy: str, *, scanned: bool, gathers: bool) -> Callable:
+    """Makes the backward pass of one block recompute what `policy` does not save (UViTConfig.remat).
+
+    Weights that were brought together from other devices are never saved, but brought together again.
+    """
+    if policy == "none" and not gathers:
         return fn
     policies = jax.checkpoint_policies
     saved = {
+        "none": _all_but_gathered,
         "full": policies.nothing_saveable,
         "matmuls": policies.save_from_both_policies(
             policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention")
@@ -178,25 +186,46 @@ def _remat(fn: Callable, policy: str, *, scanned: bool) -> Callable:
     return jax.checkpoint(fn, policy=saved[policy], prevent_cse=not scanned)
 
 
-def _apply(graphdef: nnx.GraphDef) -> Callable:
-    return lambda state, h, skip, time: nnx.merge(graphdef, state)(h, skip, time)
+def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    # A gathered weight is what a linear call gives, or a slice of that. Other slices cost nothing to repeat.
+    return primitive.name not in ("linear_call", "sharding_constraint", "slice", "squeeze")
+
+
+def _apply(graphdef: nnx.GraphDef, dtype: str, layout: Layout) -> Callable:
+    def apply(params: Any, h: Array, skip: Array | None, time: Array | None) -> Array:
+        return nnx.merge(graphdef, layout.weights(params, dtype))(h, skip, time)
+
+    return apply
 
 
 def _unrolled(
-    blocks: list[Block], h: Array, skips: list[Array] | None, time: Array | None, remat: str
+    blocks: list[Block],
+    h: Array,
+    skips: list[Array] | None,
+    time: Array | None,
+    remat: str,
+    dtype: str,
+    layout: Layout,
 ) -> tuple[Array, list[Array]]:
     """Runs blocks one after another; returns the last output and every output. The last of `skips` is used first."""
     outputs: list[Array] = []
     for i, block in enumerate(blocks):
         graphdef, state = nnx.split(block)
         skip = None if skips is None else skips[-1 - i]
-        h = _remat(_apply(graphdef), remat, scanned=False)(state, h, skip, time)
+        apply = _remat(_apply(graphdef, dtype, layout), remat, scanned=False, gathers=layout.gathers)
+        h = apply(nnx.to_pure_dict(state), h, skip, time)
         outputs.append(h)
     return h, outputs
 
 
 def _scanned(
-    blocks: list[Block], h: Array, skips: Array | None, time: Array | None, remat: str
+    blocks: list[Block],
+    h: Array,
+    skips: Array | None,
+    time: Array | None,
+    remat: str,
+    dtype: str,
+    layout: Layout,
 ) -> tuple[Array, Array | None]:
     """What `_unrolled` does, as one `lax.scan` over the blocks' stacked parameters; skips and outputs are stacked."""
     if not blocks:
@@ -204,12 +233,13 @@ def _scanned(
     # Blocks that take a skip run backwards over the stack of skips, so their parameters are stacked last block first.
     order = blocks if skips is None else blocks[::-1]
     graphdef = nnx.split(blocks[0])[0]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.split(block)[1] for block in order))
-    apply = _remat(_apply(graphdef), remat, scanned=True)
+    layers = [nnx.to_pure_dict(nnx.split(block)[1]) for block in order]
+    stacked = layout.stacked(jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers))
+    apply = _remat(_apply(graphdef, dtype, layout), remat, scanned=True, gathers=layout.gathers)
 
     def body(h, layer):
-        state, skip = layer
-        h = apply(state, h, skip, time)
+        params, skip = layer
+        h = apply(params, h, skip, time)
         return h, h if skips is None else None
 
     return jax.lax.scan(body, h, (stacked, skips), reverse=skips is not None)

@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from uvit_jax.errors import UserError
@@ -55,11 +57,44 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over these devices (default: all there are), laid out along the hardware's own topology.
 
+    Devices of several slices (of GPUs: of several NVLink domains) are joined by the slower network of the data center:
+    data goes over it, fsdp as far as data is too small, tensor never.
+
     Raises:
-      UserError: if the sizes don't multiply to the number of devices.
+      UserError: if the sizes don't multiply to the number of devices, or can't be laid over the slices.
     """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh(config.sizes(len(devices)), AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    sizes = config.sizes(len(devices))
+    slices = len({slice_index(device) for device in devices})
+    laid_out = _lay_out(sizes, devices) if slices == 1 else _lay_over_slices(sizes, slices, devices)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_index(device: jax.Device) -> int:
+    """The slice that a device is in; 0 where the platform knows no slices."""
+    return getattr(device, "slice_index", 0) or 0
+
+
+def _lay_out(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    try:
+        return mesh_utils.create_device_mesh(sizes, devices)
+    except NotImplementedError:  # no assignment of whole physical axes
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+
+
+def _lay_over_slices(sizes: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    data, fsdp, tensor = sizes
+    over_data = math.gcd(data, slices)
+    over_fsdp = slices // over_data
+    if fsdp % over_fsdp:
+        raise UserError(
+            f"data = {data}, fsdp = {fsdp}, tensor = {tensor} can't be laid over {slices} slices, expected data * fsdp "
+            f"to be a multiple of {slices}: tensor must stay within a slice"
+        )
+    inner = (data // over_data, fsdp // over_fsdp, tensor)
+    return mesh_utils.create_hybrid_device_mesh(
+        inner, (over_data, over_fsdp, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def batch_parts(mesh: Mesh) -> int:

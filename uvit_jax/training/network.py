@@ -4,28 +4,40 @@ from collections.abc import Callable
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from uvit_jax.models.layout import ONE_DEVICE
 from uvit_jax.models.uvit import UViT, UViTConfig
+from uvit_jax.parallel.layout import MeshLayout
 from uvit_jax.training.state import Params
 
 # network(params, x, model_time, condition) -> prediction; the condition is labels, text states or None.
 Network = Callable[[Params, Array, Array, Array | None], Float[Array, "b h w c"]]
 
 
-def abstract_network(config: UViTConfig) -> tuple[nnx.GraphDef, Network, Callable[[Array], Params]]:
-    """The model split once, with no array made.
+# Their parameters are brought together one block at a time, inside the model.
+_BLOCKS = ("in_blocks", "mid_block", "out_blocks")
+
+
+def abstract_network(
+    config: UViTConfig, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef, Network, Callable[[Array], Params]]:
+    """The model split once, with no array made, for one device or for a mesh.
 
     Returns:
       graphdef: `nnx.merge(graphdef, params)` is the model.
       network: `network(params, x, model_time, condition)`, the model as a pure function.
       init_params: `init_params(key)`, fresh parameters; run it under jit.
     """
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0))))
+    layout = ONE_DEVICE if mesh is None else MeshLayout(mesh)
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0), layout=layout)))
     kind = "label" if config.num_classes else "context"
 
     def network(params, x, model_time, condition):
         conditions = {} if condition is None else {kind: condition}
+        outer = layout.weights({name: part for name, part in params.items() if name not in _BLOCKS}, config.dtype)
+        params = params | outer
         return nnx.merge(graphdef, params)(x, model_time, **conditions)
 
     def init_params(key: jax.Array) -> Params:

@@ -1,0 +1,99 @@
+"""The layout of a network over the mesh: the constraints that keep the partitioner to the plan of `sharding.RULES`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from uvit_jax.parallel.mesh import BATCH_AXES
+from uvit_jax.parallel.sharding import partition_spec, path_name
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshLayout:
+    """What each array of a U-ViT does on the mesh, to be given to the network.
+
+    Examples are split over data and fsdp, heads and hidden channels over tensor, and nothing else: left alone, the
+    partitioner may as well split the channels of every token over fsdp, because parameters are, and move activations
+    instead of parameters.
+
+    Parameters that are split over fsdp are brought together (ZeRO-3, arXiv:1910.02054) block by block, in the dtype
+    they are computed with; their gradients go back to the parts by one reduce-scatter.
+    """
+
+    mesh: Mesh
+
+    @property
+    def platform(self) -> str:
+        """The devices': "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def gathers(self) -> bool:
+        """Whether parameters are split over fsdp."""
+        return self.mesh.shape["fsdp"] > 1
+
+    def stacked(self, params: Any) -> Any:
+        """The parameters of equal layers, `[layers, ...]` each, split as one layer's are."""
+
+        def constrain(path: tuple, leaf: Array) -> Array:
+            spec = partition_spec(path_name(path), leaf.shape[1:], self.mesh)
+            return self._constrain(leaf, PartitionSpec(None, *spec))
+
+        return jax.tree_util.tree_map_with_path(constrain, params)
+
+    def weights(self, params: Any, dtype: str) -> Any:
+        """Those split over fsdp in `dtype` and whole but for the tensor axis; the others as they are."""
+
+        def gather(path: tuple, leaf: Array) -> Array:
+            spec = partition_spec(path_name(path), leaf.shape, self.mesh)
+            if "fsdp" not in spec:
+                return leaf
+            whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
+            if path_name(path).endswith("embedding"):
+                # A table that is looked up: scattering rows into parts of it would first reshuffle the rows.
+                return self._constrain(self._constrain(leaf.astype(dtype), spec), whole)
+            return _gather(leaf, dtype, NamedSharding(self.mesh, spec), NamedSharding(self.mesh, whole))
+
+        return jax.tree_util.tree_map_with_path(gather, params) if self.gathers else params
+
+    def tokens(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Examples split, tokens and channels whole."""
+        return self._constrain(x, PartitionSpec(BATCH_AXES))
+
+    def hidden(self, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
+        """Examples and channels split."""
+        return self._constrain(x, PartitionSpec(BATCH_AXES, None, "tensor"))
+
+    def attend(
+        self,
+        kernel: Callable[[Array, Array, Array], Array],
+        query: Float[Array, "b t h k"],
+        key: Float[Array, "b t h k"],
+        value: Float[Array, "b t h k"],
+    ) -> Float[Array, "b t h k"]:
+        """The kernel on each device's own examples and heads: the partitioner can't see inside of it."""
+        spec = PartitionSpec(BATCH_AXES, None, "tensor", None)
+        # No collective is inside, so there is no replication to be checked.
+        mapped = jax.shard_map(kernel, mesh=self.mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+        return mapped(query, key, value)
+
+    def _constrain(self, x: Array, spec: PartitionSpec) -> Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+def _gather(weight: Array, dtype: str, split: NamedSharding, whole: NamedSharding) -> Array:
+    """The weight brought together after its cast: half the bytes in bfloat16."""
+
+    def forward(_: None, weight: Array) -> Array:
+        return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(weight.astype(dtype), split), whole)
+
+    def transpose(_: None, gradient: Array) -> Array:
+        # A constraint's own transpose would bring the whole gradient together first.
+        return jax.lax.with_sharding_constraint(gradient, split).astype(jnp.float32)
+
+    return jax.custom_derivatives.linear_call(forward, transpose, None, weight)
