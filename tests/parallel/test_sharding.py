@@ -1,3 +1,4 @@
+import importlib
 import math
 import re
 
@@ -6,6 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.parallel.test_mesh import fake_mesh
+from uvit_jax.jobs.config import resolve
 from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.parallel.sharding import partition_spec, path_name
 from uvit_jax.training.network import abstract_network
@@ -95,6 +97,17 @@ def test_every_large_parameter_of_every_ablation_is_split_over_fsdp(fields):
     assert len(large) > 50
     for path, leaf in large.items():
         assert 4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) == math.prod(leaf.shape), path
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet512", "mscoco256"])
+def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_paper_model(name):
+    config = resolve(importlib.import_module(f"configs.{name}").get_config())
+    mesh = fake_mesh(1, 8, 1)
+    state = abstract(abstract_network(config.model)[2], make_optimizer(config.optimizer, 10), mesh)
+    leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
+    whole = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    part = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    assert part <= 1.1 / 8 * whole
 
 
 def test_a_dimension_that_does_not_divide_stays_whole_and_the_others_are_split():

@@ -4,8 +4,8 @@ python -m tests.training.mesh_runs train '[{"mesh": [2, 2, 2], "model": {...}}, 
 python -m tests.training.mesh_runs collectives '[...]'
 
 `train`: ten steps on the mesh and on one device alone, from the same weights on the same batches; how far the losses
-and the weights differ, and what share of the state a device holds. `share`: that alone. `collectives`: those of the
-compiled step; `tpu`: those of the step compiled for four TPU chips that aren't there.
+and the weights differ, and what share of the state a device holds. `collectives`: those of the compiled step. `tpu`:
+those of the step compiled for four TPU chips that aren't there.
 """
 
 import json
@@ -108,12 +108,6 @@ def traffic(case: dict[str, Any], devices: list[jax.Device] | None = None) -> li
     ]
 
 
-def share_of(case: dict[str, Any]) -> float:
-    """The share of the state that a device of the case's mesh holds."""
-    config, mesh = UViTConfig(**SMALL | case["model"]), make_mesh(MeshConfig(*case["mesh"]))
-    return share(create_sharded(abstract_network(config)[2], make_optimizer(OptimizerConfig(), STEPS), 0, mesh))
-
-
 def compare(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """How each case's training differs from that on one device."""
     alone, results = {}, []
@@ -139,8 +133,6 @@ if __name__ == "__main__":
     task, given = sys.argv[1], json.loads(sys.argv[2])
     if task == "train":
         results: list[Any] = compare(given)
-    elif task == "share":
-        results = [share_of(case) for case in given]
     else:
         results = [traffic(case, topology_devices("v5e:2x2", 1) if task == "tpu" else None) for case in given]
     print(json.dumps(results))

@@ -43,7 +43,7 @@ class Run:
 
         return Hook(run, every, at_end=at_end, timed=timed)
 
-    def fit(self, *, steps, log_every, start=0, hooks=()) -> TrainState:
+    def fit(self, *, steps, log_every, start=0, **options) -> TrainState:
         def train_step(state, batch):
             self.clock.advance(STEP_SECONDS)
             self.batches.append(batch)
@@ -61,7 +61,7 @@ class Run:
             log_every=log_every,
             on_step=lambda step: self.events.append(("step", step)),
             on_log=on_log,
-            hooks=hooks,
+            **options,
         )
 
     def steps_of(self, name) -> list[int]:
@@ -164,3 +164,25 @@ def test_the_host_waits_only_for_a_step_well_behind_the_one_it_started(clock, mo
     )
     assert waited
     assert {now - then for then, now in waited} == {loop.STEPS_IN_FLIGHT - 1}
+
+
+def test_a_run_that_is_stopped_ends_after_that_step_with_the_hooks_of_the_end_alone(run):
+    asked = []
+
+    def should_stop(step):
+        asked.append(step)
+        return step == 6
+
+    hooks = [run.hook("draw", every=3), run.hook("save", every=4, at_end=True)]
+    state = run.fit(steps=100, log_every=4, hooks=hooks, should_stop=should_stop)
+    assert int(state.step) == 6
+    assert asked == run.steps_of("step") == [1, 2, 3, 4, 5, 6]
+    assert run.steps_of("draw") == [3]
+    assert run.steps_of("save") == [4, 6]
+    assert run.steps_of("log") == [4]
+
+
+def test_a_notice_at_the_last_step_changes_nothing(run):
+    run.fit(steps=4, log_every=4, hooks=[run.hook(every=3, at_end=True)], should_stop=lambda step: step == 4)
+    assert run.steps_of("hook") == [3, 4]
+    assert run.steps_of("log") == [4]
