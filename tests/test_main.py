@@ -1,6 +1,10 @@
+import types
+
 import pytest
 
-from tests.jobs.runs import ROOT, run
+from tests.jobs.runs import ROOT, run, tiny_experiment
+from uvit_jax import main
+from uvit_jax.errors import Failed, Preempted, UserError
 
 
 def error_of(result) -> str:
@@ -43,3 +47,28 @@ def test_a_misspelt_field_in_a_config_file_is_named_with_the_right_one(tmp_path)
     message = error_of(run(config=str(config), tiny=False, timeout=60))
     assert "stepz" in message
     assert "did you mean 'steps'?" in message
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "stdout", "stderr"),
+    [
+        ("made", 0, "made\n", ""),
+        (Failed("it does not fit"), 1, "it does not fit\n", ""),
+        (UserError("no such file"), 2, "", "error: no such file\n"),
+        (Preempted("preempted at step 3"), 143, "", "preempted at step 3\n"),
+        (KeyboardInterrupt(), 130, "", "\ninterrupted: the same command continues from the last checkpoint\n"),
+    ],
+    ids=["done", "failed", "mistake", "preempted", "interrupted"],
+)
+def test_each_end_of_a_job_has_its_exit_code_and_its_line(monkeypatch, capsys, tmp_path, end, code, stdout, stderr):
+    def job(experiment, workdir):
+        if isinstance(end, str):
+            return end
+        raise end
+
+    module = types.SimpleNamespace(run=job)
+    monkeypatch.setattr(main, "importlib", types.SimpleNamespace(import_module=lambda name: module))
+    with pytest.raises(SystemExit) as ended:
+        main._run_job("train", tiny_experiment(), tmp_path)
+    assert ended.value.code == code
+    assert capsys.readouterr() == (stdout, stderr)

@@ -1,4 +1,4 @@
-"""The one exception a person is meant to read: its text is shown alone, without a traceback."""
+"""The exceptions a person is meant to read: their text is shown alone, without a traceback."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class Failed(Exception):
     """A job that did its work and found that the answer is no: its one line is printed and the exit code is 1."""
+
+
+class Preempted(Exception):
+    """A job that was told to stop and has kept what it did: its one line is printed and the exit code is 143."""

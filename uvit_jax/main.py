@@ -2,18 +2,25 @@
 
 import importlib
 import logging
+import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from uvit_jax.errors import UserError
+from uvit_jax.errors import Failed, Preempted, UserError
 
-JOBS = ("train", "sample", "prepare")
+if TYPE_CHECKING:
+    from uvit_jax.jobs.config import Experiment
+
+JOBS = ("train", "sample", "prepare", "preflight")
+# This one asks no devices for anything, and so joins no other hosts.
+_ALONE = ("preflight",)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, as configs/digits.py or configs/digits.py:variant; a field of it is --config.a.b=c."
@@ -21,6 +28,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _JOB = flags.DEFINE_enum("job", "train", JOBS, "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name of the config>.")
 
+_INTERRUPTED = "\ninterrupted: the same command continues from the last checkpoint"
 _HERE = pathlib.Path(__file__).parent
 _SAVED_CONFIG = _HERE / "jobs" / "saved_config.py"
 
@@ -51,14 +59,45 @@ def _main(argv: Sequence[str]) -> None:
             raise UserError(
                 f"there is no config file {_config_path()[0]}, expected a path as configs/digits.py"
             ) from None
-        experiment = resolve(config)
-        job = importlib.import_module(f"uvit_jax.jobs.{_JOB.value}")
-        print(job.run(experiment, _workdir()), flush=True)
+        _run_job(_JOB.value, resolve(config), _workdir())
     except UserError as error:
         _fail(error)
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+
+
+def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoReturn:
+    """Runs a job, on all hosts of the run; whatever ends it on this one, the others are not left waiting for it."""
+    from uvit_jax.jobs.workdir import agree_on_run
+    from uvit_jax.parallel import hosts
+
+    # Whether all processes come to their ends here, and whether each has something of its own to say.
+    together, each, stream = True, False, sys.stderr
+    try:
+        if name not in _ALONE:
+            hosts.start(experiment.distributed, os.environ, preemption=name == "train")
+            if not hosts.is_first():
+                logging.getLogger("uvit_jax").setLevel(logging.WARNING)
+            agree_on_run(name, experiment, workdir)
+        told, code, stream = importlib.import_module(f"uvit_jax.jobs.{name}").run(experiment, workdir), 0, sys.stdout
+    except Failed as error:
+        told, code, stream = str(error), 1, sys.stdout
+    except Preempted as error:
+        told, code = str(error), 143
+    except UserError as error:
+        told, code, together, each = f"error: {error}", 2, isinstance(error, hosts.SharedError), True
+    except KeyboardInterrupt:
+        told, code, together, each = _INTERRUPTED, 130, False, True
+    except Exception:
+        if not hosts.are_several():
+            raise
+        told, code, together, each = traceback.format_exc(), 1, False, True
+    if hosts.is_first():
+        print(told, file=stream, flush=True)
+    elif each:
+        print(f"process {hosts.index()}: {told}", file=stream, flush=True)
+    hosts.leave(code, agreed=together)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -55,6 +57,61 @@ def run(*arguments: str, timeout: float = 300, **options) -> subprocess.Complete
     )
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as asked:
+        asked.bind(("", 0))
+        return asked.getsockname()[1]
+
+
+# Runs that follow each other in one test compile the same programs.
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(tempfile.gettempdir(), f"uvit_jax_hosts_xla_{os.getpid()}")),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
+
+
+def start_hosts(processes: int, devices_each: int, *arguments: str, timeout: int = 120, **options) -> list:
+    """A job's processes as so many hosts, each with its (fake) CPU devices."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            command(
+                *arguments,
+                f"--config.distributed.coordinator=127.0.0.1:{port}",
+                f"--config.distributed.num_processes={processes}",
+                f"--config.distributed.process_id={process}",
+                f"--config.distributed.timeout={timeout}",
+                **options,
+            ),
+            cwd=ROOT,
+            env=environment(devices_each) | CACHE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(processes)
+    ]
+
+
+def ends(processes: list, timeout: float = 300) -> list[subprocess.CompletedProcess]:
+    """Waits for these processes; none is left behind."""
+    try:
+        told = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(processes, told, strict=True)
+    ]
+
+
+def run_hosts(processes: int, devices_each: int, *arguments: str, **options) -> list[subprocess.CompletedProcess]:
+    """Runs a job on so many hosts to its end."""
+    return ends(start_hosts(processes, devices_each, *arguments, **options))
+
+
 def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """Every array of a run's newest checkpoint, by name, and its step."""
     import orbax.checkpoint as ocp
@@ -63,7 +120,11 @@ def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     folder = workdir / "checkpoints" / str(max(steps))
     arrays = {"step": np.asarray(max(steps))}
     for item in ("params", "ema", "optimizer"):
-        tree = ocp.StandardCheckpointer().restore(folder.absolute() / item)
+        # As NumPy's arrays: the devices they were saved from need not be there.
+        checkpointer, path = ocp.PyTreeCheckpointer(), folder.absolute() / item
+        metadata = checkpointer.metadata(path).item_metadata.tree
+        wanted = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        tree = checkpointer.restore(path, restore_args=wanted)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return arrays

@@ -1,4 +1,4 @@
-"""A run killed at any moment and started again ends with the same bits as one never killed."""
+"""A run killed or told to stop at any moment and started again ends with the same bits as one never stopped."""
 
 import random
 import signal
@@ -25,13 +25,12 @@ def never_killed(tmp_path_factory):
     return final_state(workdir), time.monotonic() - began
 
 
-def start(workdir) -> subprocess.Popen:
+def start(workdir, **options) -> subprocess.Popen:
     return subprocess.Popen(
         command(*ARGUMENTS, f"--workdir={workdir}"),
         cwd=ROOT,
         env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options,
         start_new_session=True,
     )
 
@@ -75,4 +74,20 @@ def test_resume_is_bit_exact_after_a_kill_during_a_save(never_killed, tmp_path):
                 break
             time.sleep(0.001)
     assert kills == 3, "no save was ever in flight"
+    finish(tmp_path, expected)
+
+
+def test_a_sigterm_saves_at_once_and_the_same_command_goes_on_to_the_same_bits(never_killed, tmp_path):
+    expected, seconds = never_killed
+    process = start(tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 3 * seconds
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.001)
+    process.terminate()
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 143
+    newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    last = f"preempted at step {newest}: the checkpoint is saved, the same command continues"
+    assert told.splitlines()[-1] == last
     finish(tmp_path, expected)

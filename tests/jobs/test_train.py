@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.jobs.runs import assert_same_bits, final_state, tiny_experiment
-from uvit_jax.errors import UserError
+from uvit_jax.errors import Preempted, UserError
 from uvit_jax.jobs import sample, train
 from uvit_jax.jobs.saved_config import get_config
 from uvit_jax.telemetry.writers import read_metrics
@@ -50,12 +50,16 @@ def test_the_same_command_again_trains_no_further(trained):
     assert_same_bits(before, final_state(workdir))
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path):
-    # Stopped by the loop's own end rather than a kill.
-    train.run(tiny_experiment(train__steps=5), tmp_path)
+def test_a_preempted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(train.PreemptionNotice, "__call__", lambda self, step: step == 5)
+        with pytest.raises(Preempted, match=r"^preempted at step 5: the checkpoint is saved, the same command"):
+            train.run(tiny_experiment(), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
+    assert not (tmp_path / "samples").exists()
     train.run(tiny_experiment(), tmp_path)
     assert_same_bits(final_state(tmp_path), final_state(trained[0]))
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 5, 6, 8]
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [2, 4, 6, 8]
 
 
 def test_another_architecture_in_the_workdir_is_refused_by_field(trained):

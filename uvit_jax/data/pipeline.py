@@ -35,7 +35,7 @@ def train_batches(
     """An endless iterator over batches `{name: array [batch_size, ...]}`, global arrays split as `sharding` says.
 
     Every epoch is another permutation, drawn from (seed, epoch). Batch k is a function of (seed, k) alone: it holds
-    the same examples in the same order whatever the number of hosts (each reads its own contiguous part of it), of
+    the same examples in the same order whatever the number of hosts (each reads what its own devices hold of it), of
     workers and of batches fetched ahead. The iterator's `get_state` is the number of batches handed out, on every
     host the same, so it can be saved at any step; `set_state` goes there without reading what lies before.
 
@@ -53,23 +53,21 @@ def train_batches(
 
     Raises:
       UserError: the source is empty, or has no mirror images to flip or no captions; or batches don't divide over the
-        hosts. While iterating: what the source raises.
+        devices. While iterating: what the source raises.
     """
-    hosts = jax.process_count()
     if len(source) == 0:
         raise UserError(f"{source.name!r} has 0 examples, expected at least one")
     if flip and not source.can_mirror:
         raise UserError(f"flip is True, but {source.name!r} holds no mirror images and its examples can't be mirrored")
     if "context" in fields and not source.context_shape:
         raise UserError(f"{source.name!r} holds no captions, expected a data set prepared with a text encoder")
-    if batch_size % hosts:
-        raise UserError(f"batch_size is {batch_size}, expected a multiple of the {hosts} hosts")
+    rows = _local_rows(sharding, batch_size)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}, expected a number from 0 to {2**32 - 1}")
     if workers and not flags.FLAGS.is_parsed():
         # Grain hands its flags to the workers, and who uses this without a command line has parsed none.
         flags.FLAGS.mark_as_parsed()
-    read = _BatchReader(source, tuple(fields), batch_size, seed, flip, hosts, jax.process_index())
+    read = _BatchReader(source, tuple(fields), batch_size, seed, flip, rows)
     reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
 
     def start(first: int) -> grain.DatasetIterator[Batch]:
@@ -80,7 +78,7 @@ def train_batches(
             batches = grain.experimental.WithOptionsIterDataset(batches, options)
             processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
             batches = batches.mp_prefetch(processes)
-        on_devices = batches.map(functools.partial(_to_devices, sharding))
+        on_devices = batches.map(functools.partial(_to_devices, sharding, batch_size, rows))
         iterator = iter(grain.experimental.ThreadPrefetchIterDataset(on_devices, prefetch_buffer_size=prefetch))
         if prefetch:  # Grain would start a thread without bounds for 0.
             iterator.start_prefetch()
@@ -91,50 +89,75 @@ def train_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _BatchReader:
-    """This host's part of batch k, read from the source; sent to worker processes as a whole."""
+    """This host's rows of batch k, read from the source; sent to worker processes as a whole."""
 
     source: Source
     fields: tuple[str, ...]
     batch_size: int
     seed: int
     flip: bool
-    hosts: int
-    host: int
+    rows: Int[np.ndarray, " rows"]
 
     def __call__(self, k: int) -> dict[str, np.ndarray]:
-        part = self.batch_size // self.hosts
-        first = k * self.batch_size + self.host * part
-        indices = _shuffled(first, part, len(self.source), self.seed)
-        mirrored = _flips(first, part, self.seed) if self.flip else np.zeros(part, bool)
-        draws = _words(first, part, self.seed, _CAPTIONS) if "context" in self.fields else None
+        positions = k * self.batch_size + self.rows
+        indices = _shuffled(positions, len(self.source), self.seed)
+        mirrored = _flips(positions, self.seed) if self.flip else np.zeros(len(positions), bool)
+        draws = _words(positions, self.seed, _CAPTIONS) if "context" in self.fields else None
         return self.source.read(indices, mirrored, draws, self.fields)
 
 
-def _shuffled(first: int, count: int, size: int, seed: int) -> Int[np.ndarray, " count"]:
-    """The examples at positions first..first+count-1 of the endless stream of epochs.
+def _local_rows(sharding: NamedSharding, batch_size: int) -> Int[np.ndarray, " rows"]:
+    """The rows of a batch that this host's devices hold, each once, in order.
+
+    These need not be a host's share of them, nor neighbours: where layers are split over hosts several need the same
+    rows, and a mesh follows the wires between the chips, not the numbers of their hosts.
+    """
+    try:
+        parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    except ValueError:
+        raise UserError(f"batch_size is {batch_size}, expected a number that {sharding.spec} divides evenly") from None
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in parts]))
+
+
+def _shuffled(positions: Int[np.ndarray, " n"], size: int, seed: int) -> Int[np.ndarray, " n"]:
+    """The examples at these positions of the endless stream of epochs.
 
     The order is that of Grain's own `MapDataset.shuffle(seed).repeat()`, whose layers take more than twice as long.
     """
     shuffle = grain.experimental.index_shuffle
-    epochs, positions = np.divmod(np.arange(first, first + count), size)
+    epochs, places = np.divmod(positions, size)
     seeds = (seed + epochs) % 2**32
-    pairs = zip(positions.tolist(), seeds.tolist(), strict=True)
+    pairs = zip(places.tolist(), seeds.tolist(), strict=True)
     return np.array([shuffle(position, max_index=size - 1, seed=s, rounds=4) for position, s in pairs])
 
 
-def _flips(first: int, count: int, seed: int) -> Bool[np.ndarray, " count"]:
+def _flips(positions: Int[np.ndarray, " n"], seed: int) -> Bool[np.ndarray, " n"]:
     """For the same positions whether a mirror image is shown: the top bit of a random word."""
-    return _words(first, count, seed, _FLIPS) >= 2**63
+    return _words(positions, seed, _FLIPS) >= 2**63
 
 
-def _words(first: int, count: int, seed: int, stream: int) -> UInt64[np.ndarray, " count"]:
-    """For the same positions a random word each, of the Philox stream of this seed and this number."""
-    block, skip = divmod(first, 4)  # Philox counts blocks of four words.
-    return np.random.Philox(key=np.array([seed, stream], np.uint64), counter=block).random_raw(skip + count)[skip:]
+def _words(positions: Int[np.ndarray, " n"], seed: int, stream: int) -> UInt64[np.ndarray, " n"]:
+    """For the same (rising) positions a random word each, of the Philox stream of this seed and this number."""
+    block = int(positions[0]) // 4  # Philox counts blocks of four words.
+    places = positions - 4 * block
+    random = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=block)
+    return random.random_raw(int(places[-1]) + 1)[places]
 
 
-def _to_devices(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> Batch:
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+def _to_devices(
+    sharding: NamedSharding, batch_size: int, rows: Int[np.ndarray, " rows"], batch: dict[str, np.ndarray]
+) -> Batch:
+    """The global batch of which this host holds these rows."""
+
+    def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(batch_size)
+        first = np.searchsorted(rows, start)
+        return array[first : first + stop - start]
+
+    return {
+        name: jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, functools.partial(part, array))
+        for name, array in batch.items()
+    }
 
 
 class _Batches(grain.DatasetIterator[Batch]):

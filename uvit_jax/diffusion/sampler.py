@@ -208,13 +208,26 @@ class Sampler:
         """
         guided = guidance_scale != 0.0
         self._check(seed, indices, condition, guided)
-        arrays = (
-            (indices, condition) if self._sharding is None else jax.device_put((indices, condition), self._sharding)
-        )
+        arrays = jax.tree.map(self._on_devices, (indices, condition))
         result = self._program(params, weak_params, np.uint32(seed), *arrays, np.float32(guidance_scale), guided=guided)
         if self._config.adaptive and bool(jnp.any(jnp.isnan(result))):
             raise did_not_converge(self._config.tolerances)
         return result
+
+    def _on_devices(self, rows: Any) -> Any:
+        """Each device's part of what every process holds whole: `device_put` would compare it over all hosts first."""
+        if self._sharding is None:
+            return rows
+        host = np.asarray(rows)
+        return jax.make_array_from_callback(host.shape, self._sharding, lambda index: host[index])
+
+    def lower(self, params: Any, *, rows: int, condition: Any = None, guided: bool = False) -> jax.stages.Lowered:
+        """The program that draws `rows` samples, from shapes alone: nothing runs, and `.compile()` of it can be for
+        devices that are not there. `params` and `condition` are trees of `jax.ShapeDtypeStruct`.
+        """
+        indices = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=self._sharding)
+        seed, scale = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
+        return self._program.lower(params, None, seed, indices, condition, scale, guided=guided)
 
     def _check(self, seed: int, indices: Indices, condition: Condition, guided: bool) -> None:
         if not 0 <= seed < 2**32:

@@ -1,9 +1,12 @@
 """What sampling must know of the data a model was trained on: noted in the workdir, so the data need not be there."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
+from typing import Any
 
+from uvit_jax.data.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
@@ -82,6 +85,17 @@ def read_card(workdir: pathlib.Path) -> DataCard | None:
         raise UserError(
             f"{path} can't be read as the description of a run's data, expected the JSON that training wrote there"
         ) from None
+
+
+def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
+    """What hosts that each read their own copy of the data and of other models' weights must find the same."""
+    values = {f"the data's {name}": value for name, value in dataclasses.asdict(card).items()}
+    if source is not None:
+        values["the number of examples"] = len(source)
+    if isinstance(source, RecordSource):
+        digest = hashlib.sha256((source.folder / MANIFEST).read_bytes()).hexdigest()
+        values["the SHA-256 of the data's manifest.json"] = digest
+    return values
 
 
 def card_of_source(experiment: Experiment, source: Source, autoencoder: Autoencoder | None) -> DataCard:

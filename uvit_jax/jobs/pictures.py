@@ -9,6 +9,8 @@ from jaxtyping import Float, UInt8
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.jobs.conditions import Conditions
 from uvit_jax.jobs.setup import Parts
+from uvit_jax.parallel import hosts
+from uvit_jax.parallel.arrays import fetch
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.telemetry import images as telemetry
 from uvit_jax.training.state import Params
@@ -27,7 +29,7 @@ def draw_samples(
     count: int,
     batch_size: int,
 ) -> Float[np.ndarray, "count h w c"]:
-    """Images number first .. first + count - 1 of `config.sample.seed`, float32 in about [-1, 1].
+    """Images number first .. first + count - 1 of `config.sample.seed`, float32 in about [-1, 1], on every host.
 
     Batches are all of one size (the last is filled up), so that one compiled program serves.
     """
@@ -60,7 +62,7 @@ def save_grid(
 
 
 def save_strip(parts: Parts, params: Params, conditions: Conditions, path: pathlib.Path) -> None:
-    """Writes one batch being denoised: a row a sample, a column a time."""
+    """Writes one batch being denoised: a row a sample, a column a time. All hosts draw, the first one writes."""
     experiment = parts.experiment
     if experiment.sample.adaptive:  # Its steps are each sample's own: there are no common times to show.
         sample = dataclasses.replace(experiment.sample, method="multistep", order=2)
@@ -76,11 +78,12 @@ def save_strip(parts: Parts, params: Params, conditions: Conditions, path: pathl
         guidance_scale=experiment.sample.guidance_scale,
     )
     # Only the states that are shown are decoded.
-    picks = np.unique(np.linspace(0, len(trajectory.times) - 1, STRIP_COLUMNS).round().astype(int))
+    times = fetch(trajectory.times)
+    picks = np.unique(np.linspace(0, len(times) - 1, STRIP_COLUMNS).round().astype(int))
     states = np.stack([parts.to_images(trajectory.states[pick]) for pick in picks])
-    times = np.asarray(trajectory.times)[picks]
-    names = conditions.names_of(indices)
-    telemetry.save_png(telemetry.denoising_strip(states, times, names, rows, columns=STRIP_COLUMNS), path)
+    if hosts.is_first():
+        names = conditions.names_of(indices)
+        telemetry.save_png(telemetry.denoising_strip(states, times[picks], names, rows, columns=STRIP_COLUMNS), path)
 
 
 def round_up(count: int, multiple: int) -> int:

@@ -22,6 +22,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.ingredients import Example, Ingredients, open_ingredients
 from uvit_jax.jobs.workdir import open_workdir
+from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.atomic import atomic_write
 from uvit_jax.telemetry.progress import Progress
 
@@ -41,37 +42,40 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     """
     config = experiment.prepare
     out = _out_folder(experiment)
+    first = hosts.is_first()
     if config.verify:
-        return _verify(out)
+        return hosts.together(lambda: _verify(out) if first else "")
 
-    # --- Everything that can be wrong is found here.
-    ingredients = open_ingredients(experiment)
+    # --- Everything that can be wrong is found here, on whichever host it is.
+    ingredients = hosts.together(open_ingredients, experiment)
+    plan = dataclasses.asdict(ingredients.plan)
+    hosts.agree({f"{name} of what is prepared": value for name, value in plan.items()})
     open_workdir(out)
-    _check_plan(out, dataclasses.asdict(ingredients.plan))
+    hosts.together(lambda: _check_plan(out, plan) if first else None)
     shards = _shards(len(ingredients), config.images_per_shard)
-    missing = [name for name in shards if not _is_done(out, name)]
+    # All look before any goes on and makes one.
+    missing = hosts.together(lambda: [name for name in shards if not _is_done(out, name)])
     if not missing and (out / MANIFEST).exists():
         return f"already prepared, nothing to do: {_summary(Manifest.load(out))}: see {out}/{MANIFEST}"
 
     # --- Each host makes its own shards, one after another.
-    mine = list(shards)[jax.process_index() :: jax.process_count()]
+    mine = list(shards)[hosts.index() :: jax.process_count()]
     done = sum(len(shards[name]) for name in mine if name not in missing)
     total = sum(len(shards[name]) for name in mine)
     if done:
         LOG.info("going on: %d of %d images stand in finished shards", done, total)
     began = time.monotonic()
-    with Progress(total, start=done, description="prepare", active=jax.process_index() == 0) as progress:
+    with Progress(total, start=done, description="prepare", active=first) as progress:
         rate = _Rate(progress, done)
         for name in mine:
             if name in missing:
                 _make_shard(ingredients, out, name, shards[name], rate)
-    if jax.process_count() > 1:
+    if hosts.are_several():
         multihost_utils.sync_global_devices("prepare: all shards")
 
     # --- One host describes them all.
     seconds = time.monotonic() - began
-    if jax.process_index() == 0:
-        _write_manifest(ingredients, out, list(shards))
+    hosts.together(lambda: _write_manifest(ingredients, out, list(shards)) if first else None)
     return f"prepared {_summary(Manifest.load(out))} in {seconds:.1f} s: see {out}/{MANIFEST}"
 
 

@@ -5,20 +5,20 @@ import logging
 import pathlib
 import time
 
-import jax
 import numpy as np
 
 from uvit_jax.data.sources import SOURCES
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.jobs import pictures
-from uvit_jax.jobs.conditions import Conditions, label_conditions, prompt_conditions
+from uvit_jax.jobs.conditions import Conditions, label_conditions, prompt_conditions, read_prompts
 from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.datacard import DataCard, card_of_config, card_of_source, read_card
+from uvit_jax.jobs.datacard import DataCard, card_of_config, card_of_source, identity, read_card
 from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
-from uvit_jax.jobs.text import open_text_states
+from uvit_jax.jobs.text import TextStates, open_text_states
 from uvit_jax.jobs.weights import check_init_from, initial_weights
 from uvit_jax.jobs.workdir import check_architecture, open_workdir, saved_config
+from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.atomic import atomic_write
 from uvit_jax.telemetry.images import save_npz, save_png, to_uint8
 from uvit_jax.telemetry.progress import Progress
@@ -38,16 +38,11 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
       UserError: for what is wrong with the config, the weights or the folder, before any device works.
     """
     config = experiment.sample
-    if _samples_from_elsewhere(experiment, workdir):
-        check_init_from(experiment.init_from)
-    autoencoder = open_experiment_autoencoder(experiment)
-    parts = assemble(experiment, _card(experiment, workdir, autoencoder), autoencoder)
-    if parts.card.normalization is not None and autoencoder is None:
-        raise UserError(
-            f"config.autoencoder.name is empty, expected {parts.card.autoencoder!r} or another decoder of its latents: "
-            "a hub name, a folder or a weights file"
-        )
-    conditions = _conditions(parts)
+    parts, text = hosts.together(_open, experiment, workdir)
+    prompts = read_prompts(config.prompts) if text else ()
+    steps = sorted(path.name for path in workdir.glob("checkpoints/[0-9]*"))
+    hosts.agree({**identity(parts.card), "config.sample.prompts": prompts, "the content of --workdir": steps})
+    conditions = _conditions(parts, text)
     weights = _weights(parts, workdir)
     out = pathlib.Path(config.out) if config.out else workdir / "samples" / f"{weights.folder}_seed_{config.seed}"
     open_workdir(out)
@@ -56,7 +51,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     # --- Batch after batch: the sampler's program is compiled once.
     sampler, began = parts.sampler(conditions.null), time.monotonic()
     batches: list[np.ndarray] = []
-    with Progress(config.num_samples, description="sample", active=jax.process_index() == 0) as progress:
+    with Progress(config.num_samples, description="sample", active=hosts.is_first()) as progress:
         for first in range(0, config.num_samples, config.batch_size):
             count = min(config.batch_size, config.num_samples - first)
             batch = pictures.draw_samples(
@@ -66,7 +61,11 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
             progress.update(first + count)
     images, seconds = np.concatenate(batches), time.monotonic() - began
 
-    # --- Files.
+    # --- Files: every host holds all images, one writes them.
+    made = "samples.npz" if config.format == "npz" else f"{len(images)} PNGs"
+    done = f"sampled {len(images)} images in {seconds:.1f} s: see {out}/grid.png, {made}"
+    if not hosts.is_first():
+        return done
     indices = np.arange(len(images))
     labels = conditions.of(indices) if conditions.labels else None
     if config.format == "npz":
@@ -80,8 +79,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
             file.write("".join(f"{name}\n" for name in conditions.names_of(indices) or ()).encode())
     title = f"{weights.title}, {config.solver} {config.steps}, guidance {config.guidance_scale:g}"
     pictures.save_grid(images[:GRID_SAMPLES], conditions, out / "grid.png", title)
-    made = "samples.npz" if config.format == "npz" else f"{len(images)} PNGs"
-    return f"sampled {len(images)} images in {seconds:.1f} s: see {out}/grid.png, {made}"
+    return done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +91,19 @@ class _Weights:
     folder: str
 
 
-def _conditions(parts: Parts) -> Conditions:
-    """The classes or prompts asked for."""
-    experiment = parts.experiment
+def _open(experiment: Experiment, workdir: pathlib.Path) -> tuple[Parts, TextStates | None]:
+    """The parts and, for a model of text, what encodes prompts, opened and checked against each other."""
+    if _samples_from_elsewhere(experiment, workdir):
+        check_init_from(experiment.init_from)
+    autoencoder = open_experiment_autoencoder(experiment)
+    parts = assemble(experiment, _card(experiment, workdir, autoencoder), autoencoder)
+    if parts.card.normalization is not None and autoencoder is None:
+        raise UserError(
+            f"config.autoencoder.name is empty, expected {parts.card.autoencoder!r} or another decoder of its latents: "
+            "a hub name, a folder or a weights file"
+        )
     if not experiment.model.context_dim:
-        return label_conditions(experiment, parts.card.class_names)
+        return parts, None
     if not experiment.sample.prompts:
         raise UserError('config.sample.prompts is empty, expected texts as "a red bus; two cats", or a .txt file')
     if not experiment.text_encoder.name:
@@ -105,9 +111,17 @@ def _conditions(parts: Parts) -> Conditions:
             f"config.text_encoder.name is empty, expected {parts.card.text_encoder or 'that of the model'!r}: a hub "
             "name or a folder"
         )
+    read_prompts(experiment.sample.prompts)
     text = open_text_states(experiment, parts.mesh)
     parts.card.check_text(text.encoder)
-    return prompt_conditions(experiment, text)
+    return parts, text
+
+
+def _conditions(parts: Parts, text: TextStates | None) -> Conditions:
+    """The classes or prompts asked for."""
+    if text is None:
+        return label_conditions(parts.experiment, parts.card.class_names)
+    return prompt_conditions(parts.experiment, text)
 
 
 def _samples_from_elsewhere(experiment: Experiment, workdir: pathlib.Path) -> bool:
@@ -122,7 +136,7 @@ def _weights(parts: Parts, workdir: pathlib.Path) -> _Weights:
     if _samples_from_elsewhere(parts.experiment, workdir):
         name = pathlib.Path(init_from).stem
         return _Weights(initial_weights(parts, init_from), name, name)
-    check_architecture(parts.experiment, workdir)
+    hosts.together(check_architecture, parts.experiment, workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     params, step = checkpoints.restore_weights(
         parts.abstract_params, weights=config.weights, step=None if config.step < 0 else config.step

@@ -20,6 +20,7 @@ from uvit_jax.interop.autoencoder import Autoencoder, open_autoencoder
 from uvit_jax.jobs.checks import check_latents, check_mesh
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.datacard import DataCard
+from uvit_jax.parallel.arrays import fetch
 from uvit_jax.parallel.mesh import batch_sharding, make_mesh
 from uvit_jax.parallel.sharding import tree_shardings
 from uvit_jax.training.codec import Codec
@@ -110,7 +111,7 @@ class Parts:
             x = self._decode(self.codec.params, jax.device_put(x, self.batch_sharding))
         elif self.card.normalization is not None:
             x = x[..., : 3 if x.shape[-1] >= 3 else 1] / 2
-        return np.asarray(jax.device_get(x))
+        return fetch(x)
 
     @functools.cached_property
     def _decode(self) -> Callable:
@@ -164,5 +165,5 @@ def assemble(
         check_latents(experiment, autoencoder)
         card.check(autoencoder)
         codec = Codec(autoencoder, mesh, experiment.autoencoder.batch_size, card.normalization)
-    _, network, init_params = abstract_network(experiment.model)
+    _, network, init_params = abstract_network(experiment.model, mesh)
     return Parts(experiment, mesh, network, init_params, card, codec)

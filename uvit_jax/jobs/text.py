@@ -13,6 +13,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop.clip import RANDOM, TextEncoder, open_text_encoder
 from uvit_jax.interop.tokenizer import Tokenizer, open_tokenizer
 from uvit_jax.jobs.config import Experiment
+from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.mesh import batch_parts, batch_sharding, replicated
 
 
@@ -46,14 +47,14 @@ class TextStates:
             # One shape for every batch, hence one compiled program.
             filled = np.zeros((rows, ids.shape[1]), ids.dtype)
             filled[: len(ids)] = ids
-            states.append(np.asarray(self._encode(filled))[: len(ids)])
+            states.append(fetch(self._encode(filled))[: len(ids)])
         return np.concatenate(states) if states else np.zeros((0, *self.shape), np.float32)
 
     @functools.cached_property
     def _encode(self) -> Callable[[np.ndarray], jax.Array]:
-        params = jax.device_put(self.encoder.params, replicated(self.mesh))
+        params = place(self.encoder.params, replicated(self.mesh))
         program = jax.jit(self.encoder.encode)
-        return lambda ids: program(params, jax.device_put(ids, batch_sharding(self.mesh)))
+        return lambda ids: program(params, place(ids, batch_sharding(self.mesh)))
 
 
 def open_text_states(experiment: Experiment, mesh: Mesh) -> TextStates:

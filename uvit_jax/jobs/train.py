@@ -1,8 +1,6 @@
 """The job `train`: data in; checkpoints, metrics and pictures out. The same command again continues."""
 
 import contextlib
-import dataclasses
-import json
 import logging
 import math
 import pathlib
@@ -12,7 +10,6 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from clu.parameter_overview import get_parameter_overview
@@ -20,18 +17,26 @@ from clu.parameter_overview import get_parameter_overview
 from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import Source
-from uvit_jax.errors import UserError
+from uvit_jax.errors import Preempted, UserError
 from uvit_jax.jobs import pictures
 from uvit_jax.jobs.checks import check_encoded, check_source
-from uvit_jax.jobs.conditions import Conditions, caption_conditions, label_conditions, prompt_conditions
+from uvit_jax.jobs.conditions import (
+    Conditions,
+    caption_conditions,
+    label_conditions,
+    prompt_conditions,
+    read_prompts,
+)
 from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.datacard import card_of_source
+from uvit_jax.jobs.datacard import card_of_source, identity
 from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
-from uvit_jax.jobs.text import open_text_states
+from uvit_jax.jobs.text import TextStates, open_text_states
 from uvit_jax.jobs.weights import check_init_from, initial_weights
-from uvit_jax.jobs.workdir import changes, check_architecture, open_workdir, saved_config
+from uvit_jax.jobs.workdir import changes, check_architecture, open_workdir, save_config, saved_config
 from uvit_jax.models.flops import forward_flops
+from uvit_jax.parallel import hosts
 from uvit_jax.parallel.mesh import batch_parts
+from uvit_jax.parallel.preemption import PreemptionNotice
 from uvit_jax.telemetry.atomic import atomic_write
 from uvit_jax.telemetry.curves import loss_curve
 from uvit_jax.telemetry.images import to_uint8
@@ -42,7 +47,7 @@ from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.inputs import Inputs, encoded, latents, pixels
 from uvit_jax.training.loop import Hook, Window, fit
 from uvit_jax.training.optimizer import learning_rate, make_optimizer
-from uvit_jax.training.state import TrainState, abstract, create_sharded
+from uvit_jax.training.state import TrainState, abstract, create, create_sharded
 
 LOG = logging.getLogger("uvit_jax")
 
@@ -53,38 +58,31 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     Raises:
       UserError: for what is wrong with the config, the data or the workdir, before any device works; for a loss that
         is no number, while training.
+      Preempted: after a SIGTERM, with a checkpoint of the step that was reached.
     """
-    config = experiment.train
+    config, main_host = experiment.train, hosts.is_first()
 
-    # --- Everything that can be wrong is found here.
-    if not (workdir / "checkpoints").exists():
-        check_init_from(experiment.init_from)
-    source = open_source(experiment)
-    check_source(experiment, source)
-    autoencoder = open_experiment_autoencoder(experiment)
-    parts = assemble(experiment, card_of_source(experiment, source, autoencoder), autoencoder)
-    if autoencoder is not None and _kind(source) == "pixels":
-        check_encoded(experiment, source, autoencoder)
-    conditions = _conditions(parts, source)
+    # --- Everything that can be wrong is found here, on whichever host it is.
+    source, parts, text = hosts.together(_open, experiment, workdir)
+    prompts = read_prompts(experiment.sample.prompts) if text else ()
+    hosts.agree({**identity(parts.card, source), "config.sample.prompts": prompts})
+    conditions = _conditions(parts, source, text)
     open_workdir(workdir)
-    check_architecture(experiment, workdir)
-    for change in changes(experiment, saved_config(workdir) or {}):
+    for change in hosts.together(_check_workdir, experiment, workdir):
         LOG.info(change)
-    _write_text(workdir / "config.json", json.dumps(dataclasses.asdict(experiment), indent=2))
-    parts.card.save(workdir)
+    if main_host:
+        save_config(experiment, workdir)
+        parts.card.save(workdir)
 
     # --- Data, and the state: the newest checkpoint's, or a fresh one born on the mesh.
     batches = _batches(parts, source)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     template = abstract(parts.init_params, optimizer, parts.mesh)
-    _write_text(workdir / "parameters.txt", get_parameter_overview(template.params, include_stats="sharding"))
+    if main_host:
+        _write_overview(template, workdir / "parameters.txt")
     checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
     if checkpoints.latest_step is None:
-        state = create_sharded(parts.init_params, optimizer, config.seed, parts.mesh)
-        if experiment.init_from:
-            params = initial_weights(parts, experiment.init_from)
-            state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
-            LOG.info("starting from the weights of %s", experiment.init_from)
+        state = _first_state(parts, optimizer, template)
     else:
         state = checkpoints.restore(template, batches)
     start = int(state.step)
@@ -93,7 +91,6 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     LOG.info("%s parameters, %d examples, mesh %s, from step %d", f"{num_params:,}", len(source), mesh_text, start)
 
     # --- The loop, between the host's two accounts of it: metrics on disk and a bar on the screen.
-    main_host = jax.process_index() == 0
     with (
         contextlib.closing(batches),
         contextlib.closing(checkpoints),
@@ -101,7 +98,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     ):
         gallery = _Gallery(parts, conditions, writer, workdir / "samples")
         if start < config.steps:
-            with Progress(config.steps, start=start, active=main_host) as progress:
+            with Progress(config.steps, start=start, active=main_host) as progress, PreemptionNotice() as preempted:
                 train_step = _compile(parts, source, optimizer, template, progress)
                 save = Hook(lambda s: checkpoints.save(s, batches), config.save_every, at_end=True, timed=True)
                 draw = Hook(gallery.draw_step, config.image_every, at_end=False, timed=False)
@@ -114,10 +111,15 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
                     on_step=progress.update,
                     on_log=_logger(parts, writer, progress),
                     hooks=(draw, save),
+                    should_stop=preempted,
                 )
-        gallery.draw_last(state)
+        stopped = int(state.step) < config.steps
+        if not stopped:
+            gallery.draw_last(state)
 
     # --- What came of it.
+    if stopped:
+        raise Preempted(f"preempted at step {int(state.step):,}: the checkpoint is saved, the same command continues")
     loss = ""
     if main_host:
         metrics = read_metrics(workdir / "metrics.jsonl")
@@ -129,9 +131,46 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     )
 
 
-def _write_text(path: pathlib.Path, text: str) -> None:
+def _open(experiment: Experiment, workdir: pathlib.Path) -> tuple[Source, Parts, TextStates | None]:
+    """The data, the parts and what encodes prompts, where there are any, opened and checked against each other."""
+    if not (workdir / "checkpoints").exists():
+        check_init_from(experiment.init_from)
+    source = open_source(experiment)
+    check_source(experiment, source)
+    autoencoder = open_experiment_autoencoder(experiment)
+    parts = assemble(experiment, card_of_source(experiment, source, autoencoder), autoencoder)
+    if autoencoder is not None and _kind(source) == "pixels":
+        check_encoded(experiment, source, autoencoder)
+    if not (experiment.model.context_dim and experiment.sample.prompts):
+        return source, parts, None
+    read_prompts(experiment.sample.prompts)
+    text = open_text_states(experiment, parts.mesh)
+    parts.card.check_text(text.encoder)
+    return source, parts, text
+
+
+def _check_workdir(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
+    """What the config says otherwise than the one that the workdir's run was started with."""
+    check_architecture(experiment, workdir)
+    return changes(experiment, saved_config(workdir) or {})
+
+
+def _write_overview(template: TrainState, path: pathlib.Path) -> None:
     with atomic_write(path) as file:
-        file.write(text.encode() + b"\n")
+        file.write(get_parameter_overview(template.params, include_stats="sharding").encode() + b"\n")
+
+
+def _first_state(parts: Parts, optimizer: optax.GradientTransformation, template: TrainState) -> TrainState:
+    """The state of step 0: of fresh weights, or those of `config.init_from`."""
+    experiment = parts.experiment
+    if not experiment.init_from:
+        return create_sharded(parts.init_params, optimizer, experiment.train.seed, parts.mesh)
+    params = initial_weights(parts, experiment.init_from)
+    LOG.info("starting from the weights of %s", experiment.init_from)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
+    # Donated: the weights become the state's, and no other are made.
+    make = jax.jit(lambda params: create(lambda key: params, optimizer, 0), donate_argnums=0, out_shardings=shardings)
+    return make(params)
 
 
 def _batches(parts: Parts, source: Source) -> grain.DatasetIterator:
@@ -152,14 +191,12 @@ def _kind(source: Source) -> str:
     return source.manifest.kind if isinstance(source, RecordSource) else "pixels"
 
 
-def _conditions(parts: Parts, source: Source) -> Conditions:
+def _conditions(parts: Parts, source: Source, text: TextStates | None) -> Conditions:
     """What the pictures are of: the classes or prompts asked for, or captions of the data."""
     experiment = parts.experiment
     if not experiment.model.context_dim:
         return label_conditions(experiment, parts.card.class_names)
-    if experiment.sample.prompts:
-        text = open_text_states(experiment, parts.mesh)
-        parts.card.check_text(text.encoder)
+    if text is not None:
         return prompt_conditions(experiment, text)
     assert isinstance(source, RecordSource)  # no other has captions
     return caption_conditions(experiment, source, experiment.train.num_images)
@@ -254,6 +291,8 @@ class _Gallery:
             count=count,
             batch_size=pictures.round_up(count, batch_parts(self._parts.mesh)),
         )
+        if not hosts.is_first():
+            return
         title = f"step {step:,}, guidance {experiment.sample.guidance_scale:g}"
         page = pictures.save_grid(to_uint8(images), self._conditions, self._folder / name, title)
         self._writer.write_image("samples", step, page)

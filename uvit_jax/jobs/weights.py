@@ -8,6 +8,8 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop import official
 from uvit_jax.jobs.setup import Parts
 from uvit_jax.jobs.workdir import check_architecture
+from uvit_jax.parallel import hosts
+from uvit_jax.parallel.arrays import place
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.state import Params
 
@@ -27,10 +29,14 @@ def initial_weights(parts: Parts, init_from: str) -> Params:
     path = pathlib.Path(init_from)
     template = parts.abstract_params
     if path.is_dir():
-        check_architecture(parts.experiment, path)
+        hosts.together(check_architecture, parts.experiment, path)
         return Checkpoints(path / "checkpoints", read_only=True).restore_weights(template, weights="ema")[0]
+    params = hosts.together(_read_official, parts, path)
+    return place(params, jax.tree.map(lambda leaf: leaf.sharding, template))
+
+
+def _read_official(parts: Parts, path: pathlib.Path) -> Params:
     try:
-        params = official.params(official.read_weights(path), parts.experiment.model)
+        return official.params(official.read_weights(path), parts.experiment.model)
     except UserError as error:
-        raise UserError(f"config.init_from is {init_from!r}: {error}") from None
-    return jax.tree.map(lambda leaf, array: jax.device_put(array, leaf.sharding), template, params)
+        raise UserError(f"config.init_from is {str(path)!r}: {error}") from None

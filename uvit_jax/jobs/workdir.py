@@ -1,24 +1,88 @@
 """The folder of a run: whether it can be written to, and what an earlier run left in it."""
 
 import dataclasses
+import importlib.metadata
 import json
+import os
 import pathlib
+import socket
+import time
 from typing import Any
 
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
+from uvit_jax.parallel import hosts
+from uvit_jax.parallel.hosts import DistributedConfig
+from uvit_jax.telemetry.atomic import atomic_write
 
 # How a model is computed, not what it is: these may differ between a checkpoint and the config that reads it.
 _HOW_FIELDS = ("dtype", "remat", "scan_blocks", "attention")
+# A network's file system may show a new file to other hosts this much later.
+_SECONDS_UNTIL_SEEN = 60.0
+
+
+def agree_on_run(job: str, experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Compares what the hosts of a run were asked for, before any of them begins.
+
+    Raises:
+      SharedError: naming the first field in which they differ.
+    """
+    config = {f"config.{name}": value for name, value in _flat(to_save(experiment)).items()}
+    versions = {f"the version of {name}": _version(name) for name in ("uvit-jax", "jax", "jaxlib")}
+    hosts.agree({"--job": job, "--workdir": str(workdir.absolute()), **versions, **config})
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def to_save(experiment: Experiment) -> dict[str, Any]:
+    """The config as a workdir keeps it: how its hosts found each other is no part of a run that others go on with."""
+    return dataclasses.asdict(dataclasses.replace(experiment, distributed=DistributedConfig()))
 
 
 def open_workdir(workdir: pathlib.Path) -> None:
-    """Makes the folder.
+    """Makes the folder; called by all hosts together.
 
     Raises:
-      UserError: if it can't be made or written to.
+      UserError: if it can't be made or written to, or is not one and the same for all hosts.
     """
-    probe = workdir / ".write_test"
+    hosts.together(_open_workdir, workdir)
+    if not hosts.are_several():
+        return
+    token = workdir / f".hosts-{hosts.same_secret()}"
+    hosts.together(lambda: token.touch() if hosts.is_first() else None)
+    try:
+        hosts.together(_check_seen, workdir, token.name)
+    finally:
+        if hosts.is_first():
+            token.unlink(missing_ok=True)
+
+
+def _check_seen(workdir: pathlib.Path, name: str) -> None:
+    # A name never asked for before is looked up at the server; a listing may be an old one for a while.
+    deadline = time.monotonic() + _SECONDS_UNTIL_SEEN
+    while not (workdir / name).exists() and name not in os.listdir(workdir):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{workdir} on {socket.gethostname()} is not the folder that process 0 writes to, expected one on a "
+                "file system that all hosts share"
+            )
+        time.sleep(0.2)
+
+
+def save_config(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Writes the workdir's config.json."""
+    with atomic_write(workdir / "config.json") as file:
+        file.write(json.dumps(to_save(experiment), indent=2).encode() + b"\n")
+
+
+def _open_workdir(workdir: pathlib.Path) -> None:
+    # Named after the process: several may be asking at once.
+    probe = workdir / f".write_test-{socket.gethostname()}-{os.getpid()}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -49,7 +113,7 @@ def saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def changes(experiment: Experiment, saved: dict[str, Any]) -> list[str]:
     """What the config says otherwise than a saved one, a line for each field."""
-    now = json.loads(json.dumps(dataclasses.asdict(experiment)))
+    now = json.loads(json.dumps(to_save(experiment)))
     return [
         f"config.{name}: {before} before, {value} now"
         for name, value in _flat(now).items()

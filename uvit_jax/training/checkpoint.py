@@ -7,15 +7,28 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from uvit_jax.errors import UserError
+from uvit_jax.parallel.arrays import place
 from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.state import Params, TrainState
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """The loop asks for that. Orbax would ask again in its own thread, when a save ends, with the step of the save:
+        for JAX, which keeps the last step asked for, this process would fall back behind the others.
+        """
+        return False
+
+
 class Checkpoints:
     """The checkpoints of a workdir, one folder a step, each holding the items `params`, `ema`, `optimizer` and `data`.
+
+    Nothing in them depends on the mesh or on the number of hosts. All processes of a run call each method together, in
+    a folder that all of them see; each writes what its own devices hold, the first one what is the same on all.
 
     A save copies the state off the devices and returns; files are written beside their final place and renamed when
     complete, so a process killed at any moment leaves the last complete checkpoint the newest. The last `keep_last`
@@ -24,11 +37,11 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False):
         self.directory = directory
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             directory.absolute(),
             item_handlers={
                 **{item: ocp.StandardCheckpointHandler() for item in ("params", "ema", "optimizer")},
-                "data": grain.checkpoint.CheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last,
@@ -51,7 +64,7 @@ class Checkpoints:
                 params=ocp.args.StandardSave(state.params),
                 ema=ocp.args.StandardSave(state.ema),
                 optimizer=ocp.args.StandardSave(state.opt_state),
-                data=grain.checkpoint.CheckpointSave(iterator),
+                data=ocp.args.JsonSave(iterator.get_state()),
             ),
         )
 
@@ -71,10 +84,11 @@ class Checkpoints:
                 params=ocp.args.StandardRestore(abstract.params),
                 ema=ocp.args.StandardRestore(abstract.ema),
                 optimizer=ocp.args.StandardRestore(abstract.opt_state),
-                data=grain.checkpoint.CheckpointRestore(iterator),
+                data=ocp.args.JsonRestore(),
             ),
         )
-        step_array = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
+        iterator.set_state(items.data)
+        step_array = place(np.asarray(step, np.int32), abstract.step.sharding)
         return TrainState(step=step_array, params=items.params, ema=items.ema, opt_state=items.optimizer)
 
     def restore_weights(self, abstract: Params, *, weights: str, step: int | None = None) -> tuple[Params, int]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.models.latents import Normalization
+from uvit_jax.parallel.arrays import place
 from uvit_jax.parallel.mesh import BATCH_AXES, replicated
 
 
@@ -33,7 +34,7 @@ class Codec:
     @functools.cached_property
     def params(self) -> Any:
         """The autoencoder's parameters, whole on every device."""
-        return jax.device_put(self.autoencoder.params, replicated(self.mesh))
+        return place(self.autoencoder.params, replicated(self.mesh))
 
     @property
     def kind(self) -> str:

@@ -21,7 +21,7 @@ class Hook:
     Attributes:
       run: called with the state.
       every: steps between calls; 0 for none but perhaps the last.
-      at_end: whether it runs after the last step too.
+      at_end: whether it runs after the last step too, whichever it turns out to be.
       timed: whether its time counts in the throughput that is logged.
     """
 
@@ -54,8 +54,12 @@ def fit(
     on_step: Callable[[int], None],
     on_log: Callable[[int, Window], None],
     hooks: Sequence[Hook] = (),
+    should_stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
-    """Trains from `state.step` to `steps`; returns the last state.
+    """Trains from `state.step` to `steps`, or to the first step of which `should_stop` says so; returns the last state.
+
+    A run that is stopped between two logs forgets its metrics since the first of them: the run that goes on averages
+    over the steps from there to the second. Nothing else depends on where a run is stopped.
 
     The host never waits for the step it has just started: metrics stay on the devices until `on_log`, which comes
     before the hooks of its step.
@@ -74,12 +78,15 @@ def fit(
             now = time.monotonic()
             on_log(step, Window(means, steps=len(values), seconds=seconds + now - resumed))
             pending, seconds, resumed = [], 0.0, now
+        last = step if should_stop(step) else steps
         for hook in hooks:
-            if hook.is_due(step, steps):
+            if hook.is_due(step, last):
                 if not hook.timed:
                     jax.block_until_ready(state.step)
                     seconds += time.monotonic() - resumed
                 hook.run(state)
                 if not hook.timed:
                     resumed = time.monotonic()
+        if step == last:
+            break
     return state
