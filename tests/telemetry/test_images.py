@@ -7,7 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from uvit_jax.errors import UserError
-from uvit_jax.telemetry.images import denoising_strip, labelled_grid, save_npz, save_png, to_uint8
+from uvit_jax.telemetry.images import denoising_strip, labelled_grid, npz_writer, save_png, to_uint8
 
 
 def noise(*shape):
@@ -172,17 +172,28 @@ def test_a_png_gives_the_pixels_back(tmp_path, channels):
     assert (np.asarray(Image.open(tmp_path / "samples" / "0.png")).reshape(8, 9, channels) == image).all()
 
 
-def test_an_npz_holds_images_and_int64_labels_if_any(tmp_path):
-    save_npz(tmp_path / "a.npz", noise(4, 8, 8, 1), np.asarray([3, 1, 2, 0], np.int32))
+def test_an_npz_holds_what_was_appended_and_int64_labels_if_any(tmp_path):
+    images = noise(4, 8, 8, 1)
+    with npz_writer(tmp_path / "a.npz", 4, np.asarray([3, 1, 2, 0], np.int32)) as append:
+        append(images[:3])
+        append(images[3:])
     with np.load(tmp_path / "a.npz") as file:
         assert sorted(file) == ["images", "labels"]
         assert file["images"].dtype == np.uint8
-        assert (file["images"] == noise(4, 8, 8, 1)).all()
+        assert (file["images"] == images).all()
         assert file["labels"].dtype == np.int64
         assert file["labels"].tolist() == [3, 1, 2, 0]
-    save_npz(tmp_path / "b.npz", noise(4, 8, 8, 1))
+    with npz_writer(tmp_path / "b.npz", 4) as append:
+        append(images)
     with np.load(tmp_path / "b.npz") as file:
         assert sorted(file) == ["images"]
+
+
+def test_an_npz_of_too_few_images_is_none(tmp_path):
+    with pytest.raises(ValueError, match=r"3 images were written to .*a\.npz, expected 4"):  # noqa: SIM117
+        with npz_writer(tmp_path / "a.npz", 4) as append:
+            append(noise(3, 8, 8, 1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

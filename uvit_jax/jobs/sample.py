@@ -1,9 +1,11 @@
 """The job `sample`: a workdir's weights in, images out, as PNGs or one .npz, and a grid of the first of them."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from uvit_jax.jobs.weights import check_init_from, initial_weights
 from uvit_jax.jobs.workdir import check_architecture, open_workdir, saved_config
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.atomic import atomic_write
-from uvit_jax.telemetry.images import save_npz, save_png, to_uint8
+from uvit_jax.telemetry.images import npz_writer, save_png, to_uint8
 from uvit_jax.telemetry.progress import Progress
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.state import Params
@@ -48,38 +50,56 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     open_workdir(out)
     LOG.info("sampling %d images with %s", config.num_samples, weights.title)
 
-    # --- Batch after batch: the sampler's program is compiled once.
+    # --- Batch after batch: the sampler's program is compiled once, all hosts draw, and one writes.
+    indices = np.arange(config.num_samples)
+    labels = conditions.of(indices) if conditions.labels else None
     sampler, began = parts.sampler(conditions.null), time.monotonic()
-    batches: list[np.ndarray] = []
-    with Progress(config.num_samples, description="sample", active=hosts.is_first()) as progress:
+    shown: list[np.ndarray] = []
+    with (
+        Progress(config.num_samples, description="sample", active=hosts.is_first()) as progress,
+        _writer(experiment, out, labels) as write,
+    ):
         for first in range(0, config.num_samples, config.batch_size):
             count = min(config.batch_size, config.num_samples - first)
-            batch = pictures.draw_samples(
-                parts, sampler, weights.params, conditions, first=first, count=count, batch_size=config.batch_size
+            batch = to_uint8(
+                pictures.draw_samples(
+                    parts, sampler, weights.params, conditions, first=first, count=count, batch_size=config.batch_size
+                )
             )
-            batches.append(to_uint8(batch))
+            write(first, batch)
+            shown.append(batch[: max(GRID_SAMPLES - first, 0)])
             progress.update(first + count)
-    images, seconds = np.concatenate(batches), time.monotonic() - began
+    seconds = time.monotonic() - began
 
-    # --- Files: every host holds all images, one writes them.
-    made = "samples.npz" if config.format == "npz" else f"{len(images)} PNGs"
-    done = f"sampled {len(images)} images in {seconds:.1f} s: see {out}/grid.png, {made}"
+    # --- What they are, and a picture of the first of them.
+    made = "samples.npz" if config.format == "npz" else f"{config.num_samples} PNGs"
+    if hosts.is_first():
+        if config.prompts:
+            with atomic_write(out / "prompts.txt") as file:
+                file.write("".join(f"{name}\n" for name in conditions.names_of(indices) or ()).encode())
+        title = f"{weights.title}, {config.solver} {config.steps}, guidance {config.guidance_scale:g}"
+        pictures.save_grid(np.concatenate(shown), conditions, out / "grid.png", title)
+    return f"sampled {config.num_samples} images in {seconds:.1f} s: see {out}/grid.png, {made}"
+
+
+@contextlib.contextmanager
+def _writer(
+    experiment: Experiment, out: pathlib.Path, labels: np.ndarray | None
+) -> Iterator[Callable[[int, np.ndarray], None]]:
+    """`write(first, images)`, called batch after batch; nothing on hosts other than the first."""
+    config = experiment.sample
+
+    def save_pngs(first: int, images: np.ndarray) -> None:
+        for i, image in enumerate(images, first):
+            save_png(image, out / (f"{i:06d}.png" if labels is None else f"{i:06d}_label_{labels[i]}.png"))
+
     if not hosts.is_first():
-        return done
-    indices = np.arange(len(images))
-    labels = conditions.of(indices) if conditions.labels else None
-    if config.format == "npz":
-        save_npz(out / "samples.npz", images, labels)
+        yield lambda first, images: None
+    elif config.format == "png":
+        yield save_pngs
     else:
-        for i, image in enumerate(images):
-            name = f"{i:06d}.png" if labels is None else f"{i:06d}_label_{labels[i]}.png"
-            save_png(image, out / name)
-    if config.prompts:
-        with atomic_write(out / "prompts.txt") as file:
-            file.write("".join(f"{name}\n" for name in conditions.names_of(indices) or ()).encode())
-    title = f"{weights.title}, {config.solver} {config.steps}, guidance {config.guidance_scale:g}"
-    pictures.save_grid(images[:GRID_SAMPLES], conditions, out / "grid.png", title)
-    return done
+        with npz_writer(out / "samples.npz", config.num_samples, labels) as append:
+            yield lambda first, images: append(images)
 
 
 @dataclasses.dataclass(frozen=True)

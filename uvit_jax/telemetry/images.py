@@ -1,10 +1,12 @@
 """Pictures of a run: samples on a labelled grid, a batch being denoised, a loss curve; and samples as files."""
 
+import contextlib
 import functools
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -142,19 +144,37 @@ def save_png(image: Image.Image | UInt8[np.ndarray, "h w c"], path: str | os.Pat
         picture.save(file, format="PNG")
 
 
-def save_npz(
-    path: str | os.PathLike[str], images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, "n"] | None = None
-) -> None:
-    """Writes `path` with the arrays `images` and, where there are any, `labels` (int64), whole or not at all.
+@contextlib.contextmanager
+def npz_writer(
+    path: str | os.PathLike[str], count: int, labels: Int[np.ndarray, "n"] | None = None
+) -> Iterator[Callable[[UInt8[np.ndarray, "k h w c"]], None]]:
+    """A function that appends images to the array `images` of `path`, an .npz that appears whole or not at all.
+
+    Fifty thousand images never stand in memory at once. The file has uint8 `images` [count, h, w, c] and, where there
+    are any, `labels` (int64).
 
     Raises:
       UserError: the folder can't be made or written to.
+      ValueError: when the block ends with fewer or more images than `count`.
     """
-    arrays: dict[str, np.ndarray] = {"images": images}
-    if labels is not None:
-        arrays["labels"] = labels.astype(np.int64)
-    with atomic_write(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    written = 0
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as entry:
+
+            def append(images: UInt8[np.ndarray, "k h w c"]) -> None:
+                nonlocal written
+                if not written:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape[1:])}
+                    np.lib.format.write_array_header_2_0(entry, header)
+                written += len(images)
+                entry.write(np.ascontiguousarray(images).data)
+
+            yield append
+        if written != count:
+            raise ValueError(f"{written} images were written to {path}, expected {count}")
+        if labels is not None:
+            with archive.open("labels.npy", "w") as entry:
+                np.lib.format.write_array(entry, labels.astype(np.int64), allow_pickle=False)
 
 
 def _check(images: UInt8[np.ndarray, "n h w c"], labels: Sequence[str] | None, columns: int, scale: int | None) -> None:

@@ -167,7 +167,8 @@ class _EventFile:
         folder.mkdir(parents=True, exist_ok=True)
         # The random end keeps two runs started within a second apart: opening a file of the same name would empty it.
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
-        self._records = tensorboardX.RecordWriter(str(folder / name))
+        self._path = folder / name
+        self._records = tensorboardX.RecordWriter(str(self._path))
         self._write(event_pb2.Event(file_version="brain.Event:2"))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(event_pb2.Event(step=purge_step, session_log=start))
@@ -182,6 +183,9 @@ class _EventFile:
 
     def sync(self) -> None:
         self._records.flush()
+        # A bucket mounted as a folder gets what was written only when a file is synced or closed.
+        with self._path.open("ab") as same:
+            os.fsync(same.fileno())
         self._synced = time.monotonic()
 
     def sync_if_due(self) -> None:
