@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG := configs/digits.py
 WORKDIR := runs/digits
 
-.PHONY: digits test test-torch test-slow lint clean
+.PHONY: digits test test-torch test-tpu test-slow lint clean
 
 # Trains on real handwritten digits, draws pictures of what was learned and scores 1,000 samples of it.
 digits: $(VENV)/.core
@@ -23,7 +23,12 @@ test-torch: $(VENV)/.dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0 'diffusers>=0.40' 'transformers>=5.0'
 	$(BIN)/python -m pytest -m torch
 
-# The ten full-size models, kills at random moments, 8 devices.
+# Programs compiled for TPUs that are not there, by TPU's own compiler.
+test-tpu: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[tpu]'
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu
+
+# The ten full-size models, kills at random moments, 8 devices, two hosts.
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 

@@ -20,6 +20,7 @@ from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.parallel.collectives import collectives
 from uvit_jax.parallel.hlo import parse
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
+from uvit_jax.parallel.topology import parse_topology, topology_devices
 from uvit_jax.training.network import abstract_network
 from uvit_jax.training.optimizer import OptimizerConfig, make_optimizer
 from uvit_jax.training.state import abstract, create_sharded
@@ -134,5 +135,6 @@ if __name__ == "__main__":
     if task == "train":
         results: list[Any] = compare(given)
     else:
-        results = [traffic(case, topology_devices("v5e:2x2", 1) if task == "tpu" else None) for case in given]
+        devices = topology_devices(parse_topology("v5e:2x2")) if task == "tpu" else None
+        results = [traffic(case, devices) for case in given]
     print(json.dumps(results))

@@ -19,6 +19,7 @@ from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import Preempted, UserError
 from uvit_jax.jobs import pictures
+from uvit_jax.jobs.abstract_batch import StepInputs, batch_fields, lower_train_step
 from uvit_jax.jobs.checks import check_encoded, check_source
 from uvit_jax.jobs.conditions import (
     Conditions,
@@ -177,7 +178,7 @@ def _batches(parts: Parts, source: Source) -> grain.DatasetIterator:
     config = parts.experiment
     return train_batches(
         source,
-        fields=_fields(config),
+        fields=batch_fields(config),
         batch_size=config.train.batch_size,
         seed=config.train.seed,
         sharding=parts.batch_sharding,
@@ -221,27 +222,18 @@ def _compile(
     inputs, frozen = _inputs(parts, source)
     drops_text = config.model.context_dim > 0 and config.diffusion.p_uncond > 0
     null = source.empty_context if drops_text and isinstance(source, RecordSource) else None
-    step = parts.train_step(optimizer, inputs, null)
-    one = source.read(np.zeros(1, np.int64), np.zeros(1, bool), fields=_fields(config))
+    fields = batch_fields(config)
+    one = source.read(np.zeros(1, np.int64), np.zeros(1, bool), fields=fields)
     batch = {
         name: jax.ShapeDtypeStruct(
             (config.train.batch_size, *one[name].shape[1:]), one[name].dtype, sharding=parts.batch_sharding
         )
-        for name in _fields(config)
+        for name in fields
     }
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
     began = time.monotonic()
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    compiled = jitted.lower(template, batch, frozen).compile()
+    compiled = lower_train_step(parts, optimizer, template, StepInputs(inputs, batch, null, frozen)).compile()
     progress.write(f"compiled the train step in {time.monotonic() - began:.1f} s")
     return lambda state, batch: compiled(state, batch, frozen)
-
-
-def _fields(config: Experiment) -> tuple[str, ...]:
-    """The arrays of an example that the step reads."""
-    if config.model.context_dim:
-        return "x", "context"
-    return ("x", "label") if config.model.num_classes else ("x",)
 
 
 def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[[int, Window], None]:

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from uvit_jax.parallel.chips import GPUS, TPUS, GiB, find_chip
+from uvit_jax.telemetry.throughput import PEAK_BF16_FLOPS
+
+CHIPS = (*TPUS.values(), *GPUS.values())
+
+
+def test_peaks_are_those_that_mfu_is_measured_against():
+    for chip in CHIPS:
+        assert {PEAK_BF16_FLOPS[kind] for kind in chip.device_kinds} == {chip.peak_flops}, chip.name
+
+
+def test_a_chip_is_found_by_each_name_that_jax_gives_it_and_by_no_other():
+    for chip in CHIPS:
+        assert all(find_chip(kind) is chip for kind in chip.device_kinds)
+    assert find_chip("cpu") is None
+    assert find_chip("NVIDIA H200 MIG 1g.18gb") is None
+
+
+@pytest.mark.parametrize(("name", "gbps"), [("v4", 2400), ("v5e", 1600), ("v5p", 4800), ("v6e", 3200)])
+def test_links_of_a_tpu_add_up_to_the_gigabits_of_its_page(name, gbps):
+    chip = TPUS[name]
+    assert 2 * chip.dimensions * chip.link_bandwidth == pytest.approx(gbps * 1e9 / 8)
+
+
+def test_memory_leaves_the_runtime_its_part():
+    for name, gib in {"v4": 32, "v5e": 16, "v5p": 96, "v6e": 32}.items():
+        assert 0.95 * gib < TPUS[name].hbm / GiB < gib
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("name", TPUS)
+def test_the_memory_of_a_tpu_is_its_compilers_own_limit(name):
+    pytest.importorskip("libtpu")
+    import jax
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from uvit_jax.jobs.preflight_program import Refusal, compile_program
+    from uvit_jax.parallel.topology import parse_topology, topology_devices
+
+    devices = topology_devices(parse_topology(f"{name}:2x2" + "x1" * (TPUS[name].dimensions == 3)))
+    assert find_chip(devices[0].device_kind) is TPUS[name]
+    whole = NamedSharding(Mesh(np.array(devices), ("all",)), PartitionSpec())
+    x = jax.ShapeDtypeStruct((200, 2**30), np.uint8, sharding=whole)
+    refusal, _ = compile_program(jax.jit(lambda x: x[:, ::-1] + 1).lower(x))
+    assert isinstance(refusal, Refusal)
+    assert refusal.needed == 400 * 2**30
+    # It is told to a hundredth, and differs by one from version to version.
+    assert refusal.limit / GiB == pytest.approx(TPUS[name].hbm / GiB, abs=0.015)
