@@ -67,7 +67,6 @@ def measure(
         experiment,
         mesh=mesh,
         train=dataclasses.replace(experiment.train, batch_size=batch_size),
-        sample=dataclasses.replace(experiment.sample, batch_size=batch_size),
     )
     parts = assemble(experiment, DataCard(name), devices=devices)
     optimizer, template = abstract_state(parts)

@@ -38,7 +38,8 @@ def test_a_model_that_does_not_fit_the_data_is_refused(changes, data, message):
 
 
 def test_batches_and_heads_that_split_over_the_mesh_pass():
-    check_mesh(experiment(train__batch_size=24, sample__batch_size=16), (2, 4, 8))
+    check_mesh(experiment(train__batch_size=24, sample__batch_size=20), (2, 4, 8), "train")
+    check_mesh(experiment(train__batch_size=20, sample__batch_size=16), (2, 4, 8), "sample")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_batches_and_heads_that_split_over_the_mesh_pass():
         ({"train__batch_size": 20}, (2, 4, 1), r"config\.train\.batch_size is 20, .*mesh\.data \* mesh\.fsdp = 8"),
         ({"sample__batch_size": 20}, (8, 1, 1), r"config\.sample\.batch_size is 20, .*mesh\.data \* mesh\.fsdp = 8"),
         (
-            {"model__embed_dim": 72, "sample__batch_size": 16},
+            {"model__embed_dim": 72},
             (1, 16, 1),
             r"config\.model\.embed_dim is 72, .*mesh\.fsdp = 16",
         ),
@@ -57,4 +58,4 @@ def test_batches_and_heads_that_split_over_the_mesh_pass():
 )
 def test_batches_and_heads_that_do_not_split_over_the_mesh_are_refused(changes, sizes, message):
     with pytest.raises(UserError, match=f"^{message}"):
-        check_mesh(experiment(**changes), sizes)
+        check_mesh(experiment(**changes), sizes, "sample" if "sample__batch_size" in changes else "train")

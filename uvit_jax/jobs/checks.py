@@ -1,5 +1,7 @@
 """What must fit together before a device works: model and data, batch and mesh."""
 
+from typing import Literal
+
 from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
@@ -70,16 +72,14 @@ def check_context(experiment: Experiment, shape: tuple[int, ...], what: str) -> 
         )
 
 
-def check_mesh(experiment: Experiment, sizes: tuple[int, int, int]) -> None:
-    """Raises a UserError where a batch, the heads or the channels can't be split over the mesh."""
+def check_mesh(experiment: Experiment, sizes: tuple[int, int, int], section: Literal["train", "sample"]) -> None:
+    """Raises a UserError where the heads, the channels or a section's batch can't be split over the mesh."""
     data, fsdp, tensor = sizes
-    for field, value in (
-        ("train.batch_size", experiment.train.batch_size),
-        ("sample.batch_size", experiment.sample.batch_size),
-    ):
-        if value % (data * fsdp):
-            raise UserError(f"config.{field} is {value}, expected a multiple of mesh.data * mesh.fsdp = {data * fsdp}")
-    model = experiment.model
+    model, batch_size = experiment.model, getattr(experiment, section).batch_size
+    if batch_size % (data * fsdp):
+        raise UserError(
+            f"config.{section}.batch_size is {batch_size}, expected a multiple of mesh.data * mesh.fsdp = {data * fsdp}"
+        )
     for field, value, axis, size in (
         ("num_heads", model.num_heads, "tensor", tensor),
         ("embed_dim * mlp_ratio", int(model.embed_dim * model.mlp_ratio), "tensor", tensor),

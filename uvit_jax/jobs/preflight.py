@@ -16,7 +16,7 @@ from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.preflight_program import Hardware, Refusal, compile_program, examine, memory_of, shard_bytes
 from uvit_jax.jobs.preflight_report import closing_line, table
-from uvit_jax.jobs.preflight_search import check_search, search, training_only
+from uvit_jax.jobs.preflight_search import check_search, search
 from uvit_jax.jobs.setup import Parts, assemble
 from uvit_jax.jobs.workdir import open_workdir
 from uvit_jax.models.flops import forward_flops
@@ -40,7 +40,9 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     if config.search:
         check_search(hardware)
     parts = open_parts(experiment, hardware)
-    sampling = assemble(experiment, parts.card, devices=hardware.devices) if config.sampler else None
+    sampling = None
+    if config.sampler:
+        sampling = assemble(experiment, parts.card, devices=hardware.devices, section="sample")
     open_workdir(workdir)
 
     report = measure(parts, hardware)
@@ -91,9 +93,8 @@ def open_hardware(experiment: Experiment) -> Hardware:
 
 
 def open_parts(experiment: Experiment, hardware: Hardware) -> Parts:
-    """The parts of the experiment's training on these devices, whatever batch it samples with."""
-    training = training_only(experiment, experiment.mesh.sizes(len(hardware.devices)))
-    return assemble(training, DataCard(experiment.data.source), devices=hardware.devices)
+    """The parts of the experiment's training on these devices."""
+    return assemble(experiment, DataCard(experiment.data.source), devices=hardware.devices)
 
 
 def measure(parts: Parts, hardware: Hardware) -> dict[str, Any]:

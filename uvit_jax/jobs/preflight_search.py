@@ -193,17 +193,11 @@ def possible_meshes(experiment: Experiment, devices: int) -> list[tuple[int, int
         for fsdp in (n for n in divisors if (devices // tensor) % n == 0):
             sizes = devices // (fsdp * tensor), fsdp, tensor
             try:
-                check_mesh(training_only(experiment, sizes), sizes)
+                check_mesh(experiment, sizes, "train")
             except UserError:
                 continue
             found.append(sizes)
     return found
-
-
-def training_only(experiment: Experiment, sizes: tuple[int, int, int]) -> Experiment:
-    """The experiment with a batch of samples that the mesh divides: what is sampled doesn't matter to its training."""
-    sample = dataclasses.replace(experiment.sample, batch_size=sizes[0] * sizes[1])
-    return dataclasses.replace(experiment, sample=sample)
 
 
 def _round(size: int) -> int:

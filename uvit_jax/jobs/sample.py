@@ -116,7 +116,7 @@ def _open(experiment: Experiment, workdir: pathlib.Path) -> tuple[Parts, TextSta
     if _samples_from_elsewhere(experiment, workdir):
         check_init_from(experiment.init_from)
     autoencoder = open_experiment_autoencoder(experiment)
-    parts = assemble(experiment, _card(experiment, workdir, autoencoder), autoencoder)
+    parts = assemble(experiment, _card(experiment, workdir, autoencoder), autoencoder, section="sample")
     if parts.card.normalization is not None and autoencoder is None:
         raise UserError(
             f"config.autoencoder.name is empty, expected {parts.card.autoencoder!r} or another decoder of its latents: "

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -152,14 +152,18 @@ def assemble(
     card: DataCard,
     autoencoder: Autoencoder | None = None,
     devices: Sequence[jax.Device] | None = None,
+    *,
+    section: Literal["train", "sample"] = "train",
 ) -> Parts:
     """The parts of an experiment on these devices (default: all there are); no array is made.
+
+    section: whose batches they are for.
 
     Raises:
       UserError: where the mesh doesn't fit the devices, the batch or the heads, or the autoencoder not the model.
     """
     mesh = make_mesh(experiment.mesh, devices)
-    check_mesh(experiment, experiment.mesh.sizes(mesh.size))
+    check_mesh(experiment, experiment.mesh.sizes(mesh.size), section)
     codec = None
     if autoencoder is not None:
         check_latents(experiment, autoencoder)
