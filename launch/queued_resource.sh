@@ -26,7 +26,7 @@ quoted() { # the arguments as one line that a shell reads as the same arguments
 }
 
 cloud() {
-  if [[ $DRY_RUN ]]; then printf '%s\n' "$(quoted gcloud "$@")" >&3; else gcloud "$@" </dev/null; fi
+  if [[ $DRY_RUN ]]; then printf '%s\n' "$(quoted gcloud "$@")" >&3; else gcloud "$@" </dev/null 3>&-; fi
 }
 
 tpus() { # GROUP COMMAND NAME FLAGS...

@@ -41,11 +41,6 @@ def check_equal(found: dict[str, Any], what: Any) -> None:
         assert found[name] < 1e-5, (what, found)
 
 
-def test_a_mesh_of_all_axes_trains_as_one_device_does():
-    given = case((2, 2, 2), **LABELS, scan_blocks=True)
-    check_equal(program("train", [given])[0], given)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("scan_blocks", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("condition", [LABELS, TEXT], ids=["labels", "text"])
