@@ -218,11 +218,18 @@ start() { # 3 where a worker refuses, another code where workers can't be reache
 }
 
 follow() { # shows the first worker's log; OUTCOME becomes its exit code, "gone", or "lost" with the slice
-  local line running
+  local line part running code patience=()
+  # A Ctrl-C just before the wait for a line is seen only after it. Older shells can't tell a wait from the end.
+  if ((BASH_VERSINFO[0] > 3)); then patience=(-t 2); fi
   OUTCOME=""
   while [[ -z $OUTCOME ]]; do
-    running=""
-    while IFS= read -r line; do
+    running="" part=""
+    while true; do
+      code=0
+      IFS= read -r ${patience[@]+"${patience[@]}"} line || code=$?
+      if ((code > 128)); then part+=$line && continue; fi
+      if ((code)); then break; fi
+      line=$part$line part=""
       case $line in
         "uvit-worker: line "*) LINE=${line##* } ;;
         "uvit-worker: running") running=1 ;;
