@@ -18,7 +18,7 @@ from uvit_jax.errors import Failed, Preempted, UserError
 if TYPE_CHECKING:
     from uvit_jax.jobs.config import Experiment
 
-JOBS = ("train", "sample", "prepare", "preflight")
+JOBS = ("train", "sample", "evaluate", "prepare", "preflight")
 # This one asks no devices for anything, and so joins no other hosts.
 _ALONE = ("preflight",)
 

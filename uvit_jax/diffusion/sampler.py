@@ -98,6 +98,15 @@ class SamplerConfig:
         return self.solver in ALGORITHMS and self.method == "adaptive"
 
     @property
+    def evaluations(self) -> int | None:
+        """Network evaluations to a sample (NFE), a guided one counted once; None where the solver chooses."""
+        if self.adaptive:
+            return None
+        fixed = self.solver in ALGORITHMS and self.method == "singlestep_fixed"
+        steps = self.steps // self.order * self.order if fixed else self.steps
+        return steps + self.denoise_to_zero
+
+    @property
     def guidance_interval(self) -> tuple[float, float] | None:
         """The interval in t, None where guidance acts everywhere."""
         interval = (self.guidance_low, self.guidance_high)

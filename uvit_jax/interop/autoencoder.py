@@ -1,10 +1,8 @@
 """A published autoencoder as pure functions of its parameters, read from any of the files it is published in."""
 
 import dataclasses
-import hashlib
 from typing import Any
 
-import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
@@ -13,7 +11,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder_files import AutoencoderFiles, find_autoencoder, read_config
 from uvit_jax.interop.autoencoder_layouts import Arrays, is_tiny, read_kl, read_tiny
 from uvit_jax.interop.official import read_weights
-from uvit_jax.interop.state_dict import StateDict
+from uvit_jax.interop.state_dict import StateDict, sha256_of
 from uvit_jax.models.autoencoder import AnyArray, AutoencoderConfig, AutoencoderKL, decode_tiled
 from uvit_jax.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
@@ -166,10 +164,5 @@ def _graphdef(config: AutoencoderConfig | TinyAutoencoderConfig) -> nnx.GraphDef
 
 
 def _sha256_of_encoder(arrays: Arrays) -> str:
-    """The hash of the arrays that latents depend on, in the order of their names, each after its name and shape."""
-    digest = hashlib.sha256()
-    for name, array in sorted((".".join(map(str, path)), array) for path, array in arrays.items()):
-        if name.startswith(("encoder.", "quant_conv.")):
-            digest.update(f"{name} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array, "<f4").data)
-    return digest.hexdigest()
+    """The hash of the arrays that latents depend on."""
+    return sha256_of({path: array for path, array in arrays.items() if path[0] in ("encoder", "quant_conv")})

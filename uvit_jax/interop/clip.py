@@ -1,8 +1,6 @@
 """A published CLIP text tower as pure functions of its parameters, read from the files it is published in."""
 
 import dataclasses
-import hashlib
-import pathlib
 import zlib
 from typing import Any
 
@@ -12,24 +10,20 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.clip_layouts import PROJECTION, Arrays, hub_names, hub_shapes, our_arrays, read_config
-from uvit_jax.interop.hub import WEIGHTS, find_model
+from uvit_jax.interop.clip_files import HUB_FOLDERS, OPEN_CLIP_FOLDERS, find_tower
+from uvit_jax.interop.clip_layouts import PROJECTION, hub_names, hub_shapes, our_arrays, read_config
 from uvit_jax.interop.official import read_weights
-from uvit_jax.interop.state_dict import StateDict
+from uvit_jax.interop.state_dict import StateDict, sha256_of
 from uvit_jax.interop.tokenizer import Tokenizer
 from uvit_jax.models.clip_text import CLIPText, CLIPTextConfig, TokenIds
 
 RANDOM = "random:"
 
-_HUB_CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 # The folders a tower is published in, in the order they are preferred in: its config, and its weights.
 _FOLDERS = (
-    (_HUB_CONFIG, "model.safetensors"),
-    (_HUB_CONFIG, "pytorch_model.bin"),
-    (f"text_encoder/{_HUB_CONFIG}", "text_encoder/model.safetensors"),
-    (f"text_encoder/{_HUB_CONFIG}", "text_encoder/pytorch_model.bin"),
-    (_OPEN_CLIP_CONFIG, "open_clip_model.safetensors"),
-    (_OPEN_CLIP_CONFIG, "open_clip_pytorch_model.bin"),
+    *HUB_FOLDERS,
+    *((f"text_encoder/{config}", f"text_encoder/{weights}") for config, weights in HUB_FOLDERS),
+    *OPEN_CLIP_FOLDERS,
 )
 
 
@@ -104,7 +98,7 @@ def open_text_encoder(name: str, *, dtype: str = "float32") -> TextEncoder:
         if not (seed.isascii() and seed.isdigit()):
             raise UserError(f"the text encoder is {name!r}, expected {RANDOM} and a seed, 0 or more")
         return random_text_encoder(int(seed), CLIPTextConfig(dtype=dtype))
-    config_path, weights_path = _find(name)
+    config_path, weights_path = find_tower(name, _FOLDERS, "text", "(here or in text_encoder)")
     config = read_config(config_path, dtype)
     state_dict = hub_names(read_weights(weights_path))
     if PROJECTION in state_dict and state_dict[PROJECTION].ndim == 2:
@@ -136,44 +130,12 @@ def random_text_encoder(seed: int, config: CLIPTextConfig | None = None) -> Text
 
 def _text_encoder(name: str, config: CLIPTextConfig, state_dict: StateDict) -> TextEncoder:
     arrays = our_arrays(state_dict, config)
+    of_states = {path: array for path, array in arrays.items() if path[0] != "projection"}
     return TextEncoder(
         name=name,
-        sha256=_sha256(config, arrays),
+        sha256=sha256_of(of_states, f"heads {config.heads}, activation {config.activation}\n"),
         config=config,
         params=unflatten_dict(arrays),
         # Only shapes are made, no random weights to be thrown away.
         graphdef=nnx.graphdef(nnx.eval_shape(lambda: CLIPText(config, rngs=nnx.Rngs(0)))),
     )
-
-
-def _find(name: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """The config and the weights of the tower that a path or a hub's name stands for."""
-    if name.endswith(WEIGHTS):
-        weights = find_model(name, (_HUB_CONFIG,), (_OPEN_CLIP_CONFIG,))
-        for file in (_HUB_CONFIG, _OPEN_CLIP_CONFIG):
-            if (config := weights.with_name(file)).is_file():
-                return config, weights
-        raise UserError(
-            f"{weights} has no {_HUB_CONFIG} or {_OPEN_CLIP_CONFIG} beside it, expected one: heads and activation "
-            "can't be told from the weights"
-        )
-    folder = find_model(name, *_FOLDERS)
-    if folder.is_file():
-        raise UserError(f"{folder} is no file of weights, expected one of {', '.join(WEIGHTS)}, or a folder")
-    for config_file, weights_file in _FOLDERS:
-        if (folder / config_file).is_file() and (folder / weights_file).is_file():
-            return folder / config_file, folder / weights_file
-    names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-    raise UserError(
-        f"{folder} holds {names}, expected a CLIP text tower: {_HUB_CONFIG} with model.safetensors or "
-        f"pytorch_model.bin (here or in text_encoder), or {_OPEN_CLIP_CONFIG} with its weights"
-    )
-
-
-def _sha256(config: CLIPTextConfig, arrays: Arrays) -> str:
-    digest = hashlib.sha256(f"heads {config.heads}, activation {config.activation}\n".encode())
-    for name, array in sorted((".".join(map(str, path)), array) for path, array in arrays.items()):
-        if not name.startswith("projection."):
-            digest.update(f"{name} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array, "<f4").data)
-    return digest.hexdigest()

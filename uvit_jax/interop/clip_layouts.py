@@ -1,18 +1,20 @@
-"""The configs, names and shapes of published CLIP text towers, the hub's and OpenCLIP's, and our arrays in them."""
+"""The configs, names and shapes of published CLIP text towers and of any tower's blocks, and our arrays in them."""
 
 import json
 import pathlib
 import re
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.state_dict import StateDict, check_names
+from uvit_jax.interop.state_dict import Arrays, Path, StateDict, check_names
 from uvit_jax.models.clip_text import CLIPTextConfig
+from uvit_jax.models.clip_vision import CLIPVisionConfig
 
-Path = tuple[str | int, ...]
-Arrays = dict[Path, np.ndarray]
+Tower = CLIPTextConfig | CLIPVisionConfig
+Config = TypeVar("Config", bound=Tower)
 
 PROJECTION = "text_projection.weight"
 
@@ -20,14 +22,29 @@ PROJECTION = "text_projection.weight"
 _OTHERS = re.compile(
     r"vision_model\..*|visual_projection\..*|visual\..*|logit_scale|logit_bias|attn_mask|embeddings\.position_ids"
 )
+# OpenCLIP's names and the hub's.
+_RENAMED = (
+    (r"token_embedding\.", "embeddings.token_embedding."),
+    (r"positional_embedding$", "embeddings.position_embedding.weight"),
+    (r"ln_final\.", "final_layer_norm."),
+    (r"text_projection$", PROJECTION),
+)
 
 
 def read_config(path: pathlib.Path, dtype: str) -> CLIPTextConfig:
     """The architecture that a hub's or OpenCLIP's config says, without a projection; what it leaves out as they do."""
-    try:
-        saved = json.loads(path.read_bytes())
+
+    def parse(saved: dict[str, Any]) -> CLIPTextConfig:
         fields = _open_clip_fields(saved) if "model_cfg" in saved else _hub_fields(saved)
         return CLIPTextConfig(**fields, dtype=dtype)
+
+    return parse_config(path, parse)
+
+
+def parse_config(path: pathlib.Path, parse: Callable[[dict[str, Any]], Config]) -> Config:
+    """The config that `parse` makes of a JSON file; what it stumbles over becomes a UserError that names the file."""
+    try:
+        return parse(json.loads(path.read_bytes()))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
@@ -35,23 +52,29 @@ def read_config(path: pathlib.Path, dtype: str) -> CLIPTextConfig:
 
 
 def _hub_fields(saved: dict[str, Any]) -> dict[str, Any]:
-    kind = saved.get("model_type")
-    if kind not in ("clip", "clip_text_model"):
-        raise UserError(f"model_type is {json.dumps(kind)}, expected clip or clip_text_model")
-    if kind == "clip":
-        saved = {**(saved.get("text_config") or {}), **(saved.get("text_config_dict") or {})}
-    if (eps := saved.get("layer_norm_eps", 1e-5)) != 1e-5:
-        raise UserError(f"layer_norm_eps is {json.dumps(eps)}, expected 1e-5")
-    width = _whole(saved, "hidden_size", 512)
+    saved = hub_tower(saved, "text")
+    width = whole(saved, "hidden_size", 512)
     return {
-        "vocab_size": _whole(saved, "vocab_size", 49408),
-        "context_length": _whole(saved, "max_position_embeddings", 77),
+        "vocab_size": whole(saved, "vocab_size", 49408),
+        "context_length": whole(saved, "max_position_embeddings", 77),
         "width": width,
-        "layers": _whole(saved, "num_hidden_layers", 12),
-        "heads": _whole(saved, "num_attention_heads", 8),
-        "mlp_ratio": _whole(saved, "intermediate_size", 2048) / width,
+        "layers": whole(saved, "num_hidden_layers", 12),
+        "heads": whole(saved, "num_attention_heads", 8),
+        "mlp_ratio": whole(saved, "intermediate_size", 2048) / width,
         "activation": saved.get("hidden_act", "quick_gelu"),
     }
+
+
+def hub_tower(saved: dict[str, Any], tower: str) -> dict[str, Any]:
+    """What a hub's config says of the "text" or "vision" tower, be it of a whole CLIP or of that tower alone."""
+    kind, alone = saved.get("model_type"), f"clip_{tower}_model"
+    if kind not in ("clip", alone):
+        raise UserError(f"model_type is {json.dumps(kind)}, expected clip or {alone}")
+    if kind == "clip":
+        saved = {**(saved.get(f"{tower}_config") or {}), **(saved.get(f"{tower}_config_dict") or {})}
+    if (eps := saved.get("layer_norm_eps", 1e-5)) != 1e-5:
+        raise UserError(f"layer_norm_eps is {json.dumps(eps)}, expected 1e-5")
+    return saved
 
 
 def _open_clip_fields(saved: dict[str, Any]) -> dict[str, Any]:
@@ -61,13 +84,14 @@ def _open_clip_fields(saved: dict[str, Any]) -> dict[str, Any]:
     if unknown := sorted(set(text) - {*defaults, "mlp_ratio", "hf_tokenizer_name", "tokenizer_kwargs"}):
         raise UserError(f"text_cfg has {unknown[0]}, expected only {', '.join(defaults)} and mlp_ratio")
     return {
-        **{name: _whole(text, name, default) for name, default in defaults.items()},
+        **{name: whole(text, name, default) for name, default in defaults.items()},
         "mlp_ratio": text.get("mlp_ratio", 4),
         "activation": "quick_gelu" if model.get("quick_gelu", False) else "gelu",
     }
 
 
-def _whole(fields: dict[str, Any], name: str, default: int) -> int:
+def whole(fields: dict[str, Any], name: str, default: int) -> int:
+    """The whole number in a config's field, at least 1."""
     value = fields.get(name, default)
     if not isinstance(value, int) or value < 1:
         raise UserError(f"{name} is {json.dumps(value)}, expected a whole number, at least 1")
@@ -80,25 +104,30 @@ def hub_names(state_dict: StateDict) -> dict[str, np.ndarray]:
     state = {name: array for name, array in state.items() if not _OTHERS.fullmatch(name)}
     if "positional_embedding" not in state:
         return state
+    return from_open_clip(state, _RENAMED)
+
+
+def from_open_clip(state: StateDict, names: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+    """A tower's arrays in the hub's layout: q, k and v apart, a projection as PyTorch's Linear has it.
+
+    Args:
+      state: the arrays by OpenCLIP's names.
+      names: how names begin at OpenCLIP, as a pattern, and at the hub, but for those in blocks.
+    """
     renamed: dict[str, np.ndarray] = {}
     for name, array in state.items():
         if match := re.fullmatch(r"(transformer\.resblocks\.\d+\.attn\.)in_proj_(weight|bias)", name):
             parts = dict(zip("qkv", np.split(array, 3), strict=True)) if len(array) % 3 == 0 else {"qkv": array}
-            renamed |= {_renamed(f"{match[1]}{part}_proj.{match[2]}"): rows for part, rows in parts.items()}
+            renamed |= {_renamed(f"{match[1]}{part}_proj.{match[2]}", names): rows for part, rows in parts.items()}
         else:
-            renamed[_renamed(name)] = array.T if name == "text_projection" else array
+            hub = _renamed(name, names)
+            renamed[hub] = array.T if hub.endswith("_projection.weight") else array
     return renamed
 
 
-def _renamed(name: str) -> str:
+def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
     """OpenCLIP's name of an array as the hub's."""
-    for theirs, hub in (
-        (r"token_embedding\.", "embeddings.token_embedding."),
-        (r"positional_embedding$", "embeddings.position_embedding.weight"),
-        (r"ln_final\.", "final_layer_norm."),
-        (r"text_projection$", PROJECTION),
-        (r"transformer\.resblocks\.", "encoder.layers."),
-    ):
+    for theirs, hub in (*names, (r"transformer\.resblocks\.", "encoder.layers.")):
         name = re.sub(f"^{theirs}", hub, name)
     for theirs, hub in ((".ln_", ".layer_norm"), (".attn.", ".self_attn."), (".c_fc.", ".fc1."), (".c_proj.", ".fc2.")):
         name = name.replace(theirs, hub)
@@ -107,11 +136,23 @@ def _renamed(name: str) -> str:
 
 def hub_shapes(config: CLIPTextConfig) -> dict[str, tuple[int, ...]]:
     """Every array of a tower in the hub's layout."""
-    d, hidden = config.width, config.hidden_dim
+    d = config.width
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.token_embedding.weight": (config.vocab_size, d),
         "embeddings.position_embedding.weight": (config.context_length, d),
+        **block_shapes(config),
+        "final_layer_norm.weight": (d,),
+        "final_layer_norm.bias": (d,),
     }
+    if config.projection:
+        shapes[PROJECTION] = (config.projection, d)
+    return shapes
+
+
+def block_shapes(config: Tower) -> dict[str, tuple[int, ...]]:
+    """Every array of a tower's blocks in the hub's layout."""
+    d, hidden = config.width, config.hidden_dim
+    shapes: dict[str, tuple[int, ...]] = {}
     for i in range(config.layers):
         layer = f"encoder.layers.{i}"
         for name, d_in, d_out in (
@@ -122,50 +163,61 @@ def hub_shapes(config: CLIPTextConfig) -> dict[str, tuple[int, ...]]:
             shapes |= {f"{layer}.{name}.weight": (d_out, d_in), f"{layer}.{name}.bias": (d_out,)}
         for norm in ("layer_norm1", "layer_norm2"):
             shapes |= {f"{layer}.{norm}.weight": (d,), f"{layer}.{norm}.bias": (d,)}
-    shapes |= {"final_layer_norm.weight": (d,), "final_layer_norm.bias": (d,)}
-    if config.projection:
-        shapes[PROJECTION] = (config.projection, d)
     return shapes
 
 
 def our_arrays(state_dict: StateDict, config: CLIPTextConfig) -> Arrays:
     """The arrays in our layout, float32, by our paths; their names and shapes are checked."""
-    shapes = hub_shapes(config)
-    check_names(state_dict, shapes, "the weights are of another network than a CLIP text tower of this config")
+    state = checked(state_dict, hub_shapes(config), "a CLIP text tower")
+    arrays: Arrays = {
+        ("token_embed", "embedding"): state["embeddings.token_embedding.weight"],
+        ("pos_embed",): state["embeddings.position_embedding.weight"],
+        **norm_arrays(state, "final_layer_norm", ("final_norm",)),
+        **block_arrays(state, config),
+    }
+    if config.projection:
+        arrays[("projection", "kernel")] = np.ascontiguousarray(state[PROJECTION].T)
+    return arrays
+
+
+def checked(state_dict: StateDict, shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, np.ndarray]:
+    """The arrays as float32, once their names and shapes are those of `what`, a tower."""
+    check_names(state_dict, shapes, f"the weights are of another network than {what} of this config")
     for name, shape in shapes.items():
         if np.shape(state_dict[name]) != shape:
             raise UserError(f"{name} has shape {np.shape(state_dict[name])}, expected {shape}")
+    return {name: np.asarray(array, np.float32) for name, array in state_dict.items()}
 
-    def read(name: str) -> np.ndarray:
-        return np.asarray(state_dict[name], np.float32)
+
+def norm_arrays(state: StateDict, name: str, path: Path) -> Arrays:
+    """The hub's LayerNorm of this name as ours at this path."""
+    return {(*path, "scale"): state[f"{name}.weight"], (*path, "bias"): state[f"{name}.bias"]}
+
+
+def block_arrays(state: StateDict, config: Tower) -> Arrays:
+    """The hub's blocks as ours."""
+    d, h = config.width, config.heads
 
     def linear(name: str) -> dict[str, np.ndarray]:
-        return {"kernel": np.ascontiguousarray(read(f"{name}.weight").T), "bias": read(f"{name}.bias")}
+        return {"kernel": np.ascontiguousarray(state[f"{name}.weight"].T), "bias": state[f"{name}.bias"]}
 
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": read(f"{name}.weight"), "bias": read(f"{name}.bias")}
-
-    d, h = config.width, config.heads
-    arrays: Arrays = {
-        ("token_embed", "embedding"): read("embeddings.token_embedding.weight"),
-        ("pos_embed",): read("embeddings.position_embedding.weight"),
-    }
-    parts: dict[Path, dict[str, np.ndarray]] = {("final_norm",): norm("final_layer_norm")}
+    arrays: Arrays = {}
     for i in range(config.layers):
         layer = f"encoder.layers.{i}"
         q, k, v = (linear(f"{layer}.self_attn.{part}_proj") for part in "qkv")
         out = linear(f"{layer}.self_attn.out_proj")
-        parts |= {
-            ("blocks", i, "norm1"): norm(f"{layer}.layer_norm1"),
-            ("blocks", i, "attn", "qkv"): {
+        dense: dict[Path, dict[str, np.ndarray]] = {
+            ("attn", "qkv"): {
                 "kernel": np.stack([q["kernel"], k["kernel"], v["kernel"]], 1).reshape(d, 3, h, d // h),
                 "bias": np.stack([q["bias"], k["bias"], v["bias"]]).reshape(3, h, d // h),
             },
-            ("blocks", i, "attn", "proj"): {**out, "kernel": out["kernel"].reshape(h, d // h, d)},
-            ("blocks", i, "norm2"): norm(f"{layer}.layer_norm2"),
-            ("blocks", i, "fc1"): linear(f"{layer}.mlp.fc1"),
-            ("blocks", i, "fc2"): linear(f"{layer}.mlp.fc2"),
+            ("attn", "proj"): {**out, "kernel": out["kernel"].reshape(h, d // h, d)},
+            ("fc1",): linear(f"{layer}.mlp.fc1"),
+            ("fc2",): linear(f"{layer}.mlp.fc2"),
         }
-    if config.projection:
-        parts[("projection",)] = {"kernel": np.ascontiguousarray(read(PROJECTION).T)}
-    return arrays | {(*path, leaf): array for path, leaves in parts.items() for leaf, array in leaves.items()}
+        arrays |= {
+            ("blocks", i, *path, leaf): array for path, leaves in dense.items() for leaf, array in leaves.items()
+        }
+        for norm in ("norm1", "norm2"):
+            arrays |= norm_arrays(state, f"{layer}.layer_{norm}", ("blocks", i, norm))
+    return arrays

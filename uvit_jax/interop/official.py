@@ -15,6 +15,7 @@ from flax import nnx
 from uvit_jax.errors import UserError
 from uvit_jax.interop.state_dict import StateDict, check_names
 from uvit_jax.interop.torch_file import read_tensors
+from uvit_jax.interop.torch_legacy_file import is_legacy, read_legacy_tensors
 from uvit_jax.models.uvit import UViT, UViTConfig
 
 # Keys of the official network's configuration that we read; the rest of what it may hold changes no number.
@@ -146,7 +147,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         except safetensors.SafetensorError as error:
             raise UserError(f"{path} is no whole safetensors file ({error})") from None
     if path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
-        return read_tensors(path)
+        return read_legacy_tensors(path) if is_legacy(path) else read_tensors(path)
     raise UserError(f"{path} ends in {path.suffix!r}, expected .pth, .pt, .bin, .ckpt or .safetensors")
 
 

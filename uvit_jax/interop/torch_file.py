@@ -18,7 +18,7 @@ import numpy as np
 
 from uvit_jax.errors import UserError
 
-_DTYPES = {
+DTYPES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -88,9 +88,9 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
-            return _rebuild_tensor if name == "_rebuild_tensor_v2" else _rebuild_parameter
-        if module == "torch" and name in _DTYPES:
-            return _StorageType(_DTYPES[name])
+            return rebuild_tensor if name == "_rebuild_tensor_v2" else _rebuild_parameter
+        if module == "torch" and name in DTYPES:
+            return _StorageType(DTYPES[name])
         raise UserError(f"{self._path} asks for {module}.{name}, expected tensors alone: it was not opened further")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
@@ -105,7 +105,7 @@ class _Unpickler(pickle.Unpickler):
         return self._storages[key]
 
 
-def _rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: Any) -> np.ndarray:
+def rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: Any) -> np.ndarray:
     """torch's strided view of a storage, as an array of its own; strides count elements."""
     if len(shape) != len(stride) or min((offset, *shape, *stride)) < 0:
         raise ValueError(f"a tensor of shape {shape} and strides {stride}")

@@ -3,11 +3,13 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt64
 
 from uvit_jax.data.records import RecordSource
+from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.checks import check_context
 from uvit_jax.jobs.config import Experiment
@@ -15,6 +17,22 @@ from uvit_jax.jobs.text import TextStates
 from uvit_jax.models.uvit import check_labels
 
 Condition = Int[np.ndarray, " n"] | Float[np.ndarray, "n l d"]
+
+
+@runtime_checkable
+class Values(Protocol):
+    """Conditions by their numbers: an array, or what reads them when they are asked for."""
+
+    @property
+    def ndim(self) -> int:
+        """1 for labels, 3 for states of texts."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any, /) -> Any:
+        """The conditions of these numbers, as one array."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +45,7 @@ class Conditions:
       names: what each value is called; empty where there are none.
     """
 
-    values: Condition | None = None
+    values: Values | None = None
     null: int | Float[np.ndarray, "l d"] | None = None
     names: tuple[str, ...] = ()
 
@@ -117,3 +135,71 @@ def caption_conditions(experiment: Experiment, source: RecordSource, count: int)
     states = np.stack([source.context(int(i), 0) for i in picks])
     null = source.empty_context if experiment.diffusion.p_uncond else None
     return Conditions(states, null, tuple(source.captions(int(i))[0] for i in picks))
+
+
+# Draws from a data set have streams of their own, apart from every other use of a seed.
+_LABELS, _IMAGES, _CAPTIONS = 0x1AB, 0x1AC, 0x1AD
+
+
+def data_labels(experiment: Experiment, source: Source, count: int) -> Conditions:
+    """Labels as often as the data set has them: sample i has the label of an example drawn by (seed, i) alone.
+
+    Raises:
+      UserError: for a model or a data set without labels.
+    """
+    if not experiment.num_real_classes or source.num_classes != experiment.num_real_classes:
+        raise UserError(
+            f"config.sample.labels is 'data', but {source.name!r} (config.data.source) has {source.num_classes} "
+            f"classes and the model {experiment.num_real_classes}: expected a model of its labels"
+        )
+    examples = np.asarray([_draw(experiment.sample.seed, _LABELS, i) % len(source) for i in range(count)], np.int64)
+    labels = source.read(examples, np.zeros(count, bool), fields=["label"])["label"]
+    names = tuple(source.class_names[label] for label in labels.tolist())
+    return Conditions(labels.astype(np.int32), experiment.null_label, names)
+
+
+def data_captions(experiment: Experiment, source: RecordSource, count: int) -> Conditions:
+    """Sample i has a caption of the i-th image of a shuffled data set, both drawn by the seed; images are had again
+    where there are more samples than images. States are read when they are asked for.
+
+    Raises:
+      UserError: for a data set without captions.
+    """
+    seed = experiment.sample.seed
+    order = np.random.default_rng([_IMAGES, seed]).permutation(len(source))
+    images = order[np.arange(count) % len(source)]
+    draws = np.asarray([_draw(seed, _CAPTIONS, i) for i in range(count)], np.uint64)
+    names = []
+    for image, draw in zip(images.tolist(), draws, strict=True):
+        texts = source.captions(image)
+        if not texts:
+            raise UserError(f"{source.folder} holds no captions, expected a data set prepared with a text encoder")
+        names.append(texts[int(draw % np.uint64(len(texts)))])
+    null = source.empty_context if experiment.diffusion.p_uncond else None
+    return Conditions(_CaptionStates(source, images, draws), null, tuple(names))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _CaptionStates:
+    """States of captions in a prepared data set, read when they are asked for: thirty thousand take 7 GB."""
+
+    source: RecordSource
+    images: Int[np.ndarray, " n"]
+    draws: UInt64[np.ndarray, " n"]
+
+    @property
+    def ndim(self) -> int:
+        return 3
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, indices: Int[np.ndarray, " k"]) -> Float[np.ndarray, "k l d"]:
+        picked = self.images[indices]
+        read = self.source.read(picked, np.zeros(len(picked), bool), self.draws[indices], fields=["context"])
+        return read["context"]
+
+
+def _draw(seed: int, stream: int, i: int) -> int:
+    """A random word of 64 bits that is a function of these three numbers."""
+    return int(np.random.SeedSequence([seed, stream, i]).generate_state(1, np.uint64)[0])

@@ -13,6 +13,7 @@ from uvit_jax.jobs.sections import (
     AutoencoderSection,
     DataConfig,
     DiffusionConfig,
+    EvaluateConfig,
     PreflightConfig,
     PrepareConfig,
     SampleConfig,
@@ -47,6 +48,7 @@ class Experiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
     preflight: PreflightConfig = dataclasses.field(default_factory=PreflightConfig)
 

@@ -1,12 +1,11 @@
 """What the job `prepare` makes a data set of: images, cropped and perhaps encoded, or the official features."""
 
-import collections
 import concurrent.futures
 import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
+from uvit_jax.data.ahead import ahead
 from uvit_jax.data.crops import CROPS
 from uvit_jax.data.manifest import Manifest
 from uvit_jax.data.official_features import OfficialFeatures, is_official_features
@@ -145,7 +145,7 @@ def _features(experiment: Experiment) -> Ingredients:
 
     def examples(images: range) -> Iterator[tuple[list[Example], list[str]]]:
         with concurrent.futures.ThreadPoolExecutor(config.threads) as pool:
-            for moments, label in _ahead(pool, features.__getitem__, images, 4 * config.threads):
+            for moments, label in ahead(pool, features.__getitem__, images, 4 * config.threads):
                 stored = moments.astype(plan.stored_dtype)
                 yield [Example(int(label), tuple(stored) if plan.mirror else (stored[0],))], []
 
@@ -189,7 +189,7 @@ def _images(
 
     def examples(images: range) -> Iterator[tuple[list[Example], list[str]]]:
         with concurrent.futures.ThreadPoolExecutor(config.threads) as pool:
-            ready = _ahead(pool, read, images, max(2 * config.batch_size, 2 * config.threads))
+            ready = ahead(pool, read, images, max(2 * config.batch_size, 2 * config.threads))
             batches = _batches(ready, config.batch_size)
             for items, arrays in _encoded(batches, encode, config.batch_size):
                 captions = _captions(items, text, plan.context_dtype)
@@ -269,21 +269,6 @@ def _read(originals: Originals, crop: Callable, size: int, config: PrepareConfig
         return _Cropped(original.label, crop(original.image, size), original.captions)
     except UserError as error:
         raise UserError(f"{original.name}: {error}") from None
-
-
-def _ahead(pool: concurrent.futures.Executor, function: Callable, items: Sequence[Any], depth: int) -> Iterator[Any]:
-    """function(item) for each item in order, `depth` of them under way."""
-    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def _batches(items: Iterator[_Cropped], size: int) -> Iterator[_Batch]:

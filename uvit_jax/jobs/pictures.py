@@ -4,9 +4,8 @@ import dataclasses
 import pathlib
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
-from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.jobs.conditions import Conditions
 from uvit_jax.jobs.setup import Parts
 from uvit_jax.parallel import hosts
@@ -17,36 +16,6 @@ from uvit_jax.training.state import Params
 
 # Of the picture of denoising: noise, image, and as many states between as a screen shows side by side.
 STRIP_COLUMNS = 9
-
-
-def draw_samples(
-    parts: Parts,
-    sampler: Sampler,
-    params: Params,
-    conditions: Conditions,
-    *,
-    first: int,
-    count: int,
-    batch_size: int,
-) -> Float[np.ndarray, "count h w c"]:
-    """Images number first .. first + count - 1 of `config.sample.seed`, float32 in about [-1, 1], on every host.
-
-    Batches are all of one size (the last is filled up), so that one compiled program serves.
-    """
-    config = parts.experiment.sample
-    batches = []
-    for start in range(first, first + count, batch_size):
-        indices = np.arange(start, start + batch_size, dtype=np.int32)
-        batch = sampler(
-            params,
-            seed=config.seed,
-            indices=indices,
-            condition=conditions.of(indices),
-            guidance_scale=config.guidance_scale,
-        )
-        assert not isinstance(batch, tuple)  # such a sampler keeps no trajectory
-        batches.append(parts.to_images(batch))
-    return np.concatenate(batches)[:count]
 
 
 def save_grid(

@@ -11,6 +11,8 @@ from uvit_jax.diffusion.predictions import PREDICTIONS
 from uvit_jax.diffusion.sampler import SamplerConfig
 from uvit_jax.diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from uvit_jax.errors import UserError
+from uvit_jax.metrics.scores import METRICS
+from uvit_jax.models.inception import RESIZES
 from uvit_jax.models.uvit_config import CHOICES, check_choice
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
@@ -165,6 +167,74 @@ class PrepareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured of samples, and against what.
+
+    Attributes:
+      num_samples: how many are drawn (all of `samples` are scored); how they are drawn is `config.sample`'s.
+      samples: a folder of images or an .npz to score in place of drawing any.
+      reference: an .npz of statistics, or images to make them of: a folder, a prepared data set, "tfds:<name>" or
+        "digits"; empty for `config.data.source`.
+      features: "own", the built-in features that every machine has, or "inception".
+      metrics: "all" for those that the features and the reference allow, or some of fid, sfid, is, kid, precision,
+        recall, density, coverage, clip.
+      inception: "pt_inception-2015-12-05", FID's published weights, or a file of them.
+      inception_sha256: of other weights that are meant to be used; their numbers are not called FID.
+      resize: to 299x299 as "pytorch-fid", "tf1" (ADM's evaluator) or "clean" (clean-fid) does.
+      dtype: what Inception-v3 computes in; statistics are float64 either way.
+      clip: a CLIP with both towers, by hub name or folder, for the CLIP score of prompts or captions; empty for none.
+      captions: a prepared data set with captions that samples are of, for a model of text; empty for `sample.prompts`.
+      save: the samples too, as "png" files or an "npz" in ADM's format (arr_0, arr_1); empty for neither.
+      sweep: a field and its values, as "guidance=0:1:0.1", "steps=10,20,50" or "ema=1000,10000" (its length in steps),
+        each evaluated in turn.
+      make_reference: make the statistics of `reference` and nothing else.
+      num_features: images of the reference whose features are kept, for kid, precision, recall, density and coverage.
+      out: folder of the report (of make_reference: the file); empty for one in the workdir's evaluations/.
+      every: steps between evaluations while training; 0 for none.
+      train_samples: drawn at each of those.
+    """
+
+    num_samples: int = 50_000
+    samples: str = ""
+    reference: str = ""
+    features: str = "own"
+    metrics: str = "all"
+    inception: str = "pt_inception-2015-12-05"
+    inception_sha256: str = ""
+    resize: str = "pytorch-fid"
+    dtype: str = "float32"
+    clip: str = ""
+    captions: str = ""
+    save: str = ""
+    sweep: str = ""
+    make_reference: bool = False
+    num_features: int = 10_000
+    out: str = ""
+    every: int = 0
+    train_samples: int = 10_000
+
+    def __post_init__(self):
+        _check_at_least(self, 2, "num_samples", "train_samples")
+        _check_at_least(self, 1, "num_features")
+        _check_at_least(self, 0, "every")
+        check_choice("features", self.features, ("own", "inception"))
+        check_choice("resize", self.resize, RESIZES)
+        check_choice("dtype", self.dtype, CHOICES["dtype"])
+        check_choice("save", self.save, ("", "png", "npz"))
+        for name in self.asked:
+            check_choice("metrics", name, ("all", *METRICS))
+        if self.samples and self.sweep:
+            raise UserError(f"sweep is {self.sweep!r}, expected none where samples is {self.samples!r}: they are there")
+        if self.samples and self.captions:
+            raise UserError(f"captions is {self.captions!r}, expected none where samples is {self.samples!r}")
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names in `metrics`."""
+        return tuple(name.strip() for name in self.metrics.split(","))
+
+
+@dataclasses.dataclass(frozen=True)
 class PreflightConfig:
     """What is compiled without running it, and what its report assumes.
 
@@ -220,7 +290,8 @@ class SampleConfig(SamplerConfig):
 
     Attributes:
       num_samples: how many.
-      labels: "all" for every class in turn, hence equal counts; or classes in turn, as in "0,3,7".
+      labels: "all" for every class in turn, hence equal counts; classes in turn, as in "0,3,7"; or "data" for classes
+        as often as `config.data.source` has them.
       prompts: texts in turn, as in "a red bus; two cats", or a .txt file with one a line.
       negative_prompt: a text to be guided away from, in place of the empty one.
       guidance_scale: s of cond + s (cond - uncond); the paper's, one less than the usual w.

@@ -101,17 +101,30 @@ class Parts:
             return_trajectory=return_trajectory,
         )
 
-    def to_images(self, x: Float[Array, "b h w c"]) -> Float[np.ndarray, "b i j d"]:
-        """What samples of the network look like, on the host, float32 in about [-1, 1].
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (h, w, c) of the images that samples become."""
+        h, w, c = self.experiment.model.sample_shape
+        if self.codec is None:
+            return h, w, c
+        factor = self.codec.autoencoder.factor
+        return h * factor, w * factor, 3
+
+    def decoded(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        """What samples of the network look like, on the devices, float32 in about [-1, 1]; waits for nothing.
 
         Pixels are what they are, latents are decoded; without an autoencoder their first three channels (or the first)
         stand for colours, two standard deviations each way.
         """
         if self.codec is not None:
-            x = self._decode(self.codec.params, jax.device_put(x, self.batch_sharding))
-        elif self.card.normalization is not None:
-            x = x[..., : 3 if x.shape[-1] >= 3 else 1] / 2
-        return fetch(x)
+            return self._decode(self.codec.params, jax.device_put(x, self.batch_sharding))
+        if self.card.normalization is not None:
+            return x[..., : 3 if x.shape[-1] >= 3 else 1] / 2
+        return x
+
+    def to_images(self, x: Float[Array, "b h w c"]) -> Float[np.ndarray, "b i j d"]:
+        """`decoded` samples, brought to the host."""
+        return fetch(self.decoded(x))
 
     @functools.cached_property
     def _decode(self) -> Callable:

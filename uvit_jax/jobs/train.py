@@ -24,14 +24,17 @@ from uvit_jax.jobs.checks import check_encoded, check_source
 from uvit_jax.jobs.conditions import (
     Conditions,
     caption_conditions,
+    data_labels,
     label_conditions,
     prompt_conditions,
     read_prompts,
 )
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.datacard import card_of_source, identity
+from uvit_jax.jobs.generation import Generation
 from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
 from uvit_jax.jobs.text import TextStates, open_text_states
+from uvit_jax.jobs.train_evaluation import TrainEvaluation
 from uvit_jax.jobs.weights import check_init_from, initial_weights
 from uvit_jax.jobs.workdir import changes, check_architecture, open_workdir, save_config, saved_config
 from uvit_jax.models.flops import forward_flops
@@ -40,7 +43,6 @@ from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.parallel.preemption import PreemptionNotice
 from uvit_jax.telemetry.atomic import atomic_write
 from uvit_jax.telemetry.curves import loss_curve
-from uvit_jax.telemetry.images import to_uint8
 from uvit_jax.telemetry.progress import Progress
 from uvit_jax.telemetry.throughput import Throughput
 from uvit_jax.telemetry.writers import MetricWriter, read_metrics
@@ -98,6 +100,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         MetricWriter(workdir, start, active=main_host) as writer,
     ):
         gallery = _Gallery(parts, conditions, writer, workdir / "samples")
+        evaluate = _evaluator(parts, conditions, writer, workdir)
         if start < config.steps:
             with Progress(config.steps, start=start, active=main_host) as progress, PreemptionNotice() as preempted:
                 train_step = _compile(parts, source, optimizer, template, progress)
@@ -111,7 +114,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
                     log_every=config.log_every,
                     on_step=progress.update,
                     on_log=_logger(parts, writer, progress),
-                    hooks=(draw, save),
+                    hooks=(draw, evaluate, save),
                     should_stop=preempted,
                 )
         stopped = int(state.step) < config.steps
@@ -196,6 +199,8 @@ def _conditions(parts: Parts, source: Source, text: TextStates | None) -> Condit
     """What the pictures are of: the classes or prompts asked for, or captions of the data."""
     experiment = parts.experiment
     if not experiment.model.context_dim:
+        if experiment.sample.labels.strip() == "data":
+            return data_labels(experiment, source, experiment.train.num_images)
         return label_conditions(experiment, parts.card.class_names)
     if text is not None:
         return prompt_conditions(experiment, text)
@@ -236,6 +241,23 @@ def _compile(
     return lambda state, batch: compiled(state, batch, frozen)
 
 
+def _evaluator(parts: Parts, conditions: Conditions, writer: MetricWriter, workdir: pathlib.Path) -> Hook:
+    """Logs how good samples of the EMA weights are, every `config.evaluate.every` steps."""
+    every = parts.experiment.evaluate.every
+    if not every:
+        return Hook(lambda state: None, 0, at_end=False, timed=False)
+    evaluation = TrainEvaluation(parts, conditions, workdir)
+
+    def run(state: TrainState) -> None:
+        step = int(state.step)
+        found = evaluation(state.ema)
+        writer.write_evaluation(step, found)
+        for name, value in found.items():
+            LOG.info("step %s: %s %.4g", f"{step:,}", name, value)
+
+    return Hook(run, every, at_end=True, timed=False)
+
+
 def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[[int, Window], None]:
     """What is done with a window of metrics: checked, written, shown."""
     config = parts.experiment
@@ -262,7 +284,8 @@ class _Gallery:
 
     def __init__(self, parts: Parts, conditions: Conditions, writer: MetricWriter, folder: pathlib.Path):
         self._parts, self._conditions, self._writer, self._folder = parts, conditions, writer, folder
-        self._sampler = parts.sampler(conditions.null)
+        self._count = parts.experiment.train.num_images
+        self._generation = Generation(parts, conditions, pictures.round_up(self._count, batch_parts(parts.mesh)))
 
     def draw_step(self, state: TrainState) -> None:
         self._grid(state, f"step_{int(state.step):08d}.png")
@@ -273,18 +296,9 @@ class _Gallery:
 
     def _grid(self, state: TrainState, name: str) -> None:
         experiment, step = self._parts.experiment, int(state.step)
-        count = experiment.train.num_images
-        images = pictures.draw_samples(
-            self._parts,
-            self._sampler,
-            state.ema,
-            self._conditions,
-            first=0,
-            count=count,
-            batch_size=pictures.round_up(count, batch_parts(self._parts.mesh)),
-        )
+        images = np.concatenate(list(self._generation.batches(state.ema, 0, self._count)))
         if not hosts.is_first():
             return
         title = f"step {step:,}, guidance {experiment.sample.guidance_scale:g}"
-        page = pictures.save_grid(to_uint8(images), self._conditions, self._folder / name, title)
+        page = pictures.save_grid(images, self._conditions, self._folder / name, title)
         self._writer.write_image("samples", step, page)

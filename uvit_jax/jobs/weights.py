@@ -1,17 +1,100 @@
 """Weights that a run starts from or samples with: official files, and the checkpoints of another run."""
 
+import dataclasses
+import hashlib
 import pathlib
 
 import jax
+import numpy as np
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop import official
+from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.setup import Parts
-from uvit_jax.jobs.workdir import check_architecture
+from uvit_jax.jobs.workdir import check_architecture, saved_config
 from uvit_jax.parallel import hosts
-from uvit_jax.parallel.arrays import place
+from uvit_jax.parallel.arrays import fetch, place
+from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.checkpoint import Checkpoints
+from uvit_jax.training.posthoc_ema import ema_of_length
 from uvit_jax.training.state import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights:
+    """What is sampled with.
+
+    Attributes:
+      params: on the mesh.
+      title: for a picture.
+      folder: a name for a folder.
+      record: which weights they are, for a report: kind ("ema", "params" or the file's), step or file.
+    """
+
+    params: Params
+    title: str
+    folder: str
+    record: dict[str, str | int | float]
+
+    def sha256(self) -> str:
+        """Of the parameters, name by name, as float32; all hosts call this together."""
+        digest = hashlib.sha256()
+        for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(self.params), key=lambda item: path_name(item[0])):
+            array = np.ascontiguousarray(fetch(leaf), np.float32)
+            digest.update(f"{path_name(path)} {array.shape}\n".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+
+def samples_from_elsewhere(experiment: Experiment, workdir: pathlib.Path) -> bool:
+    """Whether `config.init_from` is what is asked for, and not just what the workdir's run began with."""
+    init_from = experiment.init_from
+    return bool(init_from) and (saved_config(workdir) or {}).get("init_from") != init_from
+
+
+def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
+    """The weights of `config.init_from`, or the workdir's own where its run began with those.
+
+    Raises:
+      UserError: for a step that is not there, or weights of another architecture than the config's.
+    """
+    config, init_from = parts.experiment.sample, parts.experiment.init_from
+    if samples_from_elsewhere(parts.experiment, workdir):
+        name = pathlib.Path(init_from).stem
+        kind = "ema" if pathlib.Path(init_from).is_dir() else "as published in the file"
+        return Weights(initial_weights(parts, init_from), name, name, {"kind": kind, "from": init_from})
+    hosts.together(check_architecture, parts.experiment, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    params, step = checkpoints.restore_weights(
+        parts.abstract_params, weights=config.weights, step=None if config.step < 0 else config.step
+    )
+    title = f"the {config.weights} weights of step {step:,}"
+    return Weights(params, title, f"step_{step:08d}", {"kind": config.weights, "step": step})
+
+
+def averaged_weights(parts: Parts, workdir: pathlib.Path, length: float) -> Weights:
+    """The EMA of another length than the one that was trained with, made of the workdir's checkpoints.
+
+    length: of the average, in training steps.
+
+    Raises:
+      UserError: for a workdir whose checkpoints don't hold enough of the training for it.
+    """
+    experiment = parts.experiment
+    hosts.together(check_architecture, experiment, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
+    params, combination = ema_of_length(
+        checkpoints, parts.abstract_params, rate=experiment.ema.rate, length=length, step=step
+    )
+    title = f"the EMA of {length:g} steps at step {step:,}"
+    record: dict[str, str | int | float] = {
+        "kind": "ema made of checkpoints",
+        "length": length,
+        "step": step,
+        "error": round(combination.error, 6),
+    }
+    return Weights(params, title, f"step_{step:08d}_ema_{length:g}", record)
 
 
 def check_init_from(init_from: str) -> None:

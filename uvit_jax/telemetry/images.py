@@ -146,12 +146,15 @@ def save_png(image: Image.Image | UInt8[np.ndarray, "h w c"], path: str | os.Pat
 
 @contextlib.contextmanager
 def npz_writer(
-    path: str | os.PathLike[str], count: int, labels: Int[np.ndarray, "n"] | None = None
+    path: str | os.PathLike[str],
+    count: int,
+    labels: Int[np.ndarray, "n"] | None = None,
+    names: tuple[str, str] = ("images", "labels"),
 ) -> Iterator[Callable[[UInt8[np.ndarray, "k h w c"]], None]]:
     """A function that appends images to the array `images` of `path`, an .npz that appears whole or not at all.
 
     Fifty thousand images never stand in memory at once. The file has uint8 `images` [count, h, w, c] and, where there
-    are any, `labels` (int64).
+    are any, `labels` (int64); or arrays of these two other `names`: ADM's are arr_0 and arr_1.
 
     Raises:
       UserError: the folder can't be made or written to.
@@ -159,7 +162,7 @@ def npz_writer(
     """
     written = 0
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
-        with archive.open("images.npy", "w", force_zip64=True) as entry:
+        with archive.open(f"{names[0]}.npy", "w", force_zip64=True) as entry:
 
             def append(images: UInt8[np.ndarray, "k h w c"]) -> None:
                 nonlocal written
@@ -173,7 +176,7 @@ def npz_writer(
         if written != count:
             raise ValueError(f"{written} images were written to {path}, expected {count}")
         if labels is not None:
-            with archive.open("labels.npy", "w") as entry:
+            with archive.open(f"{names[1]}.npy", "w") as entry:
                 np.lib.format.write_array(entry, labels.astype(np.int64), allow_pickle=False)
 
 

@@ -53,7 +53,11 @@ class MetricWriter:
             self._events = _EventFile(workdir / "tensorboard", purge_step=resume_step + 1)
         except OSError as error:
             raise UserError(f"cannot write to {workdir}: {error.strerror}; expected a writable workdir") from error
-        self._logged = {line["step"] for line in kept if "step" in line}
+        # Every step's own line has a loss; others are evaluations.
+        self._logged = {line["step"] for line in kept if "step" in line and "loss" in line}
+        self._evaluated = {
+            (line["step"], *sorted(line.keys() - {"step"})) for line in kept if "step" in line and "loss" not in line
+        }
         self._last_step = -1
 
     def write(self, step: int, scalars: Mapping[str, Number]) -> None:
@@ -68,13 +72,25 @@ class MetricWriter:
             return
         if step <= self._last_step:
             raise ValueError(f"write: got step {step} after step {self._last_step}, expected one write a step")
+        self._last_step = step
+        self._write(step, scalars)
+
+    def write_evaluation(self, step: int, scalars: Mapping[str, Number]) -> None:
+        """A line of its own for what is measured now and then, besides the step's; on the disk when this returns.
+
+        Its names are not those of `write`. A line that is there already, of a run that was killed, isn't written again.
+        """
+        if self.active and scalars and (step, *sorted(scalars)) not in self._evaluated:
+            self._write(step, scalars)
+            self.flush()
+
+    def _write(self, step: int, scalars: Mapping[str, Number]) -> None:
         if "step" in scalars:
             raise ValueError('write: scalars has the key "step", which the step argument fills')
         values = {key: value.item() if isinstance(value, np.number) else value for key, value in scalars.items()}
         line = {"step": step} | {key: _finite(value) for key, value in values.items()}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
-        self._last_step = step
         for key, value in values.items():
             if value is not None:
                 self._events.add(step, summary.scalar(key, value))

@@ -56,6 +56,25 @@ class Checkpoints:
         """Step of the newest complete checkpoint; None where there is none."""
         return self._manager.latest_step()
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps of all complete checkpoints, ascending."""
+        return tuple(sorted(self._manager.all_steps()))
+
+    def find_step(self, step: int | None = None) -> int:
+        """The step itself, or the newest for None.
+
+        Raises:
+          UserError: if there is no such checkpoint.
+        """
+        if not self.steps:
+            raise UserError(
+                f"{self.directory} holds no checkpoint: train first, or name the workdir of a trained model"
+            )
+        if step is not None and step not in self.steps:
+            raise UserError(f"{self.directory} holds no step {step}, expected one of {', '.join(map(str, self.steps))}")
+        return self.steps[-1] if step is None else step
+
     def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
         """Starts writing the state and the data iterator's position; waits for an earlier save to end."""
         self._manager.save(
@@ -97,14 +116,7 @@ class Checkpoints:
         Raises:
           UserError: if there is no such checkpoint or its arrays are not those of `abstract`.
         """
-        steps = sorted(self._manager.all_steps())
-        if not steps:
-            raise UserError(
-                f"{self.directory} holds no checkpoint: train first, or name the workdir of a trained model"
-            )
-        if step is not None and step not in steps:
-            raise UserError(f"{self.directory} holds no step {step}, expected one of {', '.join(map(str, steps))}")
-        step = steps[-1] if step is None else step
+        step = self.find_step(step)
         self._check(step, weights, abstract)
         items = self._read(step, ocp.args.Composite(**{weights: ocp.args.StandardRestore(abstract)}))
         return items[weights], step

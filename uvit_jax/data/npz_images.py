@@ -1,0 +1,93 @@
+"""Images in an .npz, ours (`images`, `labels`) or ADM's (`arr_0`, `arr_1`), read one after another."""
+
+import dataclasses
+import math
+import pathlib
+import zipfile
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+from jaxtyping import UInt8
+
+from uvit_jax.errors import UserError
+
+_IMAGES = ("images", "arr_0")
+_SKIP_BYTES = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class NpzImages:
+    """uint8 images of one size, of which only those asked for at a time stand in memory.
+
+    Attributes:
+      path: the file.
+      entry: the array's name in it.
+      shape: (n, h, w, c).
+    """
+
+    path: pathlib.Path
+    entry: str
+    shape: tuple[int, int, int, int]
+
+    def batches(self, first: int, size: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+        """Images number `first` and on, `size` at a time.
+
+        Raises:
+          UserError: the file is damaged or cut short.
+        """
+        n, *image = self.shape
+        row_bytes = math.prod(image)
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.entry}.npy") as file:
+                _read_header(file)
+                # A compressed entry can't be entered in the middle.
+                left = first * row_bytes
+                while left:
+                    left -= len(_exactly(file, min(left, _SKIP_BYTES)))
+                for begin in range(first, n, size):
+                    count = min(size, n - begin)
+                    yield np.frombuffer(_exactly(file, count * row_bytes), np.uint8).reshape(count, *image)
+        except (OSError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} can't be read ({error}), expected a whole .npz of images") from None
+
+
+def open_npz_images(path: pathlib.Path) -> NpzImages:
+    """The images of an `.npz`: `images` (ours) or `arr_0` (ADM's), uint8 `[n, h, w, c]`; only its header is read.
+
+    Raises:
+      UserError: for a file that is no such .npz.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist()]
+            for entry in _IMAGES:
+                if entry in held:
+                    with archive.open(f"{entry}.npy") as file:
+                        shape, dtype = _read_header(file)
+                    if len(shape) == 4 and dtype == np.uint8 and shape[3] in (1, 3):
+                        return NpzImages(path, entry, (shape[0], shape[1], shape[2], shape[3]))
+                    raise UserError(
+                        f"{path} has {entry} of shape {shape} and dtype {dtype}, expected uint8 [n, h, w, 3] (or 1)"
+                    )
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} can't be read ({error}), expected an .npz of images") from None
+    raise UserError(f"{path} holds {', '.join(held[:8]) or 'nothing'}, expected images or arr_0, uint8 [n, h, w, c]")
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
+    if fortran_order:
+        raise UserError(f"{getattr(file, 'name', 'the array')} stands in Fortran order, expected C order")
+    return shape, dtype
+
+
+def _exactly(file: IO[bytes], count: int) -> bytes:
+    data = file.read(count)
+    if len(data) != count:
+        raise EOFError(f"it ends {count - len(data)} bytes early")
+    return data

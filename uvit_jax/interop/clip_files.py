@@ -1,0 +1,61 @@
+"""Where the files of a published CLIP tower lie: its config and its weights, the hub's or OpenCLIP's."""
+
+import pathlib
+from collections.abc import Sequence
+
+from uvit_jax.errors import UserError
+from uvit_jax.interop.hub import WEIGHTS, find_model
+
+HUB_CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+# Config and weights, in the order they are preferred in.
+HUB_FOLDERS = ((HUB_CONFIG, "model.safetensors"), (HUB_CONFIG, "pytorch_model.bin"))
+OPEN_CLIP_FOLDERS = (
+    (OPEN_CLIP_CONFIG, "open_clip_model.safetensors"),
+    (OPEN_CLIP_CONFIG, "open_clip_pytorch_model.bin"),
+)
+
+
+def find_tower(
+    name: str, folders: Sequence[tuple[str, str]], tower: str, where: str = "", beside: Sequence[str] = ()
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """The config and the weights of the tower that a path or a hub's name stands for.
+
+    Args:
+      name: as for `find_model`: a folder, or a file of weights.
+      folders: config and weights relative to a folder, the best first.
+      tower: "text" or "image".
+      where: in what folders the hub's are looked for, for the sentence of an error.
+      beside: files that are had from the hub with a HUB_CONFIG of its, if they can be had.
+
+    Raises:
+      UserError: for a name that leads to no such files.
+    """
+    path = _find(name, folders, beside)
+    if name.endswith(WEIGHTS):
+        for file in (HUB_CONFIG, OPEN_CLIP_CONFIG):
+            if (config := path.with_name(file)).is_file():
+                return config, path
+        raise UserError(
+            f"{path} has no {HUB_CONFIG} or {OPEN_CLIP_CONFIG} beside it, expected one: heads and activation "
+            "can't be told from the weights"
+        )
+    if path.is_file():
+        raise UserError(f"{path} is no file of weights, expected one of {', '.join(WEIGHTS)}, or a folder")
+    for config_file, weights_file in folders:
+        if (path / config_file).is_file() and (path / weights_file).is_file():
+            return path / config_file, path / weights_file
+    names = ", ".join(sorted(inside.name for inside in path.iterdir())[:8]) or "nothing"
+    raise UserError(
+        f"{path} holds {names}, expected a CLIP {tower} tower: {HUB_CONFIG} with model.safetensors or "
+        f"pytorch_model.bin{where and ' '}{where}, or {OPEN_CLIP_CONFIG} with its weights"
+    )
+
+
+def _find(name: str, folders: Sequence[tuple[str, str]], beside: Sequence[str]) -> pathlib.Path:
+    sets = ((HUB_CONFIG,), (OPEN_CLIP_CONFIG,)) if name.endswith(WEIGHTS) else folders
+    if beside:
+        try:
+            return find_model(name, *((*files, *beside) if HUB_CONFIG in files else files for files in sets))
+        except UserError:
+            pass  # They can't be had; or something else is wrong, which the next search will say.
+    return find_model(name, *sets)

@@ -1,0 +1,187 @@
+"""The job `evaluate`: samples in, drawn or found; their scores, with everything these depend on, and a grid out."""
+
+import logging
+import pathlib
+
+from jax.sharding import Mesh
+
+from uvit_jax.data.records import RecordSource
+from uvit_jax.data.sources import SOURCES
+from uvit_jax.errors import UserError
+from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.evaluation import Evaluation, folder_name
+from uvit_jax.jobs.evaluation_report import REPORT, drawn_samples, found_samples
+from uvit_jax.jobs.extractors import choose_metrics, open_extractor
+from uvit_jax.jobs.generation import Generation, agree_on_generation, open_conditions, open_generation_parts
+from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, open_samples
+from uvit_jax.jobs.references import (
+    Shape,
+    is_statistics,
+    make_reference,
+    obtain_reference,
+    reference_name,
+    with_features,
+)
+from uvit_jax.jobs.scoring import ClipPair
+from uvit_jax.jobs.sweep import Point, points_of, report_sweep
+from uvit_jax.jobs.weights import Weights, open_weights
+from uvit_jax.jobs.workdir import open_workdir
+from uvit_jax.metrics.features import Extraction
+from uvit_jax.metrics.scores import OF_SAMPLES, kinds
+from uvit_jax.parallel import hosts
+from uvit_jax.parallel.mesh import make_mesh
+
+LOG = logging.getLogger("uvit_jax")
+
+# Shown in the line that the job ends with, the first of those there are.
+_HEADLINES = 4
+
+
+def run(experiment: Experiment, workdir: pathlib.Path) -> str:
+    """Scores samples of a model or of a folder; returns one line with the scores and where the report is.
+
+    Raises:
+      UserError: for what is wrong with the config, weights, samples or reference, before any device works; for NaN
+        images, or a full disk, on the way.
+    """
+    if experiment.evaluate.make_reference:
+        return _make_reference(experiment, workdir)
+    if experiment.evaluate.samples:
+        return _score_found(experiment, workdir)
+    return _score_model(experiment, workdir)
+
+
+def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
+    """Writes the statistics of a data set."""
+    name, mesh = reference_name(experiment), make_mesh(experiment.mesh)
+    if hosts.together(is_statistics, name):
+        raise UserError(
+            f"config.evaluate.reference is {name!r}, which holds statistics: expected images to make some of"
+        )
+    extractor = hosts.together(open_extractor, experiment)
+    stream = hosts.together(open_reference_images, experiment, name, _reference_size(experiment, name), mesh)
+    out = experiment.evaluate.out or str(workdir / "reference.npz")
+    if not out.endswith(".npz"):
+        raise UserError(f"config.evaluate.out is {out!r}, expected a name that ends in .npz for the reference")
+    open_workdir(pathlib.Path(out).parent)
+    extraction = Extraction(extractor, mesh, tuple(extractor.widths.keys() - {"logits"}))
+    make_reference(experiment, stream, extraction, pathlib.Path(out))
+    h, w, c = stream.shape
+    return f"made the reference of {stream.count:,} images of {h}x{w}x{c} with {extractor.name}: see {out}"
+
+
+def _reference_size(experiment: Experiment, name: str) -> int:
+    """Side of the images: what a data set has, `config.prepare.image_size`, or that of the model's images."""
+    if name in SOURCES or name.endswith(".npz") or pathlib.Path(name, "manifest.json").exists():
+        return 0
+    if experiment.prepare.image_size:
+        return experiment.prepare.image_size
+    if experiment.autoencoder.name:
+        raise UserError(
+            "config.prepare.image_size is 0, expected the side of the reference's images (the model is of latents)"
+        )
+    return experiment.model.input_size[0]
+
+
+def _score_found(experiment: Experiment, workdir: pathlib.Path) -> str:
+    """Scores a folder or an .npz."""
+    path = experiment.evaluate.samples
+    mesh = make_mesh(experiment.mesh)
+    stream = hosts.together(open_samples, path)
+    evaluation = _open_evaluation(experiment, workdir, stream.shape, mesh, stream.count, has_texts=False)
+    samples = found_samples(stream)
+    title = pathlib.Path(path).stem
+    out = _out(experiment, workdir, f"found_{title}", evaluation.plan(samples))
+    report = evaluation.run(stream, samples, out, title)
+    return _summary(report, out)
+
+
+def _score_model(experiment: Experiment, workdir: pathlib.Path) -> str:
+    """Draws samples and scores them, once or for every value of a sweep."""
+    config = experiment.evaluate
+    points = points_of(experiment)
+    captions = hosts.together(lambda: RecordSource(config.captions) if config.captions else None)
+    parts, text = hosts.together(open_generation_parts, experiment, workdir, captions)
+    agree_on_generation(parts, text, workdir)
+    conditions = hosts.together(lambda: open_conditions(parts, text, count=config.num_samples, captions=captions))
+    shape = parts.image_shape
+    has_texts = experiment.model.context_dim > 0
+    evaluation = _open_evaluation(experiment, workdir, shape, parts.mesh, config.num_samples, has_texts=has_texts)
+
+    # --- One evaluation, or one for each point of a sweep; each has its own folder and goes on after a kill.
+    reports, out = [], pathlib.Path()
+    generation = Generation(parts, conditions, experiment.sample.batch_size)
+    for point in points:
+        generation = point.generation(generation)
+        weights = point.weights(parts, workdir) or open_weights(parts, workdir)
+        report, out = _evaluate(evaluation, generation, weights, shape, workdir, point)
+        reports.append(report)
+    if not config.sweep:
+        return _summary(reports[0], out)
+    folder = pathlib.Path(config.out) if config.out else out.parent
+    return hosts.together(lambda: report_sweep(config.sweep, points, reports, folder) if hosts.is_first() else "")
+
+
+def _evaluate(
+    evaluation: Evaluation,
+    generation: Generation,
+    weights: Weights,
+    shape: Shape,
+    workdir: pathlib.Path,
+    point: Point,
+) -> tuple[dict, pathlib.Path]:
+    experiment = generation.parts.experiment
+    config, sample = experiment.evaluate, experiment.sample
+    LOG.info("evaluating %d samples of %s%s", config.num_samples, weights.title, point.said)
+    samples = drawn_samples(generation, weights, config.num_samples, config.captions)
+    stream = ImageStream(
+        weights.title,
+        config.num_samples,
+        shape,
+        lambda first: generation.batches(weights.params, first, config.num_samples),
+    )
+    name = f"{weights.folder}_{sample.solver}_{sample.steps}_guidance_{sample.guidance_scale:g}"
+    out = _out(experiment, workdir, name, evaluation.plan(samples), point)
+    title = f"{weights.title}, {sample.solver} {sample.steps}, guidance {sample.guidance_scale:g}"
+    return evaluation.run(stream, samples, out, title, generation.conditions), out
+
+
+def _open_evaluation(
+    experiment: Experiment, workdir: pathlib.Path, shape: Shape, mesh: Mesh, num_samples: int, *, has_texts: bool
+) -> Evaluation:
+    """The extractor at work, the reference and the metrics that the two allow."""
+    config = experiment.evaluate
+    extractor = hosts.together(open_extractor, experiment)
+    clip = hosts.together(lambda: ClipPair(experiment, mesh) if config.clip and has_texts else None)
+    every = Extraction(extractor, mesh, tuple(kind for kind in ("pool", "spatial") if kind in extractor.widths))
+    reference = obtain_reference(experiment, workdir, every, shape)
+    metrics, refused = choose_metrics(
+        experiment,
+        extractor,
+        has_spatial=reference.spatial is not None,
+        has_images=reference.features is not None or reference.images,
+        has_texts=has_texts,
+        num_samples=num_samples,
+    )
+    if any(name in OF_SAMPLES for name in metrics):
+        reference = with_features(reference, every, shape)
+    extraction = Extraction(extractor, mesh, kinds(metrics))
+    return Evaluation(metrics, refused, extraction, reference, clip if "clip" in metrics else None, config.save)
+
+
+def _out(
+    experiment: Experiment, workdir: pathlib.Path, title: str, plan: dict, point: Point | None = None
+) -> pathlib.Path:
+    """The folder of a report."""
+    config = experiment.evaluate
+    if config.out:
+        return pathlib.Path(config.out) / point.folder if point and point.folder else pathlib.Path(config.out)
+    return workdir / "evaluations" / folder_name(title, plan)
+
+
+def _summary(report: dict, out: pathlib.Path) -> str:
+    if not report:
+        return ""
+    names = [name for name in report["metrics"] if not name.endswith(("_std", "_bias"))]
+    numbers = ", ".join(f"{name} {report['metrics'][name]:.4g}" for name in names[:_HEADLINES])
+    return f"evaluated {report['samples']['count']:,} images: {numbers}: see {out}/{REPORT}, evaluation.txt, grid.png"

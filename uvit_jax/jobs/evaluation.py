@@ -1,0 +1,256 @@
+"""One evaluation in one folder: samples drawn or found, scored, reported; killed at any moment it goes on."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from uvit_jax.errors import UserError
+from uvit_jax.jobs import pictures
+from uvit_jax.jobs.conditions import Conditions
+from uvit_jax.jobs.evaluation_report import REPORT, reference_facts, versions, write_report
+from uvit_jax.jobs.image_streams import ImageStream
+from uvit_jax.jobs.scoring import ClipPair, Scoring
+from uvit_jax.jobs.workdir import open_workdir
+from uvit_jax.metrics.features import Extraction
+from uvit_jax.metrics.reference import Reference
+from uvit_jax.metrics.scores import Scores, metric_name
+from uvit_jax.metrics.stored_rows import StoredRows
+from uvit_jax.parallel import hosts
+from uvit_jax.telemetry.atomic import atomic_write
+from uvit_jax.telemetry.images import npz_writer, save_png
+
+LOG = logging.getLogger("uvit_jax")
+
+GRID_SAMPLES = 100
+_STATE, _PLAN, _IMAGES = ".evaluation", "plan.json", "images.rows"
+_ADM = ("arr_0", "arr_1")
+_WRITTEN_AT_ONCE = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What is done to any samples.
+
+    Attributes:
+      metrics: which are computed.
+      refused: why others are not.
+      extraction: of features.
+      reference: what samples are compared with.
+      clip: for the CLIP score.
+      save: "png", "npz" or neither.
+    """
+
+    metrics: tuple[str, ...]
+    refused: dict[str, str]
+    extraction: Extraction
+    reference: Reference
+    clip: ClipPair | None
+    save: str
+
+    def plan(self, samples: dict[str, Any]) -> dict[str, Any]:
+        """Everything that the numbers depend on, as JSON has it."""
+        reference, extractor = self.reference, self.extraction.extractor
+        plan = {
+            "samples": samples,
+            "metrics": self.metrics,
+            "reference": {"file": reference.path.name, "sha256": reference.sha256},
+            "features": extractor.identity,
+            "clip": self.clip.identity if self.clip else {},
+            "save": self.save,
+        }
+        return json.loads(json.dumps(plan))
+
+    def scores(self, num_samples: int, folder: pathlib.Path | None) -> Scores:
+        """Fresh accumulators, or those of a folder with a state."""
+        return Scores(self.metrics, self.extraction.extractor, num_samples, folder)
+
+    def run(
+        self,
+        stream: ImageStream,
+        samples: dict[str, Any],
+        out: pathlib.Path,
+        title: str,
+        conditions: Conditions | None = None,
+    ) -> dict[str, Any]:
+        """The report, made or found in `out`; all hosts call this together.
+
+        Args:
+          samples: what the stream's images are, for the report.
+          title: of the grid.
+          conditions: what sample i is of; None where that isn't known.
+
+        Raises:
+          UserError: for a folder that holds another evaluation, NaN images, too few samples, a full disk.
+        """
+        plan = self.plan(samples)
+        hosts.agree({"what is evaluated": plan})
+        open_workdir(out)
+        done = hosts.together(_report_of, out, plan)
+        if done is not None:
+            return done
+        state = out / _STATE
+        first_host = hosts.is_first()
+        hosts.together(lambda: _check_plan(state, plan) if first_host else None)
+        scores = hosts.together(lambda: self.scores(stream.count, state) if first_host else None)
+        start = hosts.first_says(scores.count if scores else 0)
+        if start:
+            LOG.info("going on: %d of %d samples are scored", start, stream.count)
+        kept = _Kept(state / _IMAGES, stream, start, everything=bool(self.save)) if first_host else None
+
+        def save() -> None:
+            assert scores is not None
+            assert kept is not None
+            kept.rows.sync()
+            scores.save()
+
+        began = time.monotonic()
+        self._scoring(conditions).run(
+            stream,
+            scores,
+            start,
+            description="evaluate",
+            on_images=kept.take if kept else lambda images: None,
+            save=save,
+        )
+        scored = time.monotonic()
+        report = hosts.together(lambda: self._finish(scores, plan, samples) if scores else {})
+        if scores is not None and kept is not None:
+            report["seconds"] = {
+                "samples and features": round(scored - began, 1),
+                "metrics": round(time.monotonic() - scored, 1),
+                "samples of this run": stream.count - start,
+            }
+            hosts.together(_write, out, report, kept, conditions, title, self.save)
+            scores.close()
+            shutil.rmtree(state)
+        else:
+            hosts.together(lambda: None)
+        return report
+
+    def _scoring(self, conditions: Conditions | None) -> Scoring:
+        texts: Callable[[range], Sequence[str]] | None = None
+        if conditions is not None and conditions.names:
+            texts = lambda numbers: conditions.names_of(np.asarray(numbers)) or []  # noqa: E731
+        return Scoring(self.extraction, self.clip, texts)
+
+    def _finish(self, scores: Scores, plan: dict[str, Any], samples: dict[str, Any]) -> dict[str, Any]:
+        metrics = scores.results(self.reference)
+        extractor = self.extraction.extractor
+        return {
+            "metrics": metrics,
+            "not computed": self.refused,
+            "warnings": self._warnings(scores, metrics),
+            "samples": samples,
+            "reference": reference_facts(self.reference),
+            "features": extractor.identity,
+            "versions": versions(),
+            "plan": plan,
+        }
+
+    def _warnings(self, scores: Scores, metrics: dict[str, float]) -> list[str]:
+        width, found = self.extraction.extractor.widths["pool"], []
+        if scores.count <= width and "fid" in self.metrics:
+            name = metric_name("fid", self.extraction.extractor)
+            bias = metrics.get(f"{name}_bias")
+            amount = f"about {bias:.3g} of {metrics[name]:.4g}" if bias is not None else "by an unknown amount"
+            found.append(
+                f"{scores.count:,} samples are fewer than the {width:,} features: {name} is too high ({amount} by "
+                f"comparison of halves, more in truth), expected {10 * width:,} samples or more"
+            )
+        count = self.reference.record.get("count")
+        if count and count <= width:
+            found.append(
+                f"the reference's {count:,} images are fewer than the {width:,} features: distances are too high"
+            )
+        for warning in found:
+            LOG.warning("warning: %s", warning)
+        return found
+
+
+class _Kept:
+    """Images that a report shows or saves: all, or the first of them for the grid."""
+
+    def __init__(self, path: pathlib.Path, stream: ImageStream, start: int, *, everything: bool):
+        self._limit = stream.count if everything else min(stream.count, GRID_SAMPLES)
+        self.rows = StoredRows(path, stream.shape, np.uint8, count=min(start, self._limit))
+
+    def take(self, images: np.ndarray) -> None:
+        room = self._limit - self.rows.count
+        if room > 0:
+            self.rows.append(images[:room])
+
+
+def folder_name(title: str, plan: dict[str, Any]) -> str:
+    """A name for a report's folder: something to read, and a word of its own for the plan."""
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{title}_{digest}"
+
+
+def _report_of(out: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """The finished report of this very plan; None where there is none."""
+    path = out / REPORT
+    if not path.exists():
+        return None
+    try:
+        report = json.loads(path.read_text())
+    except (ValueError, OSError):
+        raise UserError(f"{path} can't be read as a report: delete it, and it is made again") from None
+    if report.get("plan") != plan:
+        raise UserError(
+            f"{out} holds another evaluation ({_first_difference(report.get('plan') or {}, plan)}): expected a new "
+            "config.evaluate.out"
+        )
+    LOG.info("already evaluated: %s", path)
+    return report
+
+
+def _check_plan(state: pathlib.Path, plan: dict[str, Any]) -> None:
+    """Notes what is asked for, or compares it with what a killed run was asked for."""
+    path = state / _PLAN
+    if not path.exists():
+        with atomic_write(path) as file:
+            file.write(json.dumps(plan, indent=1).encode())
+        return
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, OSError):
+        found = {}
+    if found != plan:
+        raise UserError(
+            f"{state.parent} holds half of another evaluation ({_first_difference(found, plan)}): expected another "
+            f"config.evaluate.out, or {state} deleted"
+        )
+
+
+def _first_difference(found: Any, wanted: Any, name: str = "") -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in (*wanted, *found):
+            if found.get(key) != wanted.get(key):
+                return _first_difference(found.get(key), wanted.get(key), f"{name} {key}".strip())
+    return f"{name} = {found!r} there, {wanted!r} now"
+
+
+def _write(
+    out: pathlib.Path, report: dict[str, Any], kept: _Kept, conditions: Conditions | None, title: str, save: str
+) -> None:
+    images = kept.rows.read()
+    shown = images[:GRID_SAMPLES]
+    pictures.save_grid(np.asarray(shown), conditions or Conditions(), out / "grid.png", title)
+    labels = conditions.of(np.arange(len(images))) if conditions is not None and conditions.labels else None
+    if save == "npz":
+        with npz_writer(out / "samples.npz", len(images), labels, names=_ADM) as append:
+            for first in range(0, len(images), _WRITTEN_AT_ONCE):
+                append(images[first : first + _WRITTEN_AT_ONCE])
+    elif save == "png":
+        for i, image in enumerate(images):
+            save_png(np.asarray(image), out / "samples" / f"{i:06d}.png")
+    kept.rows.close()
+    write_report(report, out)

@@ -1,0 +1,119 @@
+"""The report of an evaluation: evaluation.json with everything a number depends on, and a table for the eye."""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+from uvit_jax.jobs.generation import Generation
+from uvit_jax.jobs.image_streams import ImageStream
+from uvit_jax.jobs.weights import Weights
+from uvit_jax.metrics.reference import Reference
+from uvit_jax.telemetry.atomic import atomic_write
+
+REPORT, TABLE = "evaluation.json", "evaluation.txt"
+_NAME_WIDTH = 28
+_ROUNDING = "8 bits a channel, to nearest, a half upwards, as in a PNG"
+_PACKAGES = ("uvit-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
+# What of the sampler's batches and place has no part in what is sampled.
+_HOW = ("num_samples", "batch_size", "format", "out", "weights", "step", "prompts", "negative_prompt", "labels")
+
+
+def drawn_samples(generation: Generation, weights: Weights, count: int, captions: str) -> dict[str, Any]:
+    """What samples drawn from a model are, for a report."""
+    experiment = generation.parts.experiment
+    sample = experiment.sample
+    asked: dict[str, Any] = {}
+    if captions:
+        asked["captions"] = captions
+    elif experiment.model.context_dim:
+        asked |= {"prompts": sample.prompts, "negative_prompt": sample.negative_prompt}
+    elif experiment.model.num_classes:
+        asked["labels"] = sample.labels
+    sampler = {name: value for name, value in dataclasses.asdict(sample).items() if name not in _HOW}
+    return {
+        "count": count,
+        "weights": {**weights.record, "sha256": weights.sha256()},
+        **asked,
+        "network evaluations": sample.evaluations,
+        "sampler": sampler,
+        "schedule": experiment.diffusion.schedule,
+        "prediction": experiment.diffusion.prediction,
+        "network dtype": experiment.model.dtype,
+        "decoder": experiment.autoencoder.name,
+        "decoder dtype": experiment.autoencoder.dtype if experiment.autoencoder.name else "",
+        "rounding": _ROUNDING,
+    }
+
+
+def found_samples(stream: ImageStream) -> dict[str, Any]:
+    """What samples that were there already are, for a report."""
+    return {"count": stream.count, "from": stream.name, "rounding": "as they were found"}
+
+
+def reference_facts(reference: Reference) -> dict[str, Any]:
+    """What samples were compared with, for a report."""
+    unknown = "unknown: the file does not say"
+    return {
+        "file": reference.path.name,
+        "sha256": reference.sha256,
+        **(reference.record or dict.fromkeys(("count", "shape", "extractor"), unknown)),
+        "features kept": 0 if reference.features is None else len(reference.features),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What computed the numbers."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    device = jax.devices()[0]
+    return {**found, "python": platform.python_version(), "devices": f"{jax.device_count()} x {device.device_kind}"}
+
+
+def write_report(report: dict[str, Any], folder: pathlib.Path) -> None:
+    """Writes the table, then the JSON, each whole or not at all."""
+    with atomic_write(folder / TABLE) as file:
+        file.write(table(report).encode())
+    with atomic_write(folder / REPORT) as file:
+        file.write(json.dumps(report, indent=2).encode() + b"\n")
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as text: its numbers first, then what they depend on."""
+    metrics = report["metrics"]
+    lines = [
+        f"{name:{_NAME_WIDTH}} {_number(value):>10}{_remark(name, metrics)}"
+        for name, value in metrics.items()
+        if not name.endswith(("_std", "_bias"))
+    ]
+    lines += [f"{name:{_NAME_WIDTH}} {'-':>10}  {why}" for name, why in report["not computed"].items()]
+    lines += [f"\nwarning: {warning}" for warning in report["warnings"]]
+    for title in ("samples", "reference", "features", "versions"):
+        lines += ["", title, *_facts(report[title])]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(facts: dict[str, Any]) -> list[str]:
+    """A line for each fact, those that have parts spread over lines of their own."""
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            lines += [f"  {name}", *(f"    {part:{_NAME_WIDTH - 4}} {found}" for part, found in value.items())]
+        elif value != "":
+            lines.append(f"  {name:{_NAME_WIDTH - 2}} {value}")
+    return lines
+
+
+def _remark(name: str, metrics: dict[str, float]) -> str:
+    if (std := metrics.get(f"{name}_std")) is not None:
+        return f"  +- {_number(std)} over its parts"
+    if (bias := metrics.get(f"{name}_bias")) is not None:
+        return f"  of which about {_number(bias)} is because samples are finitely many"
+    return ""
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,175 @@
+"""Samples of a model as a stream: what the jobs `sample` and `evaluate` open, check and draw from."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Array, UInt8
+
+from uvit_jax.data.records import RecordSource
+from uvit_jax.data.sources import SOURCES
+from uvit_jax.diffusion.sampler import Sampler
+from uvit_jax.errors import UserError
+from uvit_jax.interop.autoencoder import Autoencoder
+from uvit_jax.jobs.checks import check_context
+from uvit_jax.jobs.conditions import (
+    Conditions,
+    data_captions,
+    data_labels,
+    label_conditions,
+    prompt_conditions,
+    read_prompts,
+)
+from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.datacard import DataCard, card_of_config, card_of_source, identity, read_card
+from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
+from uvit_jax.jobs.text import TextStates, open_text_states
+from uvit_jax.jobs.weights import check_init_from, samples_from_elsewhere
+from uvit_jax.parallel import hosts
+from uvit_jax.parallel.arrays import fetch
+from uvit_jax.telemetry.images import to_uint8
+from uvit_jax.training.state import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A model that is asked for samples.
+
+    Attributes:
+      parts: of the experiment.
+      conditions: what sample i is of.
+      batch_size: samples made at a time, on all devices together.
+    """
+
+    parts: Parts
+    conditions: Conditions
+    batch_size: int
+
+    def guided_by(self, scale: float) -> "Generation":
+        """The same with another guidance scale, and the same compiled program."""
+        experiment = self.parts.experiment
+        sample = dataclasses.replace(experiment.sample, guidance_scale=scale)
+        parts = dataclasses.replace(self.parts, experiment=dataclasses.replace(experiment, sample=sample))
+        other = dataclasses.replace(self, parts=parts)
+        other.__dict__["_sampler"] = self._sampler
+        return other
+
+    def batches(self, params: Params, first: int, count: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+        """Images number `first` to `count` - 1 of `config.sample.seed`, as the bytes of a PNG, batch after batch.
+
+        While the host has one batch the devices are at work on the next. Batches are those of a stream from 0, of which
+        images before `first` are left out, so that a stream taken up again gives the same bits. All hosts call this
+        together and each gets all images.
+
+        Raises:
+          UserError: an image holds NaN; the sentence has the sample's number.
+        """
+        config, size = self.parts.experiment.sample, self.batch_size
+        pending: tuple[int, Array] | None = None
+        for begin in range(first - first % size, count, size):
+            # All of one size (the last is filled up), so that one compiled program serves.
+            indices = np.arange(begin, begin + size, dtype=np.int32)
+            samples = self._sampler(
+                params,
+                seed=config.seed,
+                indices=indices,
+                condition=self.conditions.of(indices),
+                guidance_scale=config.guidance_scale,
+            )
+            assert not isinstance(samples, tuple)  # such a sampler keeps no trajectory
+            following = begin, self.parts.decoded(samples)
+            if pending is not None:
+                yield _bytes(*pending, first, count)
+            pending = following
+        if pending is not None:
+            yield _bytes(*pending, first, count)
+
+    @functools.cached_property
+    def _sampler(self) -> Sampler:
+        return self.parts.sampler(self.conditions.null)
+
+
+def _bytes(begin: int, images: Array, first: int, count: int) -> UInt8[np.ndarray, "b h w c"]:
+    """The images of one batch that are wanted: those from number `first` on and before `count`."""
+    skipped = max(first - begin, 0)
+    wanted = fetch(images)[skipped : count - begin]
+    bad = np.flatnonzero(np.isnan(wanted).any(axis=(1, 2, 3)))
+    if len(bad):
+        raise UserError(
+            f"sample {begin + skipped + bad[0]} holds NaN, and so do {len(bad) - 1} more of its batch: expected "
+            "numbers; the weights may be damaged, or config.model.dtype too narrow for them"
+        )
+    return to_uint8(wanted)
+
+
+def open_generation_parts(
+    experiment: Experiment, workdir: pathlib.Path, captions: RecordSource | None = None
+) -> tuple[Parts, TextStates | None]:
+    """The parts and, for a model of text, what encodes prompts, opened and checked against each other.
+
+    captions: prepared captions that stand in place of prompts; nothing encodes texts then.
+
+    Raises:
+      UserError: for what is wrong with the config, the weights or the folder; no device has worked yet.
+    """
+    if samples_from_elsewhere(experiment, workdir):
+        check_init_from(experiment.init_from)
+    autoencoder = open_experiment_autoencoder(experiment)
+    parts = assemble(experiment, _card(experiment, workdir, autoencoder), autoencoder, section="sample")
+    if parts.card.normalization is not None and autoencoder is None:
+        raise UserError(
+            f"config.autoencoder.name is empty, expected {parts.card.autoencoder!r} or another decoder of its latents: "
+            "a hub name, a folder or a weights file"
+        )
+    if not experiment.model.context_dim:
+        return parts, None
+    if captions is not None:
+        check_context(experiment, captions.context_shape, f"the captions of {str(captions.folder)!r} have")
+        return parts, None
+    if not experiment.sample.prompts:
+        raise UserError('config.sample.prompts is empty, expected texts as "a red bus; two cats", or a .txt file')
+    if not experiment.text_encoder.name:
+        raise UserError(
+            f"config.text_encoder.name is empty, expected {parts.card.text_encoder or 'that of the model'!r}: a hub "
+            "name or a folder"
+        )
+    read_prompts(experiment.sample.prompts)
+    text = open_text_states(experiment, parts.mesh)
+    parts.card.check_text(text.encoder)
+    return parts, text
+
+
+def agree_on_generation(parts: Parts, text: TextStates | None, workdir: pathlib.Path) -> None:
+    """Compares what the hosts read: the data's description, prompts and the checkpoints there are."""
+    prompts = read_prompts(parts.experiment.sample.prompts) if text else ()
+    steps = sorted(path.name for path in workdir.glob("checkpoints/[0-9]*"))
+    hosts.agree({**identity(parts.card), "config.sample.prompts": prompts, "the content of --workdir": steps})
+
+
+def open_conditions(
+    parts: Parts, text: TextStates | None, *, count: int = 0, captions: RecordSource | None = None
+) -> Conditions:
+    """The classes, prompts or captions asked for.
+
+    count: of samples, for conditions drawn from a data set; captions: the prepared data set they are drawn from.
+    """
+    experiment = parts.experiment
+    if captions is not None:
+        return data_captions(experiment, captions, count)
+    if text is not None:
+        return prompt_conditions(experiment, text)
+    if experiment.sample.labels.strip() == "data":
+        return data_labels(experiment, open_source(experiment), count)
+    return label_conditions(experiment, parts.card.class_names)
+
+
+def _card(experiment: Experiment, workdir: pathlib.Path, autoencoder: Autoencoder | None) -> DataCard:
+    """What is known of the data: the workdir says it, or the data set where it is at hand, or the config alone."""
+    card = read_card(workdir)
+    if card is not None:
+        return card
+    if experiment.data.source in SOURCES or pathlib.Path(experiment.data.source, "manifest.json").exists():
+        return card_of_source(experiment, open_source(experiment), autoencoder)
+    return card_of_config(experiment, autoencoder)

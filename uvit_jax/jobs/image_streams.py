@@ -1,0 +1,186 @@
+"""Images as streams of uint8 batches that can be taken up at any image: of data sets, folders, .npz files."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+
+from uvit_jax.data.ahead import ahead
+from uvit_jax.data.crops import CROPS
+from uvit_jax.data.folders import open_folder
+from uvit_jax.data.manifest import FILE_NAME as MANIFEST
+from uvit_jax.data.npz_images import NpzImages, open_npz_images
+from uvit_jax.data.originals import Originals, open_originals
+from uvit_jax.data.records import RecordSource
+from uvit_jax.data.sources import SOURCES, Source, load_source
+from uvit_jax.errors import UserError
+from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.setup import open_experiment_autoencoder
+from uvit_jax.parallel.arrays import fetch
+from uvit_jax.parallel.mesh import batch_parts, batch_sharding
+from uvit_jax.telemetry.images import to_uint8
+from uvit_jax.training.codec import Codec
+
+_ROWS = 256  # read at a time
+_READERS = 4  # images under way for each thread
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageStream:
+    """Images in order.
+
+    Attributes:
+      name: what a report calls them.
+      count: how many.
+      shape: (h, w, c) of each.
+      batches: `batches(first)` yields uint8 `[b, h, w, c]` of the images from number `first` on, batches of any size.
+      record: what else matters about them, for a report.
+    """
+
+    name: str
+    count: int
+    shape: tuple[int, int, int]
+    batches: Callable[[int], Iterator[UInt8[np.ndarray, "b h w c"]]]
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def regrouped(batches: Iterator[UInt8[np.ndarray, "b h w c"]], rows: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+    """The same images, `rows` at a time but for the last."""
+    held: list[np.ndarray] = []
+    for batch in batches:
+        while len(batch):
+            wanted = rows - sum(map(len, held))
+            held.append(batch[:wanted])
+            batch = batch[wanted:]
+            if sum(map(len, held)) == rows:
+                yield np.concatenate(held)
+                held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def open_samples(path: str) -> ImageStream:
+    """Finished samples as they are: an `.npz`, or a folder of image files of one size.
+
+    Raises:
+      UserError: for a path that is neither, or images of several sizes (when the other one is met).
+    """
+    if path.endswith(".npz"):
+        return _of_npz(open_npz_images(pathlib.Path(path)))
+    folder = open_folder(pathlib.Path(path))
+    return _of_originals(folder, None, str(path), {}, threads=os.cpu_count() or 1)
+
+
+def open_reference_images(experiment: Experiment, name: str, size: int, mesh: Mesh) -> ImageStream:
+    """The images of a data set at `size` x `size` pixels: `name` is "digits", an `.npz`, a prepared data set,
+    "tfds:<name>" or a folder of images; latents are decoded with `config.autoencoder`, pictures of a folder or of TFDS
+    cropped as `config.prepare.crop` says. A size of 0 takes those that have one as they are.
+
+    Raises:
+      UserError: for a name that is none of these, images of another size, or latents without their autoencoder.
+    """
+    if name.endswith(".npz"):
+        stream = _of_npz(open_npz_images(pathlib.Path(name)))
+    elif name in SOURCES:
+        stream = _of_source(load_source(name), {})
+    elif pathlib.Path(name, MANIFEST).exists():
+        stream = _of_records(experiment, RecordSource(name), mesh)
+    else:
+        config = experiment.prepare
+        try:
+            originals = open_originals(name, config.split, config.data_dir)
+        except UserError as error:
+            raise UserError(f"config.evaluate.reference is {name!r}: {error}") from None
+        record = {"split": config.split, "crop": config.crop}
+        crop = CROPS[config.crop]
+        return _of_originals(originals, lambda image: crop(image, size), originals.name, record, threads=config.threads)
+    if size and stream.shape[:2] != (size, size):
+        raise UserError(
+            f"config.evaluate.reference is {name!r}, whose images are {stream.shape[0]}x{stream.shape[1]}, expected "
+            f"{size}x{size} as the samples"
+        )
+    return stream
+
+
+def _of_npz(images: NpzImages) -> ImageStream:
+    n, *shape = images.shape
+    return ImageStream(str(images.path), n, (shape[0], shape[1], shape[2]), lambda first: images.batches(first, _ROWS))
+
+
+def _of_originals(
+    originals: Originals, crop: Callable[[np.ndarray], np.ndarray] | None, name: str, record: dict, *, threads: int
+) -> ImageStream:
+    first_image = originals[0].image
+    shape = (first_image if crop is None else crop(first_image)).shape
+
+    def read(index: int) -> UInt8[np.ndarray, "h w c"]:
+        original = originals[index]
+        image = original.image if crop is None else crop(original.image)
+        if image.shape != shape:
+            raise UserError(f"{original.name} of {name} is {image.shape}, expected {shape} as the first image")
+        return image
+
+    def batches(first: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            images = ahead(pool, read, range(first, len(originals)), _READERS * threads)
+            while batch := list(itertools.islice(images, _ROWS)):
+                yield np.stack(batch)
+
+    return ImageStream(name, len(originals), (shape[0], shape[1], shape[2]), batches, record)
+
+
+def _of_source(source: Source, record: dict[str, Any]) -> ImageStream:
+    """Of pixels: bytes as they are, floats in [-1, 1] as bytes."""
+
+    def batches(first: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+        for begin in range(first, len(source), _ROWS):
+            x = _read(source, begin)
+            yield x if x.dtype == np.uint8 else to_uint8(x)
+
+    return ImageStream(source.name, len(source), source.sample_shape, batches, record)
+
+
+def _read(source: Source, begin: int) -> np.ndarray:
+    indices = np.arange(begin, min(begin + _ROWS, len(source)))
+    return source.read(indices, np.zeros(len(indices), bool), fields=["x"])["x"]
+
+
+def _of_records(experiment: Experiment, source: RecordSource, mesh: Mesh) -> ImageStream:
+    manifest = source.manifest
+    record = {"split": manifest.split, "crop": manifest.crop}
+    if manifest.kind == "pixels":
+        return _of_source(source, record)
+    autoencoder = open_experiment_autoencoder(experiment)
+    if autoencoder is None:
+        raise UserError(
+            f"{source.folder} holds latents, and config.autoencoder.name is empty: expected {manifest.autoencoder!r} "
+            "to decode them with, or a reference of images"
+        )
+    codec = Codec(autoencoder, mesh, experiment.autoencoder.batch_size)
+    program = jax.jit(codec.decode)
+    rows = -(-_ROWS // batch_parts(mesh)) * batch_parts(mesh)
+
+    def batches(first: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+        for begin in range(first, len(source), _ROWS):
+            x = _read(source, begin)
+            # Of moments, their mean; one shape for every batch, hence one compiled program.
+            z = x[..., : x.shape[-1] // 2] if manifest.kind == "moments" else x
+            filled = np.zeros((rows, *z.shape[1:]), np.float32)
+            filled[: len(z)] = z
+            yield to_uint8(fetch(program(codec.params, jax.device_put(filled, batch_sharding(mesh))))[: len(z)])
+
+    h, w, _ = manifest.shape
+    shape = (h * autoencoder.factor, w * autoencoder.factor, 3)
+    decoded = {
+        "decoded with": autoencoder.name,
+        "latents": "means of moments" if manifest.kind == "moments" else "stored",
+    }
+    return ImageStream(source.name, len(source), shape, batches, record | decoded)

@@ -1,0 +1,146 @@
+"""What samples are compared with, as `config.evaluate.reference` names it: a file of statistics, or images made one."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+import re
+import zipfile
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from uvit_jax.data.npz_images import open_npz_images
+from uvit_jax.errors import UserError
+from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, regrouped
+from uvit_jax.metrics.features import Extraction, FeatureExtractor
+from uvit_jax.metrics.moments import Moments
+from uvit_jax.metrics.reference import Reference, check_resolution, read_reference, write_reference
+from uvit_jax.parallel import hosts
+from uvit_jax.telemetry.progress import Progress
+
+LOG = logging.getLogger("uvit_jax")
+
+Shape = tuple[int, int, int]
+
+
+def reference_name(experiment: Experiment) -> str:
+    """What samples are compared with."""
+    return experiment.evaluate.reference or experiment.data.source
+
+
+def is_statistics(name: str) -> bool:
+    """Whether a name is that of a file of statistics, not of images.
+
+    Raises:
+      UserError: for an .npz that isn't there or is none.
+    """
+    if not name.endswith(".npz"):
+        return False
+    try:
+        with zipfile.ZipFile(name) as archive:
+            held = set(archive.namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"config.evaluate.reference is {name!r}, which can't be read ({error})") from None
+    return "mu.npy" in held or not held & {"images.npy", "arr_0.npy"}
+
+
+def obtain_reference(experiment: Experiment, workdir: pathlib.Path, extraction: Extraction, shape: Shape) -> Reference:
+    """The reference for samples of this shape; statistics made of images are kept in the workdir for the next time.
+
+    All hosts call this together.
+
+    Raises:
+      UserError: for a reference that can't be had, or of other features or another size than the samples'.
+    """
+    name, extractor = reference_name(experiment), extraction.extractor
+    if is_statistics(name):
+        reference = hosts.together(read_reference, pathlib.Path(name), extractor)
+        check_resolution(reference, shape)
+        return reference
+    stream = hosts.together(open_reference_images, experiment, name, shape[0], extraction.mesh)
+    if stream.shape != shape:
+        raise UserError(
+            f"config.evaluate.reference is {name!r}, whose images have shape {stream.shape}, expected {shape} as the "
+            "samples"
+        )
+    path = _kept_path(experiment, workdir, stream, extractor)
+    if not hosts.first_says(path.exists()):
+        make_reference(experiment, stream, extraction, path)
+    return hosts.together(read_reference, path, extractor)
+
+
+def make_reference(experiment: Experiment, stream: ImageStream, extraction: Extraction, path: pathlib.Path) -> None:
+    """Writes the statistics of all images of a stream, with everything that matters recorded in the file."""
+    extractor = extraction.extractor
+    pool = Moments(extractor.widths["pool"])
+    spatial = Moments(extractor.widths["spatial"]) if "spatial" in extractor.widths else None
+    kept = np.linspace(0, stream.count - 1, min(experiment.evaluate.num_features, stream.count)).round().astype(int)
+    features, first = [], 0
+    with Progress(stream.count, description="reference", active=hosts.is_first()) as progress:
+        for images in regrouped(stream.batches(0), extraction.rows):
+            found = extraction(images)
+            pool.update(found["pool"])
+            if spatial is not None:
+                spatial.update(found["spatial"])
+            inside = kept[(kept >= first) & (kept < first + len(images))]
+            features.append(found["pool"][inside - first])
+            first += len(images)
+            progress.update(first)
+    record = reference_record(stream, extractor)
+    hosts.together(
+        lambda: write_reference(path, pool, spatial, np.concatenate(features), record) if hosts.is_first() else None
+    )
+
+
+def reference_record(stream: ImageStream, extractor: FeatureExtractor) -> dict[str, Any]:
+    """What a file of statistics says of itself."""
+    return {
+        "source": stream.name,
+        "count": stream.count,
+        "shape": list(stream.shape),
+        **stream.record,
+        "rounding": "8 bits",
+        "extractor": extractor.identity,
+    }
+
+
+def with_features(reference: Reference, extraction: Extraction, shape: Shape) -> Reference:
+    """The reference with features of the images that its file holds, where it holds those alone."""
+    if reference.features is not None or not reference.images:
+        return reference
+    images = hosts.together(open_npz_images, reference.path)
+    if images.shape[1:] != shape:
+        raise UserError(
+            f"{reference.path} holds images of shape {images.shape[1:]}, expected {shape} as the samples: features of "
+            "another size can't be compared"
+        )
+    found: list[Float[np.ndarray, "n d"]] = []
+    with Progress(images.shape[0], description="reference images", active=hosts.is_first()) as progress:
+        for batch in images.batches(0, extraction.rows):
+            found.append(extraction(batch)["pool"])
+            progress.update(sum(map(len, found)))
+    return dataclasses.replace(reference, features=np.concatenate(found))
+
+
+def _kept_path(
+    experiment: Experiment, workdir: pathlib.Path, stream: ImageStream, extractor: FeatureExtractor
+) -> pathlib.Path:
+    """A name of its own for everything that the statistics depend on."""
+    record = reference_record(stream, extractor) | {"num_features": experiment.evaluate.num_features}
+    record["data"] = _fingerprint(reference_name(experiment))
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+    stem = re.sub(r"[^\w.-]+", "_", stream.name).strip("_")[:60]
+    return workdir / "evaluations" / "references" / f"{stem}_{stream.shape[0]}_{digest}.npz"
+
+
+def _fingerprint(name: str) -> str:
+    """What changes when the data do: of a prepared data set its manifest, of a file or folder its time."""
+    path = pathlib.Path(name)
+    manifest = path / "manifest.json"
+    if manifest.exists():
+        return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return str(path.stat().st_mtime_ns) if path.exists() else name

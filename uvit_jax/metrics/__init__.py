@@ -1,0 +1,1 @@
+"""Numbers of how good samples are: features, distances and scores on streams."""

@@ -1,0 +1,220 @@
+"""EMAs of other lengths after training: the stored averages, combined so that their profiles add up to the wanted one.
+
+Section 3.2 of arXiv:2312.02696, for the average that training keeps, with one rate for the whole run. An average's
+profile says how much the parameters of each step weigh in it: at step t and rate r, (1 - r) r^(t - s) for s = 1..t, and
+r^t for step 0, of which the average starts as a copy (`step.apply_gradients` averages the parameters that it has just
+updated). The raw parameters are the average of rate 0.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uvit_jax.errors import UserError
+from uvit_jax.training.checkpoint import Checkpoints
+from uvit_jax.training.state import Params
+
+LOG = logging.getLogger("uvit_jax")
+
+# From this relative error of the profile on, `ema_of_length` warns.
+LARGE_ERROR = 0.2
+# Checkpoints are combined back to where the target weighs what is older still with less than this, and one more. Those
+# further back lower the error by little: with them, what is missing from a sum of 1 spreads to parameters of long ago.
+REACH = 1e-3
+# Coefficients below float32's resolution are rounding errors: not worth reading a checkpoint.
+NEGLIGIBLE = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """A weighted mean of what checkpoints hold.
+
+    Attributes:
+      steps: of the checkpoints, ascending.
+      ema: the coefficient of each one's EMA.
+      params: the coefficient of each one's raw parameters; all coefficients together sum to 1.
+      error: ||target - combination|| / ||target||, the norms over the profiles. It is the relative error of the result
+        for parameters that are independent from step to step; those of a training change slowly, and err less.
+    """
+
+    steps: tuple[int, ...]
+    ema: tuple[float, ...]
+    params: tuple[float, ...]
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """The weights of the average of a rate at a step, of the parameters of steps 0..step; they sum to 1."""
+
+    step: int
+    rate: float | int
+
+    @property
+    def last(self) -> float:
+        """The weight of the parameters of the step itself."""
+        return 1.0 if self.step == 0 else 1.0 - self.rate
+
+    def inner(self, other: "Profile", *, after: int = -1, until: int | None = None) -> float:
+        """The inner product of two profiles over the steps s with after < s <= until (default: all of them)."""
+        r, q = self.rate, other.rate
+        top = min(self.step, other.step) if until is None else min(self.step, other.step, until)
+        value = r**self.step * q**other.step if after < 0 <= top else 0.0
+        terms = top - max(after, 0)
+        if terms > 0:
+            newest = (1 - r) * r ** (self.step - top) * (1 - q) * q ** (other.step - top)
+            value += newest * _geometric_sum(r, q, terms)
+        return float(value)
+
+
+def fit(steps: Sequence[int], rate: float | int, target_rate: float | int, target_step: int) -> Combination:
+    """The combination of checkpoints whose profile is the nearest, in least squares, to that of an EMA not kept.
+
+    The profiles of neighbouring checkpoints are almost multiples of each other: their Gram matrix is near-singular. But
+    an average less the decayed one of the checkpoint before is its profile cut to the steps since that checkpoint. So
+    what checkpoints span has an orthogonal basis, two vectors each: the single step (the raw parameters) and the cut
+    average without that step. In this basis least squares is a division for each vector, and the condition that the
+    coefficients sum to 1 one Lagrange multiplier for all. Inner products are geometric series: no array is as long as
+    the training.
+
+    Args:
+      steps: of the checkpoints, at least one; those beyond the first one from `target_step` on aren't used.
+      rate: of the EMA in them, in [0, 1).
+      target_rate: of the EMA wanted, in [0, 1).
+      target_step: where its profile ends.
+    """
+    steps = sorted(set(steps))
+    target = Profile(target_step, target_rate)
+    used = _within_reach(steps, target)
+    averages = [Profile(step, rate) for step in used]
+    before = [-1, *used[:-1]]
+
+    # --- The basis: its norms, its sums of weights, its inner products with the target; first the cut averages, then
+    # the single steps. Between neighbouring steps nothing is left to cut, and the norm is 0.
+    cuts = list(zip(averages, before, strict=True))
+    square = np.array([a.inner(a, after=b, until=a.step - 1) for a, b in cuts] + [1.0] * len(used))
+    mass = np.array([_mass_of_cut(a, b) for a, b in cuts] + [1.0] * len(used))
+    product = np.array(
+        [a.inner(target, after=b, until=a.step - 1) for a, b in cuts]
+        + [Profile(step, 0).inner(target) for step in used]
+    )
+    inverse = np.divide(1.0, square, out=np.zeros_like(square), where=square > 0)
+
+    # --- Least squares, under the condition that the weights sum to 1.
+    free = product * inverse
+    shift = (1 - mass @ free) / (mass**2 @ inverse) * mass * inverse
+    solution = free + shift
+    norm2 = target.inner(target)
+    residual2 = max(norm2 - product @ free, 0.0) + shift**2 @ square
+
+    # --- Back to what is stored: a cut average is this one, less what is left of the one before and less its last step.
+    cut, single = np.split(solution, 2)
+    decay = np.array([rate ** (a.step - b) for a, b in cuts[1:]])
+    ema = cut - np.append(cut[1:] * decay, 0.0)
+    params = single - cut * [average.last for average in averages]
+    return Combination(
+        tuple(steps), _spread(ema, used, steps), _spread(params, used, steps), math.sqrt(residual2 / norm2)
+    )
+
+
+def average(checkpoints: Checkpoints, template: Params, combination: Combination) -> Params:
+    """The combination's weights, float32, with the shapes and the shardings of `template`.
+
+    One set of weights at a time is read, beside the sum; those of coefficient 0 aren't.
+
+    Raises:
+      UserError: if a checkpoint is missing or damaged, or its arrays are not those of `template`.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
+
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def zeros() -> Params:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), template)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
+    def add(total: Params, weights: Params, coefficient: jax.Array) -> Params:
+        return jax.tree.map(lambda t, w: t + coefficient * w.astype(jnp.float32), total, weights)
+
+    total = zeros()
+    for step, *coefficients in zip(combination.steps, combination.ema, combination.params, strict=True):
+        for weights, coefficient in zip(("ema", "params"), coefficients, strict=True):
+            if coefficient:
+                # Without a name, which would keep them while the next ones are read.
+                total = add(
+                    total, checkpoints.restore_weights(template, weights=weights, step=step)[0], np.float32(coefficient)
+                )
+    return total
+
+
+def ema_of_length(
+    checkpoints: Checkpoints, template: Params, *, rate: float | int, length: float | int, step: int | None = None
+) -> tuple[Params, Combination]:
+    """The EMA of a length at a stored step (default: the newest), and what it was made of; warns where that is rough.
+
+    Args:
+      checkpoints: of one run; all its processes call this together.
+      template: shapes, dtypes and shardings of the parameters.
+      rate: of the EMA that the run kept, the same from its first step on.
+      length: of the EMA wanted, in steps: its rate is 1 - 1 / length. 1 gives the raw parameters.
+      step: of a checkpoint.
+
+    Raises:
+      UserError: if `length` is below 1, if there is no such step, or if no checkpoint lies before it to be
+        combined with.
+    """
+    if not 1 <= length < math.inf:
+        raise UserError(f"the EMA's length is {length}, expected a number of steps from 1 on")
+    step = checkpoints.find_step(step)
+    stored, target_rate = 1 / (1 - rate), 1 - 1 / length
+    if math.isclose(length, stored, rel_tol=1e-9):
+        target_rate = rate
+    steps = [other for other in checkpoints.steps if other <= step]
+    if len(steps) < 2 and target_rate not in (rate, 0):
+        raise UserError(
+            f"{checkpoints.directory} holds 1 checkpoint up to step {step}, expected 2 or more for an EMA of another "
+            f"length ({length:g}) than the stored one ({stored:g}): config.train.keep_every keeps more of them"
+        )
+    combination = fit(steps, rate, target_rate, step)
+    if combination.error > LARGE_ERROR:
+        LOG.warning(
+            "the EMA of length %g at step %d is rough: the nearest combination of %d checkpoints is off by %.0f%%; "
+            "more of them come closer, kept with a config.train.keep_every of at most %d",
+            length,
+            step,
+            len(steps),
+            100 * combination.error,
+            # Checkpoints that far apart give an error of 0.14 to 0.25 at rate 0.9999, half as far about half of it.
+            round(min(length, stored)),
+        )
+    return average(checkpoints, template, combination), combination
+
+
+def _geometric_sum(r: float | int, q: float | int, terms: int) -> float:
+    """1 + rq + (rq)^2 + ..., of rates in [0, 1): no digit is lost where both are near 1."""
+    if r * q == 0:
+        return 1.0
+    return -math.expm1(terms * (math.log(r) + math.log(q))) / ((1 - r) + r * (1 - q))
+
+
+def _mass_of_cut(average: Profile, before: int) -> float:
+    """The sum of the weights of the steps after `before` (-1: of all) without the last."""
+    return 1.0 - average.last if before < 0 else average.rate - average.rate ** (average.step - before)
+
+
+def _within_reach(steps: Sequence[int], target: Profile) -> list[int]:
+    """The steps that `fit` uses: up to the target's and on to the next one, back to where it weighs next to nothing."""
+    last = next((i for i, step in enumerate(steps) if step >= target.step), len(steps) - 1)
+    first = next(i for i, step in enumerate(steps) if i == last or target.rate ** (target.step - step) >= REACH)
+    return list(steps[max(first - 1, 0) : last + 1])
+
+
+def _spread(coefficients: np.ndarray, used: Sequence[int], steps: Sequence[int]) -> tuple[float, ...]:
+    """One coefficient for each of all steps."""
+    of = {step: float(value) for step, value in zip(used, coefficients, strict=True) if abs(value) > NEGLIGIBLE}
+    return tuple(of.get(step, 0.0) for step in steps)
