@@ -11,11 +11,9 @@ without pictures and checkpoints.
 
 import argparse
 import dataclasses
-import importlib.util
 import itertools
 import json
 import math
-import pathlib
 import time
 from typing import Any
 
@@ -23,7 +21,7 @@ import jax
 import numpy as np
 
 from uvit_jax.jobs.abstract_batch import abstract_inputs, abstract_state, lower_train_step
-from uvit_jax.jobs.config import Experiment, resolve
+from uvit_jax.jobs.config import Experiment, load_experiment
 from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.setup import assemble
 from uvit_jax.models.flops import forward_flops
@@ -46,61 +44,93 @@ PAPER = {
 }
 
 
-def load(name: str) -> Experiment:
-    """The experiment of `configs/x.py:variant`."""
-    path, _, variant = name.partition(":")
-    spec = importlib.util.spec_from_file_location("config", path)
-    if spec is None or spec.loader is None or not pathlib.Path(path).exists():
-        raise SystemExit(f"there is no config {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return resolve(module.get_config(*[variant] if variant else []))
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled train step, with a state and a batch for it.
+
+    Attributes:
+      experiment: what it trains.
+      mesh: sizes of the mesh.
+      compiled: `compiled(state, batch, None) -> (state, metrics)`; the state given is used up.
+      state, batch: on the devices.
+      compile_seconds: that it took.
+    """
+
+    experiment: Experiment
+    mesh: tuple[int, ...]
+    compiled: jax.stages.Compiled
+    state: Any
+    batch: dict[str, jax.Array]
+    compile_seconds: float
 
 
-def measure(
-    name: str, batch_size: int, mesh: MeshConfig, devices: list[jax.Device], *, steps: int, repeats: int
-) -> dict[str, Any]:
-    """The median rate of `repeats` times `steps` steps, after one of warm-up."""
-    experiment = load(name)
-    whole = experiment.train.batch_size * experiment.train.steps
-    experiment = dataclasses.replace(
-        experiment,
-        mesh=mesh,
-        train=dataclasses.replace(experiment.train, batch_size=batch_size),
-    )
-    parts = assemble(experiment, DataCard(name), devices=devices)
+def compile_step(
+    name: str,
+    batch_size: int,
+    overrides: dict[str, str] | None = None,
+    mesh: MeshConfig | None = None,
+    devices: list[jax.Device] | None = None,
+) -> Step:
+    """The step of a config at another batch size, with fields replaced as on the command line ("model.remat": "none").
+
+    mesh, devices: one device of its own where they are not given.
+    """
+    experiment = load_experiment(name, {"train.batch_size": str(batch_size), **(overrides or {})})
+    experiment = dataclasses.replace(experiment, mesh=mesh or MeshConfig())
+    parts = assemble(experiment, DataCard(name), devices=devices or jax.devices()[:1])
     optimizer, template = abstract_state(parts)
     step = abstract_inputs(experiment, parts.batch_sharding)
     batch = {field: jax.device_put(_random(shape), shape.sharding) for field, shape in step.batch.items()}
     began = time.monotonic()
     compiled = lower_train_step(parts, optimizer, template, step).compile()
-    compile_seconds = time.monotonic() - began
-
+    seconds = time.monotonic() - began
     state = create_sharded(parts.init_params, optimizer, 0, parts.mesh)
+    return Step(experiment, tuple(parts.mesh.shape.values()), compiled, state, batch, seconds)
+
+
+def measure(
+    name: str,
+    batch_size: int,
+    mesh: MeshConfig,
+    devices: list[jax.Device],
+    overrides: dict[str, str],
+    *,
+    steps: int,
+    repeats: int,
+) -> dict[str, Any]:
+    """The median rate of `repeats` times `steps` steps, after one of warm-up."""
+    step = compile_step(name, batch_size, overrides, mesh, devices)
+    state, compiled, model = step.state, step.compiled, step.experiment.model
     seconds = []
     for repeat in range(repeats + 1):
         began = time.monotonic()
         for _ in range(steps if repeat else 1):
-            state, metrics = compiled(state, batch, None)
+            state, metrics = compiled(state, step.batch, None)
         jax.block_until_ready(metrics)
         seconds.append((time.monotonic() - began) / steps)
     rate = batch_size / float(np.median(seconds[1:]))
-    throughput = Throughput(forward_flops(experiment.model), devices)
+    throughput = Throughput(forward_flops(model), devices)
     mfu = throughput.window(steps=1, images=batch_size, seconds=batch_size / rate)["mfu"]
     memory = compiled.memory_analysis()
     gib = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30 if memory else float("nan")
     return {
         "config": name,
-        "mesh": ",".join(str(size) for size in parts.mesh.shape.values()),
+        "mesh": ",".join(map(str, step.mesh)),
         "batch": batch_size,
         "images_per_sec": rate,
-        "tokens_per_sec": rate * experiment.model.num_tokens,
+        "tokens_per_sec": rate * model.num_tokens,
         "mfu": float("nan") if mfu is None else mfu,
-        "tflops": 3 * forward_flops(experiment.model) * rate / 1e12,
+        "tflops": 3 * forward_flops(model) * rate / 1e12,
         "gib": gib,
-        "compile_seconds": compile_seconds,
-        "hours": whole / rate / 3600,
+        "compile_seconds": step.compile_seconds,
+        "hours": load_images(name) / rate / 3600,
     }
+
+
+def load_images(name: str) -> int:
+    """Images of the whole run that a config describes."""
+    train = load_experiment(name).train
+    return train.batch_size * train.steps
 
 
 def _random(shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -119,6 +149,7 @@ def main() -> None:
     parser.add_argument(
         "--mesh", nargs="+", default=["-1,1,1"], help="data,fsdp,tensor; several are measured one after another"
     )
+    parser.add_argument("--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
@@ -131,7 +162,10 @@ def main() -> None:
         # A mesh of fewer devices than there are takes the first of them.
         devices = jax.devices() if -1 in sizes else jax.devices()[: math.prod(sizes)]
         batch_size = (options.batch_size or PAPER.get(name, 64)) * len(devices)
-        row = measure(name, batch_size, MeshConfig(*sizes), devices, steps=options.steps, repeats=options.repeats)
+        overrides = dict(setting.split("=", 1) for setting in options.set)
+        row = measure(
+            name, batch_size, MeshConfig(*sizes), devices, overrides, steps=options.steps, repeats=options.repeats
+        )
         cells = (
             row["mesh"],
             f"{row['batch']}",

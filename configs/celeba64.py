@@ -47,4 +47,8 @@ def get_config() -> ConfigDict:
     config.sample.steps = 1000
     config.sample.spacing = "time_uniform"
     config.sample.t_end = 1e-3
+
+    # The paper's FID: 50,000 samples of the EMA weights; --config.evaluate.reference names the statistics.
+    config.evaluate.features = "inception"
+    config.evaluate.num_samples = 50_000
     return config

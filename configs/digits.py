@@ -43,4 +43,6 @@ def get_config() -> ConfigDict:
     config.sample.steps = 25
     config.sample.spacing = "logsnr"
     config.sample.guidance_scale = 0.5
+
+    config.evaluate.num_samples = 2000
     return config

@@ -122,3 +122,43 @@ def test_labels_are_dropped_to_the_empty_one_at_the_asked_rate(tiny):
     assert np.mean(np.asarray(label) == 3) == pytest.approx(0.25, abs=0.06)
     _, _, kept = draw(Objective(VPLinear()), batch["x"], batch["label"], jax.random.key(0))
     assert np.array_equal(kept, batch["label"])
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_batch_in_parts_gives_the_whole_batchs_loss_and_gradients(scanned):
+    config = UViTConfig(
+        image_size=4, patch_size=2, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4, scan_blocks=scanned
+    )
+    _, network, init_params = abstract_network(config)
+    objective = Objective(VPLinear(), p_uncond=0.5, null_condition=3)
+    optimizer = optax.sgd(1.0)  # the update is the gradient
+    rng = np.random.default_rng(0)
+    batch = {
+        "x": rng.standard_normal((12, 4, 4, 1), np.float32),
+        "label": rng.integers(0, 3, 12).astype(np.int32),
+    }
+    state = create(init_params, optimizer, 0)
+    found = {}
+    for microbatches in (1, 2, 3, 12):
+        step = make_train_step(network, objective, optimizer, ema_rate=0.9, seed=0, microbatches=microbatches)
+        found[microbatches] = jax.jit(step)(state, batch)
+    (whole, metrics) = found.pop(1)
+    for after, measured in found.values():
+        for name in ("loss", "grad_norm"):
+            np.testing.assert_allclose(measured[name], metrics[name], rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), after.params, whole.params)
+
+
+def test_a_batch_in_parts_holds_one_parts_activations():
+    config = UViTConfig(image_size=16, patch_size=2, in_channels=1, embed_dim=64, depth=5, num_heads=4)
+    _, network, init_params = abstract_network(config)
+    state = jax.eval_shape(lambda: create(init_params, optax.sgd(1.0), 0))
+    batch = {"x": jax.ShapeDtypeStruct((32, 16, 16, 1), np.float32)}
+
+    def memory(microbatches):
+        step = make_train_step(
+            network, Objective(VPLinear()), optax.sgd(1.0), ema_rate=0.9, seed=0, microbatches=microbatches
+        )
+        return jax.jit(step).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(8) < memory(1) / 4

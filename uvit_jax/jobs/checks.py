@@ -80,6 +80,12 @@ def check_mesh(experiment: Experiment, sizes: tuple[int, int, int], section: Lit
         raise UserError(
             f"config.{section}.batch_size is {batch_size}, expected a multiple of mesh.data * mesh.fsdp = {data * fsdp}"
         )
+    microbatches = experiment.train.microbatches
+    if section == "train" and batch_size % (data * fsdp * microbatches):
+        raise UserError(
+            f"config.train.microbatches is {microbatches}, but config.train.batch_size / (mesh.data * mesh.fsdp) is "
+            f"{batch_size // (data * fsdp)}, expected a divisor of it"
+        )
     for field, value, axis, size in (
         ("num_heads", model.num_heads, "tensor", tensor),
         ("embed_dim * mlp_ratio", int(model.embed_dim * model.mlp_ratio), "tensor", tensor),

@@ -1,9 +1,13 @@
 """From a config file to a checked experiment: its sections, their defaults, and what must fit together."""
 
+import ast
 import dataclasses
 import difflib
+import importlib.util
+import pathlib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -70,6 +74,33 @@ def default_config() -> ml_collections.ConfigDict:
     # A flag for a field that is None needs to be told its type.
     config.autoencoder.scale = ml_collections.config_dict.placeholder(float)
     return config
+
+
+def load_experiment(name: str, overrides: Mapping[str, str] | None = None) -> Experiment:
+    """The checked experiment of a config file, named as on the command line: "configs/x.py" or "configs/x.py:variant".
+
+    overrides: values of fields by their dotted names, as text.
+
+    Raises:
+      UserError: for a file that isn't there, a field that isn't or whose value can't be, or as `resolve`.
+    """
+    path, _, variant = name.partition(":")
+    spec = importlib.util.spec_from_file_location("config", path)
+    if spec is None or spec.loader is None or not pathlib.Path(path).exists():
+        raise UserError(f"there is no config file {path}, expected a path as configs/digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(*[variant] if variant else [])
+    for field, text in (overrides or {}).items():
+        section, _, last = field.rpartition(".")
+        within = config[section] if section else config
+        if last not in within:
+            raise UserError(f"config.{field} is no field of the config")
+        try:
+            within[last] = text if isinstance(within[last], str) else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            raise UserError(f"config.{field} is {text!r}, expected a value as {within[last]!r}") from None
+    return resolve(config)
 
 
 def resolve(config: ml_collections.ConfigDict) -> Experiment:

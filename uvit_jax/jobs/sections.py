@@ -263,6 +263,8 @@ class TrainConfig:
     """The run: its length, its batches, and how often it logs, draws and saves (in steps; 0: only at the end).
 
     Attributes:
+      microbatches: parts of a batch that go through the network one after another, where memory is short: 8 makes the
+        paper's batch of 1024 one of 128 at a time, with the same gradients.
       num_images: samples in the grids drawn while training.
       keep_last: newest checkpoints kept.
       keep_every: checkpoints at multiples of this step are kept for good; 0 for none.
@@ -270,6 +272,7 @@ class TrainConfig:
 
     steps: int = 500_000
     batch_size: int = 128
+    microbatches: int = 1
     seed: int = 0
     log_every: int = 100
     image_every: int = 5000
@@ -279,7 +282,7 @@ class TrainConfig:
     keep_every: int = 0
 
     def __post_init__(self):
-        _check_at_least(self, 1, "steps", "batch_size", "log_every", "num_images", "keep_last")
+        _check_at_least(self, 1, "steps", "batch_size", "microbatches", "log_every", "num_images", "keep_last")
         _check_at_least(self, 0, "image_every", "save_every", "keep_every")
         _check_seed(self.seed)
 

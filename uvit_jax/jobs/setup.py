@@ -85,6 +85,7 @@ class Parts:
             ema_rate=experiment.ema.rate,
             seed=experiment.train.seed,
             inputs=inputs,
+            microbatches=experiment.train.microbatches,
         )
 
     def sampler(self, null_condition: Any, *, return_trajectory: bool = False) -> Sampler:

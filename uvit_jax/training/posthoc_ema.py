@@ -152,17 +152,10 @@ def average(checkpoints: Checkpoints, template: Params, combination: Combination
     return total
 
 
-def ema_of_length(
-    checkpoints: Checkpoints, template: Params, *, rate: float | int, length: float | int, step: int | None = None
-) -> tuple[Params, Combination]:
-    """The EMA of a length at a stored step (default: the newest), and what it was made of; warns where that is rough.
-
-    Args:
-      checkpoints: of one run; all its processes call this together.
-      template: shapes, dtypes and shardings of the parameters.
-      rate: of the EMA that the run kept, the same from its first step on.
-      length: of the EMA wanted, in steps: its rate is 1 - 1 / length. 1 gives the raw parameters.
-      step: of a checkpoint.
+def combination_for(
+    checkpoints: Checkpoints, *, rate: float | int, length: float | int, step: int | None = None
+) -> Combination:
+    """What `ema_of_length` averages, of the same arguments; reads no weights.
 
     Raises:
       UserError: if `length` is below 1, if there is no such step, or if no checkpoint lies before it to be
@@ -180,17 +173,35 @@ def ema_of_length(
             f"{checkpoints.directory} holds 1 checkpoint up to step {step}, expected 2 or more for an EMA of another "
             f"length ({length:g}) than the stored one ({stored:g}): config.train.keep_every keeps more of them"
         )
-    combination = fit(steps, rate, target_rate, step)
+    return fit(steps, rate, target_rate, step)
+
+
+def ema_of_length(
+    checkpoints: Checkpoints, template: Params, *, rate: float | int, length: float | int, step: int | None = None
+) -> tuple[Params, Combination]:
+    """The EMA of a length at a stored step (default: the newest), and what it was made of; warns where that is rough.
+
+    Args:
+      checkpoints: of one run; all its processes call this together.
+      template: shapes, dtypes and shardings of the parameters.
+      rate: of the EMA that the run kept, the same from its first step on.
+      length: of the EMA wanted, in steps: its rate is 1 - 1 / length. 1 gives the raw parameters.
+      step: of a checkpoint.
+
+    Raises:
+      UserError: as `combination_for`, and for a checkpoint that can't be read.
+    """
+    combination = combination_for(checkpoints, rate=rate, length=length, step=step)
     if combination.error > LARGE_ERROR:
         LOG.warning(
             "the EMA of length %g at step %d is rough: the nearest combination of %d checkpoints is off by %.0f%%; "
             "more of them come closer, kept with a config.train.keep_every of at most %d",
             length,
-            step,
-            len(steps),
+            combination.steps[-1],
+            len(combination.steps),
             100 * combination.error,
             # Checkpoints that far apart give an error of 0.14 to 0.25 at rate 0.9999, half as far about half of it.
-            round(min(length, stored)),
+            round(min(length, 1 / (1 - rate))),
         )
     return average(checkpoints, template, combination), combination
 

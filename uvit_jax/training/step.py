@@ -86,6 +86,28 @@ def apply_gradients(
     )
 
 
+def accumulate(
+    loss_fn: Callable[[Params, Any], Float[Array, ""]], params: Params, batch: Any, microbatches: int
+) -> tuple[Float[Array, ""], Params]:
+    """Mean loss and gradients of a batch (a tree of arrays `[b, ...]`), taken part by part under one `lax.scan`.
+
+    A part takes every so manieth row, so that a batch whose rows are spread over devices stays where it is. Gradients
+    are added up in the parameters' own precision.
+    """
+    if microbatches == 1:
+        return jax.value_and_grad(loss_fn)(params, batch)
+
+    def cut(rows: Array) -> Array:
+        return jnp.swapaxes(rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:]), 0, 1)
+
+    def add(total: tuple[Array, Params], part: Any) -> tuple[tuple[Array, Params], None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, part)), None
+
+    zero = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
+    total, _ = jax.lax.scan(add, zero, jax.tree.map(cut, batch))
+    return jax.tree.map(lambda x: x / microbatches, total)
+
+
 def make_train_step(
     network: Network,
     objective: Objective,
@@ -94,12 +116,16 @@ def make_train_step(
     ema_rate: float,
     seed: int,
     inputs: Inputs = pixels,
+    microbatches: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """`train_step(state, batch, frozen=None) -> (state, metrics)`; its randomness comes from (seed, state.step) alone.
 
     The batch holds `x` `[b, h, w, c]` as it is stored and, for a model with labels, `label` `[b]`, or, for one with
     text, `context` `[b, l, d]`; `inputs(frozen, x, key)` makes of x what the network learns. Metrics are scalars on the
     device.
+
+    microbatches: parts that the batch is cut into, one after another through the network, for the memory of one: losses
+    and gradients are those of the whole batch, but for rounding.
     """
 
     def train_step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, dict[str, Any]]:
@@ -107,8 +133,11 @@ def make_train_step(
         # A stream of its own: `draw` splits the key into 0, 1 and 2.
         x0 = inputs(frozen, batch["x"], jax.random.fold_in(key, 3))
         t, noise, condition = draw(objective, x0, batch.get("label", batch.get("context")), key)
-        loss, grads = jax.value_and_grad(lambda params: mean_loss(network, objective, params, x0, t, noise, condition))(
-            state.params
+        loss, grads = accumulate(
+            lambda params, part: mean_loss(network, objective, params, *part),
+            state.params,
+            (x0, t, noise, condition),
+            microbatches,
         )
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return apply_gradients(state, grads, optimizer, ema_rate), metrics

@@ -1,0 +1,250 @@
+"""What an evaluation of 50,000 samples costs, part by part: network, decoder, features, metrics; and its overhead.
+
+    python benchmarks/evaluate.py                                   # all parts, U-ViT-H/2 at 256x256
+    python benchmarks/evaluate.py extraction --out extraction.json  # one part: extraction, decoder, whole or metrics
+
+Weights are random: no rate depends on them. `whole` draws, decodes and scores samples by the job's own code, and again
+without scoring: the difference is the evaluation's overhead.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from uvit_jax.interop.autoencoder import Autoencoder
+from uvit_jax.jobs.conditions import label_conditions
+from uvit_jax.jobs.config import load_experiment
+from uvit_jax.jobs.datacard import DataCard
+from uvit_jax.jobs.evaluation import Evaluation
+from uvit_jax.jobs.generation import Generation
+from uvit_jax.jobs.image_streams import ImageStream
+from uvit_jax.jobs.setup import assemble
+from uvit_jax.metrics.features import Extraction, FeatureExtractor
+from uvit_jax.metrics.frechet import FrechetReference, frechet_bias
+from uvit_jax.metrics.kernel import kid
+from uvit_jax.metrics.moments import SplitMoments
+from uvit_jax.metrics.neighbours import density_coverage, precision_recall
+from uvit_jax.metrics.reference import Reference
+from uvit_jax.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from uvit_jax.models.inception import WIDTHS, Inception, preprocess
+from uvit_jax.models.latents import Normalization
+from uvit_jax.parallel.mesh import MeshConfig, make_mesh
+
+CONFIG = "configs/imagenet256.py:huge"
+KINDS = {"pool": "pool2048", "spatial": "spatial2023", "logits": "logits1008"}
+SAMPLES = 50_000
+# dtype, side of the images, images of a device at a time
+EXTRACTIONS = (
+    ("bfloat16", 299, 64),
+    ("bfloat16", 299, 128),
+    ("bfloat16", 299, 256),
+    ("bfloat16", 256, 128),
+    ("float32", 299, 128),
+    ("float32", 256, 128),
+)
+
+
+def extractor(dtype: str) -> FeatureExtractor:
+    """An Inception-v3 with random weights."""
+    graphdef, state = nnx.split(Inception(dtype, rngs=nnx.Rngs(0)))
+
+    def apply(params: Any, images: jax.Array, kinds: Any) -> dict[str, jax.Array]:
+        found = nnx.merge(graphdef, params)(preprocess(images, "pytorch-fid"))
+        return {kind: found[KINDS[kind]] for kind in kinds}
+
+    widths = {kind: WIDTHS[name] for kind, name in KINDS.items()}
+    params = nnx.to_pure_dict(state)
+    settings = {"dtype": dtype}
+    return FeatureExtractor(
+        name="random", sha256="", prefix="random_", widths=widths, settings=settings, params=params, apply=apply
+    )
+
+
+def autoencoder(dtype: str) -> Autoencoder:
+    """Stable Diffusion's KL-f8 with random weights."""
+    graphdef, state = nnx.split(AutoencoderKL(AutoencoderConfig(dtype=dtype), rngs=nnx.Rngs(0)))
+    return Autoencoder(
+        name="random",
+        sha256="",
+        has_variance=True,
+        scale=0.18215,
+        latent_channels=4,
+        factor=8,
+        params=nnx.to_pure_dict(state),
+        graphdef=graphdef,
+    )
+
+
+def rate(run: Callable[[], Any], images: int, *, repeats: int = 5) -> float:
+    """Images a second: the median of `repeats`, after one to warm up."""
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(repeats):
+        began = time.monotonic()
+        jax.block_until_ready(run())
+        seconds.append(time.monotonic() - began)
+    return images / float(np.median(seconds))
+
+
+def measure_extraction(rows: list[dict[str, Any]]) -> None:
+    """Inception features of uint8 images, from the host's memory to float32 features on the host."""
+    mesh = make_mesh(MeshConfig())
+    for dtype, side, chunk in EXTRACTIONS:
+        extraction = Extraction(extractor(dtype), mesh, ("pool", "spatial", "logits"), chunk=chunk)
+        count = 8 * extraction.rows
+        images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+        found = rate(functools.partial(extraction, images), count)
+        rows.append({"part": "extraction", "dtype": dtype, "side": side, "chunk": chunk, "images_per_sec": found})
+        show(rows[-1])
+
+
+def measure_decoder(rows: list[dict[str, Any]]) -> None:
+    """KL-f8's decoder on latents of 32x32, which stay on the device."""
+    for dtype in ("bfloat16", "float32"):
+        model = autoencoder(dtype)
+        params = jax.device_put(model.params)
+        decode = jax.jit(model.decode)
+        for batch in (16, 64):
+            z = jax.random.normal(jax.random.key(0), (batch, 32, 32, 4))
+            found = rate(functools.partial(_several, decode, params, z), 4 * batch)
+            rows.append({"part": "decoder", "dtype": dtype, "batch": batch, "images_per_sec": found})
+            show(rows[-1])
+
+
+def _several(decode: Callable[..., Any], params: Any, z: jax.Array) -> list[Any]:
+    return [decode(params, z) for _ in range(4)]
+
+
+def measure_whole(rows: list[dict[str, Any]], batches: int) -> None:
+    """The network alone, with the decoder, and a whole evaluation."""
+    experiment = load_experiment(CONFIG)
+    experiment = dataclasses.replace(
+        experiment,
+        autoencoder=dataclasses.replace(experiment.autoencoder, dtype="bfloat16", batch_size=64),
+        sample=dataclasses.replace(experiment.sample, batch_size=64 * jax.device_count()),
+    )
+    card = DataCard("random", normalization=Normalization.constant(0.18215, 4))
+    parts = assemble(experiment, card, autoencoder("bfloat16"), section="sample")
+    params = jax.jit(parts.init_params, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_params))(
+        jax.random.key(0)
+    )
+    count = batches * experiment.sample.batch_size
+    latents_alone = dataclasses.replace(parts, codec=None, card=DataCard("random"))
+    stages = {"network": latents_alone, "network and decoder": parts}
+    seconds: dict[str, float] = {}
+    for name, stage in stages.items():
+        generation = Generation(stage, label_conditions(experiment, ()), experiment.sample.batch_size)
+        for _ in generation.batches(params, 0, experiment.sample.batch_size):
+            pass
+        began = time.monotonic()
+        for _ in generation.batches(params, 0, count):
+            pass
+        seconds[name] = time.monotonic() - began
+        rows.append({"part": name, "images": count, "images_per_sec": count / seconds[name]})
+        show(rows[-1])
+    seconds["whole"] = whole(generation, params, count)
+    overhead = 1 - seconds["network and decoder"] / seconds["whole"]
+    rows.append({"part": "whole", "images": count, "images_per_sec": count / seconds["whole"], "overhead": overhead})
+    show(rows[-1])
+
+
+def whole(generation: Generation, params: Any, count: int) -> float:
+    """Seconds of drawing and scoring with FID, sFID and IS, without the final metrics; compiled before."""
+    parts = generation.parts
+    extraction = Extraction(extractor("bfloat16"), parts.mesh, ("pool", "spatial", "logits"))
+    extraction(np.zeros((1, *parts.image_shape), np.uint8))
+    widths = {kind: extraction.extractor.widths[kind] for kind in ("pool", "spatial")}
+    zero = {kind: (np.zeros(width), np.eye(width)) for kind, width in widths.items()}
+    mean, covariance = zero["pool"]
+    reference = Reference(
+        path=pathlib.Path("random.npz"), sha256="", mean=mean, covariance=covariance, spatial=zero["spatial"]
+    )
+    evaluation = Evaluation(("fid", "sfid", "is"), {}, extraction, reference, None, "")
+    stream = ImageStream("random", count, parts.image_shape, lambda first: generation.batches(params, first, count))
+    with tempfile.TemporaryDirectory() as folder:
+        report = evaluation.run(stream, {"count": count}, pathlib.Path(folder, "out"), "random")
+    return report["seconds"]["samples and features"]
+
+
+def measure_metrics(rows: list[dict[str, Any]]) -> None:
+    """Metrics of 50,000 samples from their features: FID's moments, KID, precision and recall against 10,000."""
+    rng = np.random.default_rng(0)
+    fake = rng.standard_normal((SAMPLES, 2048), np.float32)
+    real = rng.standard_normal((10_000, 2048), np.float32) + np.float32(0.1)
+    moments = SplitMoments(2048)
+
+    def accumulate() -> None:
+        for first in range(0, SAMPLES, 128):
+            moments.update(fake[first : first + 128], first)
+
+    def distance() -> None:
+        reference = FrechetReference(np.zeros(2048), np.eye(2048))
+        frechet_bias(reference, moments)
+
+    timed: dict[str, Callable[[], Any]] = {
+        "moments of 50,000": accumulate,
+        "FID and its bias": distance,
+        "KID": lambda: kid(real, fake),
+        "precision and recall": lambda: precision_recall(real, fake),
+        "density and coverage": lambda: density_coverage(real, fake),
+    }
+    for name, run in timed.items():
+        began = time.monotonic()
+        run()
+        rows.append({"part": name, "seconds": time.monotonic() - began})
+        show(rows[-1])
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The time of FID-50k, part by part, from the measured rates."""
+    best = {
+        part: max(row["images_per_sec"] for row in rows if row["part"] == part and row.get("side", 256) == 256)
+        for part in ("network", "decoder", "extraction")
+        if any(row["part"] == part for row in rows)
+    }
+    for part, found in best.items():
+        yield f"{part:12} {found:10,.1f} images/s {SAMPLES / found / 60:8.1f} min for {SAMPLES:,}"
+
+
+def show(row: dict[str, Any]) -> None:
+    """A line for one measurement."""
+    cells = (f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
+    print("  ".join(cells), flush=True)
+
+
+def main() -> None:
+    """Measures the parts asked for and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=["extraction", "decoder", "whole", "metrics"])
+    parser.add_argument("--batches", type=int, default=6, help="of 64 samples a device, of `whole`")
+    parser.add_argument("--out", help="a JSON file of all measurements")
+    options = parser.parse_args()
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    rows: list[dict[str, Any]] = []
+    measures: dict[str, Callable[[], None]] = {
+        "extraction": lambda: measure_extraction(rows),
+        "decoder": lambda: measure_decoder(rows),
+        "whole": lambda: measure_whole(rows, options.batches),
+        "metrics": lambda: measure_metrics(rows),
+    }
+    for part in options.parts:
+        measures[part]()
+    print()
+    for line in summary(rows):
+        print(line)
+    if options.out:
+        pathlib.Path(options.out).write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
