@@ -247,6 +247,53 @@ def test_a_bad_call_is_named(null_condition, options, words):
         draw(sampler(null_condition), [0, 1], **options)
 
 
+def evaluations(**options):
+    """How often a solver asks its network, counted, and how often the config says."""
+    asked = []
+
+    def predict(x, t):
+        if not isinstance(x, jax.core.Tracer):  # the shape of its answer is asked for once
+            asked.append(t)
+        return 0.1 * x
+
+    config = SamplerConfig(**options)
+    x = jnp.ones((1, 2, 2, 1))
+    with jax.disable_jit():  # or loops are traced once for all their turns
+        config.solve(predict, x, VPLinear(), prediction="noise", key=jax.random.key(0), return_trajectory=False)
+    return len(asked), config.evaluations
+
+
+DPM_SOLVERS = [
+    {"solver": solver, "method": method, "order": order}
+    for solver in ("dpmsolver++", "dpmsolver")
+    for method in ("multistep", "singlestep", "singlestep_fixed", "singlestep_fast")
+    for order in (1, 2, 3)
+    if not (method == "singlestep_fast" and order == 1)
+]
+OTHER_SOLVERS = [{"solver": solver} for solver in SOLVERS if solver not in ("dpmsolver++", "dpmsolver")]
+
+
+@pytest.mark.parametrize(
+    "options", DPM_SOLVERS + OTHER_SOLVERS, ids=lambda options: "-".join(map(str, options.values()))
+)
+def test_the_evaluations_reported_are_those_there_were(options):
+    for steps in (6, 7, 8):
+        counted, reported = evaluations(**options, steps=steps)
+        assert counted == reported, steps
+    counted, reported = evaluations(**options, steps=7, denoise_to_zero=True)
+    assert counted == reported
+    assert SamplerConfig(**options, steps=7).evaluations == (
+        6 if options.get("method") == "singlestep_fixed" and options["order"] > 1 else 7
+    )
+
+
+def test_an_adaptive_solver_reports_no_number_of_evaluations():
+    assert SamplerConfig(method="adaptive", order=2).evaluations is None
+    # The method is the DPM-Solvers' own, whatever is left standing in a config.
+    assert SamplerConfig(solver="heun", method="adaptive", steps=9).evaluations == 9
+    assert SamplerConfig(solver="ddim", method="singlestep_fixed", order=2, steps=9).evaluations == 9
+
+
 def test_an_adaptive_sampler_that_does_not_converge_says_so():
     one = sampler(method="adaptive", order=2, max_evaluations=10)
     with pytest.raises(UserError, match="did not reach t_end within 10 network evaluations"):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.jobs.evaluate_runs import write_run
 from tests.jobs.images import write_clip, write_coco, write_kl
 from tests.jobs.runs import (
     CACHE,
@@ -162,6 +163,39 @@ def test_captions_are_prepared_learned_and_asked_for_on_two_hosts_as_on_one(tmp_
         images[name] = np.load(tmp_path / f"out_{name}" / "samples.npz")["images"].astype(int)
     assert made["one"] == made["two"]
     assert np.abs(images["one"] - images["two"]).max() <= 1
+
+
+def test_two_hosts_evaluate_as_one_does_and_one_of_them_writes(tmp_path):
+    run, name = write_run(tmp_path / "run"), "own_feature_fd"
+    common = flags(evaluate__num_samples=50, evaluate__num_features=300, evaluate__save="npz", sample__batch_size=16)
+    asked = {"drawn": {}, "swept": {"evaluate__sweep": "guidance=0,1", "evaluate__metrics": "fid"}}
+    reports, images = {}, {}
+    for where, start in (("one", on_one_host), ("two", on_two_hosts)):
+        shutil.copytree(run, tmp_path / where)  # each makes a reference of its own
+        for what, fields in asked.items():
+            out = tmp_path / f"{where}_{what}"
+            given = (f"--workdir={tmp_path / where}", *common, *flags(evaluate__out=out, **fields))
+            results = start("--job=evaluate", *given)
+            if where == "two":
+                assert [" own_feature_fd " in result.stdout for result in results] == [True, False]
+        reports[where] = json.loads((tmp_path / f"{where}_drawn" / "evaluation.json").read_text())
+        images[where] = np.load(tmp_path / f"{where}_drawn" / "samples.npz")["arr_0"]
+        # What samples are found is scored by both together, too.
+        found = flags(
+            evaluate__samples=tmp_path / "one_drawn" / "samples.npz", evaluate__out=tmp_path / f"{where}_found"
+        )
+        start("--job=evaluate", f"--workdir={tmp_path / where}", *common, *found)
+    assert reports["one"]["samples"] == reports["two"]["samples"]
+    assert np.abs(images["one"].astype(int) - images["two"]).max() <= 1
+    one, two = (
+        json.loads((tmp_path / f"{where}_found" / "evaluation.json").read_text())["metrics"] for where in reports
+    )
+    assert one.keys() == two.keys()
+    for metric, value in one.items():
+        np.testing.assert_allclose(two[metric], value, rtol=1e-8, err_msg=metric)
+    swept = [json.loads((tmp_path / f"{where}_swept" / "sweep.json").read_text())["points"] for where in reports]
+    np.testing.assert_allclose(*([point[name] for point in points] for points in swept), rtol=1e-3)
+    assert (tmp_path / "two_swept" / "sweep.png").exists()
 
 
 def test_hosts_that_disagree_on_the_config_end_before_anything_is_made(tmp_path):

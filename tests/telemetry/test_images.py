@@ -189,6 +189,20 @@ def test_an_npz_holds_what_was_appended_and_int64_labels_if_any(tmp_path):
         assert sorted(file) == ["images"]
 
 
+def test_an_npz_under_adms_names_is_what_numpy_would_write(tmp_path):
+    images, labels = noise(5, 8, 9, 3), np.asarray([3, 1, 2, 0, 9], np.int32)
+    with npz_writer(tmp_path / "a.npz", 5, labels, names=("arr_0", "arr_1")) as append:
+        append(images[:2])
+        append(images[2:2])
+        append(images[2:])
+    np.savez(tmp_path / "b.npz", images, labels.astype(np.int64))
+    with np.load(tmp_path / "a.npz") as file, np.load(tmp_path / "b.npz") as expected:
+        assert file.files == expected.files == ["arr_0", "arr_1"]
+        for name in file.files:
+            assert file[name].dtype == expected[name].dtype
+            np.testing.assert_array_equal(file[name], expected[name])
+
+
 def test_an_npz_of_too_few_images_is_none(tmp_path):
     with pytest.raises(ValueError, match=r"3 images were written to .*a\.npz, expected 4"):  # noqa: SIM117
         with npz_writer(tmp_path / "a.npz", 4) as append:

@@ -184,3 +184,47 @@ def test_flush_leaves_every_event_on_disk(tmp_path):
     writer.flush()
     assert len(scalars(tmp_path)) == 29
     writer.close()
+
+
+def test_an_evaluation_has_a_line_of_its_own_beside_its_steps(tmp_path):
+    with MetricWriter(tmp_path, 0) as writer:
+        writer.write_evaluation(10, {"fid": 4.0})
+        writer.write(10, {"loss": 1.0})
+        writer.write_evaluation(10, {"fid_guided": np.float64(2.0)})
+        writer.write_evaluation(20, {"fid": 3.0})
+        writer.write(20, {"loss": 0.5})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 10, "fid": 4.0},
+        {"step": 10, "loss": 1.0},
+        {"step": 10, "fid_guided": 2.0},
+        {"step": 20, "fid": 3.0},
+        {"step": 20, "loss": 0.5},
+    ]
+    assert (20, "fid", 3.0) in scalars(tmp_path)
+
+
+def test_an_evaluation_that_is_there_is_not_written_again(tmp_path):
+    with MetricWriter(tmp_path, 0) as writer:
+        assert not writer.has_evaluation(10, ["fid"])
+        for fid in (4.0, 5.0):
+            writer.write_evaluation(10, {"fid": fid})
+        assert writer.has_evaluation(10, ["fid"])
+        writer.write_evaluation(20, {"fid": 3.0})
+    with MetricWriter(tmp_path, 10) as writer:
+        assert writer.has_evaluation(10, ["fid"])
+        assert not writer.has_evaluation(20, ["fid"])  # of a step that the run lost
+        assert not writer.has_evaluation(10, ["fid", "kid"])
+        writer.write_evaluation(10, {"fid": 6.0})
+        writer.write(10, {"loss": 1.0})  # an evaluation is not the step's own line
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 10, "fid": 4.0}, {"step": 10, "loss": 1.0}]
+
+
+def test_an_evaluation_is_on_the_disk_at_once_and_an_inactive_writer_has_none(tmp_path):
+    writer = MetricWriter(tmp_path / "run", 0)
+    writer.write_evaluation(10, {"fid": 4.0})
+    assert scalars(tmp_path / "run") == [(10, "fid", 4.0)]
+    writer.close()
+    with MetricWriter(tmp_path / "none", 0, active=False) as inactive:
+        inactive.write_evaluation(10, {"fid": 4.0})
+        assert not inactive.has_evaluation(10, ["fid"])
+    assert not (tmp_path / "none").exists()

@@ -4,8 +4,9 @@ import dataclasses
 import math
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterator
-from typing import IO
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +15,9 @@ from uvit_jax.errors import UserError
 
 _IMAGES = ("images", "arr_0")
 _SKIP_BYTES = 2**24
+# What NumPy's header, the archive and its compression raise for damage; NotImplementedError, a RuntimeError, for
+# methods of compression that Python lacks.
+_DAMAGE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,8 @@ class NpzImages:
         """Images number `first` and on, `size` at a time.
 
         Raises:
-          UserError: the file is damaged or cut short.
+          UserError: the file is damaged or cut short. The archive's checksum is that of all images: damage that leaves
+            a file of the same length is told with the last of them.
         """
         n, *image = self.shape
         row_bytes = math.prod(image)
@@ -47,8 +52,11 @@ class NpzImages:
                     left -= len(_exactly(file, min(left, _SKIP_BYTES)))
                 for begin in range(first, n, size):
                     count = min(size, n - begin)
-                    yield np.frombuffer(_exactly(file, count * row_bytes), np.uint8).reshape(count, *image)
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
+                    data = _exactly(file, count * row_bytes)
+                    if begin + count == n and file.read(1):  # at the end of the entry the checksum is compared
+                        raise ValueError(f"{self.entry} goes on after its {n} images")
+                    yield np.frombuffer(data, np.uint8).reshape(count, *image)
+        except _DAMAGE as error:
             raise UserError(f"{self.path} can't be read ({error}), expected a whole .npz of images") from None
 
 
@@ -61,32 +69,36 @@ def open_npz_images(path: pathlib.Path) -> NpzImages:
     try:
         with zipfile.ZipFile(path) as archive:
             held = [name.removesuffix(".npy") for name in archive.namelist()]
-            for entry in _IMAGES:
-                if entry in held:
-                    with archive.open(f"{entry}.npy") as file:
-                        shape, dtype = _read_header(file)
-                    if len(shape) == 4 and dtype == np.uint8 and shape[3] in (1, 3):
-                        return NpzImages(path, entry, (shape[0], shape[1], shape[2], shape[3]))
-                    raise UserError(
-                        f"{path} has {entry} of shape {shape} and dtype {dtype}, expected uint8 [n, h, w, 3] (or 1)"
-                    )
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
+            entry = next((name for name in _IMAGES if name in held), None)
+            if entry is not None:
+                with archive.open(f"{entry}.npy") as file:
+                    shape, fortran_order, dtype = _read_header(file)
+                    found = archive.getinfo(f"{entry}.npy").file_size - file.tell()
+    except _DAMAGE as error:
         raise UserError(f"{path} can't be read ({error}), expected an .npz of images") from None
-    raise UserError(f"{path} holds {', '.join(held[:8]) or 'nothing'}, expected images or arr_0, uint8 [n, h, w, c]")
+    if entry is None:
+        raise UserError(
+            f"{path} holds {', '.join(held[:8]) or 'nothing'}, expected images or arr_0, uint8 [n, h, w, c]"
+        )
+    if len(shape) != 4 or dtype != np.uint8 or shape[3] not in (1, 3):
+        raise UserError(f"{path} has {entry} of shape {shape} and dtype {dtype}, expected uint8 [n, h, w, 3] (or 1)")
+    if not math.prod(shape):
+        raise UserError(f"{path} has {entry} of shape {shape}, expected at least one image")
+    if fortran_order:
+        raise UserError(f"{path} has {entry} in Fortran order, expected C order: np.ascontiguousarray makes it so")
+    if found != math.prod(shape):
+        raise UserError(f"{path} has {found} bytes of {entry}, expected {math.prod(shape)} for the shape {shape}")
+    return NpzImages(path, entry, (shape[0], shape[1], shape[2], shape[3]))
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, dtype."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(file)
-    if fortran_order:
-        raise UserError(f"{getattr(file, 'name', 'the array')} stands in Fortran order, expected C order")
-    return shape, dtype
+    return read(file)
 
 
-def _exactly(file: IO[bytes], count: int) -> bytes:
+def _exactly(file: Any, count: int) -> bytes:
     data = file.read(count)
     if len(data) != count:
         raise EOFError(f"it ends {count - len(data)} bytes early")

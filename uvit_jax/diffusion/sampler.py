@@ -104,7 +104,8 @@ class SamplerConfig:
             return None
         fixed = self.solver in ALGORITHMS and self.method == "singlestep_fixed"
         steps = self.steps // self.order * self.order if fixed else self.steps
-        return steps + self.denoise_to_zero
+        # The others end at time 0 whether they are asked to or not.
+        return steps + (self.denoise_to_zero and self.solver in (*ALGORITHMS, "ddim", "heun"))
 
     @property
     def guidance_interval(self) -> tuple[float, float] | None:

@@ -137,6 +137,8 @@ def caption_conditions(experiment: Experiment, source: RecordSource, count: int)
     return Conditions(states, null, tuple(source.captions(int(i))[0] for i in picks))
 
 
+_READ_AT_ONCE = 1024
+
 # Draws from a data set have streams of their own, apart from every other use of a seed.
 _LABELS, _IMAGES, _CAPTIONS = 0x1AB, 0x1AC, 0x1AD
 
@@ -153,7 +155,10 @@ def data_labels(experiment: Experiment, source: Source, count: int) -> Condition
             f"classes and the model {experiment.num_real_classes}: expected a model of its labels"
         )
     examples = np.asarray([_draw(experiment.sample.seed, _LABELS, i) % len(source) for i in range(count)], np.int64)
-    labels = source.read(examples, np.zeros(count, bool), fields=["label"])["label"]
+    # Prepared images are read with their labels, and those of fifty thousand don't stand in memory at once.
+    parts = np.split(examples, range(_READ_AT_ONCE, count, _READ_AT_ONCE))
+    read = [source.read(part, np.zeros(len(part), bool), fields=["label"])["label"] for part in parts]
+    labels = np.concatenate(read)
     names = tuple(source.class_names[label] for label in labels.tolist())
     return Conditions(labels.astype(np.int32), experiment.null_label, names)
 
@@ -163,8 +168,13 @@ def data_captions(experiment: Experiment, source: RecordSource, count: int) -> C
     where there are more samples than images. States are read when they are asked for.
 
     Raises:
-      UserError: for a data set without captions.
+      UserError: for a data set without captions, or a negative prompt, which nothing encodes here.
     """
+    if experiment.sample.negative_prompt:
+        raise UserError(
+            f"config.sample.negative_prompt is {experiment.sample.negative_prompt!r}, expected none for samples of the "
+            "captions of a data set"
+        )
     seed = experiment.sample.seed
     order = np.random.default_rng([_IMAGES, seed]).permutation(len(source))
     images = order[np.arange(count) % len(source)]

@@ -1,18 +1,23 @@
 """The job `evaluate`: samples in, drawn or found; their scores, with everything these depend on, and a grid out."""
 
-import logging
 import pathlib
+from typing import Any
 
 from jax.sharding import Mesh
 
-from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import SOURCES
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.evaluation import Evaluation, folder_name
 from uvit_jax.jobs.evaluation_report import REPORT, drawn_samples, found_samples
 from uvit_jax.jobs.extractors import choose_metrics, open_extractor
-from uvit_jax.jobs.generation import Generation, agree_on_generation, open_conditions, open_generation_parts
+from uvit_jax.jobs.generation import (
+    Generation,
+    agree_on_generation,
+    open_captions,
+    open_conditions,
+    open_generation_parts,
+)
 from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, open_samples
 from uvit_jax.jobs.references import (
     Shape,
@@ -24,14 +29,12 @@ from uvit_jax.jobs.references import (
 )
 from uvit_jax.jobs.scoring import ClipPair
 from uvit_jax.jobs.sweep import Point, points_of, report_sweep
-from uvit_jax.jobs.weights import Weights, open_weights
+from uvit_jax.jobs.weights import Weights, check_lengths, open_weights
 from uvit_jax.jobs.workdir import open_workdir
 from uvit_jax.metrics.features import Extraction
 from uvit_jax.metrics.scores import OF_SAMPLES, kinds
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.mesh import make_mesh
-
-LOG = logging.getLogger("uvit_jax")
 
 # Shown in the line that the job ends with, the first of those there are.
 _HEADLINES = 4
@@ -85,41 +88,66 @@ def _reference_size(experiment: Experiment, name: str) -> int:
 
 def _score_found(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Scores a folder or an .npz."""
-    path = experiment.evaluate.samples
     mesh = make_mesh(experiment.mesh)
-    stream = hosts.together(open_samples, path)
+    stream = hosts.together(_open_found, experiment.evaluate.samples)
     evaluation = _open_evaluation(experiment, workdir, stream.shape, mesh, stream.count, has_texts=False)
-    samples = found_samples(stream)
-    title = pathlib.Path(path).stem
+    path = pathlib.Path(experiment.evaluate.samples)
+    samples, title = found_samples(stream, path), path.stem
     out = _out(experiment, workdir, f"found_{title}", evaluation.plan(samples))
     report = evaluation.run(stream, samples, out, title)
     return _summary(report, out)
+
+
+def _open_found(samples: str) -> ImageStream:
+    if not pathlib.Path(samples).exists():
+        raise UserError(
+            f"config.evaluate.samples is {samples!r}, expected a folder of images or an .npz: it isn't there"
+        )
+    return open_samples(samples)
 
 
 def _score_model(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Draws samples and scores them, once or for every value of a sweep."""
     config = experiment.evaluate
     points = points_of(experiment)
-    captions = hosts.together(lambda: RecordSource(config.captions) if config.captions else None)
+    captions = hosts.together(lambda: open_captions(config.captions) if config.captions else None)
     parts, text = hosts.together(open_generation_parts, experiment, workdir, captions)
     agree_on_generation(parts, text, workdir)
+    if points[0].field == "ema":
+        hosts.together(check_lengths, parts, workdir, [point.value for point in points])
     conditions = hosts.together(lambda: open_conditions(parts, text, count=config.num_samples, captions=captions))
     shape = parts.image_shape
     has_texts = experiment.model.context_dim > 0
     evaluation = _open_evaluation(experiment, workdir, shape, parts.mesh, config.num_samples, has_texts=has_texts)
 
     # --- One evaluation, or one for each point of a sweep; each has its own folder and goes on after a kill.
-    reports, out = [], pathlib.Path()
-    generation = Generation(parts, conditions, experiment.sample.batch_size)
+    reports, outs = [], []
+    generation, weights = Generation(parts, conditions, experiment.sample.batch_size), None
     for point in points:
         generation = point.generation(generation)
-        weights = point.weights(parts, workdir) or open_weights(parts, workdir)
+        if weights is None or point.field == "ema":
+            weights = point.weights(parts, workdir) or open_weights(parts, workdir)
         report, out = _evaluate(evaluation, generation, weights, shape, workdir, point)
         reports.append(report)
+        outs.append(out)
     if not config.sweep:
-        return _summary(reports[0], out)
-    folder = pathlib.Path(config.out) if config.out else out.parent
-    return hosts.together(lambda: report_sweep(config.sweep, points, reports, folder) if hosts.is_first() else "")
+        return _summary(reports[0], outs[0])
+    return hosts.together(lambda: _finish_sweep(experiment, workdir, points, reports, outs) if hosts.is_first() else "")
+
+
+def _finish_sweep(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    points: list[Point],
+    reports: list[dict[str, Any]],
+    outs: list[pathlib.Path],
+) -> str:
+    """Writes the chart beside the points' folders, or in one of its own in the workdir's evaluations."""
+    plans = {"plans": [report["plan"] for report in reports]}
+    folder = workdir / "evaluations" / folder_name(f"sweep_{points[0].field}", plans)
+    if experiment.evaluate.out:
+        folder = pathlib.Path(experiment.evaluate.out)
+    return report_sweep(experiment.evaluate.sweep, points, reports, outs, folder)
 
 
 def _evaluate(
@@ -129,10 +157,9 @@ def _evaluate(
     shape: Shape,
     workdir: pathlib.Path,
     point: Point,
-) -> tuple[dict, pathlib.Path]:
+) -> tuple[dict[str, Any], pathlib.Path]:
     experiment = generation.parts.experiment
     config, sample = experiment.evaluate, experiment.sample
-    LOG.info("evaluating %d samples of %s%s", config.num_samples, weights.title, point.said)
     samples = drawn_samples(generation, weights, config.num_samples, config.captions)
     stream = ImageStream(
         weights.title,

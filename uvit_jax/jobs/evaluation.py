@@ -93,17 +93,21 @@ class Evaluation:
         plan = self.plan(samples)
         hosts.agree({"what is evaluated": plan})
         open_workdir(out)
+        state, first_host = out / _STATE, hosts.is_first()
         done = hosts.together(_report_of, out, plan)
         if done is not None:
+            if first_host:
+                shutil.rmtree(state, ignore_errors=True)  # of a run that was killed right after the report
             return done
-        state = out / _STATE
-        first_host = hosts.is_first()
         hosts.together(lambda: _check_plan(state, plan) if first_host else None)
+        LOG.info("evaluating %s images: %s", f"{stream.count:,}", title)
         scores = hosts.together(lambda: self.scores(stream.count, state) if first_host else None)
         start = hosts.first_says(scores.count if scores else 0)
         if start:
-            LOG.info("going on: %d of %d samples are scored", start, stream.count)
-        kept = _Kept(state / _IMAGES, stream, start, everything=bool(self.save)) if first_host else None
+            LOG.info("going on: %s of %s are scored already", f"{start:,}", f"{stream.count:,}")
+        kept = hosts.together(
+            lambda: _Kept(state / _IMAGES, stream, start, everything=bool(self.save)) if first_host else None
+        )
 
         def save() -> None:
             assert scores is not None

@@ -1,6 +1,7 @@
 """The report of an evaluation: evaluation.json with everything a number depends on, and a table for the eye."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -8,11 +9,15 @@ import platform
 from typing import Any
 
 import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
 
+from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.generation import Generation
 from uvit_jax.jobs.image_streams import ImageStream
 from uvit_jax.jobs.weights import Weights
 from uvit_jax.metrics.reference import Reference
+from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.atomic import atomic_write
 
 REPORT, TABLE = "evaluation.json", "evaluation.txt"
@@ -24,35 +29,71 @@ _HOW = ("num_samples", "batch_size", "format", "out", "weights", "step", "prompt
 
 
 def drawn_samples(generation: Generation, weights: Weights, count: int, captions: str) -> dict[str, Any]:
-    """What samples drawn from a model are, for a report."""
-    experiment = generation.parts.experiment
-    sample = experiment.sample
-    asked: dict[str, Any] = {}
-    if captions:
-        asked["captions"] = captions
-    elif experiment.model.context_dim:
-        asked |= {"prompts": sample.prompts, "negative_prompt": sample.negative_prompt}
-    elif experiment.model.num_classes:
-        asked["labels"] = sample.labels
-    sampler = {name: value for name, value in dataclasses.asdict(sample).items() if name not in _HOW}
+    """What samples drawn from a model are, for a report; all hosts call this together."""
+    parts = generation.parts
+    experiment, sample = parts.experiment, parts.experiment.sample
+    decoder: dict[str, str] = {}
+    if parts.codec is not None:
+        decoder = {
+            "decoder": experiment.autoencoder.name,
+            "decoder sha256": sha256_of(dict(flatten_dict(parts.codec.autoencoder.params))),
+            "decoder dtype": experiment.autoencoder.dtype,
+        }
     return {
         "count": count,
-        "weights": {**weights.record, "sha256": weights.sha256()},
-        **asked,
-        "network evaluations": sample.evaluations,
-        "sampler": sampler,
+        "weights": {**weights.record, "sha256": weights.sha256},
+        **_asked(generation, count, captions),
+        "sampler": {name: value for name, value in dataclasses.asdict(sample).items() if name not in _HOW},
+        "network evaluations": sample.evaluations if sample.evaluations is not None else "chosen by the solver",
         "schedule": experiment.diffusion.schedule,
         "prediction": experiment.diffusion.prediction,
         "network dtype": experiment.model.dtype,
-        "decoder": experiment.autoencoder.name,
-        "decoder dtype": experiment.autoencoder.dtype if experiment.autoencoder.name else "",
+        **decoder,
         "rounding": _ROUNDING,
     }
 
 
-def found_samples(stream: ImageStream) -> dict[str, Any]:
-    """What samples that were there already are, for a report."""
-    return {"count": stream.count, "from": stream.name, "rounding": "as they were found"}
+def _asked(generation: Generation, count: int, captions: str) -> dict[str, Any]:
+    """What samples are of. Files of prompts and data sets may change, hence a hash of what was found in them."""
+    experiment, conditions = generation.parts.experiment, generation.conditions
+    sample = experiment.sample
+    if experiment.model.context_dim:
+        texts = {"captions": captions} if captions else {"prompts": sample.prompts}
+        encoder = generation.parts.card.text_encoder or experiment.text_encoder.name
+        return {
+            **texts,
+            "texts sha256": hashlib.sha256("\n".join(conditions.names).encode()).hexdigest(),
+            "negative prompt": sample.negative_prompt,
+            "text encoder": encoder,
+        }
+    if not experiment.model.num_classes:
+        return {}
+    if sample.labels.strip() != "data":
+        return {"labels": sample.labels}
+    labels = np.asarray(conditions.of(np.arange(count)), np.int32)
+    return {"labels": f"as in {experiment.data.source}", "labels sha256": hashlib.sha256(labels.tobytes()).hexdigest()}
+
+
+def found_samples(stream: ImageStream, path: pathlib.Path) -> dict[str, Any]:
+    """What samples that were there already are, for a report; all hosts call this together."""
+    digest = hosts.first_says(hosts.together(lambda: _fingerprint(path) if hosts.is_first() else ""))
+    return {
+        "count": stream.count,
+        "from": stream.name,
+        "sha256" if path.is_file() else "sha256 of names, sizes and times": digest,
+        "rounding": "as they were found",
+    }
+
+
+def _fingerprint(path: pathlib.Path) -> str:
+    """What changes when the samples do."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    # Reading the files of a folder once more to hash them would take as long as scoring them.
+    files = [(str(file.relative_to(path)), file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
+    known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
 def reference_facts(reference: Reference) -> dict[str, Any]:

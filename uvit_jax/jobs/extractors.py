@@ -16,8 +16,8 @@ from uvit_jax.models.inception import WIDTHS
 # What metrics call the features of Inception-v3.
 _INCEPTION = {"pool": "pool2048", "spatial": "spatial2023", "logits": "logits1008"}
 _UNVERIFIED = "other_inception_"
-# The Inception Score is taken over ten parts of the samples.
-_IS_LEAST = 10
+# Samples that a metric needs: for a covariance or pairs, parts of the Inception Score, neighbours beside oneself.
+_LEAST = {"fid": 2, "sfid": 2, "is": 10, "kid": 2, "precision": 4, "recall": 4}
 
 
 def open_extractor(experiment: Experiment) -> FeatureExtractor:
@@ -77,14 +77,17 @@ def choose_metrics(
             refused[name] = "the reference has no spatial statistics (mu_s, sigma_s)"
         elif name in OF_SAMPLES and not has_images:
             refused[name] = "the reference has neither features nor images"
-        elif name == "is" and num_samples < _IS_LEAST:
-            refused[name] = f"there are {num_samples} samples, expected at least {_IS_LEAST}"
+        elif num_samples < _LEAST.get(name, 1):
+            refused[name] = f"the number of samples is {num_samples}, expected at least {_LEAST[name]}"
         elif name == "clip" and not config.clip:
             refused[name] = "config.evaluate.clip is empty"
         elif name == "clip" and not has_texts:
             refused[name] = "the samples are of no texts"
     if "all" in config.asked:
-        return tuple(name for name in METRICS if name not in refused), refused
+        found = tuple(name for name in METRICS if name not in refused)
+        if not found:
+            raise UserError(f"config.evaluate.metrics is 'all', but none can be had: for one, {refused['fid']}")
+        return found, refused
     for name in config.asked:
         if name in refused:
             raise UserError(f"config.evaluate.metrics has {name!r}, but {refused[name]}")

@@ -98,8 +98,8 @@ def _bytes(begin: int, images: Array, first: int, count: int) -> UInt8[np.ndarra
     bad = np.flatnonzero(np.isnan(wanted).any(axis=(1, 2, 3)))
     if len(bad):
         raise UserError(
-            f"sample {begin + skipped + bad[0]} holds NaN, and so do {len(bad) - 1} more of its batch: expected "
-            "numbers; the weights may be damaged, or config.model.dtype too narrow for them"
+            f"sample {begin + skipped + bad[0]} holds NaN ({len(bad)} of the {len(wanted)} in its batch do), expected "
+            "numbers: the weights may be damaged, or config.model.dtype too narrow for them"
         )
     return to_uint8(wanted)
 
@@ -114,6 +114,10 @@ def open_generation_parts(
     Raises:
       UserError: for what is wrong with the config, the weights or the folder; no device has worked yet.
     """
+    if captions is not None and not experiment.model.context_dim:
+        raise UserError(
+            f"config.evaluate.captions is {experiment.evaluate.captions!r}, expected none for a model without text"
+        )
     if samples_from_elsewhere(experiment, workdir):
         check_init_from(experiment.init_from)
     autoencoder = open_experiment_autoencoder(experiment)
@@ -126,7 +130,7 @@ def open_generation_parts(
     if not experiment.model.context_dim:
         return parts, None
     if captions is not None:
-        check_context(experiment, captions.context_shape, f"the captions of {str(captions.folder)!r} have")
+        check_captions(parts, captions)
         return parts, None
     if not experiment.sample.prompts:
         raise UserError('config.sample.prompts is empty, expected texts as "a red bus; two cats", or a .txt file')
@@ -139,6 +143,36 @@ def open_generation_parts(
     text = open_text_states(experiment, parts.mesh)
     parts.card.check_text(text.encoder)
     return parts, text
+
+
+def open_captions(name: str) -> RecordSource:
+    """The prepared data set that `config.evaluate.captions` names.
+
+    Raises:
+      UserError: for a folder that is none, or one without captions.
+    """
+    try:
+        captions = RecordSource(name)
+    except UserError as error:
+        raise UserError(f"config.evaluate.captions is {name!r}: {error}") from None
+    if not captions.manifest.num_captions:
+        raise UserError(
+            f"config.evaluate.captions is {name!r}, which holds no captions, expected a data set prepared with a text "
+            "encoder"
+        )
+    return captions
+
+
+def check_captions(parts: Parts, captions: RecordSource) -> None:
+    """Raises a UserError where prepared captions are not what the model learned to read."""
+    check_context(parts.experiment, captions.context_shape, f"the captions of {str(captions.folder)!r} have")
+    card, manifest = parts.card, captions.manifest
+    if card.text_encoder_sha256 and manifest.text_encoder_sha256 != card.text_encoder_sha256:
+        raise UserError(
+            f"config.evaluate.captions is {str(captions.folder)!r}, whose captions were encoded with "
+            f"{manifest.text_encoder!r} (SHA-256 {manifest.text_encoder_sha256[:12]}), expected "
+            f"{card.text_encoder!r} ({card.text_encoder_sha256[:12]}) as those of {card.name!r}"
+        )
 
 
 def agree_on_generation(parts: Parts, text: TextStates | None, workdir: pathlib.Path) -> None:

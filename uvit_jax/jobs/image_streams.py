@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
@@ -18,13 +19,14 @@ from uvit_jax.data.crops import CROPS
 from uvit_jax.data.folders import open_folder
 from uvit_jax.data.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.npz_images import NpzImages, open_npz_images
-from uvit_jax.data.originals import Originals, open_originals
+from uvit_jax.data.originals import Original, Originals, open_originals
 from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import SOURCES, Source, load_source
 from uvit_jax.errors import UserError
+from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.setup import open_experiment_autoencoder
-from uvit_jax.parallel.arrays import fetch
+from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.mesh import batch_parts, batch_sharding
 from uvit_jax.telemetry.images import to_uint8
 from uvit_jax.training.codec import Codec
@@ -82,32 +84,26 @@ def open_samples(path: str) -> ImageStream:
 def open_reference_images(experiment: Experiment, name: str, size: int, mesh: Mesh) -> ImageStream:
     """The images of a data set at `size` x `size` pixels: `name` is "digits", an `.npz`, a prepared data set,
     "tfds:<name>" or a folder of images; latents are decoded with `config.autoencoder`, pictures of a folder or of TFDS
-    cropped as `config.prepare.crop` says. A size of 0 takes those that have one as they are.
+    cropped as `config.prepare.crop` says. Those of the others have a size, whatever is asked for.
 
     Raises:
-      UserError: for a name that is none of these, images of another size, or latents without their autoencoder.
+      UserError: for a name that is none of these, images that can't be cropped so, or latents without their
+        autoencoder.
     """
     if name.endswith(".npz"):
-        stream = _of_npz(open_npz_images(pathlib.Path(name)))
-    elif name in SOURCES:
-        stream = _of_source(load_source(name), {})
-    elif pathlib.Path(name, MANIFEST).exists():
-        stream = _of_records(experiment, RecordSource(name), mesh)
-    else:
-        config = experiment.prepare
-        try:
-            originals = open_originals(name, config.split, config.data_dir)
-        except UserError as error:
-            raise UserError(f"config.evaluate.reference is {name!r}: {error}") from None
-        record = {"split": config.split, "crop": config.crop}
-        crop = CROPS[config.crop]
-        return _of_originals(originals, lambda image: crop(image, size), originals.name, record, threads=config.threads)
-    if size and stream.shape[:2] != (size, size):
-        raise UserError(
-            f"config.evaluate.reference is {name!r}, whose images are {stream.shape[0]}x{stream.shape[1]}, expected "
-            f"{size}x{size} as the samples"
-        )
-    return stream
+        return _of_npz(open_npz_images(pathlib.Path(name)))
+    if name in SOURCES:
+        return _of_source(load_source(name), {})
+    if pathlib.Path(name, MANIFEST).exists():
+        return _of_records(experiment, RecordSource(name), mesh)
+    config = experiment.prepare
+    try:
+        originals = open_originals(name, config.split, config.data_dir)
+    except UserError as error:
+        raise UserError(f"config.evaluate.reference is {name!r}: {error}") from None
+    record = {"split": config.split, "crop": config.crop}
+    crop = CROPS[config.crop]
+    return _of_originals(originals, lambda image: crop(image, size), originals.name, record, threads=config.threads)
 
 
 def _of_npz(images: NpzImages) -> ImageStream:
@@ -118,14 +114,18 @@ def _of_npz(images: NpzImages) -> ImageStream:
 def _of_originals(
     originals: Originals, crop: Callable[[np.ndarray], np.ndarray] | None, name: str, record: dict, *, threads: int
 ) -> ImageStream:
-    first_image = originals[0].image
-    shape = (first_image if crop is None else crop(first_image)).shape
+    if not len(originals):
+        raise UserError(f"{name} holds no images, expected at least one")
+    first_one = originals[0]
+    shape = _cropped(first_one, crop, name).shape
 
     def read(index: int) -> UInt8[np.ndarray, "h w c"]:
         original = originals[index]
-        image = original.image if crop is None else crop(original.image)
+        image = _cropped(original, crop, name)
         if image.shape != shape:
-            raise UserError(f"{original.name} of {name} is {image.shape}, expected {shape} as the first image")
+            raise UserError(
+                f"{original.name} of {name} is {_size(image.shape)}, expected {_size(shape)} as {first_one.name}"
+            )
         return image
 
     def batches(first: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
@@ -135,6 +135,19 @@ def _of_originals(
                 yield np.stack(batch)
 
     return ImageStream(name, len(originals), (shape[0], shape[1], shape[2]), batches, record)
+
+
+def _cropped(
+    original: Original, crop: Callable[[np.ndarray], np.ndarray] | None, name: str
+) -> UInt8[np.ndarray, "h w c"]:
+    try:
+        return original.image if crop is None else crop(original.image)
+    except UserError as error:
+        raise UserError(f"{original.name} of {name}: {error}") from None
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _of_source(source: Source, record: dict[str, Any]) -> ImageStream:
@@ -164,6 +177,12 @@ def _of_records(experiment: Experiment, source: RecordSource, mesh: Mesh) -> Ima
             f"{source.folder} holds latents, and config.autoencoder.name is empty: expected {manifest.autoencoder!r} "
             "to decode them with, or a reference of images"
         )
+    if manifest.autoencoder_sha256 and autoencoder.sha256 != manifest.autoencoder_sha256:
+        raise UserError(
+            f"config.autoencoder.name is {autoencoder.name!r}, whose encoder (SHA-256 {autoencoder.sha256[:12]}) is "
+            f"not the one of the latents in {source.folder}: expected {manifest.autoencoder!r} "
+            f"({manifest.autoencoder_sha256[:12]})"
+        )
     codec = Codec(autoencoder, mesh, experiment.autoencoder.batch_size)
     program = jax.jit(codec.decode)
     rows = -(-_ROWS // batch_parts(mesh)) * batch_parts(mesh)
@@ -175,12 +194,14 @@ def _of_records(experiment: Experiment, source: RecordSource, mesh: Mesh) -> Ima
             z = x[..., : x.shape[-1] // 2] if manifest.kind == "moments" else x
             filled = np.zeros((rows, *z.shape[1:]), np.float32)
             filled[: len(z)] = z
-            yield to_uint8(fetch(program(codec.params, jax.device_put(filled, batch_sharding(mesh))))[: len(z)])
+            yield to_uint8(fetch(program(codec.params, place(filled, batch_sharding(mesh))))[: len(z)])
 
     h, w, _ = manifest.shape
     shape = (h * autoencoder.factor, w * autoencoder.factor, 3)
     decoded = {
         "decoded with": autoencoder.name,
+        "sha256 of all its weights": sha256_of(dict(flatten_dict(autoencoder.params))),
+        "decoder dtype": experiment.autoencoder.dtype,
         "latents": "means of moments" if manifest.kind == "moments" else "stored",
     }
     return ImageStream(source.name, len(source), shape, batches, record | decoded)

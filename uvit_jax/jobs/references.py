@@ -1,9 +1,11 @@
 """What samples are compared with, as `config.evaluate.reference` names it: a file of statistics, or images made one."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import re
 import zipfile
@@ -62,12 +64,13 @@ def obtain_reference(experiment: Experiment, workdir: pathlib.Path, extraction: 
         check_resolution(reference, shape)
         return reference
     stream = hosts.together(open_reference_images, experiment, name, shape[0], extraction.mesh)
-    if stream.shape != shape:
+    if stream.shape[:2] != shape[:2]:
         raise UserError(
             f"config.evaluate.reference is {name!r}, whose images have shape {stream.shape}, expected {shape} as the "
             "samples"
         )
-    path = _kept_path(experiment, workdir, stream, extractor)
+    # One name for all hosts: each may have its own copy of the data, written at another time.
+    path = workdir / "evaluations" / "references" / hosts.first_says(_kept_name(experiment, stream, extractor))
     if not hosts.first_says(path.exists()):
         make_reference(experiment, stream, extraction, path)
     return hosts.together(read_reference, path, extractor)
@@ -113,7 +116,7 @@ def with_features(reference: Reference, extraction: Extraction, shape: Shape) ->
     if reference.features is not None or not reference.images:
         return reference
     images = hosts.together(open_npz_images, reference.path)
-    if images.shape[1:] != shape:
+    if images.shape[1:3] != shape[:2]:
         raise UserError(
             f"{reference.path} holds images of shape {images.shape[1:]}, expected {shape} as the samples: features of "
             "another size can't be compared"
@@ -126,21 +129,27 @@ def with_features(reference: Reference, extraction: Extraction, shape: Shape) ->
     return dataclasses.replace(reference, features=np.concatenate(found))
 
 
-def _kept_path(
-    experiment: Experiment, workdir: pathlib.Path, stream: ImageStream, extractor: FeatureExtractor
-) -> pathlib.Path:
+def _kept_name(experiment: Experiment, stream: ImageStream, extractor: FeatureExtractor) -> str:
     """A name of its own for everything that the statistics depend on."""
     record = reference_record(stream, extractor) | {"num_features": experiment.evaluate.num_features}
-    record["data"] = _fingerprint(reference_name(experiment))
+    record["data"], record["data_dir"] = _fingerprint(reference_name(experiment)), experiment.prepare.data_dir
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
     stem = re.sub(r"[^\w.-]+", "_", stream.name).strip("_")[:60]
-    return workdir / "evaluations" / "references" / f"{stem}_{stream.shape[0]}_{digest}.npz"
+    return f"{stem}_{stream.shape[0]}_{digest}.npz"
 
 
 def _fingerprint(name: str) -> str:
-    """What changes when the data do: of a prepared data set its manifest, of a file or folder its time."""
-    path = pathlib.Path(name)
+    """What changes when the data do: of a prepared data set its manifest, else every file's name, size and time."""
+    path = pathlib.Path(name).expanduser()
     manifest = path / "manifest.json"
     if manifest.exists():
         return hashlib.sha256(manifest.read_bytes()).hexdigest()
-    return str(path.stat().st_mtime_ns) if path.exists() else name
+    # A folder's own time says nothing of what was written over, or into a folder inside.
+    folders = os.walk(path, followlinks=True)
+    files = [os.path.join(folder, file) for folder, _, names in folders for file in names] or [str(path)]
+    digest = hashlib.sha256(name.encode())
+    for file in sorted(files):
+        with contextlib.suppress(OSError):  # a link to nowhere; "digits", which is no file
+            found = os.stat(file)
+            digest.update(f"{os.path.relpath(file, path)} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -1,7 +1,6 @@
 """What jobs have in common: the parts of an experiment, checked against each other and put together."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -118,7 +117,7 @@ class Parts:
         stand for colours, two standard deviations each way.
         """
         if self.codec is not None:
-            return self._decode(self.codec.params, jax.device_put(x, self.batch_sharding))
+            return self.codec.decoder(self.codec.params, jax.device_put(x, self.batch_sharding))
         if self.card.normalization is not None:
             return x[..., : 3 if x.shape[-1] >= 3 else 1] / 2
         return x
@@ -126,11 +125,6 @@ class Parts:
     def to_images(self, x: Float[Array, "b h w c"]) -> Float[np.ndarray, "b i j d"]:
         """`decoded` samples, brought to the host."""
         return fetch(self.decoded(x))
-
-    @functools.cached_property
-    def _decode(self) -> Callable:
-        assert self.codec is not None
-        return jax.jit(self.codec.decode)
 
 
 def open_source(experiment: Experiment) -> Source:

@@ -9,6 +9,7 @@ import numpy as np
 
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.evaluation_report import REPORT
 from uvit_jax.jobs.generation import Generation
 from uvit_jax.jobs.setup import Parts
 from uvit_jax.jobs.weights import Weights, averaged_weights
@@ -22,6 +23,7 @@ FIELDS = {
     "ema": "EMA length (training steps)",
 }
 _MOST = 1000
+_DISTANCES = ("fid", "sfid", "kid", "fd", "sfd", "kd")
 _SWEEP, _CHART = "sweep.json", "sweep.png"
 
 
@@ -36,11 +38,6 @@ class Point:
     def folder(self) -> str:
         """A name for its folder."""
         return f"{self.field}_{self.value:g}" if self.field else ""
-
-    @property
-    def said(self) -> str:
-        """What a log line says of it."""
-        return f", {self.field} {self.value:g}" if self.field else ""
 
     def generation(self, generation: Generation) -> Generation:
         """The same samples at this value; where nothing is to be compiled again, nothing is."""
@@ -110,7 +107,7 @@ def _values(text: str, listed: str) -> list[float]:
             # Rounded, so that 0.1 + 0.2 reads as it was meant.
             return [round(start + i * step, 10) for i in range(count)]
         values = [float(part) for part in listed.split(",")]
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise UserError(
             f"config.evaluate.sweep is {text!r}, expected values as 0:1:0.1 (start, stop and step, {_MOST} at most) or "
             "10,20,50"
@@ -120,18 +117,31 @@ def _values(text: str, listed: str) -> list[float]:
     return values
 
 
-def report_sweep(sweep: str, points: list[Point], reports: list[dict[str, Any]], folder: pathlib.Path) -> str:
+def report_sweep(
+    sweep: str, points: list[Point], reports: list[dict[str, Any]], outs: list[pathlib.Path], folder: pathlib.Path
+) -> str:
     """Writes sweep.json and sweep.png; returns the job's last line."""
     field, values = points[0].field, [point.value for point in points]
     names = [name for name in reports[0]["metrics"] if not name.endswith(("_std", "_bias"))]
     series = {name: [report["metrics"][name] for report in reports] for name in names}
+    count, distances = reports[0]["samples"]["count"], [name for name in names if _is_distance(name)]
+    rows = [
+        {"value": value, **report["metrics"], "report": str(out / REPORT)}
+        for value, report, out in zip(values, reports, outs, strict=True)
+    ]
     with atomic_write(folder / _SWEEP) as file:
-        rows = [{"value": value, **report["metrics"]} for value, report in zip(values, reports, strict=True)]
-        file.write(json.dumps({"sweep": sweep, "field": field, "points": rows}, indent=2).encode() + b"\n")
-    count = reports[0]["samples"]["count"]
-    sweep_chart(FIELDS[field], values, series, folder / _CHART, title=f"{count:,} samples a point")
-    best = int(np.argmin(series[names[0]]))
+        found = {"sweep": sweep, "field": field, "samples a point": count, "points": rows}
+        file.write(json.dumps(found, indent=2).encode() + b"\n")
+    title = f"{count:,} samples a point"
+    sweep_chart(FIELDS[field], values, series, folder / _CHART, title=title, distances=distances)
+    first = series[names[0]]
+    word, best = ("least", int(np.argmin(first))) if names[0] in distances else ("greatest", int(np.argmax(first)))
     return (
-        f"swept {sweep}: the least {names[0]} is {series[names[0]][best]:.4g} at {field} {values[best]:g}: "
+        f"swept {sweep}: the {word} {names[0]} is {first[best]:.4g} at {field} {values[best]:g}: "
         f"see {folder}/{_CHART}, {_SWEEP}"
     )
+
+
+def _is_distance(name: str) -> bool:
+    """Whether a metric is better the less it is, whatever its prefix."""
+    return name.rpartition("_")[2] in _DISTANCES

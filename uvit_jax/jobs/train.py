@@ -1,6 +1,7 @@
 """The job `train`: data in; checkpoints, metrics and pictures out. The same command again continues."""
 
 import contextlib
+import functools
 import logging
 import math
 import pathlib
@@ -73,6 +74,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     open_workdir(workdir)
     for change in hosts.together(_check_workdir, experiment, workdir):
         LOG.info(change)
+    evaluation = TrainEvaluation(parts, source, text, workdir) if experiment.evaluate.every else None
     if main_host:
         save_config(experiment, workdir)
         parts.card.save(workdir)
@@ -100,12 +102,16 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         MetricWriter(workdir, start, active=main_host) as writer,
     ):
         gallery = _Gallery(parts, conditions, writer, workdir / "samples")
-        evaluate = _evaluator(parts, conditions, writer, workdir)
+        every, evaluate = experiment.evaluate.every, _evaluator(evaluation, writer, LOG.info)
+        if start and every and start % every == 0:
+            evaluate(state)  # what a run that was stopped right after this checkpoint had no time for
         if start < config.steps:
             with Progress(config.steps, start=start, active=main_host) as progress, PreemptionNotice() as preempted:
                 train_step = _compile(parts, source, optimizer, template, progress)
                 save = Hook(lambda s: checkpoints.save(s, batches), config.save_every, at_end=True, timed=True)
                 draw = Hook(gallery.draw_step, config.image_every, at_end=False, timed=False)
+                # Not at the end: who is told to stop has no time for thousands of samples.
+                measure = Hook(_evaluator(evaluation, writer, progress.write), every, at_end=False, timed=False)
                 state = fit(
                     train_step,
                     state,
@@ -114,12 +120,13 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
                     log_every=config.log_every,
                     on_step=progress.update,
                     on_log=_logger(parts, writer, progress),
-                    hooks=(draw, evaluate, save),
+                    hooks=(draw, save, measure),
                     should_stop=preempted,
                 )
         stopped = int(state.step) < config.steps
         if not stopped:
             gallery.draw_last(state)
+            evaluate(state)
 
     # --- What came of it.
     if stopped:
@@ -128,7 +135,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     if main_host:
         metrics = read_metrics(workdir / "metrics.jsonl")
         loss_curve(metrics, workdir / "loss.png")
-        loss = f", loss {metrics[-1]['loss']:.4f}" if metrics else ""
+        losses = [line["loss"] for line in metrics if "loss" in line]
+        loss = f", loss {losses[-1]:.4f}" if losses else ""
     return (
         f"trained {num_params:,} parameters to step {int(state.step):,}{loss}: "
         f"see {workdir}/samples/final.png, samples/denoising.png, loss.png, checkpoints/"
@@ -241,21 +249,11 @@ def _compile(
     return lambda state, batch: compiled(state, batch, frozen)
 
 
-def _evaluator(parts: Parts, conditions: Conditions, writer: MetricWriter, workdir: pathlib.Path) -> Hook:
-    """Logs how good samples of the EMA weights are, every `config.evaluate.every` steps."""
-    every = parts.experiment.evaluate.every
-    if not every:
-        return Hook(lambda state: None, 0, at_end=False, timed=False)
-    evaluation = TrainEvaluation(parts, conditions, workdir)
-
-    def run(state: TrainState) -> None:
-        step = int(state.step)
-        found = evaluation(state.ema)
-        writer.write_evaluation(step, found)
-        for name, value in found.items():
-            LOG.info("step %s: %s %.4g", f"{step:,}", name, value)
-
-    return Hook(run, every, at_end=True, timed=False)
+def _evaluator(
+    evaluation: TrainEvaluation | None, writer: MetricWriter, say: Callable[[str], None]
+) -> Callable[[TrainState], None]:
+    """Measures samples of the EMA weights, writes the number and says it; does nothing without an evaluation."""
+    return functools.partial(evaluation, writer=writer, say=say) if evaluation else lambda state: None
 
 
 def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[[int, Window], None]:

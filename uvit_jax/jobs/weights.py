@@ -1,8 +1,10 @@
 """Weights that a run starts from or samples with: official files, and the checkpoints of another run."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -16,7 +18,7 @@ from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.checkpoint import Checkpoints
-from uvit_jax.training.posthoc_ema import ema_of_length
+from uvit_jax.training.posthoc_ema import combination_for, ema_of_length
 from uvit_jax.training.state import Params
 
 
@@ -36,8 +38,9 @@ class Weights:
     folder: str
     record: dict[str, str | int | float]
 
+    @functools.cached_property
     def sha256(self) -> str:
-        """Of the parameters, name by name, as float32; all hosts call this together."""
+        """Of the parameters, name by name, as float32; all hosts ask for it together."""
         digest = hashlib.sha256()
         for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(self.params), key=lambda item: path_name(item[0])):
             array = np.ascontiguousarray(fetch(leaf), np.float32)
@@ -87,7 +90,7 @@ def averaged_weights(parts: Parts, workdir: pathlib.Path, length: float) -> Weig
     params, combination = ema_of_length(
         checkpoints, parts.abstract_params, rate=experiment.ema.rate, length=length, step=step
     )
-    title = f"the EMA of {length:g} steps at step {step:,}"
+    title = f"the EMA of length {length:g} at step {step:,}"
     record: dict[str, str | int | float] = {
         "kind": "ema made of checkpoints",
         "length": length,
@@ -95,6 +98,21 @@ def averaged_weights(parts: Parts, workdir: pathlib.Path, length: float) -> Weig
         "error": round(combination.error, 6),
     }
     return Weights(params, title, f"step_{step:08d}_ema_{length:g}", record)
+
+
+def check_lengths(parts: Parts, workdir: pathlib.Path, lengths: Sequence[float]) -> None:
+    """Raises a UserError for EMAs that `averaged_weights` can't make, before the first of them is made."""
+    experiment = parts.experiment
+    if samples_from_elsewhere(experiment, workdir):
+        raise UserError(
+            f"config.evaluate.sweep has ema, and config.init_from is {experiment.init_from!r}: expected the --workdir "
+            "of the run itself, of whose checkpoints averages of other lengths are made"
+        )
+    check_architecture(experiment, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
+    for length in lengths:
+        combination_for(checkpoints, rate=experiment.ema.rate, length=length, step=step)
 
 
 def check_init_from(init_from: str) -> None:

@@ -16,7 +16,7 @@ from uvit_jax.parallel.hosts import DistributedConfig
 from uvit_jax.telemetry.atomic import atomic_write
 
 # How a model is computed, not what it is: these may differ between a checkpoint and the config that reads it.
-_HOW_FIELDS = ("dtype", "remat", "scan_blocks", "attention")
+_HOW_FIELDS = ("dtype", "remat", "scan_blocks", "attention", "kernels")
 # A network's file system may show a new file to other hosts this much later.
 _SECONDS_UNTIL_SEEN = 60.0
 

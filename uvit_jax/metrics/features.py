@@ -14,7 +14,8 @@ from uvit_jax.parallel.mesh import BATCH_AXES, batch_parts, batch_sharding, repl
 
 # Images that a device works on at a time. Always this many: a convolution's rounding depends on the size of its batch,
 # and the numbers of an evaluation must not.
-CHUNK = {"cpu": 16, "gpu": 128, "tpu": 128}
+CHUNK = {"cpu": 16}
+_CHUNK_ELSEWHERE = 128
 
 Features = dict[str, Float[np.ndarray, "n d"]]
 
@@ -59,7 +60,7 @@ class Extraction:
     def __init__(self, extractor: FeatureExtractor, mesh: Mesh, kinds: Sequence[str], *, chunk: int = 0):
         """kinds: of features, some of `extractor.widths`. chunk: images of a device at a time; 0 for `CHUNK`'s."""
         self.extractor, self.mesh, self._kinds = extractor, mesh, tuple(kinds)
-        self.rows = (chunk or CHUNK[mesh.devices.flat[0].platform]) * batch_parts(mesh)
+        self.rows = (chunk or CHUNK.get(mesh.devices.flat[0].platform, _CHUNK_ELSEWHERE)) * batch_parts(mesh)
         self._params = place(extractor.params, replicated(mesh))
         batch = PartitionSpec(BATCH_AXES)
         # No collective is inside, so there is no replication to be checked.
@@ -82,7 +83,7 @@ class Extraction:
                 filled = np.zeros((self.rows, *images.shape[1:]), np.uint8)
                 filled[: len(chunk)] = chunk
             parts.append((len(chunk), self._program(self._params, place(filled, batch_sharding(self.mesh)))))
-        return Pending(self._kinds, parts)
+        return Pending({kind: self.extractor.widths[kind] for kind in self._kinds}, parts)
 
     def __call__(self, images: UInt8[np.ndarray, "n h w c"]) -> Features:
         """The features of each image, float32, on the host; all hosts call this together, each with all images."""
@@ -91,11 +92,19 @@ class Extraction:
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """Features that the devices are at work on."""
+    """Features that the devices are at work on.
 
-    kinds: Sequence[str]
+    Attributes:
+      widths: of each kind.
+      parts: of each chunk, how many of its rows are images, and the features of all.
+    """
+
+    widths: Mapping[str, int]
     parts: list[tuple[int, dict[str, Array]]]
 
     def wait(self) -> Features:
         """Each kind, on the host."""
-        return {kind: np.concatenate([fetch(part[kind])[:n] for n, part in self.parts]) for kind in self.kinds}
+        return {
+            kind: np.concatenate([np.zeros((0, width), np.float32), *(fetch(part[kind])[:n] for n, part in self.parts)])
+            for kind, width in self.widths.items()
+        }

@@ -19,7 +19,7 @@ _FILTERS, _HIDDEN = 16, 64
 _GRID, _DEEP_GRID = 4, 2
 _LEVELS = 2
 _LEAST_SIDE = 8
-_DEEP_SIDE = 32  # larger images are halved to below this before the deep filters see them
+_DEEP_SIDE = 32  # larger images are halved to this, unless they are narrow, before the deep filters see them
 _WIDTH = _GRID**2 * 3 + _LEVELS * _FILTERS + _DEEP_GRID**2 * _HIDDEN
 
 
@@ -79,7 +79,7 @@ def _apply(params: Any, images: UInt8[Array, "b h w c"], kinds: Sequence[str]) -
         # The small number keeps flat images from being told apart by rounding.
         features.append(jnp.sqrt(1e-4 + jnp.mean(response**2, (1, 2))))
         level = _halve(level)
-    while max(x.shape[1:3]) > _DEEP_SIDE:
+    while max(x.shape[1:3]) > _DEEP_SIDE and min(x.shape[1:3]) >= 2 * _LEAST_SIDE:
         x = _halve(x)
     h = jax.nn.relu(_convolve(x, params["texture"]))
     h = jax.nn.relu(_convolve(h, params["second"], stride=2))

@@ -1,10 +1,10 @@
 """What samples are compared with: statistics of a data set, in our own files, ADM's or pytorch-fid's."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,14 @@ from jaxtyping import Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.metrics.features import FeatureExtractor
+from uvit_jax.metrics.frechet import FrechetReference
 from uvit_jax.metrics.moments import Moments
+from uvit_jax.metrics.npz_file import read_npz
 from uvit_jax.telemetry.atomic import atomic_write
 
 _FORMAT = "uvit_jax reference 1"
+_EXPECTED = "an .npz of reference statistics"
+_ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "features", "metadata")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,6 +45,16 @@ class Reference:
     images: bool = False
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @functools.cached_property
+    def gaussian(self) -> FrechetReference:
+        """Of the "pool" features, decomposed once. Raises UserError for numbers that are no covariance."""
+        return FrechetReference(self.mean, self.covariance)
+
+    @functools.cached_property
+    def spatial_gaussian(self) -> FrechetReference | None:
+        """Of the "spatial" features, decomposed once. Raises UserError for numbers that are no covariance."""
+        return None if self.spatial is None else FrechetReference(*self.spatial)
+
 
 def read_reference(path: pathlib.Path, extractor: FeatureExtractor) -> Reference:
     """The statistics in an `.npz`: `mu` and `sigma` as pytorch-fid and U-ViT's code write them, with ADM's `mu_s`,
@@ -50,61 +64,88 @@ def read_reference(path: pathlib.Path, extractor: FeatureExtractor) -> Reference
       UserError: for a file of another layout, or of other features than the extractor's.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}), expected an .npz of reference statistics") from None
-    digest = hashlib.sha256(content).hexdigest()
-    del content
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            held = set(file.files)
-            if not {"mu", "sigma"} <= held:
-                raise UserError(
-                    f"{path} holds {_list(held)}, expected the arrays mu and sigma: "
-                    "--config.evaluate.make_reference makes such a file of images"
-                )
-            arrays = {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "features") if name in held}
-            record = json.loads(str(file["metadata"])) if "metadata" in held else {}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} can't be read ({error}), expected an .npz of reference statistics") from None
+        raise UserError(f"{path} can't be read ({error.strerror}), expected {_EXPECTED}") from None
+    held, arrays = read_npz(path, _EXPECTED, _ARRAYS)
+    if not {"mu", "sigma"} <= held:
+        raise UserError(
+            f"{path} holds {_list(held)}, expected the arrays mu and sigma: --config.evaluate.make_reference makes "
+            "such a file of images"
+        )
+    mean, covariance = _moments(path, ("mu", "sigma"), arrays, extractor, "pool")
     spatial = None
-    _check_moments(path, "mu", "sigma", arrays, extractor, "pool")
     if "mu_s" in arrays and "spatial" in extractor.widths:
-        _check_moments(path, "mu_s", "sigma_s", arrays, extractor, "spatial")
-        spatial = arrays["mu_s"].astype(np.float64), arrays["sigma_s"].astype(np.float64)
+        spatial = _moments(path, ("mu_s", "sigma_s"), arrays, extractor, "spatial")
     reference = Reference(
         path=path,
         sha256=digest,
-        mean=arrays["mu"].astype(np.float64),
-        covariance=arrays["sigma"].astype(np.float64),
+        mean=mean,
+        covariance=covariance,
         spatial=spatial,
-        features=arrays.get("features"),
+        features=_features(path, arrays, extractor),
         images="arr_0" in held,
-        record=record,
+        record=_record(path, arrays),
     )
     _check_extractor(reference, extractor)
+    try:
+        # Here, and not when all samples are drawn, is told what can be no covariance.
+        reference.gaussian, reference.spatial_gaussian  # noqa: B018
+    except UserError as error:
+        raise UserError(f"{path} holds no statistics: {error}") from None
     return reference
 
 
-def _check_moments(
+def _moments(
     path: pathlib.Path,
-    mean: str,
-    covariance: str,
+    names: tuple[str, str],
     arrays: dict[str, np.ndarray],
     extractor: FeatureExtractor,
     kind: str,
-) -> None:
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     width = extractor.widths[kind]
-    for name, expected in ((mean, (width,)), (covariance, (width, width))):
+    for name, expected in zip(names, ((width,), (width, width)), strict=True):
         found = arrays[name].shape if name in arrays else "absent"
         if found != expected:
             raise UserError(
                 f"{path} has {name} of shape {found}, expected {expected}, the features of {extractor.name}"
             )
-        if not np.isfinite(arrays[name]).all():
-            raise UserError(f"{path} has NaN or infinity in {name}, expected finite numbers")
+    mean, covariance = (_finite(path, name, arrays[name]) for name in names)
+    return mean.astype(np.float64), covariance.astype(np.float64)
+
+
+def _features(
+    path: pathlib.Path, arrays: dict[str, np.ndarray], extractor: FeatureExtractor
+) -> Float[np.ndarray, "n d"] | None:
+    if "features" not in arrays:
+        return None
+    features, width = arrays["features"], extractor.widths["pool"]
+    if features.ndim != 2 or features.shape[1] != width or not len(features):
+        raise UserError(f"{path} has features of shape {features.shape}, expected (n, {width}), {extractor.name}'s")
+    return _finite(path, "features", features).astype(np.float32, copy=False)
+
+
+def _finite(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{path} has {name} of dtype {array.dtype}, expected real numbers")
+    if not np.isfinite(array).all():
+        raise UserError(f"{path} has NaN or infinity in {name}, expected finite numbers")
+    return array
+
+
+def _record(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the file says of itself."""
+    if "metadata" not in arrays:
+        return {}
+    try:
+        record = json.loads(str(arrays["metadata"]))
+        found = record.get("format")
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} has metadata that are no JSON object, expected {_EXPECTED}") from None
+    if found != _FORMAT:
+        raise UserError(f"{path} is of the format {found!r}, expected {_FORMAT!r}: make it again, or update uvit_jax")
+    return record
 
 
 def _check_extractor(reference: Reference, extractor: FeatureExtractor) -> None:
@@ -118,9 +159,12 @@ def _check_extractor(reference: Reference, extractor: FeatureExtractor) -> None:
 
 
 def check_resolution(reference: Reference, shape: tuple[int, int, int]) -> None:
-    """Raises a UserError where a reference that knows its images' size has another one than the samples."""
+    """Raises a UserError where a reference that knows its images' size has another one than the samples.
+
+    Grey images are as good as the same in RGB: extractors repeat them thrice.
+    """
     found = reference.record.get("shape")
-    if found and tuple(found) != shape:
+    if found and tuple(found)[:2] != shape[:2]:
         raise UserError(
             f"{reference.path} is of images of {'x'.join(map(str, found))}, but the samples have "
             f"{'x'.join(map(str, shape))}: expected a reference of their size"
@@ -142,5 +186,5 @@ def write_reference(
         np.savez(file, metadata=np.asarray(json.dumps({"format": _FORMAT, **record})), **arrays)
 
 
-def _list(names: set[str]) -> str:
+def _list(names: frozenset[str]) -> str:
     return ", ".join(sorted(names)[:8]) or "nothing"

@@ -11,11 +11,12 @@ from jaxtyping import Float
 from uvit_jax.errors import UserError
 from uvit_jax.metrics.clip_score import ClipScore
 from uvit_jax.metrics.features import FeatureExtractor, Features
-from uvit_jax.metrics.frechet import FrechetReference, frechet_bias
+from uvit_jax.metrics.frechet import frechet_bias
 from uvit_jax.metrics.inception_score import InceptionScore
 from uvit_jax.metrics.kernel import kid
 from uvit_jax.metrics.moments import Moments, SplitMoments
 from uvit_jax.metrics.neighbours import density_coverage, precision_recall
+from uvit_jax.metrics.npz_file import read_npz
 from uvit_jax.metrics.reference import Reference
 from uvit_jax.metrics.stored_rows import StoredRows
 from uvit_jax.telemetry.atomic import atomic_write
@@ -63,7 +64,8 @@ class Scores:
         A folder with a state goes on after the last sample that was saved.
 
         Raises:
-          UserError: for too few samples for a metric, or a folder that can't be written to.
+          UserError: for too few samples for a metric, a folder that can't be written to, or a state in it that is
+            damaged or of other scores.
         """
         self.metrics, self.num_samples, self.count = tuple(metrics), num_samples, 0
         self._extractor, self._folder = extractor, folder
@@ -104,7 +106,7 @@ class Scores:
             f"{part}/{name}": array for part, held in self._parts().items() for name, array in held.arrays().items()
         }
         with atomic_write(self._folder / _STATE) as file:
-            np.savez(file, count=np.asarray(self.count), metrics=np.asarray(json.dumps(self.metrics)), **arrays)
+            np.savez(file, count=np.asarray(self.count), about=np.asarray(json.dumps(self._about())), **arrays)
 
     def results(self, reference: Reference) -> dict[str, float]:
         """Every metric by its name, which begins with the extractor's prefix; all samples must have been seen.
@@ -119,13 +121,13 @@ class Scores:
             raise UserError(f"{self.count} samples were seen, expected {self.num_samples}")
         found: dict[str, float] = {}
         if "fid" in self.metrics:
-            whole, of_reference = self._pool.whole, FrechetReference(reference.mean, reference.covariance)
-            found["fid"] = of_reference.distance(whole.mean, whole.covariance)
+            whole = self._pool.whole
+            found["fid"] = reference.gaussian.distance(whole.mean, whole.covariance)
             if self.count >= 4:
-                found["fid_bias"] = frechet_bias(of_reference, self._pool, found["fid"])
+                found["fid_bias"] = frechet_bias(reference.gaussian, self._pool, found["fid"])
         if self._spatial is not None:
-            assert reference.spatial is not None
-            found["sfid"] = FrechetReference(*reference.spatial).distance(self._spatial.mean, self._spatial.covariance)
+            assert reference.spatial_gaussian is not None
+            found["sfid"] = reference.spatial_gaussian.distance(self._spatial.mean, self._spatial.covariance)
         if self._logits is not None:
             found["is"], found["is_std"] = self._logits.result()
         if self._rows is not None:
@@ -155,28 +157,37 @@ class Scores:
         parts = {"pool": self._pool, "spatial": self._spatial, "logits": self._logits, "clip": self.clip}
         return {name: part for name, part in parts.items() if part is not None}
 
+    def _about(self) -> dict[str, Any]:
+        """What a state must be of for these scores to go on from it."""
+        return {
+            "metrics": list(self.metrics),
+            "num_samples": self.num_samples,
+            "features": self._extractor.identity,
+        }
+
     def _load(self, path: pathlib.Path) -> None:
+        _, arrays = read_npz(path, "the state of an evaluation: delete its folder to start again")
+        held: dict[str, dict[str, np.ndarray]] = {}
+        for name, array in arrays.items():
+            part, _, field = name.partition("/")
+            held.setdefault(part, {})[field] = array
         try:
-            with np.load(path, allow_pickle=False) as state:
-                if json.loads(str(state["metrics"])) != list(self.metrics):
-                    raise UserError(f"{path} is of the metrics {state['metrics']}, expected {list(self.metrics)}")
-                held: dict[str, dict[str, np.ndarray]] = {}
-                for name in state.files:
-                    part, slash, field = name.partition("/")
-                    if slash:
-                        held.setdefault(part, {})[field] = state[name]
-                self.count = int(state["count"])
-        except (ValueError, KeyError, OSError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} can't be read ({error}): delete its folder to start again") from None
-        self._pool = SplitMoments.from_arrays(held["pool"])
-        if self._spatial is not None:
-            self._spatial = Moments.from_arrays(held["spatial"])
-        if self._logits is not None:
-            self._logits = InceptionScore.from_arrays(held["logits"])
-        if self.clip is not None:
-            self.clip = ClipScore.from_arrays(held["clip"])
+            about, count = json.loads(str(arrays["about"])), int(arrays["count"])
+            for name, wanted in self._about().items():
+                if about[name] != wanted:
+                    raise UserError(f"{path} is of {name} = {about[name]}, expected {wanted}, or its folder deleted")
+            self.count = count
+            self._pool = SplitMoments.from_arrays(held["pool"])
+            if self._spatial is not None:
+                self._spatial = Moments.from_arrays(held["spatial"])
+            if self._logits is not None:
+                self._logits = InceptionScore.from_arrays(held["logits"])
+            if self.clip is not None:
+                self.clip = ClipScore.from_arrays(held["clip"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{path} is no state of an evaluation ({error!r}), expected one, or its folder deleted"
+            ) from None
 
 
 def metric_name(name: str, extractor: FeatureExtractor) -> str:

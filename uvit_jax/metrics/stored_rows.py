@@ -1,8 +1,9 @@
 """Rows appended to a file as they come: what a metric needs whole at the end need not stand in memory until then."""
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,13 @@ class StoredRows:
         self._row_bytes = int(np.prod(self._shape)) * self._dtype.itemsize
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("r+b" if path.exists() else "w+b")
-            found = self._file.seek(0, os.SEEK_END)
+            found = path.stat().st_size if path.exists() else 0
             if found < count * self._row_bytes:
                 raise UserError(
                     f"{path} has {found // self._row_bytes} rows, expected at least {count}: delete its folder to "
                     "start again"
                 )
+            self._file = path.open("r+b" if path.exists() else "w+b")
             self._file.truncate(count * self._row_bytes)
             self._file.seek(0, os.SEEK_END)
         except OSError as error:
@@ -48,20 +49,20 @@ class StoredRows:
           UserError: the disk is full.
         """
         assert rows.shape[1:] == self._shape, f"rows of shape {rows.shape[1:]}, expected {self._shape}"
-        try:
-            self._file.write(np.ascontiguousarray(rows, self._dtype).data)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; free some and start again") from error
+        with self._telling_of_the_disk():
+            self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
         self.count += len(rows)
 
     def sync(self) -> None:
-        """All rows are on the disk, not only with the operating system."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """All rows are on the disk, not only with the operating system. Raises UserError where it is full."""
+        with self._telling_of_the_disk():
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def read(self) -> np.ndarray:
-        """All rows `[count, *shape]`, read from the file as they are used."""
-        self._file.flush()
+        """All rows `[count, *shape]`, read from the file as they are used. Raises UserError where the disk is full."""
+        with self._telling_of_the_disk():
+            self._file.flush()
         if not self.count:
             return np.zeros((0, *self._shape), self._dtype)
         return np.memmap(self.path, self._dtype, mode="r", shape=(self.count, *self._shape))
@@ -69,3 +70,10 @@ class StoredRows:
     def close(self) -> None:
         """Flushes and closes the file."""
         self._file.close()
+
+    @contextlib.contextmanager
+    def _telling_of_the_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; free some and start again") from error

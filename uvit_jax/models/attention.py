@@ -1,25 +1,17 @@
 """Multi-head self-attention, with the kernel chosen by hardware and dtype."""
 
 import functools
-from typing import Literal, cast
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from uvit_jax.models.fused.attention import packed_attention, resolve
 from uvit_jax.models.init import NORMAL_02
-from uvit_jax.models.layout import ONE_DEVICE, Layout
-
-
-def resolve_implementation(name: str, dtype: DTypeLike, platform: str) -> Literal["xla", "cudnn"]:
-    """The kernel "auto" stands for: cuDNN's on a GPU in half precision (the only precision it has), XLA's elsewhere."""
-    if name in ("xla", "cudnn"):
-        return cast(Literal["xla", "cudnn"], name)
-    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    return "cudnn" if half and platform == "gpu" else "xla"
+from uvit_jax.models.layout import ONE_DEVICE, Layout, stream
+from uvit_jax.models.weights import bias_of
 
 
 class Attention(nnx.Module):
@@ -52,27 +44,16 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        product, bias = self.product(x)
+        return product + bias.astype(product.dtype)
+
+    def product(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Float[Array, " d"]]:
+        """The projected product and the projection's bias, which is left to who adds the product."""
         qkv = self.qkv(x)
-        implementation = resolve_implementation(self.implementation, self.dtype, self.layout.platform)
-        kernel = functools.partial(attend, implementation=implementation)
-        out = self.layout.attend(kernel, qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return self.proj(checkpoint_name(out, "attention"))
-
-
-def attend(
-    query: Float[Array, "b t h k"],
-    key: Float[Array, "b t h k"],
-    value: Float[Array, "b t h k"],
-    implementation: Literal["xla", "cudnn"],
-) -> Float[Array, "b t h k"]:
-    """softmax(q k^T / sqrt(k)) v by the named kernel, softmax in float32, for any number of tokens."""
-    b, tokens, _, _ = query.shape
-    if implementation == "xla" or tokens % 2 == 0:
-        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
-    # cuDNN's backward pass takes an even number of tokens: one more is added, which nothing attends to.
-    query, key, value = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (query, key, value))
-    lengths = jnp.full((b,), tokens, jnp.int32)
-    out = jax.nn.dot_product_attention(
-        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
-    )
-    return out[:, :tokens]
+        implementation = resolve(self.implementation, qkv.shape, self.dtype, self.layout.platform)
+        out = self.layout.attend(functools.partial(packed_attention, implementation=implementation), qkv)
+        kernel = self.proj.kernel[...].astype(self.dtype)
+        if implementation != "triton":  # whose own backward pass names what it keeps
+            out = checkpoint_name(out, "attention")
+        product = jnp.einsum("bthk,hkd->btd", out, kernel)
+        return stream(self.layout, product), bias_of(self.proj)

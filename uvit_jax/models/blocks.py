@@ -1,15 +1,24 @@
 """The transformer block of U-ViT: a long skip coming in, attention, MLP, all on the residual stream."""
 
-import jax
+import functools
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.models.attention import Attention
+from uvit_jax.models.fused import gelu
+from uvit_jax.models.fused import norm as fused
 from uvit_jax.models.init import NORMAL_02
-from uvit_jax.models.layout import ONE_DEVICE, Layout
+from uvit_jax.models.layout import ONE_DEVICE, Layout, hidden, stream
 from uvit_jax.models.uvit_config import UViTConfig
+from uvit_jax.models.weights import bias_of, scale_of
+
+# What joins the residual stream: the stream, a product to be added to it or nothing, and the product's bias or nothing.
+# The norm that comes next adds all of it in its own pass.
+Joined = tuple[Float[Array, "b t d"], Float[Array, "b t d"] | None, Float[Array, " d"] | None]
 
 
 class SkipConcat(nnx.Module):
@@ -20,9 +29,9 @@ class SkipConcat(nnx.Module):
         self.kernel = nnx.Param(NORMAL_02(rngs.params(), (2, embed_dim, embed_dim), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((embed_dim,), jnp.float32))
 
-    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return x @ kernel[0] + skip @ kernel[1] + bias
+    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Joined:
+        kernel = self.kernel[...].astype(self.dtype)
+        return x @ kernel[0] + skip @ kernel[1], None, self.bias[...]
 
 
 class SkipLinear(nnx.Module):
@@ -32,15 +41,16 @@ class SkipLinear(nnx.Module):
         self.add_first = add_first
         self.linear = nnx.Linear(embed_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.linear(x + skip) if self.add_first else x + self.linear(skip)
+    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Joined:
+        kernel, bias = self.linear.kernel[...].astype(x.dtype), bias_of(self.linear)
+        return ((x + skip) @ kernel, None, bias) if self.add_first else (x, skip @ kernel, bias)
 
 
 class SkipAdd(nnx.Module):
     """The paper's `add`: x + skip."""
 
-    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return x + skip
+    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Joined:
+        return x, skip, None
 
 
 def make_skip(kind: str, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module | None:
@@ -55,48 +65,86 @@ def make_skip(kind: str, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) ->
     return None
 
 
-class LayerNorm(nnx.Module):
-    """LayerNorm (eps 1e-5, statistics in float32), or AdaLN of the time: y_s * LN(x) + y_b.
+class AddNorm(nnx.Module):
+    """r = x + (y + bias) and h = LayerNorm(r) (eps 1e-5, statistics in float32), in one pass where kernels fit.
 
-    With `time` adaptive, (y_s, y_b) is a linear projection of the time embedding in place of the learned scale and
-    shift (the paper's ablation of how time enters); it starts as the plain LayerNorm, y_s = 1 and y_b = 0 on average.
+    With `adaptive`, h is the AdaLN of the time: (y_s, y_b), a linear projection of the time embedding, in place of the
+    learned scale and shift (the paper's ablation of how time enters); it starts as the plain LayerNorm, y_s = 1 and
+    y_b = 0 on average.
     """
 
-    def __init__(self, embed_dim: int, *, adaptive: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        adaptive: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        kernels: str = "auto",
+        layout: Layout = ONE_DEVICE,
+    ):
+        self.dtype, self.kernels, self.layout = dtype, kernels, layout
         affine = not adaptive
-        self.norm = nnx.LayerNorm(
-            embed_dim,
-            epsilon=1e-5,
-            dtype=dtype,
-            use_scale=affine,
-            use_bias=affine,
-            use_fast_variance=False,
-            rngs=rngs,
-        )
+        self.norm = nnx.LayerNorm(embed_dim, use_scale=affine, use_bias=affine, rngs=rngs)
         self.modulation = (
             nnx.Linear(embed_dim, 2 * embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs) if adaptive else None
         )
 
-    def __call__(self, x: Float[Array, "b t d"], time: Float[Array, "b d"] | None) -> Float[Array, "b t d"]:
-        x = self.norm(x)
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        y: Float[Array, "b t d"] | None,
+        bias: Float[Array, " d"] | None,
+        time: Float[Array, "b d"] | None,
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
+        d = x.shape[-1]
+        kernel = functools.partial(_add_norm, resolve_kernels(self.kernels, self.dtype, d, self.layout.platform))
         if self.modulation is None or time is None:
-            return x
-        scale, shift = jnp.split(self.modulation(time)[:, None], 2, axis=-1)
-        return x * (1 + scale) + shift
+            weights = bias, scale_of(self.norm), bias_of(self.norm)
+            r, h = self.layout.rows(kernel, (x, y), weights)
+        else:
+            r, h = self.layout.rows(kernel, (x, y), (bias, jnp.ones(d), jnp.zeros(d)))
+            scale, shift = jnp.split(self.modulation(time)[:, None], 2, axis=-1)
+            h = h * (1 + scale) + shift
+        return stream(self.layout, r), stream(self.layout, h)
+
+
+def resolve_kernels(name: str, dtype: DTypeLike, d: int, platform: str) -> fused.Implementation:
+    """What "auto" stands for: Triton's kernels on a GPU in bfloat16, XLA's own elsewhere; "triton" falls back too."""
+    return "xla" if name == "xla" else fused.resolve(dtype, d, platform)
+
+
+def _add_norm(implementation: fused.Implementation, streams: tuple, weights: tuple) -> tuple[Array, Array]:
+    return fused.add_norm(*streams, *weights, implementation=implementation)
+
+
+def _residual_add(implementation: fused.Implementation, streams: tuple, weights: tuple) -> Array:
+    return fused.residual_add(*streams, *weights, implementation=implementation)
 
 
 class MLP(nnx.Module):
-    """Linear D -> ratio D, exact GELU, Linear back."""
+    """Linear D -> ratio D, exact GELU, Linear back; the last bias is left to who adds the product."""
 
     def __init__(
-        self, embed_dim: int, hidden_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE
+        self,
+        embed_dim: int,
+        hidden_dim: int,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        kernels: str = "auto",
+        layout: Layout = ONE_DEVICE,
     ):
-        self.layout = layout
+        self.dtype, self.kernels, self.layout = dtype, kernels, layout
         self.fc1 = nnx.Linear(embed_dim, hidden_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
         self.fc2 = nnx.Linear(hidden_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        return self.fc2(jax.nn.gelu(self.layout.hidden(self.fc1(x)), approximate=False))
+    def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Float[Array, " d"]]:
+        implementation = resolve_kernels(self.kernels, self.dtype, x.shape[-1], self.layout.platform)
+        u = hidden(self.layout, x @ self.fc1.kernel[...].astype(self.dtype))
+        kernel = functools.partial(gelu.bias_gelu, implementation=implementation)
+        g = hidden(self.layout, self.layout.columns(kernel, u, bias_of(self.fc1)))
+        return stream(self.layout, g @ self.fc2.kernel[...].astype(self.dtype)), bias_of(self.fc2)
 
 
 class Block(nnx.Module):
@@ -112,26 +160,22 @@ class Block(nnx.Module):
         layout: Layout = ONE_DEVICE,
     ):
         d = config.embed_dim
-        self.layout = layout
-        adaptive = config.time == "adaln"
+        self.dtype, self.kernels, self.layout = dtype, config.kernels, layout
+        how: dict[str, Any] = {"dtype": dtype, "rngs": rngs, "layout": layout}
+        norm = functools.partial(AddNorm, d, adaptive=config.time == "adaln", kernels=config.kernels, **how)
         self.skip = make_skip(config.skip, d, dtype=dtype, rngs=rngs) if takes_skip else None
-        self.norm1 = LayerNorm(d, adaptive=adaptive, dtype=dtype, rngs=rngs)
-        self.attn = Attention(
-            d,
-            config.num_heads,
-            qkv_bias=config.qkv_bias,
-            dtype=dtype,
-            implementation=config.attention,
-            rngs=rngs,
-            layout=layout,
-        )
-        self.norm2 = LayerNorm(d, adaptive=adaptive, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(d, int(d * config.mlp_ratio), dtype=dtype, rngs=rngs, layout=layout)
+        self.norm1 = norm()
+        self.attn = Attention(d, config.num_heads, qkv_bias=config.qkv_bias, implementation=config.attention, **how)
+        self.norm2 = norm()
+        self.mlp = MLP(d, int(d * config.mlp_ratio), kernels=config.kernels, **how)
 
     def __call__(
         self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"] | None, time: Float[Array, "b d"] | None
     ) -> Float[Array, "b t d"]:
-        if self.skip is not None:
-            x = self.layout.tokens(self.skip(x, skip))
-        x = self.layout.tokens(x + self.attn(self.norm1(x, time)))
-        return self.layout.tokens(x + self.mlp(self.norm2(x, time)))
+        joined: Joined = (x, None, None) if self.skip is None else self.skip(x, skip)
+        x, h = self.norm1(*joined, time)
+        x, h = self.norm2(x, *self.attn.product(h), time)
+        y, bias = self.mlp(h)
+        implementation = resolve_kernels(self.kernels, self.dtype, x.shape[-1], self.layout.platform)
+        add = functools.partial(_residual_add, implementation)
+        return stream(self.layout, self.layout.rows(add, (x, y), (bias,)))

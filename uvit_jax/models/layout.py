@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax.experimental.layout import Layout as DeviceLayout
+from jax.experimental.layout import with_layout_constraint
 from jaxtyping import Array, Float
 
-Kernel = Callable[[Array, Array, Array], Array]
+Kernel = Callable[[Array], Array]
 
 
 @runtime_checkable
@@ -40,14 +42,20 @@ class Layout(Protocol):
         """The hidden channels of an MLP."""
         ...
 
-    def attend(
-        self,
-        kernel: Kernel,
-        query: Float[Array, "b t h k"],
-        key: Float[Array, "b t h k"],
-        value: Float[Array, "b t h k"],
-    ) -> Float[Array, "b t h k"]:
+    def attend(self, kernel: Kernel, qkv: Float[Array, "b t 3 h k"]) -> Float[Array, "b t h k"]:
         """The attention kernel, run by each device on its own examples and heads."""
+        ...
+
+    def rows(self, kernel: Callable[[tuple, tuple], Any], streams: tuple, weights: tuple) -> Any:
+        """`kernel(streams, weights)` by each device on its own examples: streams `[b, t, d]` (or None), weights whole;
+        it gives streams.
+        """
+        ...
+
+    def columns(
+        self, kernel: Callable[[Array, Array], Array], x: Float[Array, "b t f"], bias: Float[Array, " f"]
+    ) -> Float[Array, "b t f"]:
+        """`kernel(x, bias)` by each device on its own examples and hidden channels."""
         ...
 
 
@@ -78,18 +86,40 @@ class OneDevice:
         return x
 
     def hidden(self, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
-        """As they are."""
+        """As it is."""
         return x
 
-    def attend(
-        self,
-        kernel: Kernel,
-        query: Float[Array, "b t h k"],
-        key: Float[Array, "b t h k"],
-        value: Float[Array, "b t h k"],
-    ) -> Float[Array, "b t h k"]:
+    def attend(self, kernel: Kernel, qkv: Float[Array, "b t 3 h k"]) -> Float[Array, "b t h k"]:
         """The kernel on everything."""
-        return kernel(query, key, value)
+        return kernel(qkv)
+
+    def rows(self, kernel: Callable[[tuple, tuple], Any], streams: tuple, weights: tuple) -> Any:
+        """The kernel on everything."""
+        return kernel(streams, weights)
+
+    def columns(
+        self, kernel: Callable[[Array, Array], Array], x: Float[Array, "b t f"], bias: Float[Array, " f"]
+    ) -> Float[Array, "b t f"]:
+        """The kernel on everything."""
+        return kernel(x, bias)
+
+
+def stream(layout: Layout, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    """The residual stream, or what is added to it, as the layout has it; on a GPU with the last axis the fastest.
+
+    XLA would at times lay out a whole network's stream by examples, for the sake of one sum over them, and transpose
+    between that and every product.
+    """
+    return _row_major(layout.tokens(x), layout.platform)
+
+
+def hidden(layout: Layout, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
+    """The hidden channels of an MLP, as `stream`."""
+    return _row_major(layout.hidden(x), layout.platform)
+
+
+def _row_major(x: Array, platform: str) -> Array:
+    return with_layout_constraint(x, DeviceLayout(tuple(range(x.ndim)))) if platform == "gpu" else x
 
 
 ONE_DEVICE = OneDevice()

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
 from uvit_jax.errors import UserError
-from uvit_jax.models.blocks import Block, LayerNorm
+from uvit_jax.models.blocks import AddNorm, Block
 from uvit_jax.models.embeddings import PATCH_EMBEDS, TimeMLP, conv3x3, sincos_2d, timestep_embedding, unpatchify
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layout import ONE_DEVICE, Layout
@@ -55,7 +55,9 @@ class UViT(nnx.Module):
         self.in_blocks = nnx.List(block(takes_skip=False) for _ in range(half))
         self.mid_block = block(takes_skip=False)
         self.out_blocks = nnx.List(block(takes_skip=True) for _ in range(half))
-        self.norm = LayerNorm(d, adaptive=config.time == "adaln", dtype=dtype, rngs=rngs)
+        self.norm = AddNorm(
+            d, adaptive=config.time == "adaln", dtype=dtype, rngs=rngs, kernels=config.kernels, layout=layout
+        )
         self.conv_before = conv3x3(d, d, dtype=dtype, rngs=rngs) if config.conv == "before" else None
         self.head = nnx.Linear(
             d, config.patch_size**2 * config.in_channels, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs
@@ -103,7 +105,7 @@ class UViT(nnx.Module):
         adaln_time = time if config.time == "adaln" else None
         h = self._run_blocks(h, adaln_time)
 
-        h = self.norm(h, adaln_time)[:, config.num_extra_tokens :]
+        h = self.norm(h, None, None, adaln_time)[1][:, config.num_extra_tokens :]
         if self.conv_before is not None:
             grid = h.reshape(h.shape[0], *config.grid, config.embed_dim)
             h = self.conv_before(grid).reshape(h.shape)

@@ -15,7 +15,8 @@ CHOICES = {
     "pos_embed": ("learned", "sincos_2d"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "matmuls", "full"),
-    "attention": ("auto", "xla", "cudnn"),
+    "attention": ("auto", "xla", "cudnn", "triton"),
+    "kernels": ("auto", "xla", "triton"),
 }
 
 
@@ -47,7 +48,8 @@ class UViTConfig:
         whole blocks.
       scan_blocks: run the blocks under `lax.scan`: compiles once for all of them. The parameters and the numbers are
         those of the unrolled model.
-      attention: kernel: "auto" (by hardware and dtype), "xla" or "cudnn".
+      attention: kernel: "auto" (by hardware, dtype and shape), "xla", "cudnn" or "triton".
+      kernels: of norms, residual sums and GELU: "auto" (by hardware and dtype), "xla" or "triton".
     """
 
     image_size: int | tuple[int, int] = 32
@@ -71,6 +73,7 @@ class UViTConfig:
     remat: str = "none"
     scan_blocks: bool = False
     attention: str = "auto"
+    kernels: str = "auto"
 
     def __post_init__(self):
         for field, choices in CHOICES.items():

@@ -22,6 +22,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.parallel.launchers import Place, launched, number_in
 
 Result = TypeVar("Result")
+Plain = TypeVar("Plain", bool, int, str)
 
 # JAX gives up by ending the process with a stack trace, so our own deadline comes first.
 _SECONDS_AFTER_THE_DEADLINE = 60
@@ -187,9 +188,9 @@ def same_secret() -> str:
     return _gather(secrets.token_hex(8))[0]
 
 
-def first_says(number: int) -> int:
-    """The first process's number, on all processes; they call this together."""
-    return int(_gather(str(number))[0]) if are_several() else number
+def first_says(value: Plain) -> Plain:
+    """The first process's value, on all processes; they call this together."""
+    return json.loads(_gather(json.dumps(value))[0]) if are_several() else value
 
 
 def are_several() -> bool:

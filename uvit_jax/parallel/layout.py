@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 from uvit_jax.parallel.mesh import BATCH_AXES
 from uvit_jax.parallel.sharding import partition_spec, path_name
 
+_EXAMPLES = PartitionSpec(BATCH_AXES)
+_HIDDEN = PartitionSpec(BATCH_AXES, None, "tensor")
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshLayout:
@@ -63,24 +66,30 @@ class MeshLayout:
 
     def tokens(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Examples split, tokens and channels whole."""
-        return self._constrain(x, PartitionSpec(BATCH_AXES))
+        return self._constrain(x, _EXAMPLES)
 
     def hidden(self, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
         """Examples and channels split."""
-        return self._constrain(x, PartitionSpec(BATCH_AXES, None, "tensor"))
+        return self._constrain(x, _HIDDEN)
 
-    def attend(
-        self,
-        kernel: Callable[[Array, Array, Array], Array],
-        query: Float[Array, "b t h k"],
-        key: Float[Array, "b t h k"],
-        value: Float[Array, "b t h k"],
-    ) -> Float[Array, "b t h k"]:
+    def attend(self, kernel: Callable[[Array], Array], qkv: Float[Array, "b t 3 h k"]) -> Float[Array, "b t h k"]:
         """The kernel on each device's own examples and heads: the partitioner can't see inside of it."""
-        spec = PartitionSpec(BATCH_AXES, None, "tensor", None)
+        packed, heads = PartitionSpec(BATCH_AXES, None, None, "tensor"), PartitionSpec(BATCH_AXES, None, "tensor")
+        return self._map(kernel, (packed,), heads)(qkv)
+
+    def rows(self, kernel: Callable[[tuple, tuple], Any], streams: tuple, weights: tuple) -> Any:
+        """The kernel on each device's own examples; the gradients of weights are added up over devices."""
+        return self._map(kernel, (_EXAMPLES, PartitionSpec()), _EXAMPLES)(streams, weights)
+
+    def columns(
+        self, kernel: Callable[[Array, Array], Array], x: Float[Array, "b t f"], bias: Float[Array, " f"]
+    ) -> Float[Array, "b t f"]:
+        """The kernel on each device's own examples and hidden channels."""
+        return self._map(kernel, (_HIDDEN, PartitionSpec("tensor")), _HIDDEN)(x, bias)
+
+    def _map(self, kernel: Callable, in_specs: tuple, out_specs: Any) -> Callable:
         # No collective is inside, so there is no replication to be checked.
-        mapped = jax.shard_map(kernel, mesh=self.mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
-        return mapped(query, key, value)
+        return jax.shard_map(kernel, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     def _constrain(self, x: Array, spec: PartitionSpec) -> Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))

@@ -8,7 +8,7 @@ import socket
 import time
 import types
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import tensorboardX
@@ -80,9 +80,14 @@ class MetricWriter:
 
         Its names are not those of `write`. A line that is there already, of a run that was killed, isn't written again.
         """
-        if self.active and scalars and (step, *sorted(scalars)) not in self._evaluated:
+        if self.active and scalars and not self.has_evaluation(step, scalars):
             self._write(step, scalars)
+            self._evaluated.add((step, *sorted(scalars)))
             self.flush()
+
+    def has_evaluation(self, step: int, names: Collection[str]) -> bool:
+        """Whether such a line is there already; False on an inactive writer."""
+        return self.active and (step, *sorted(names)) in self._evaluated
 
     def _write(self, step: int, scalars: Mapping[str, Number]) -> None:
         if "step" in scalars:

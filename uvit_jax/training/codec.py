@@ -50,6 +50,11 @@ class Codec:
         z = x if self.normalization is None else self.normalization.denormalize(x)
         return self._in_parts(self.autoencoder.decode)(params, z)
 
+    @functools.cached_property
+    def decoder(self) -> Callable[[Any, Array], Array]:
+        """`decode`, compiled once for whoever holds this codec."""
+        return jax.jit(self.decode)
+
     def _in_parts(self, function: Callable[[Any, Array], Array]) -> Callable[[Any, Array], Array]:
         def part(params: Any, x: Array) -> Array:
             return jax.lax.map(lambda one: function(params, one[None])[0], x, batch_size=min(self.batch_size, len(x)))

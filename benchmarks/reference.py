@@ -1,0 +1,206 @@
+"""What scripts beside this one share to compare with the official PyTorch U-ViT: its rows, ratios and a bar chart.
+
+`--reference DIR` names a checkout of https://github.com/baofff/U-ViT. The forms: "published", its code as it is (float16
+autocast, gradient scaler, its own EMA loop); "float32", the same with attention in float32; "tuned", bfloat16, fused
+AdamW, EMA at once, guidance in one batch; "compiled", tuned under torch.compile. None of them recomputes activations.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from uvit_jax.errors import UserError
+from uvit_jax.jobs.config import Experiment
+from uvit_jax.models.uvit_config import UViTConfig
+from uvit_jax.telemetry.atomic import atomic_write
+
+Row = dict[str, Any]
+FORMS = ("published", "float32", "tuned", "compiled")
+_INK, _GREY, _BLUE, _TEAL = "#222222", "#888888", "#1f5fa8", "#2a8a7f"
+# What the official network can't be told, and the only value it has.
+_FIXED = {"skip": "concat", "time": "token", "patch_embed": "linear", "pos_embed": "learned", "context_dim": 0}
+
+
+def add_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """The options of a comparison, and where its rows and chart go; `batch_size` is the reference's default."""
+    parser.add_argument("--reference", metavar="DIR", help="a checkout of the official PyTorch code to compare with")
+    parser.add_argument("--reference-batch-size", type=int, nargs="+", default=[batch_size])
+    parser.add_argument("--reference-forms", nargs="+", choices=FORMS, default=["published", "float32", "compiled"])
+    parser.add_argument("--reference-python", default=sys.executable, help="a Python that has torch and einops")
+    parser.add_argument("--out", help="a JSON file of all rows")
+    parser.add_argument("--chart", help="a PNG of all rows")
+
+
+def official_network(config: UViTConfig) -> dict[str, Any]:
+    """Arguments of the official `UViT` that make the network of a config.
+
+    Raises:
+      UserError: for what the official network can't be.
+    """
+    for field, only in _FIXED.items():
+        if getattr(config, field) != only:
+            raise UserError(f"model.{field} is {getattr(config, field)!r}, expected {only!r} to compare with --reference")
+    height, width = config.input_size
+    if height != width or config.conv == "before":
+        raise UserError(
+            f"the model is {height}x{width} with conv = {config.conv!r}, expected a square with conv = 'after' or "
+            "'none' to compare with --reference"
+        )
+    return {
+        "img_size": height,
+        "patch_size": config.patch_size,
+        "in_chans": config.in_channels,
+        "embed_dim": config.embed_dim,
+        "depth": config.depth - 1,  # the block in the middle is not counted there
+        "num_heads": config.num_heads,
+        "mlp_ratio": config.mlp_ratio,
+        "qkv_bias": config.qkv_bias,
+        "mlp_time_embed": config.time_mlp,
+        "num_classes": config.num_classes or -1,
+        "conv": config.conv == "after",
+    }
+
+
+def run_reference(options: argparse.Namespace, experiment: Experiment, what: str, steps: int) -> list[Row]:
+    """Rows of the official network in each form at each batch, measured in a process that has ended on return.
+
+    Call it before JAX takes the GPU's memory.
+
+    Args:
+      options: of `add_arguments`, with `repeats`.
+      experiment: whose network, optimizer and guidance.
+      what: "train" or "sample".
+      steps: train steps a repeat, or evaluations a sample.
+
+    Raises:
+      UserError: there is no such checkout, or the official network can't be that of the experiment.
+    """
+    checkout = pathlib.Path(options.reference).resolve()
+    if not (checkout / "libs" / "uvit.py").exists():
+        raise UserError(f"--reference is {options.reference!r}, expected a checkout with libs/uvit.py")
+    optimizer, sample = experiment.optimizer, experiment.sample
+    job = {
+        "what": what,
+        "checkout": str(checkout),
+        "network": official_network(experiment.model),
+        "optimizer": {"lr": optimizer.lr, "betas": optimizer.betas, "weight_decay": optimizer.weight_decay},
+        "guidance_scale": sample.guidance_scale,
+        "evaluations": steps if what == "sample" else 0,
+        "forms": options.reference_forms,
+        "batch_sizes": options.reference_batch_size,
+        "steps": steps if what == "train" else 1,
+        "repeats": options.repeats,
+    }
+    script = pathlib.Path(__file__).with_name("reference_torch.py")
+    done = subprocess.run(
+        # -P: this folder's names must not stand before the checkout's.
+        [options.reference_python, "-P", str(script)],
+        input=json.dumps(job),
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+    )
+    if done.returncode:
+        print(f"the reference ended with status {done.returncode}; its rows up to there count", file=sys.stderr)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def best(rows: Sequence[Row]) -> Row | None:
+    """The fastest of some rows, for each device; None where no row has a rate."""
+    return max((row for row in rows if row.get("images_per_sec")), key=rate_of_one, default=None)
+
+
+def rate_of_one(row: Row) -> float:
+    """Images/s for each device."""
+    return row["images_per_sec"] / row.get("devices", 1)
+
+
+def print_comparison(ours: Sequence[Row], theirs: Sequence[Row], flops: float, ceiling: float) -> None:
+    """A line for each row of the reference, then our best over the best of each of its forms.
+
+    Rows get their TFLOP/s and share of the ceiling (FLOP/s); flops: of one image.
+    """
+    for row in theirs:
+        if "error" in row:
+            print(f"  official, {row['form']:10} batch {row['batch']:4}: {row['error']}")
+            continue
+        row["tflops"] = flops * row["images_per_sec"] / 1e12
+        row["share"] = row["tflops"] * 1e12 / ceiling
+        memory = "" if row["gib"] is None else f", {row['gib']:.1f} GiB"
+        warning = "" if row["finite"] else ", NOT FINITE"
+        print(
+            f"  official, {row['form']:10} batch {row['batch']:4}: {row['images_per_sec']:,.4g} images/s, "
+            f"{row['tflops']:.0f} TFLOP/s, {row['share']:.0%} of the ceiling{memory} "
+            f"(attention in {row['attention']}, torch {row['torch']}){warning}"
+        )
+    own = best(ours)
+    for form in dict.fromkeys(row["form"] for row in theirs):
+        other = best([row for row in theirs if row["form"] == form])
+        if own is not None and other is not None:
+            a, b = rate_of_one(own), rate_of_one(other)
+            print(f"  ours / official, {form}: {a:,.4g} / {b:,.4g} = {a / b:.2f} x", flush=True)
+
+
+def finish(options: argparse.Namespace, rows: Sequence[Row], title: str) -> None:
+    """Writes the rows and the chart that were asked for."""
+    if options.out:
+        pathlib.Path(options.out).write_text(json.dumps(rows, indent=1))
+    if options.chart:
+        bar_chart(rows, options.chart, title=title)
+
+
+def bar_chart(rows: Sequence[Row], path: str, *, title: str) -> None:
+    """Writes a PNG with one panel a config and one bar a row: images/s for each device, ours in colours, the
+    reference grey; behind each bar its rate and share of the ceiling. The file appears whole or not at all.
+    """
+    from matplotlib.figure import Figure  # only where a chart is asked for
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get("images_per_sec"):
+            panels.setdefault(row["config"], []).append(row)
+    if not panels:
+        return
+    figure = Figure(
+        figsize=(8, 0.8 + 0.6 * len(panels) + 0.34 * sum(map(len, panels.values()))),
+        dpi=120,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08),
+    )
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[1 + len(some) for some in panels.values()])
+    for panel, (config, some) in zip(grid[:, 0], panels.items(), strict=True):
+        rates = [rate_of_one(row) for row in some]
+        own = best([row for row in some if row["who"] == "ours"])
+        colors = [_GREY if row["who"] != "ours" else _TEAL if row is own else _BLUE for row in some]
+        bars = panel.barh(range(len(some)), rates, color=colors, height=0.7)
+        shares = [f" ({row['share']:.0%})" if row.get("share") else "" for row in some]
+        panel.bar_label(
+            bars,
+            labels=[f"{rate:,.4g}{share}" for rate, share in zip(rates, shares, strict=True)],
+            padding=4,
+            fontsize=9,
+            color=_INK,
+        )
+        panel.set_yticks(range(len(some)), labels=[_name(row) for row in some])
+        panel.invert_yaxis()
+        panel.set_xlim(0, 1.2 * max(rates))
+        panel.set_title(config, loc="left", fontsize=10, color=_INK)
+        panel.grid(axis="x", color="#e8e8e8", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(colors=_INK, labelsize=9)
+    grid[-1, 0].set_xlabel("images/s a device (share of the matrix product ceiling)")
+    figure.suptitle(title, x=0.99, ha="right", fontsize=9, color=_GREY)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _name(row: Row) -> str:
+    who = f"official, {row['form']}" if row["who"] == "official" else row.get("form", "ours")
+    mesh = f", mesh {row['mesh']}" if row.get("devices", 1) > 1 else ""
+    return f"{who}, batch {row['batch']}{mesh}"

@@ -1,0 +1,126 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from uvit_jax.models.fused import gelu, gelu_triton
+from uvit_jax.models.fused.tiles import Tuning
+
+IMPLEMENTATIONS = ("xla", "interpret")
+SLOW_XLA = [pytest.param("xla", marks=pytest.mark.slow), "interpret"]
+DTYPES = ("float32", "bfloat16")
+SHAPES = ((3, 258, 72), (1, 7, 4608), (2, 9, 512))
+QUICK = (("xla", "bfloat16", SHAPES[0]), ("interpret", "float32", SHAPES[0]), ("interpret", "bfloat16", SHAPES[1]))
+SLOW = [case for case in itertools.product(IMPLEMENTATIONS, DTYPES, SHAPES) if case not in QUICK]
+# bfloat16's half spacing is 2e-3 of a number.
+TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3}
+
+
+def arguments(shape, dtype):
+    keys = jax.random.split(jax.random.key(1), 4)
+    u, dg = (2 * jax.random.normal(k, shape) for k in keys[:2])
+    kernel = jax.random.normal(keys[2], (shape[-1], 24)) / 8
+    return u.astype(dtype), jax.random.normal(keys[3], shape[-1:]), kernel.astype(dtype), dg.astype(dtype)
+
+
+def assert_close(out, ref, tolerance):
+    for o, r in zip(jax.tree.leaves(out), jax.tree.leaves(ref), strict=True):
+        o, r = np.asarray(o, np.float64), np.asarray(r, np.float64)
+        assert np.linalg.norm(o - r) <= tolerance * np.linalg.norm(r)
+
+
+def plain(u, bias):
+    z = u.astype(jnp.float32) + bias
+    return 0.5 * z * (1 + jax.lax.erf(z / np.sqrt(2)))
+
+
+def test_the_tail_of_the_normal_distribution_is_as_good_as_float32():
+    z = np.concatenate([np.linspace(-12, 12, 20_001), [-3e38, 3e38, 0.0]]).astype(np.float32)
+    q, bell = gelu_triton.tail(jnp.asarray(z))
+    exact = special.ndtr(-np.abs(z.astype(np.float64)))
+    # 2e-7 is float32's rounding of a number near 1/2 a few times over.
+    assert np.abs(q - exact).max() < 2e-7
+    inner = np.abs(z) < 6
+    np.testing.assert_allclose(np.asarray(q)[inner], exact[inner], rtol=2e-4)
+    np.testing.assert_allclose(bell[inner], np.exp(-0.5 * z[inner].astype(np.float64) ** 2), rtol=4e-6)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "dtype", "shape"),
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
+def test_values_and_gradients_are_those_of_plain_float32_code(implementation, dtype, shape):
+    u, bias, _, dg = arguments(shape, dtype)
+    apply = functools.partial(gelu.bias_gelu, implementation=implementation)
+    g, vjp = jax.vjp(jax.jit(apply), u, bias)
+    assert g.dtype == dtype
+    du, dbias = vjp(dg)
+    assert (du.dtype, dbias.dtype) == (dtype, jnp.float32)
+    reference, vjp = jax.vjp(plain, u.astype(jnp.float32), bias)
+    assert_close(g, reference, TOLERANCE[dtype])
+    assert_close((du, dbias), vjp(dg.astype(jnp.float32)), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_extreme_inputs_stay_finite(implementation):
+    u = jnp.asarray([[[-3e38, -100.0, -10.0, 0.0, 10.0, 100.0, 3e38, 1.0]]], jnp.bfloat16)
+    g, vjp = jax.vjp(lambda u: gelu.bias_gelu(u, jnp.zeros(8), implementation=implementation), u)
+    np.testing.assert_array_equal(g[0, 0, :2], 0)
+    np.testing.assert_array_equal(g[0, 0, 3:7], u[0, 0, 3:7])
+    slope = np.asarray(vjp(jnp.ones_like(u))[0][0, 0], np.float32)
+    np.testing.assert_array_equal(slope[[0, 1, 3, 5, 6]], [0, 0, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize("implementation", SLOW_XLA)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_product_that_writes_gelu_again_has_the_gradients_of_the_one_that_keeps_it(implementation, dtype):
+    u, bias, kernel, _ = arguments((2, 19, 72), dtype)
+    keeps = lambda u, b, k: gelu.bias_gelu(u, b, implementation="xla") @ k  # noqa: E731
+    writes = functools.partial(gelu.bias_gelu_linear, implementation=implementation)
+    out, vjp = jax.vjp(writes, u, bias, kernel)
+    expected, expected_vjp = jax.vjp(keeps, u, bias, kernel)
+    dy = jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(dtype)
+    assert_close((out, vjp(dy)), (expected, expected_vjp(dy)), TOLERANCE[dtype])
+    # What it keeps: the three arguments, and no array of u's size more.
+    assert sum(a.size == u.size for a in jax.tree.leaves(vjp)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "programs"),
+    [(4, 16, 7), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 128, 0), (8, 32, 1)))],
+)
+def test_no_tuning_changes_the_result(rows, cols, programs):
+    u, bias, _, dg = arguments((37, 72), jnp.float32)
+    tuning = Tuning(rows=rows, cols=cols, programs=programs)
+    g = gelu_triton.bias_gelu_forward(u, bias, tuning=tuning, interpret=True)
+    assert_close(g, plain(u, bias), 2e-6)
+    du, dbias, again = gelu_triton.bias_gelu_backward(dg, u, bias, with_output=True, tuning=tuning, interpret=True)
+    assert_close((du, dbias), gelu.bias_gelu_gradients_xla(dg, u, bias), 2e-6)
+    np.testing.assert_array_equal(again, g)
+
+
+@pytest.mark.parametrize("implementation", SLOW_XLA)
+def test_under_a_checkpoint_policy_gelu_is_computed_again_from_its_named_input(implementation):
+    u, bias, kernel, _ = arguments((2, 5, 72), jnp.float32)
+
+    def mlp(u, bias, kernel):
+        u = jax.ad_checkpoint.checkpoint_name(jnp.sin(u), "fc1")
+        return gelu.bias_gelu(u, bias, implementation=implementation) @ kernel
+
+    policy = jax.checkpoint_policies.save_only_these_names("fc1")
+    loss = lambda f: lambda *a: jnp.sum(f(*a) ** 2)  # noqa: E731
+    expected = jax.grad(loss(mlp), argnums=(0, 1, 2))(u, bias, kernel)
+    again = jax.jit(jax.grad(loss(jax.checkpoint(mlp, policy=policy)), argnums=(0, 1, 2)))(u, bias, kernel)
+    assert_close(again, expected, 1e-6)
+
+
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="from 0.11 on, lowering compiles with the GPU's plugin")
+def test_kernels_lower_to_triton_without_a_gpu():
+    u, bias, kernel, _ = arguments((3, 258, 4608), jnp.bfloat16)
+    loss = lambda *a: jnp.sum(gelu.bias_gelu_linear(*a, implementation="triton").astype(jnp.float32))  # noqa: E731
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(u, bias, kernel).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("xla.gpu.triton") >= 1

@@ -1,0 +1,187 @@
+"""Residual add, bias and LayerNorm of the residual stream as one operation with one backward pass."""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from uvit_jax.models.fused import norm_triton
+
+Implementation = Literal["xla", "triton", "interpret"]
+EPSILON = norm_triton.EPSILON
+# A program holds whole rows in registers; no model here comes near.
+MAX_WIDTH = 8192
+
+
+def resolve(dtype: DTypeLike, d: int, platform: str) -> Literal["xla", "triton"]:
+    """Which implementation "auto" stands for: Triton's on a GPU in bfloat16 for rows it can hold, XLA's elsewhere."""
+    fits = jnp.dtype(dtype) == jnp.bfloat16 and 1 <= d <= MAX_WIDTH
+    return "triton" if platform in ("gpu", "cuda") and fits else "xla"
+
+
+def add_norm(
+    x: Float[Array, "b t d"],
+    y: Float[Array, "b t d"] | None,
+    bias: Float[Array, " d"] | None,
+    scale: Float[Array, " d"],
+    shift: Float[Array, " d"],
+    *,
+    implementation: Implementation,
+) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
+    """(r, h): r = x + (y + bias) and h = LayerNorm(r) scale + shift, both in the stream's dtype.
+
+    The sum is taken in float32 and rounded once; the LayerNorm (eps 1e-5, variance in two passes, float32) is that of
+    the rounded r, so nothing but r and two numbers a row is kept for the backward pass, which reads dr, dh and r once
+    and writes dx once. Go on with r, not with x: a gradient that reaches x past this function is one more add.
+
+    Under `jax.checkpoint` the kept arrays carry the names "residual" (r) and "norm_statistics" (mean, 1 / std).
+    Inside `shard_map` the kernels take `check_vma=False`; outside, XLA can't partition them (nor any Pallas kernel).
+
+    Args:
+      x: the stream, bfloat16 or float32.
+      y: what is added to it, in the same dtype; None for LayerNorm alone.
+      bias: of the product that made y (or x), float32; None for none. With neither y nor bias, r is x.
+      scale, shift: the LayerNorm's, float32.
+      implementation: "xla", "triton", or "interpret", Triton's kernels by Pallas's interpreter, for tests.
+    """
+    return _add_norm(x, y, bias, scale, shift, implementation, y is not None)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _add_norm(x, y, bias, scale, shift, implementation, has_y):
+    r, h, _, _ = _add_norm_values(x, y, bias, scale, shift, implementation)
+    return r, h
+
+
+def _add_norm_values(x, y, bias, scale, shift, implementation):
+    """r, h, mean and 1 / std."""
+    if implementation == "xla":
+        return add_norm_xla(x, y, bias, scale, shift)
+    rows = functools.partial(jnp.reshape, shape=(-1, x.shape[-1]))
+    r, h, mean, rstd = norm_triton.add_norm_forward(
+        rows(x),
+        None if y is None else rows(y),
+        bias,
+        scale,
+        shift,
+        interpret=implementation == "interpret",
+    )
+    return r.reshape(x.shape), h.reshape(x.shape), mean.reshape(x.shape[:-1]), rstd.reshape(x.shape[:-1])
+
+
+def _add_norm_fwd(x, y, bias, scale, shift, implementation, has_y):
+    r, h, mean, rstd = _add_norm_values(x, y, bias, scale, shift, implementation)
+    r = checkpoint_name(r, "residual")
+    mean, rstd = checkpoint_name((mean, rstd), "norm_statistics")
+    return (r, h), (r, mean, rstd, bias, scale, shift)
+
+
+def _add_norm_bwd(implementation, has_y, saved, gradients):
+    r, mean, rstd, bias, scale, shift = saved
+    dr, dh = gradients
+    if implementation == "xla":
+        dx, sums = add_norm_gradients_xla(dr, dh, r, mean, rstd, scale)
+    else:
+        rows = functools.partial(jnp.reshape, shape=(-1, r.shape[-1]))
+        dx, sums = norm_triton.add_norm_backward(
+            rows(dr),
+            rows(dh),
+            rows(r),
+            mean.reshape(-1),
+            rstd.reshape(-1),
+            scale,
+            with_bias=bias is not None,
+            interpret=implementation == "interpret",
+        )
+        dx = dx.reshape(r.shape)
+    dscale, dshift = sums[0].astype(scale.dtype), sums[1].astype(shift.dtype)
+    dbias = None if bias is None else sums[2].astype(bias.dtype)
+    return dx, dx if has_y else None, dbias, dscale, dshift
+
+
+_add_norm.defvjp(_add_norm_fwd, _add_norm_bwd)
+
+
+def add_norm_xla(
+    x: Float[Array, "*b d"],
+    y: Float[Array, "*b d"] | None,
+    bias: Float[Array, " d"] | None,
+    scale: Float[Array, " d"],
+    shift: Float[Array, " d"],
+) -> tuple[Float[Array, "*b d"], Float[Array, "*b d"], Float[Array, "*b"], Float[Array, "*b"]]:
+    """(r, h, mean, 1 / std) in plain XLA: what the Triton kernel is held to."""
+    r = _sum_xla(x, y, bias)
+    wide = r.astype(jnp.float32)
+    mean = wide.mean(axis=-1)
+    centered = wide - mean[..., None]
+    rstd = jax.lax.rsqrt(jnp.square(centered).mean(axis=-1) + EPSILON)
+    h = centered * rstd[..., None] * scale + shift
+    return r, h.astype(x.dtype), mean, rstd
+
+
+def add_norm_gradients_xla(
+    dr: Float[Array, "*b d"],
+    dh: Float[Array, "*b d"],
+    r: Float[Array, "*b d"],
+    mean: Float[Array, "*b"],
+    rstd: Float[Array, "*b"],
+    scale: Float[Array, " d"],
+) -> tuple[Float[Array, "*b d"], Float[Array, "3 d"]]:
+    """(dx, sums over the rows for scale, shift and bias) in plain XLA."""
+    wide = dh.astype(jnp.float32)
+    normed = (r.astype(jnp.float32) - mean[..., None]) * rstd[..., None]
+    slope = wide * scale
+    c1 = slope.mean(axis=-1, keepdims=True)
+    c2 = (slope * normed).mean(axis=-1, keepdims=True)
+    dx = dr.astype(jnp.float32) + rstd[..., None] * (slope - c1 - normed * c2)
+    over = tuple(range(r.ndim - 1))
+    sums = jnp.stack([(wide * normed).sum(over), wide.sum(over), dx.sum(over)])
+    return dx.astype(r.dtype), sums
+
+
+def residual_add(
+    x: Float[Array, "b t d"],
+    y: Float[Array, "b t d"],
+    bias: Float[Array, " d"] | None,
+    *,
+    implementation: Implementation,
+) -> Float[Array, "b t d"]:
+    """r = x + (y + bias) in float32, rounded to the stream's dtype: for a stream that no LayerNorm reads next.
+
+    XLA adds in one pass, whatever the implementation; the kernel sums the bias's gradient over the rows.
+    """
+    return _residual_add(x, y, bias, implementation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _residual_add(x, y, bias, implementation):
+    return _sum_xla(x, y, bias)
+
+
+def _sum_xla(x, y, bias):
+    if y is None and bias is None:
+        return x
+    wide = bias if y is None else y.astype(jnp.float32) + (0 if bias is None else bias)
+    return (x.astype(jnp.float32) + wide).astype(x.dtype)
+
+
+def _residual_add_fwd(x, y, bias, implementation):
+    return _sum_xla(x, y, bias), bias
+
+
+def _residual_add_bwd(implementation, bias, dr):
+    if bias is None:
+        return dr, dr, None
+    if implementation == "xla":
+        dbias = dr.astype(jnp.float32).sum(tuple(range(dr.ndim - 1)))
+    else:
+        flat = dr.reshape(-1, dr.shape[-1])
+        dbias = norm_triton.row_sums(flat, interpret=implementation == "interpret")
+    return dr, dr, dbias.astype(bias.dtype)
+
+
+_residual_add.defvjp(_residual_add_fwd, _residual_add_bwd)

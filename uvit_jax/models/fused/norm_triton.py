@@ -1,0 +1,204 @@
+"""Triton kernels: residual add, bias and LayerNorm in one pass, their gradients in another, and sums over rows."""
+
+import functools
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from uvit_jax.models.fused.tiles import Grid, Tuning, launch, load, load_block, make_grid, store
+
+EPSILON = 1e-5
+# The fastest seen on an H100 (benchmarks/kernels.py).
+FORWARD = Tuning(rows=4, warps=4, layout="pad")
+BACKWARD = Tuning(rows=1, warps=4, programs=132 * 4)
+SUMS = Tuning(rows=32, cols=128, warps=4, programs=132 * 8)
+
+
+def add_norm_forward(
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"] | None,
+    bias: Float[Array, " d"] | None,
+    scale: Float[Array, " d"],
+    shift: Float[Array, " d"],
+    *,
+    tuning: Tuning = FORWARD,
+    interpret: bool = False,
+) -> tuple[Float[Array, "n d"], Float[Array, "n d"], Float[Array, " n"], Float[Array, " n"]]:
+    """(r, h, mean, 1 / std): r = x + (y + bias), or x itself where there is nothing to add; h = LN(r) scale + shift."""
+    n, d = x.shape
+    adds = y is not None or bias is not None
+
+    def kernel(grid: Grid, *refs: Any) -> None:
+        left = iter(refs)
+        x_ref = next(left)
+        y_ref = next(left) if y is not None else None
+        bias_ref = next(left) if bias is not None else None
+        scale_ref, shift_ref = next(left), next(left)
+        r_ref = next(left) if adds else None
+        h_ref, mean_ref, rstd_ref = left
+        columns = grid.columns()
+        scales, shifts = _row(scale_ref, grid, columns), _row(shift_ref, grid, columns)
+        biases = _row(bias_ref, grid, columns) if bias_ref is not None else [None] * len(columns)
+
+        def body(rows: jax.Array, carry: tuple[()]) -> tuple[()]:
+            pieces = []
+            for cols, b in zip(columns, biases, strict=True):
+                mask = grid.mask(rows, cols)
+                value = load_block(x_ref, rows, cols, mask)
+                if y_ref is not None:
+                    added = load_block(y_ref, rows, cols, mask)
+                    value = value + (added if b is None else added + b)
+                elif b is not None:
+                    value = value + b
+                if r_ref is not None:
+                    # The statistics are those of the rounded sum, which is what the backward pass reads.
+                    rounded = value.astype(r_ref.dtype)
+                    store(r_ref.at[rows[:, None], cols[None]], rounded, mask)
+                    value = rounded.astype(jnp.float32)
+                pieces.append(value)
+            mean = _sum_pieces(pieces) / d
+            centered = []
+            for cols, value in zip(columns, pieces, strict=True):
+                c, exists = value - mean[:, None], grid.col_mask(cols)
+                centered.append(c if exists is None else jnp.where(exists[None], c, 0.0))
+            rstd = jax.lax.rsqrt(_sum_pieces([c * c for c in centered]) / d + EPSILON)
+            for cols, c, scale_piece, shift_piece in zip(columns, centered, scales, shifts, strict=True):
+                h = c * rstd[:, None] * scale_piece + shift_piece
+                store(h_ref.at[rows[:, None], cols[None]], h, grid.mask(rows, cols))
+            store(mean_ref.at[rows], mean, grid.row_mask(rows))
+            store(rstd_ref.at[rows], rstd, grid.row_mask(rows))
+            return carry
+
+        grid.walk(body, ())
+
+    stream, statistic = jax.ShapeDtypeStruct((n, d), x.dtype), jax.ShapeDtypeStruct((n,), jnp.float32)
+    out = launch(
+        kernel,
+        make_grid((n, d), tuning),
+        [a for a in (x, y, bias, scale, shift) if a is not None],
+        [*([stream] if adds else []), stream, statistic, statistic],
+        name="add_norm_forward",
+        warps=tuning.warps,
+        interpret=interpret,
+        flops=10 * n * d,
+    )
+    r, h, mean, rstd = out if adds else (x, *out)
+    return r, h, mean, rstd
+
+
+def add_norm_backward(
+    dr: Float[Array, "n d"],
+    dh: Float[Array, "n d"],
+    r: Float[Array, "n d"],
+    mean: Float[Array, " n"],
+    rstd: Float[Array, " n"],
+    scale: Float[Array, " d"],
+    *,
+    with_bias: bool,
+    tuning: Tuning = BACKWARD,
+    interpret: bool = False,
+) -> tuple[Float[Array, "n d"], Float[Array, "sums d"]]:
+    """(dx, sums over the rows for scale, shift and, with_bias, bias `[2 or 3, d]` float32).
+
+    One kernel reads dr, dh and r and writes dx and a partial sum for each program, which XLA then adds up.
+    """
+    n, d = r.shape
+    sums = 3 if with_bias else 2
+
+    def kernel(
+        grid: Grid,
+        dr_ref: Any,
+        dh_ref: Any,
+        r_ref: Any,
+        mean_ref: Any,
+        rstd_ref: Any,
+        scale_ref: Any,
+        dx_ref: Any,
+        partial_ref: Any,
+    ) -> None:
+        columns = grid.columns()
+        scales = _row(scale_ref, grid, columns)
+
+        def body(rows: jax.Array, carry: list[list[jax.Array]]) -> list[list[jax.Array]]:
+            row_mean = load(mean_ref.at[rows], grid.row_mask(rows))[:, None]
+            row_rstd = load(rstd_ref.at[rows], grid.row_mask(rows))[:, None]
+            masks = [grid.mask(rows, cols) for cols in columns]
+            blocks = [
+                [load_block(ref, rows, cols, mask) for ref in (r_ref, dh_ref, dr_ref)]
+                for cols, mask in zip(columns, masks, strict=True)
+            ]
+            normed = [(r_block - row_mean) * row_rstd for r_block, _, _ in blocks]
+            slopes = [block[1] * s for block, s in zip(blocks, scales, strict=True)]
+            c1 = _sum_pieces(slopes) / d
+            c2 = _sum_pieces([g * z for g, z in zip(slopes, normed, strict=True)]) / d
+            new = []
+            for i, (_, dh_block, dr_block) in enumerate(blocks):
+                dx = dr_block + row_rstd * (slopes[i] - c1[:, None] - normed[i] * c2[:, None])
+                store(dx_ref.at[rows[:, None], columns[i][None]], dx, masks[i])
+                # Summed element by element over the blocks, and over a block's rows once, after the last of them.
+                terms = [dh_block * normed[i], dh_block, *([dx] if with_bias else [])]
+                new.append([old + term for old, term in zip(carry[i], terms, strict=True)])
+            return new
+
+        zeros = [[jnp.zeros((grid.rows, size), jnp.float32) for _ in range(sums)] for _, size in grid.pieces]
+        totals = grid.walk(body, zeros)
+        for cols, piece in zip(columns, totals, strict=True):
+            for k, total in enumerate(piece):
+                store(partial_ref.at[pl.program_id(1), k, cols], jnp.sum(total, axis=0), grid.col_mask(cols))
+
+    grid = make_grid((n, d), tuning)
+    dx, partial = launch(
+        kernel,
+        grid,
+        [dr, dh, r, mean, rstd, scale],
+        [jax.ShapeDtypeStruct((n, d), r.dtype), jax.ShapeDtypeStruct((grid.strides, sums, d), jnp.float32)],
+        name="add_norm_backward",
+        warps=tuning.warps,
+        interpret=interpret,
+        flops=16 * n * d,
+    )
+    return dx, jnp.sum(partial, axis=0)
+
+
+def row_sums(x: Float[Array, "n d"], *, tuning: Tuning = SUMS, interpret: bool = False) -> Float[Array, " d"]:
+    """The sum over the rows, in float32: a bias's gradient where nothing else reads the rows."""
+    grid = make_grid(x.shape, tuning)
+    partial = launch(
+        _row_sums_kernel,
+        grid,
+        [x],
+        [jax.ShapeDtypeStruct((grid.strides, x.shape[1]), jnp.float32)],
+        name="row_sums",
+        warps=tuning.warps,
+        interpret=interpret,
+        flops=x.size,
+    )
+    return jnp.sum(partial[0], axis=0)
+
+
+def _row_sums_kernel(grid: Grid, x_ref: Any, partial_ref: Any) -> None:
+    columns = grid.columns()
+
+    def body(rows: jax.Array, carry: list[jax.Array]) -> list[jax.Array]:
+        return [
+            total + load_block(x_ref, rows, cols, grid.mask(rows, cols))
+            for total, cols in zip(carry, columns, strict=True)
+        ]
+
+    totals = grid.walk(body, [jnp.zeros((grid.rows, size), jnp.float32) for _, size in grid.pieces])
+    for cols, total in zip(columns, totals, strict=True):
+        store(partial_ref.at[pl.program_id(1), cols], jnp.sum(total, axis=0), grid.col_mask(cols))
+
+
+def _row(ref: Any, grid: Grid, columns: list[jax.Array]) -> list[jax.Array]:
+    """A parameter's columns `[1, size]`, a piece at a time."""
+    return [load(ref.at[cols], grid.col_mask(cols))[None] for cols in columns]
+
+
+def _sum_pieces(pieces: list[jax.Array]) -> jax.Array:
+    """The sum of every row over all of its pieces, `[rows]`."""
+    return functools.reduce(operator.add, [jnp.sum(piece, axis=1) for piece in pieces])
