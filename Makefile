@@ -18,9 +18,11 @@ digits: $(VENV)/.core
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Parity with PyTorch and diffusers, which the other tests do without. This version has a CPU build.
+# Parity with PyTorch, diffusers and the reference metrics, which the other tests do without. This version of torch has
+# a CPU build; the metrics' packages would bring torchvision, which their mathematics does not need.
 test-torch: $(VENV)/.dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0 'diffusers>=0.40' 'transformers>=5.0'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps torch-fidelity==0.4.0 pytorch-fid==0.3.0
 	$(BIN)/python -m pytest -m torch
 
 # Programs compiled for TPUs that are not there, by TPU's own compiler.

@@ -1,8 +1,9 @@
 """What scripts beside this one share to compare with the official PyTorch U-ViT: its rows, ratios and a bar chart.
 
-`--reference DIR` names a checkout of https://github.com/baofff/U-ViT. The forms: "published", its code as it is (float16
-autocast, gradient scaler, its own EMA loop); "float32", the same with attention in float32; "tuned", bfloat16, fused
-AdamW, EMA at once, guidance in one batch; "compiled", tuned under torch.compile. None of them recomputes activations.
+`--reference DIR` names a checkout of https://github.com/baofff/U-ViT. The forms: "published", its code as it is
+(float16 autocast, gradient scaler, EMA parameter by parameter); "float32", the same with attention in float32; "tuned",
+bfloat16, fused AdamW, EMA at once, guidance in one batch; "compiled", tuned under torch.compile. None recomputes
+activations in the backward pass, which the published configs of the large models do.
 """
 
 import argparse
@@ -44,7 +45,9 @@ def official_network(config: UViTConfig) -> dict[str, Any]:
     """
     for field, only in _FIXED.items():
         if getattr(config, field) != only:
-            raise UserError(f"model.{field} is {getattr(config, field)!r}, expected {only!r} to compare with --reference")
+            raise UserError(
+                f"model.{field} is {getattr(config, field)!r}, expected {only!r} to compare with --reference"
+            )
     height, width = config.input_size
     if height != width or config.conv == "before":
         raise UserError(
@@ -66,14 +69,14 @@ def official_network(config: UViTConfig) -> dict[str, Any]:
     }
 
 
-def run_reference(options: argparse.Namespace, experiment: Experiment, what: str, steps: int) -> list[Row]:
+def run_reference(options: argparse.Namespace, name: str, experiment: Experiment, what: str, steps: int) -> list[Row]:
     """Rows of the official network in each form at each batch, measured in a process that has ended on return.
 
     Call it before JAX takes the GPU's memory.
 
     Args:
       options: of `add_arguments`, with `repeats`.
-      experiment: whose network, optimizer and guidance.
+      name, experiment: the config, whose network, optimizer and guidance are taken.
       what: "train" or "sample".
       steps: train steps a repeat, or evaluations a sample.
 
@@ -107,7 +110,7 @@ def run_reference(options: argparse.Namespace, experiment: Experiment, what: str
     )
     if done.returncode:
         print(f"the reference ended with status {done.returncode}; its rows up to there count", file=sys.stderr)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [{"config": name, **json.loads(line)} for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def best(rows: Sequence[Row]) -> Row | None:
@@ -118,6 +121,11 @@ def best(rows: Sequence[Row]) -> Row | None:
 def rate_of_one(row: Row) -> float:
     """Images/s for each device."""
     return row["images_per_sec"] / row.get("devices", 1)
+
+
+def show_rate(rate: float) -> str:
+    """A rate to three digits or more."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def print_comparison(ours: Sequence[Row], theirs: Sequence[Row], flops: float, ceiling: float) -> None:
@@ -134,8 +142,8 @@ def print_comparison(ours: Sequence[Row], theirs: Sequence[Row], flops: float, c
         memory = "" if row["gib"] is None else f", {row['gib']:.1f} GiB"
         warning = "" if row["finite"] else ", NOT FINITE"
         print(
-            f"  official, {row['form']:10} batch {row['batch']:4}: {row['images_per_sec']:,.4g} images/s, "
-            f"{row['tflops']:.0f} TFLOP/s, {row['share']:.0%} of the ceiling{memory} "
+            f"  official, {row['form']:10} batch {row['batch']:4}: {show_rate(row['images_per_sec'])} images/s, "
+            f"{row['tflops']:.3g} TFLOP/s, {row['share']:.0%} of the ceiling{memory} "
             f"(attention in {row['attention']}, torch {row['torch']}){warning}"
         )
     own = best(ours)
@@ -143,7 +151,7 @@ def print_comparison(ours: Sequence[Row], theirs: Sequence[Row], flops: float, c
         other = best([row for row in theirs if row["form"] == form])
         if own is not None and other is not None:
             a, b = rate_of_one(own), rate_of_one(other)
-            print(f"  ours / official, {form}: {a:,.4g} / {b:,.4g} = {a / b:.2f} x", flush=True)
+            print(f"  ours / official, {form}: {show_rate(a)} / {show_rate(b)} = {a / b:.2f} x", flush=True)
 
 
 def finish(options: argparse.Namespace, rows: Sequence[Row], title: str) -> None:
@@ -175,13 +183,13 @@ def bar_chart(rows: Sequence[Row], path: str, *, title: str) -> None:
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[1 + len(some) for some in panels.values()])
     for panel, (config, some) in zip(grid[:, 0], panels.items(), strict=True):
         rates = [rate_of_one(row) for row in some]
-        own = best([row for row in some if row["who"] == "ours"])
+        own = best([row for row in some if row["who"] == "ours" and row.get("share")])
         colors = [_GREY if row["who"] != "ours" else _TEAL if row is own else _BLUE for row in some]
         bars = panel.barh(range(len(some)), rates, color=colors, height=0.7)
         shares = [f" ({row['share']:.0%})" if row.get("share") else "" for row in some]
         panel.bar_label(
             bars,
-            labels=[f"{rate:,.4g}{share}" for rate, share in zip(rates, shares, strict=True)],
+            labels=[f"{show_rate(rate)}{share}" for rate, share in zip(rates, shares, strict=True)],
             padding=4,
             fontsize=9,
             color=_INK,

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -82,23 +83,21 @@ class Machine:
             with torch.autocast(self.device, enabled=False):
                 return plain(*args)
 
-        if self.form.float32_attention:
-            functional.scaled_dot_product_attention = outside
-        try:
+        asked = outside if self.form.float32_attention else plain
+        with mock.patch.object(functional, "scaled_dot_product_attention", asked):
             probe = torch.zeros(1, 1, 8, 8, device=self.device)
             with self.autocast():
-                # Asked, not assumed: whether autocast casts what attention is given depends on the release of torch.
+                # Measured, not assumed: releases of torch differ in whether autocast casts what attention is given.
                 dtype = functional.scaled_dot_product_attention(probe, probe, probe).dtype
             yield str(dtype).removeprefix("torch.")
-        finally:
-            functional.scaled_dot_product_attention = plain
 
 
 def train_step(network: torch.nn.Module, machine: Machine, batch: int, job: dict[str, Any]) -> Callable[[], Any]:
     """One whole step on random examples: noise-prediction loss, gradients, AdamW, EMA."""
     form, device = machine.form, machine.device
     average = copy.deepcopy(network).requires_grad_(False)
-    old, new = list(average.parameters()), list(network.parameters())
+    old: list[torch.Tensor] = list(average.parameters())
+    new: list[torch.Tensor] = list(network.parameters())
     optimizer = torch.optim.AdamW(new, **job["optimizer"], fused=True if form.tuned else None)
     scaler = torch.amp.GradScaler(device, enabled=machine.half == torch.float16)
     network.train()

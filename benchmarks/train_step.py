@@ -3,10 +3,12 @@
     python benchmarks/train_step.py                                                # every paper config
     python benchmarks/train_step.py configs/imagenet256.py:huge --batch-size 64    # one, at another batch a device
     python benchmarks/train_step.py configs/imagenet256.py:huge --mesh 1,1,1 2,1,1 1,2,1    # one device, and two
+    python benchmarks/train_step.py configs/imagenet256.py:huge --batch-size 128 192 --reference U-ViT --chart step.png
 
 The step is the one that training compiles, on random examples; MFU counts 3 forward passes of `models/flops.py` an
-image, rematerialisation not counted. The hours are those of the config's own steps and batch at the rate measured,
-without pictures and checkpoints.
+image, rematerialisation not counted; "of matmul" is the share of what a large bfloat16 matrix product reaches, measured
+in the same run. The hours are those of the config's own steps and batch at the rate measured, without pictures and
+checkpoints. --reference measures the official PyTorch code on the same device and prints the ratios (`reference.py`).
 """
 
 import argparse
@@ -18,7 +20,9 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from reference import Row, add_arguments, finish, print_comparison, run_reference, show_rate
 
 from uvit_jax.jobs.abstract_batch import abstract_inputs, abstract_state, lower_train_step
 from uvit_jax.jobs.config import Experiment, load_experiment
@@ -42,6 +46,9 @@ PAPER = {
     "configs/mscoco256.py:small": 256,
     "configs/mscoco256.py:deep": 256,
 }
+HEADS = (
+    "  mesh", "batch", "images/s", "Mtokens/s", "TFLOP/s", "MFU", "of matmul", "GiB", "compile", "hours in all"
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +104,9 @@ def measure(
     *,
     steps: int,
     repeats: int,
-) -> dict[str, Any]:
-    """The median rate of `repeats` times `steps` steps, after one of warm-up."""
+    ceiling: float,
+) -> Row:
+    """The median rate of `repeats` times `steps` steps, after one of warm-up; `ceiling` of one device, in FLOP/s."""
     step = compile_step(name, batch_size, overrides, mesh, devices)
     state, compiled, model = step.state, step.compiled, step.experiment.model
     seconds = []
@@ -113,14 +121,18 @@ def measure(
     mfu = throughput.window(steps=1, images=batch_size, seconds=batch_size / rate)["mfu"]
     memory = compiled.memory_analysis()
     gib = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30 if memory else float("nan")
+    flops = 3 * forward_flops(model) * rate
     return {
+        "who": "ours",
         "config": name,
+        "devices": len(devices),
         "mesh": ",".join(map(str, step.mesh)),
         "batch": batch_size,
         "images_per_sec": rate,
         "tokens_per_sec": rate * model.num_tokens,
-        "mfu": float("nan") if mfu is None else mfu,
-        "tflops": 3 * forward_flops(model) * rate / 1e12,
+        "mfu": mfu,
+        "tflops": flops / 1e12,
+        "share": flops / (ceiling * len(devices)),
         "gib": gib,
         "compile_seconds": step.compile_seconds,
         "hours": load_images(name) / rate / 3600,
@@ -141,11 +153,66 @@ def _random(shape: jax.ShapeDtypeStruct) -> np.ndarray:
     return rng.standard_normal(shape.shape, np.float32).astype(shape.dtype)
 
 
+def matmul_ceiling() -> float:
+    """FLOP/s of one device in products of two bfloat16 matrices of 8192x8192 (1024x1024 on a CPU): the median of 5
+    times some 0.1 s."""
+    size, products = (1024, 2) if jax.default_backend() == "cpu" else (8192, 64)
+    a, b = (jax.random.normal(key, (size, size), jnp.bfloat16) for key in jax.random.split(jax.random.key(0)))
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready(multiply(a, b))
+    seconds = []
+    for _ in range(5):
+        began = time.monotonic()
+        jax.block_until_ready([multiply(a, b) for _ in range(products)][-1])
+        seconds.append(time.monotonic() - began)
+    return products * 2 * size**3 / float(np.median(seconds))
+
+
+def show(row: Row) -> None:
+    """A line of the table."""
+    cells = (
+        row["mesh"],
+        f"{row['batch']}",
+        show_rate(row["images_per_sec"]),
+        f"{row['tokens_per_sec'] / 1e6:.2f}",
+        f"{row['tflops']:.3g}",
+        "-" if row["mfu"] is None else f"{row['mfu']:.1%}",
+        f"{row['share']:.1%}",
+        f"{row['gib']:.1f}",
+        f"{row['compile_seconds']:.1f}s",
+        f"{row['hours']:,.0f}",
+    )
+    line = "".join(f"{cell:>{len(head) + 3}}" for cell, head in zip(cells, HEADS, strict=True))
+    print(f"{row['config']:34}{line}", flush=True)
+
+
+def measure_config(name: str, options: argparse.Namespace, overrides: dict[str, str], ceiling: float) -> list[Row]:
+    """Rows of one config on every mesh at every batch size that fits, printed one by one."""
+    rows = []
+    for text, size in itertools.product(options.mesh, options.batch_size or [PAPER.get(name, 64)]):
+        sizes = [int(length) for length in text.split(",")]
+        # A mesh of fewer devices than there are takes the first of them.
+        devices = jax.devices() if -1 in sizes else jax.devices()[: math.prod(sizes)]
+        counts: Any = {"steps": options.steps, "repeats": options.repeats, "ceiling": ceiling}
+        try:
+            row = measure(name, size * len(devices), MeshConfig(*sizes), devices, overrides, **counts)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            print(f"{name:34}{text:>9}{size * len(devices):>8}   does not fit", flush=True)
+            continue
+        rows.append(row)
+        show(row)
+        if options.json:
+            print(json.dumps(row))
+    return rows
+
+
 def main() -> None:
-    """Measures and prints a table; one line of JSON a config where --json asks for it."""
+    """Measures and prints a table; one line of JSON a row where --json asks for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", default=list(PAPER), help="configs/x.py:variant")
-    parser.add_argument("--batch-size", type=int, default=0, help="of each device; 0: one that fits 80 GB")
+    parser.add_argument("--batch-size", type=int, nargs="+", help="of each device, one after another; one that fits")
     parser.add_argument(
         "--mesh", nargs="+", default=["-1,1,1"], help="data,fsdp,tensor; several are measured one after another"
     )
@@ -153,34 +220,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
+    add_arguments(parser, batch_size=128)
     options = parser.parse_args()
-    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    heads = ("  mesh", "batch", "images/s", "Mtokens/s", "TFLOP/s", "MFU", "GiB", "compile", "hours in all")
-    print(f"{'config':34}" + "".join(f"{head:>{len(head) + 3}}" for head in heads))
-    for name, text in itertools.product(options.configs, options.mesh):
-        sizes = [int(size) for size in text.split(",")]
-        # A mesh of fewer devices than there are takes the first of them.
-        devices = jax.devices() if -1 in sizes else jax.devices()[: math.prod(sizes)]
-        batch_size = (options.batch_size or PAPER.get(name, 64)) * len(devices)
-        overrides = dict(setting.split("=", 1) for setting in options.set)
-        row = measure(
-            name, batch_size, MeshConfig(*sizes), devices, overrides, steps=options.steps, repeats=options.repeats
-        )
-        cells = (
-            row["mesh"],
-            f"{row['batch']}",
-            f"{row['images_per_sec']:,.0f}",
-            f"{row['tokens_per_sec'] / 1e6:.2f}",
-            f"{row['tflops']:.0f}",
-            f"{row['mfu']:.1%}",
-            f"{row['gib']:.1f}",
-            f"{row['compile_seconds']:.1f}s",
-            f"{row['hours']:,.0f}",
-        )
-        line = "".join(f"{cell:>{len(head) + 3}}" for cell, head in zip(cells, heads, strict=True))
-        print(f"{name:34}{line}", flush=True)
-        if options.json:
-            print(json.dumps(row))
+    overrides = dict(setting.split("=", 1) for setting in options.set)
+    experiments = {name: load_experiment(name, overrides) for name in options.configs}
+    # Before JAX takes the GPU's memory for itself.
+    theirs = {
+        name: run_reference(options, name, experiment, "train", options.steps) if options.reference else []
+        for name, experiment in experiments.items()
+    }
+    device, ceiling = jax.devices()[0].device_kind, matmul_ceiling()
+    title = f"{jax.device_count()} x {device}, jax {jax.__version__}, matrix products {ceiling / 1e12:.3g} TFLOP/s"
+    print(title)
+    print(f"{'config':34}" + "".join(f"{head:>{len(head) + 3}}" for head in HEADS))
+    rows: list[Row] = []
+    for name, experiment in experiments.items():
+        ours = measure_config(name, options, overrides, ceiling)
+        print_comparison(ours, theirs[name], 3 * forward_flops(experiment.model), ceiling)
+        rows += [*ours, *theirs[name]]
+    finish(options, rows, title)
 
 
 if __name__ == "__main__":

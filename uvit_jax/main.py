@@ -71,6 +71,7 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
     """Runs a job, on all hosts of the run; whatever ends it on this one, the others are not left waiting for it."""
     from uvit_jax.jobs.workdir import agree_on_run
     from uvit_jax.parallel import hosts
+    from uvit_jax.parallel.compile_cache import keep_compiled_programs
 
     # Whether all processes come to their ends here, and whether each has something of its own to say.
     together, each, stream = True, False, sys.stderr
@@ -80,6 +81,7 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
             if not hosts.is_first():
                 logging.getLogger("uvit_jax").setLevel(logging.WARNING)
             agree_on_run(name, experiment, workdir)
+            keep_compiled_programs(os.environ)
         told, code, stream = importlib.import_module(f"uvit_jax.jobs.{name}").run(experiment, workdir), 0, sys.stdout
     except Failed as error:
         told, code, stream = str(error), 1, sys.stdout

@@ -31,7 +31,8 @@ STEP = 8
 
 def evaluation(**changes) -> Experiment:
     """The tiny digits experiment with a few samples to score."""
-    return tiny_experiment(**{"evaluate__num_samples": COUNT, "evaluate__num_features": 300, **changes})
+    own = {"model__depth": 1, "sample__steps": 3, "evaluate__num_samples": COUNT, "evaluate__num_features": 300}
+    return tiny_experiment(**{**own, **changes})
 
 
 def parts_of(experiment: Experiment) -> Parts:

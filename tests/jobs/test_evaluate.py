@@ -56,8 +56,8 @@ def test_the_report_holds_everything_a_number_depends_on(run, evaluated):
     assert samples["count"] == COUNT
     assert samples["weights"].keys() == {"kind", "step", "sha256"}
     assert (samples["weights"]["kind"], samples["weights"]["step"]) == ("ema", STEP)
-    assert (samples["labels"], samples["network evaluations"]) == ("all", 4)
-    asked = {"solver": "dpmsolver++", "method": "multistep", "order": 2, "steps": 4, "guidance_scale": 0.5, "seed": 0}
+    assert (samples["labels"], samples["network evaluations"]) == ("all", 3)
+    asked = {"solver": "dpmsolver++", "method": "multistep", "order": 2, "steps": 3, "guidance_scale": 0.5, "seed": 0}
     assert samples["sampler"].items() >= asked.items()
     assert (samples["schedule"], samples["prediction"], samples["network dtype"]) == ("vp_linear", "noise", "float32")
     assert "8 bits" in samples["rounding"]
@@ -142,7 +142,7 @@ def test_the_same_command_again_draws_nothing(run, evaluated, monkeypatch, caplo
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
-        ({"sample__steps": 5}, "samples sampler steps = 4 there, 5 now"),
+        ({"sample__steps": 5}, "samples sampler steps = 3 there, 5 now"),
         ({"sample__seed": 1}, "samples sampler seed = 0 there, 1 now"),
         ({"sample__weights": "params"}, "samples weights kind = 'ema' there, 'params' now"),
         ({"sample__labels": "1,2"}, "samples labels = 'all' there, '1,2' now"),

@@ -31,7 +31,7 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 
 def evaluation(root: pathlib.Path, **changes) -> Experiment:
-    own = {"evaluate__num_samples": 12, "evaluate__metrics": "fid", "sample__guidance_scale": 0.0}
+    own = {"model__depth": 1, "evaluate__num_samples": 12, "evaluate__metrics": "fid", "sample__guidance_scale": 0.0}
     return latent_experiment(root, "kl", **{**own, **changes})
 
 
@@ -40,6 +40,7 @@ def report_of(root: pathlib.Path, out: pathlib.Path, **changes) -> dict:
     return json.loads((out / "evaluation.json").read_text())
 
 
+@pytest.mark.slow
 def test_samples_are_decoded_as_the_job_sample_does(root, tmp_path):
     report_of(root, tmp_path / "scored", evaluate__save="npz")
     drawn = evaluation(root, sample__num_samples=12, sample__format="npz", sample__out=str(tmp_path / "drawn"))
@@ -62,6 +63,7 @@ def test_the_data_s_own_latents_are_the_reference_decoded_and_a_folder_of_images
     assert any("the reference's 12 images are fewer than the 336 features" in said for said in own["warnings"])
 
 
+@pytest.mark.slow
 def test_a_reference_of_the_folder_is_made_at_the_size_that_is_asked_for_and_compared_with(root, tmp_path):
     made = {"evaluate__make_reference": True, "evaluate__reference": str(root / "images")}
     with pytest.raises(

@@ -36,7 +36,12 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 
 def evaluation(root: pathlib.Path, **changes) -> Experiment:
-    own = {"evaluate__num_samples": COUNT, "evaluate__clip": str(root / "whole_clip"), "evaluate__save": "npz"}
+    own = {
+        "model__depth": 1,
+        "evaluate__num_samples": COUNT,
+        "evaluate__clip": str(root / "whole_clip"),
+        "evaluate__save": "npz",
+    }
     return text_experiment(root, **{**own, **changes})
 
 
@@ -57,20 +62,24 @@ def clip_score(root: pathlib.Path, images: np.ndarray, texts: list[str]) -> floa
 
 
 def test_prompts_in_turn_have_a_clip_score_of_each_image_with_its_own(root, tmp_path):
-    report = report_of(root, tmp_path, sample__prompts="a red bus; two cats; abc")
+    prompts = "a red bus; two cats; abc"
+    line = evaluate.run(evaluation(root, sample__prompts=prompts, evaluate__out=str(tmp_path)), root / "run")
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert f", clip_score {report['metrics']['clip_score']:.4g}: see " in line
     images = np.load(tmp_path / "samples.npz")["arr_0"]
     expected = clip_score(root, images, ["a red bus", "two cats", "abc"] * 4)
     np.testing.assert_allclose(report["metrics"]["clip_score"], expected, rtol=1e-4)
     shifted = clip_score(root, images, ["abc", "a red bus", "two cats"] * 4)
     assert abs(expected - shifted) > 1e-2
     samples = report["samples"]
-    assert samples["prompts"] == "a red bus; two cats; abc"
+    assert samples["prompts"] == prompts
     assert samples["decoder"].endswith("kl.safetensors")
     assert len(samples["decoder sha256"]) == len(samples["texts sha256"]) == 64
     assert (report["reference"]["source"], report["reference"]["shape"]) == ("coco:coco:train2017", [16, 16, 3])
     assert report["plan"]["clip"]["images"] != report["plan"]["clip"]["texts"]
 
 
+@pytest.mark.slow
 def test_captions_of_a_data_set_are_drawn_without_any_encoder_and_scored(root, tmp_path):
     captions = {"evaluate__captions": str(root / "data"), "text_encoder__name": ""}
     report = report_of(root, tmp_path, **captions)
@@ -82,6 +91,7 @@ def test_captions_of_a_data_set_are_drawn_without_any_encoder_and_scored(root, t
     assert other["samples"]["texts sha256"] != report["samples"]["texts sha256"]
 
 
+@pytest.mark.slow
 def test_a_file_of_prompts_that_was_changed_is_another_evaluation(root, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red bus\n")

@@ -145,25 +145,35 @@ def test_a_sweep_that_was_stopped_goes_on_with_the_point_it_was_at(run, tmp_path
 
 
 def test_sweeps_without_a_folder_of_their_own_share_points_and_keep_their_charts_apart(run, monkeypatch):
-    first = sweep(run, "steps=4,6", evaluate__metrics="fid")
+    first = sweep(run, "guidance=1,3", evaluate__metrics="fid")
     drawn, batches = [], Generation.batches
 
     def counted(self, *arguments):
-        drawn.append(self.parts.experiment.sample.steps)
+        drawn.append(self.parts.experiment.sample.guidance_scale)
         return batches(self, *arguments)
 
     monkeypatch.setattr(Generation, "batches", counted)
-    second = sweep(run, "steps=5,6", evaluate__metrics="fid")
-    assert drawn == [5]
+    second = sweep(run, "guidance=2,3", evaluate__metrics="fid")
+    assert drawn == [2]
     folders = [pathlib.Path(line.partition("see ")[2].partition("/sweep.png")[0]) for line in (first, second)]
     assert folders[0] != folders[1]
-    for folder, values in zip(folders, ([4, 6], [5, 6]), strict=True):
+    for folder, values in zip(folders, ([1, 3], [2, 3]), strict=True):
         assert folder.parent == run / "evaluations"
-        assert folder.name.startswith("sweep_steps_")
+        assert folder.name.startswith("sweep_guidance_")
         assert [point["value"] for point in points_in(folder)] == values
         for point in points_in(folder):
             report = json.loads(pathlib.Path(point["report"]).read_text())
-            assert report["samples"]["network evaluations"] == point["value"]
+            assert report["samples"]["sampler"]["guidance_scale"] == point["value"]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_steps_compiles_a_program_for_each_and_says_its_evaluations(run, tmp_path, caplog):
+    with jax.log_compiles(True):
+        sweep(run, "steps=5,10", evaluate__metrics="fid", evaluate__out=str(tmp_path))
+    assert compiled(caplog) == 2
+    for point, steps in zip(points_in(tmp_path), (5, 10), strict=True):
+        samples = json.loads(pathlib.Path(point["report"]).read_text())["samples"]
+        assert samples["network evaluations"] == samples["sampler"]["steps"] == point["value"] == steps
 
 
 def test_lengths_of_the_ema_are_made_of_the_checkpoints_that_were_kept(run, tmp_path):

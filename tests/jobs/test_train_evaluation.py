@@ -14,14 +14,20 @@ from uvit_jax.jobs import evaluate, train
 from uvit_jax.jobs.scoring import Scoring
 from uvit_jax.telemetry.writers import read_metrics
 
-TAG = "own_feature_fd_20_ema_dpmsolverpp_4_guidance_0.5"
+TAG = "own_feature_fd_20_ema_dpmsolverpp_3_guidance_0.5"
 STEPS = 7
 
 
 def experiment(**changes):
     own = {"train__steps": STEPS, "train__save_every": 3, "evaluate__train_samples": 20, "evaluate__every": 3}
     # So that a few steps show in samples.
-    own |= {"optimizer__warmup_steps": 0, "optimizer__lr": 0.01, "ema__rate": 0.5}
+    own |= {
+        "model__depth": 1,
+        "sample__steps": 3,
+        "optimizer__warmup_steps": 0,
+        "optimizer__lr": 0.01,
+        "ema__rate": 0.5,
+    }
     return tiny_experiment(**{**own, **changes})
 
 
@@ -66,7 +72,7 @@ def test_training_is_the_same_to_the_bit_without_it(trained, tmp_path):
     assert evaluations(tmp_path) == []
 
 
-@pytest.mark.parametrize("stop", ["preempted", "killed"])
+@pytest.mark.parametrize("stop", ["preempted", pytest.param("killed", marks=pytest.mark.slow)])
 def test_a_run_stopped_before_its_evaluation_makes_up_for_it(trained, tmp_path, monkeypatch, stop):
     scored = Scoring.run
 
@@ -101,7 +107,10 @@ def test_the_same_command_again_scores_nothing(trained, monkeypatch):
     ("changes", "message"),
     [
         ({"evaluate__reference": "gone.npz"}, r"^config\.evaluate\.reference is 'gone\.npz', which can't be read"),
-        ({"evaluate__features": "inception", "evaluate__inception": "gone.pth"}, r"^config\.evaluate\.inception is 'gon"),
+        (
+            {"evaluate__features": "inception", "evaluate__inception": "gone.pth"},
+            r"^config\.evaluate\.inception is 'gon",
+        ),
     ],
 )
 def test_what_it_lacks_is_told_before_training(tmp_path, changes, message):

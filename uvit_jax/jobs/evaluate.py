@@ -210,5 +210,7 @@ def _summary(report: dict, out: pathlib.Path) -> str:
     if not report:
         return ""
     names = [name for name in report["metrics"] if not name.endswith(("_std", "_bias"))]
-    numbers = ", ".join(f"{name} {report['metrics'][name]:.4g}" for name in names[:_HEADLINES])
+    # What only a text model has, and is asked for by a name of its own, is not left out.
+    names = [*names[:_HEADLINES], *(name for name in names[_HEADLINES:] if name == "clip_score")]
+    numbers = ", ".join(f"{name} {report['metrics'][name]:.4g}" for name in names)
     return f"evaluated {report['samples']['count']:,} images: {numbers}: see {out}/{REPORT}, evaluation.txt, grid.png"

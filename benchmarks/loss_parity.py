@@ -1,0 +1,98 @@
+"""The loss of a bfloat16 run with this machine's kernels beside that of a float32 run, on the same data and noise.
+
+    python benchmarks/loss_parity.py                                       # digits, 200 steps
+    python benchmarks/loss_parity.py configs/cifar10.py --batch-size 64    # a paper config: random images
+
+Both start from the same weights and draw the same times and noises. Prints the mean loss of every tenth of the run and
+its relative difference, and ends with the largest.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from uvit_jax.data.pipeline import train_batches
+from uvit_jax.data.sources import SOURCES, ArraySource, Source, load_source
+from uvit_jax.jobs.abstract_batch import abstract_inputs, abstract_state, batch_fields
+from uvit_jax.jobs.config import load_experiment
+from uvit_jax.jobs.datacard import DataCard
+from uvit_jax.jobs.setup import assemble
+from uvit_jax.training.state import create_sharded
+
+FORMS = {"float32": {"model.dtype": "float32", "model.kernels": "xla"}, "bfloat16": {"model.dtype": "bfloat16"}}
+
+
+def losses(config: str, batch_size: int, steps: int, overrides: dict[str, str]) -> np.ndarray:
+    """The loss of each step."""
+    experiment = load_experiment(config, {"train.batch_size": str(batch_size), **overrides})
+    # A short run is to learn something.
+    experiment = dataclasses.replace(
+        experiment, optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=min(50, steps // 4), decay="none")
+    )
+    parts = assemble(experiment, DataCard(config), devices=jax.devices()[:1])
+    optimizer, _ = abstract_state(parts)
+    step = abstract_inputs(experiment, parts.batch_sharding)
+    train_step = jax.jit(parts.train_step(optimizer, step.inputs), donate_argnums=0)
+    state = create_sharded(parts.init_params, optimizer, 0, parts.mesh)
+    batches = train_batches(
+        _source(experiment),
+        fields=batch_fields(experiment),
+        batch_size=batch_size,
+        seed=0,
+        sharding=parts.batch_sharding,
+    )
+    found = []
+    for _ in range(steps):
+        state, metrics = train_step(state, next(batches))
+        found.append(metrics["loss"])
+    batches.close()
+    return np.asarray(jax.device_get(found))
+
+
+def _source(experiment: Any) -> Source:
+    """The config's data where a package brings them, else images of random colours and waves."""
+    if experiment.data.source in SOURCES:
+        return load_source(experiment.data.source)
+    h, w, c = experiment.model.sample_shape
+    rng = np.random.default_rng(0)
+    phase = rng.uniform(0, 2 * np.pi, (2048, 1, 1, c))
+    waves = rng.uniform(0.1, 1, (2, 2048, 1, 1, c))
+    rows, columns = np.arange(h)[None, :, None, None], np.arange(w)[None, None, :, None]
+    images = np.sin(waves[0] * rows + waves[1] * columns + phase).astype(np.float32)
+    classes = max(experiment.num_real_classes, 1)
+    return ArraySource("waves", images, rng.integers(0, classes, 2048), [str(i) for i in range(classes)])
+
+
+def main() -> None:
+    """Runs both and compares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", default="configs/digits.py")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value")
+    parser.add_argument("--out", default="")
+    options = parser.parse_args()
+    overrides = dict(setting.split("=", 1) for setting in options.set)
+    curves = {
+        name: losses(options.config, options.batch_size, options.steps, {**form, **overrides})
+        for name, form in FORMS.items()
+    }
+    print(f"{options.config}, {options.steps} steps of {options.batch_size}: {jax.devices()[0].device_kind}")
+    worst = 0.0
+    tenths = {name: [part.mean() for part in np.array_split(curve, 10)] for name, curve in curves.items()}
+    for number, (exact, rounded) in enumerate(zip(*tenths.values(), strict=True), 1):
+        difference = rounded / exact - 1
+        worst = max(worst, abs(difference))
+        print(f"tenth {number:2}: float32 {exact:.5f}  bfloat16 {rounded:.5f}  {difference:+.3%}")
+    print(f"largest difference {worst:.3%}")
+    if options.out:
+        pathlib.Path(options.out).write_text(json.dumps({name: curve.tolist() for name, curve in curves.items()}))
+
+
+if __name__ == "__main__":
+    main()
