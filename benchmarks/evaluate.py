@@ -125,20 +125,20 @@ def _several(decode: Callable[..., Any], params: Any, z: jax.Array) -> list[Any]
     return [decode(params, z) for _ in range(4)]
 
 
-def measure_whole(rows: list[dict[str, Any]], batches: int) -> None:
+def measure_whole(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """The network alone, with the decoder, and a whole evaluation."""
-    experiment = load_experiment(CONFIG)
+    experiment = load_experiment(options.config, dict(setting.split("=", 1) for setting in options.set))
     experiment = dataclasses.replace(
         experiment,
-        autoencoder=dataclasses.replace(experiment.autoencoder, dtype="bfloat16", batch_size=64),
-        sample=dataclasses.replace(experiment.sample, batch_size=64 * jax.device_count()),
+        autoencoder=dataclasses.replace(experiment.autoencoder, dtype="bfloat16", batch_size=options.batch_size),
+        sample=dataclasses.replace(experiment.sample, batch_size=options.batch_size * jax.device_count()),
     )
     card = DataCard("random", normalization=Normalization.constant(0.18215, 4))
     parts = assemble(experiment, card, autoencoder("bfloat16"), section="sample")
     params = jax.jit(parts.init_params, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_params))(
         jax.random.key(0)
     )
-    count = batches * experiment.sample.batch_size
+    count = options.batches * experiment.sample.batch_size
     latents_alone = dataclasses.replace(parts, codec=None, card=DataCard("random"))
     stages = {"network": latents_alone, "network and decoder": parts}
     seconds: dict[str, float] = {}
@@ -226,7 +226,10 @@ def main() -> None:
     """Measures the parts asked for and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["extraction", "decoder", "whole", "metrics"])
-    parser.add_argument("--batches", type=int, default=6, help="of 64 samples a device, of `whole`")
+    parser.add_argument("--config", default=CONFIG, help="of `whole`: a model of 4-channel latents")
+    parser.add_argument("--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value")
+    parser.add_argument("--batch-size", type=int, default=64, help="samples of each device at a time, of `whole`")
+    parser.add_argument("--batches", type=int, default=6, help="of `whole`")
     parser.add_argument("--out", help="a JSON file of all measurements")
     options = parser.parse_args()
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}")
@@ -234,7 +237,7 @@ def main() -> None:
     measures: dict[str, Callable[[], None]] = {
         "extraction": lambda: measure_extraction(rows),
         "decoder": lambda: measure_decoder(rows),
-        "whole": lambda: measure_whole(rows, options.batches),
+        "whole": lambda: measure_whole(rows, options),
         "metrics": lambda: measure_metrics(rows),
     }
     for part in options.parts:

@@ -24,7 +24,7 @@ from uvit_jax.jobs import evaluate, setup, train
 from uvit_jax.parallel import mesh as meshes
 root, count = pathlib.Path(sys.argv[1]), int(sys.argv[3])
 make_mesh = meshes.make_mesh
-write_run(root / "run")
+write_run(root / "run", tiny_experiment())
 np.savez(root / "found.npz", images=np.random.default_rng(0).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8))
 for split in json.loads(sys.argv[2]):
     data, fsdp, tensor = split
@@ -43,7 +43,8 @@ for split in json.loads(sys.argv[2]):
         evaluate.run(tiny_experiment(
             evaluate__samples=str(root / "found.npz"), evaluate__out=str(out), sample__batch_size=batch, **common
         ), work)
-    evaluate.run(tiny_experiment(evaluate__out=str(root / f"{name}_drawn"), sample__batch_size=32, **common), root / "run")
+    drawn = tiny_experiment(evaluate__out=str(root / f"{name}_drawn"), sample__batch_size=32, **common)
+    evaluate.run(drawn, root / "run")
 evaluate.make_mesh, setup.make_mesh = make_mesh, make_mesh
 # Batches of samples that the devices don't divide are told before a step is made.
 try:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.jobs.evaluate_runs import write_run
-from tests.jobs.runs import CACHE, ROOT, TINY, command, environment
+from tests.jobs.runs import CACHE, ROOT, TINY, command, environment, tiny_experiment
 from uvit_jax.telemetry.writers import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def result(out: pathlib.Path) -> tuple[dict, bytes]:
 
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory) -> tuple[pathlib.Path, tuple, float]:
-    workdir = write_run(tmp_path_factory.mktemp("run"))
+    workdir = write_run(tmp_path_factory.mktemp("run"), tiny_experiment())
     finish(start(workdir, workdir / "first"))  # compiles, and makes the reference
     began = time.monotonic()
     told = finish(start(workdir, workdir / "straight"))

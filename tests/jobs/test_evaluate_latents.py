@@ -83,6 +83,7 @@ def test_a_reference_of_the_folder_is_made_at_the_size_that_is_asked_for_and_com
         report_of(root, tmp_path / "other", evaluate__reference=str(tmp_path / "24.npz"))
 
 
+@pytest.mark.slow
 def test_a_sweep_compiles_the_decoder_once(root, tmp_path, caplog):
     report_of(root, tmp_path / "first")  # which decodes the reference, unless it is there
     with jax.log_compiles(True):

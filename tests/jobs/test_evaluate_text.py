@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.jobs.evaluate_runs import write_run, write_whole_clip
 from tests.jobs.evaluate_runs import evaluation as digits_evaluation
+from tests.jobs.evaluate_runs import write_run, write_whole_clip
 from tests.jobs.images import write_clip, write_coco, write_kl
 from tests.jobs.test_text import experiment as text_experiment
 from uvit_jax.errors import UserError

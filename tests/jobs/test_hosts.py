@@ -22,6 +22,7 @@ from tests.jobs.runs import (
     final_state,
     run_hosts,
     start_hosts,
+    tiny_experiment,
 )
 from tests.jobs.test_text import SMALL as TEXT
 from uvit_jax.telemetry.writers import read_metrics
@@ -166,7 +167,7 @@ def test_captions_are_prepared_learned_and_asked_for_on_two_hosts_as_on_one(tmp_
 
 
 def test_two_hosts_evaluate_as_one_does_and_one_of_them_writes(tmp_path):
-    run, name = write_run(tmp_path / "run"), "own_feature_fd"
+    run, name = write_run(tmp_path / "run", tiny_experiment()), "own_feature_fd"
     common = flags(evaluate__num_samples=50, evaluate__num_features=300, evaluate__save="npz", sample__batch_size=16)
     asked = {"drawn": {}, "swept": {"evaluate__sweep": "guidance=0,1", "evaluate__metrics": "fid"}}
     reports, images = {}, {}

@@ -1,4 +1,4 @@
-"""Samples scored now and then while training: what is logged, that nothing is lost or twice, that training is the same."""
+"""Samples scored now and then while training: what is logged, once and always, and that training is the same."""
 
 import json
 import pathlib
@@ -42,7 +42,7 @@ def trained(tmp_path_factory) -> tuple[pathlib.Path, str]:
 
 
 def test_a_distance_is_logged_under_a_tag_that_says_its_protocol(trained):
-    workdir, message = trained
+    workdir, _ = trained
     lines = evaluations(workdir)
     assert [line["step"] for line in lines] == [3, 6, STEPS]
     assert all(line.keys() == {"step", TAG} for line in lines)

@@ -190,7 +190,7 @@ class EvaluateConfig:
       make_reference: make the statistics of `reference` and nothing else.
       num_features: images of the reference whose features are kept, for kid, precision, recall, density and coverage.
       out: folder of the report (of make_reference: the file); empty for one in the workdir's evaluations/.
-      every: steps between evaluations while training; 0 for none.
+      every: steps between evaluations while training, with one after the last step; 0 for none.
       train_samples: drawn at each of those.
     """
 

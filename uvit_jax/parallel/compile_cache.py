@@ -14,7 +14,7 @@ def keep_compiled_programs(environ: Mapping[str, str]) -> pathlib.Path | None:
     and where JAX_COMPILATION_CACHE_DIR or JAX's own config names a folder already. JAX_ENABLE_COMPILATION_CACHE=false
     switches it off. Touches the devices.
     """
-    if jax.default_backend() == "cpu" or jax.config.jax_compilation_cache_dir:
+    if jax.default_backend() == "cpu" or jax.config.values["jax_compilation_cache_dir"]:
         return None
     home = environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = pathlib.Path(home, "uvit_jax", "xla")
