@@ -4,6 +4,9 @@ import os
 import pathlib
 import tempfile
 
+# Two workers on two cores: more threads only wait for each other. Read when NumPy is first imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 from jaxtyping import install_import_hook
 

@@ -30,6 +30,8 @@ from uvit_jax.telemetry.images import npz_writer, save_png
 LOG = logging.getLogger("uvit_jax")
 
 GRID_SAMPLES = 100
+# How most published statistics were made.
+PYTORCH_FID = {"resize": "pytorch-fid", "dtype": "float32"}
 _STATE, _PLAN, _IMAGES = ".evaluation", "plan.json", "images.rows"
 _ADM = ("arr_0", "arr_1")
 _WRITTEN_AT_ONCE = 1024
@@ -150,6 +152,7 @@ class Evaluation:
         extractor = self.extraction.extractor
         return {
             "metrics": metrics,
+            "definitions": scores.definitions(self.reference),
             "not computed": self.refused,
             "warnings": self._warnings(scores, metrics),
             "samples": samples,
@@ -174,6 +177,14 @@ class Evaluation:
             found.append(
                 f"the reference's {count:,} images are fewer than the {width:,} features: distances are too high"
             )
+        if not self.reference.record and "fid" in self.metrics:
+            settings = self.extraction.extractor.settings
+            if any(settings.get(name, usual) != usual for name, usual in PYTORCH_FID.items()):
+                found.append(
+                    f"{self.reference.path.name} does not say how its images were resized and in what precision, here "
+                    f"resize is {settings['resize']} and dtype {settings['dtype']}: where these differ, distances mean "
+                    "little"
+                )
         for warning in found:
             LOG.warning("warning: %s", warning)
         return found

@@ -16,6 +16,7 @@ from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.generation import Generation
 from uvit_jax.jobs.image_streams import ImageStream
 from uvit_jax.jobs.weights import Weights
+from uvit_jax.jobs.workdir import HOW_FIELDS
 from uvit_jax.metrics.reference import Reference
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.atomic import atomic_write
@@ -47,6 +48,9 @@ def drawn_samples(generation: Generation, weights: Weights, count: int, captions
         "network evaluations": sample.evaluations if sample.evaluations is not None else "chosen by the solver",
         "schedule": experiment.diffusion.schedule,
         "prediction": experiment.diffusion.prediction,
+        "model": {
+            name: value for name, value in dataclasses.asdict(experiment.model).items() if name not in HOW_FIELDS
+        },
         "network dtype": experiment.model.dtype,
         **decoder,
         "rounding": _ROUNDING,
@@ -132,7 +136,7 @@ def table(report: dict[str, Any]) -> str:
     ]
     lines += [f"{name:{_NAME_WIDTH}} {'-':>10}  {why}" for name, why in report["not computed"].items()]
     lines += [f"\nwarning: {warning}" for warning in report["warnings"]]
-    for title in ("samples", "reference", "features", "versions"):
+    for title in ("definitions", "samples", "reference", "features", "versions"):
         lines += ["", title, *_facts(report[title])]
     return "\n".join(lines) + "\n"
 

@@ -100,7 +100,8 @@ def open_reference_images(experiment: Experiment, name: str, size: int, mesh: Me
     try:
         originals = open_originals(name, config.split, config.data_dir)
     except UserError as error:
-        raise UserError(f"config.evaluate.reference is {name!r}: {error}") from None
+        field = "config.evaluate.reference" if experiment.evaluate.reference else "config.data.source"
+        raise UserError(f"{field} is {name!r}, which samples are to be compared with: {error}") from None
     record = {"split": config.split, "crop": config.crop}
     crop = CROPS[config.crop]
     return _of_originals(originals, lambda image: crop(image, size), originals.name, record, threads=config.threads)

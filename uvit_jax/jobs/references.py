@@ -46,7 +46,8 @@ def is_statistics(name: str) -> bool:
         with zipfile.ZipFile(name) as archive:
             held = set(archive.namelist())
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"config.evaluate.reference is {name!r}, which can't be read ({error})") from None
+        fault = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"config.evaluate.reference is {name!r}, which can't be read ({fault})") from None
     return "mu.npy" in held or not held & {"images.npy", "arr_0.npy"}
 
 

@@ -215,7 +215,8 @@ class EvaluateConfig:
 
     def __post_init__(self):
         _check_at_least(self, 2, "num_samples", "train_samples")
-        _check_at_least(self, 1, "num_features")
+        # The sixth is the fifth neighbour of the first (density, coverage).
+        _check_at_least(self, 6, "num_features")
         _check_at_least(self, 0, "every")
         check_choice("features", self.features, ("own", "inception"))
         check_choice("resize", self.resize, RESIZES)

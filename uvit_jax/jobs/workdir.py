@@ -16,7 +16,7 @@ from uvit_jax.parallel.hosts import DistributedConfig
 from uvit_jax.telemetry.atomic import atomic_write
 
 # How a model is computed, not what it is: these may differ between a checkpoint and the config that reads it.
-_HOW_FIELDS = ("dtype", "remat", "scan_blocks", "attention", "kernels")
+HOW_FIELDS = ("dtype", "remat", "scan_blocks", "attention", "kernels")
 # A network's file system may show a new file to other hosts this much later.
 _SECONDS_UNTIL_SEEN = 60.0
 
@@ -136,7 +136,7 @@ def check_architecture(experiment: Experiment, workdir: pathlib.Path) -> None:
     for field, value in dataclasses.asdict(experiment.model).items():
         found = saved.get(field, value)
         found = tuple(found) if isinstance(found, list) else found
-        if field not in _HOW_FIELDS and found != value:
+        if field not in HOW_FIELDS and found != value:
             raise UserError(
                 f"{workdir} holds a model with {field} = {found!r}, but config.model.{field} is {value!r}: "
                 "take another --workdir or the config it was trained with"

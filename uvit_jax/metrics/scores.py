@@ -136,6 +136,23 @@ class Scores:
             found["clip"] = self.clip.result()
         return {metric_name(name, self._extractor): value for name, value in found.items()}
 
+    def definitions(self, reference: Reference) -> dict[str, str]:
+        """What each metric was taken with where its definition leaves a choice."""
+        found = {}
+        if "is" in self.metrics:
+            found["is"] = f"{_SPLITS} parts in order, logits without the bias"
+        if "kid" in self.metrics:
+            found["kid"] = f"100 subsets of {self._kid_subset(reference):,}, seed 2020"
+        for names, said in ((("precision", "recall"), "k = 3"), (("density", "coverage"), "k = 5")):
+            found |= {name: said for name in names if name in self.metrics}
+        if self.clip is not None:
+            found["clip"] = "mean of max(100 cos, 0)"
+        return found
+
+    def _kid_subset(self, reference: Reference) -> int:
+        kept = 0 if reference.features is None else len(reference.features)
+        return min(_KID_SUBSET, kept, self.num_samples)
+
     def close(self) -> None:
         """Closes its files."""
         if self._rows is not None:
@@ -145,8 +162,7 @@ class Scores:
         assert reference.features is not None
         real, found = reference.features, {}
         if "kid" in self.metrics:
-            subset = min(_KID_SUBSET, len(real), len(features))
-            found["kid"], found["kid_std"] = kid(real, features, subset_size=subset)
+            found["kid"], found["kid_std"] = kid(real, features, subset_size=self._kid_subset(reference))
         if "precision" in self.metrics or "recall" in self.metrics:
             found["precision"], found["recall"] = precision_recall(real, features)
         if "density" in self.metrics or "coverage" in self.metrics:
