@@ -147,7 +147,7 @@ def test_only_what_is_asked_for_is_computed(root, tmp_path):
         ({"samples": "one.npz", "metrics": "fid"}, r"has 'fid', but the number of samples is 1, expected at least 2"),
         ({"samples": "torn.npz"}, r"torn\.npz can't be read"),
         ({"reference": "gone.npz"}, r"^config\.evaluate\.reference is '.*gone\.npz', which can't be read"),
-        ({"reference": "gone"}, r"^config\.evaluate\.reference is '.*gone': "),
+        ({"reference": "gone"}, r"^config\.evaluate\.reference is '.*gone', which samples are to be compared with: "),
         ({"reference": "other.npz"}, r"other\.npz has mu of shape \(3,\), expected \(336,\), the features of own"),
         ({"metrics": "fid, sfid"}, r"^config\.evaluate\.metrics has 'sfid', but own features v1 has no spatial feat"),
         ({"metrics": "clip"}, r"^config\.evaluate\.metrics has 'clip', but config\.evaluate\.clip is empty"),
@@ -170,7 +170,10 @@ def test_what_can_not_be_scored_is_told_in_one_sentence(root, tmp_path, changes,
         ({"evaluate__reference": ""}, r"'/nowhere/data', which doesn't exist, expected a folder of images"),
         ({"evaluate__reference": "digits.npz"}, r"'.*digits\.npz', which holds statistics: expected images"),
         ({"evaluate__reference": "ours.npz", "evaluate__out": "somewhere"}, r"^config\.evaluate\.out is 'somewhere'"),
-        ({"evaluate__reference": "gone"}, r"^config\.evaluate\.reference is '.*gone': "),
+        (
+            {"evaluate__reference": "gone"},
+            r"^config\.evaluate\.reference is '.*gone', which samples are to be compared with: ",
+        ),
     ],
 )
 def test_what_no_reference_can_be_made_of_is_told_in_one_sentence(root, tmp_path, changes, message):

@@ -50,6 +50,7 @@ def test_samples_are_decoded_as_the_job_sample_does(root, tmp_path):
     np.testing.assert_array_equal(images, np.load(tmp_path / "drawn" / "samples.npz")["images"])
 
 
+@pytest.mark.slow
 def test_the_data_s_own_latents_are_the_reference_decoded_and_a_folder_of_images_another(root, tmp_path):
     own = report_of(root, tmp_path / "own")
     assert own["reference"]["latents"] == "means of moments"

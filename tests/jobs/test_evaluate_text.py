@@ -61,6 +61,7 @@ def clip_score(root: pathlib.Path, images: np.ndarray, texts: list[str]) -> floa
     return float(np.maximum(100 * cosines, 0).mean())
 
 
+@pytest.mark.slow
 def test_prompts_in_turn_have_a_clip_score_of_each_image_with_its_own(root, tmp_path):
     prompts = "a red bus; two cats; abc"
     line = evaluate.run(evaluation(root, sample__prompts=prompts, evaluate__out=str(tmp_path)), root / "run")

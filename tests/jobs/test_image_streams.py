@@ -183,7 +183,10 @@ def test_a_picture_that_cannot_be_cropped_so_is_named(tmp_path, mesh):
 
 
 def test_a_reference_that_is_nowhere_is_told(tmp_path, mesh):
-    with pytest.raises(UserError, match=r"^config\.evaluate\.reference is '\S+gone': source is .* which doesn't exist"):
+    with pytest.raises(
+        UserError,
+        match=r"^config\.data\.source is '\S+gone', which samples are to be compared with: source is .*doesn't exist",
+    ):
         open_reference_images(experiment(), str(tmp_path / "gone"), 8, mesh)
 
 

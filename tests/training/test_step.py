@@ -124,11 +124,8 @@ def test_labels_are_dropped_to_the_empty_one_at_the_asked_rate(tiny):
     assert np.array_equal(kept, batch["label"])
 
 
-@pytest.mark.parametrize("scanned", [False, True])
-def test_a_batch_in_parts_gives_the_whole_batchs_loss_and_gradients(scanned):
-    config = UViTConfig(
-        image_size=4, patch_size=2, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4, scan_blocks=scanned
-    )
+def test_a_batch_in_parts_gives_the_whole_batchs_loss_and_gradients():
+    config = UViTConfig(image_size=4, patch_size=2, in_channels=1, embed_dim=8, depth=1, num_heads=2, num_classes=4)
     _, network, init_params = abstract_network(config)
     objective = Objective(VPLinear(), p_uncond=0.5, null_condition=3)
     optimizer = optax.sgd(1.0)  # the update is the gradient
@@ -139,7 +136,7 @@ def test_a_batch_in_parts_gives_the_whole_batchs_loss_and_gradients(scanned):
     }
     state = create(init_params, optimizer, 0)
     found = {}
-    for microbatches in (1, 2, 3, 12):
+    for microbatches in (1, 3):
         step = make_train_step(network, objective, optimizer, ema_rate=0.9, seed=0, microbatches=microbatches)
         found[microbatches] = jax.jit(step)(state, batch)
     (whole, metrics) = found.pop(1)
@@ -150,7 +147,7 @@ def test_a_batch_in_parts_gives_the_whole_batchs_loss_and_gradients(scanned):
 
 
 def test_a_batch_in_parts_holds_one_parts_activations():
-    config = UViTConfig(image_size=16, patch_size=2, in_channels=1, embed_dim=64, depth=5, num_heads=4)
+    config = UViTConfig(image_size=16, patch_size=2, in_channels=1, embed_dim=64, depth=1, num_heads=4)
     _, network, init_params = abstract_network(config)
     state = jax.eval_shape(lambda: create(init_params, optax.sgd(1.0), 0))
     batch = {"x": jax.ShapeDtypeStruct((32, 16, 16, 1), np.float32)}
