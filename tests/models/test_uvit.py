@@ -440,3 +440,18 @@ def test_a_call_that_does_not_fit_the_model_is_refused(fields, change, message):
     model = nnx.merge(tiny.graphdef, tiny.shapes)
     with pytest.raises(UserError, match=f"^{message}"):
         model(**{"x": np.zeros((2, 8, 8, 2)), "t": np.zeros(2)} | change)
+
+
+def test_kernels_asked_for_where_they_do_not_fit_fall_back_with_one_warning(caplog):
+    x, t = np.zeros((1, 4, 4, 3), np.float32), np.zeros(1, np.float32)
+    common = {"image_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    plain = UViT(UViTConfig(**common), rngs=nnx.Rngs(0))(x, t)
+    with caplog.at_level("WARNING", "uvit_jax"):
+        for _ in range(2):
+            model = UViT(UViTConfig(**common, kernels="triton", attention="cudnn"), rngs=nnx.Rngs(0))
+            np.testing.assert_array_equal(model(x, t), plain)
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "attention = cudnn falls back to xla: cuDNN's kernel takes bfloat16 and float16 on platform gpu, not float32 "
+        "on cpu",
+        "kernels = triton falls back to xla: the kernels take bfloat16 on platform gpu, not float32 on cpu",
+    ]

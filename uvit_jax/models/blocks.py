@@ -1,6 +1,7 @@
 """The transformer block of U-ViT: a long skip coming in, attention, MLP, all on the residual stream."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 from uvit_jax.models.attention import Attention
 from uvit_jax.models.fused import gelu
 from uvit_jax.models.fused import norm as fused
+from uvit_jax.models.fused.fallback import say_once
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layout import ONE_DEVICE, Layout, hidden, stream
 from uvit_jax.models.uvit_config import UViTConfig
@@ -98,12 +100,13 @@ class AddNorm(nnx.Module):
         time: Float[Array, "b d"] | None,
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
         d = x.shape[-1]
-        kernel = functools.partial(_add_norm, resolve_kernels(self.kernels, self.dtype, d, self.layout.platform))
+        implementation = resolve_kernels(self.kernels, self.dtype, d, self.layout.platform)
+        add_norm = functools.partial(_rows, self.layout, implementation, _add_norm)
         if self.modulation is None or time is None:
             weights = bias, scale_of(self.norm), bias_of(self.norm)
-            r, h = self.layout.rows(kernel, (x, y), weights)
+            r, h = add_norm((x, y), weights)
         else:
-            r, h = self.layout.rows(kernel, (x, y), (bias, jnp.ones(d), jnp.zeros(d)))
+            r, h = add_norm((x, y), (bias, jnp.ones(d), jnp.zeros(d)))
             scale, shift = jnp.split(self.modulation(time)[:, None], 2, axis=-1)
             h = h * (1 + scale) + shift
         return stream(self.layout, r), stream(self.layout, h)
@@ -111,7 +114,21 @@ class AddNorm(nnx.Module):
 
 def resolve_kernels(name: str, dtype: DTypeLike, d: int, platform: str) -> fused.Implementation:
     """What "auto" stands for: Triton's kernels on a GPU in bfloat16, XLA's own elsewhere; "triton" falls back too."""
-    return "xla" if name == "xla" else fused.resolve(dtype, d, platform)
+    found = "xla" if name == "xla" else fused.resolve(dtype, d, platform)
+    if name == "triton" and found == "xla":
+        say_once(
+            "kernels = triton falls back to xla: the kernels take bfloat16 on platform gpu, not "
+            f"{jnp.dtype(dtype).name} on {platform}"
+        )
+    return found
+
+
+def _rows(
+    layout: Layout, implementation: fused.Implementation, kernel: Callable, streams: tuple, weights: tuple
+) -> Any:
+    """XLA partitions its own operations; a kernel that it can't see inside of is run by each device on its rows."""
+    bound = functools.partial(kernel, implementation)
+    return bound(streams, weights) if implementation == "xla" else layout.rows(bound, streams, weights)
 
 
 def _add_norm(implementation: fused.Implementation, streams: tuple, weights: tuple) -> tuple[Array, Array]:
@@ -143,7 +160,8 @@ class MLP(nnx.Module):
         implementation = resolve_kernels(self.kernels, self.dtype, x.shape[-1], self.layout.platform)
         u = hidden(self.layout, x @ self.fc1.kernel[...].astype(self.dtype))
         kernel = functools.partial(gelu.bias_gelu, implementation=implementation)
-        g = hidden(self.layout, self.layout.columns(kernel, u, bias_of(self.fc1)))
+        arrays = u, bias_of(self.fc1)
+        g = hidden(self.layout, kernel(*arrays) if implementation == "xla" else self.layout.columns(kernel, *arrays))
         return stream(self.layout, g @ self.fc2.kernel[...].astype(self.dtype)), bias_of(self.fc2)
 
 
@@ -177,5 +195,4 @@ class Block(nnx.Module):
         x, h = self.norm2(x, *self.attn.product(h), time)
         y, bias = self.mlp(h)
         implementation = resolve_kernels(self.kernels, self.dtype, x.shape[-1], self.layout.platform)
-        add = functools.partial(_residual_add, implementation)
-        return stream(self.layout, self.layout.rows(add, (x, y), (bias,)))
+        return stream(self.layout, _rows(self.layout, implementation, _residual_add, (x, y), (bias,)))

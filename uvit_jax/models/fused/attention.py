@@ -1,7 +1,6 @@
 """Self-attention that reads q, k and v from one array and writes one gradient, by the kernel that fits."""
 
 import functools
-import logging
 from typing import Literal
 
 import jax
@@ -12,8 +11,8 @@ from jaxtyping import Array, Float
 
 from uvit_jax.models.fused import attention_triton
 from uvit_jax.models.fused.attention_triton import Tuning
+from uvit_jax.models.fused.fallback import say_once
 
-LOG = logging.getLogger("uvit_jax")
 Implementation = Literal["triton", "cudnn", "xla"]
 # Beyond them nothing was measured; a long loop wants other tilings, and there copies around cuDNN's weigh little.
 MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
@@ -36,26 +35,26 @@ def why_not_triton(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> s
 def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> Implementation:
     """The kernel a name stands for with qkv of this shape `[b, t, 3, h, k]`.
 
-    "xla" and "cudnn" are themselves. "triton" and "auto" are Triton's where it fits, and where it does not, cuDNN's on
-    a GPU in half precision (the only precision it has) and XLA's elsewhere; asked for by name, that is said once.
+    "auto" is Triton's where it fits, else cuDNN's on a GPU in half precision (the only one it has), else XLA's.
+    "triton" and "cudnn" fall back in the same order where they don't fit, which is said once.
     """
     if name == "xla":
         return "xla"
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    other: Implementation = "cudnn" if half and platform == "gpu" else "xla"
     if name == "cudnn":
-        return "cudnn"
+        if other == "xla":
+            say_once(
+                f"attention = cudnn falls back to xla: cuDNN's kernel takes bfloat16 and float16 on platform gpu, not "
+                f"{jnp.dtype(dtype).name} on {platform}"
+            )
+        return other
     reason = why_not_triton(shape, dtype, platform)
     if reason is None:
         return "triton"
-    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    other: Implementation = "cudnn" if half and platform == "gpu" else "xla"
     if name == "triton":
-        _say_once(f"attention = triton falls back to {other}: {reason}")
+        say_once(f"attention = triton falls back to {other}: {reason}")
     return other
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    LOG.warning(message)
 
 
 def packed_attention(qkv: Float[Array, "b t 3 h k"], *, implementation: Implementation) -> Float[Array, "b t h k"]:

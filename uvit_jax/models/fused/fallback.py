@@ -1,0 +1,12 @@
+"""A kernel that was asked for by name and does not fit: said once, and never a crash."""
+
+import functools
+import logging
+
+LOG = logging.getLogger("uvit_jax")
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """A warning that is logged the first time."""
+    LOG.warning(message)
