@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_policies
 
+from uvit_jax.models.fused import norm, pallas_triton
 from uvit_jax.models.fused.attention import packed_attention, resolve, triton_attention, why_not_triton
 from uvit_jax.models.fused.attention_triton import Tiling, Tuning, channels, cut
 
@@ -173,3 +174,9 @@ def test_a_fall_back_is_said_once(caplog):
         "attention = triton falls back to cudnn: the Triton kernel takes a head_dim that is a multiple of 8 up to 128, "
         "not 44"
     ]
+
+
+def test_without_pallas_triton_backend_other_kernels_run(monkeypatch):
+    monkeypatch.setattr(pallas_triton, "AVAILABLE", False)
+    assert resolve("auto", (2, 258, 3, 16, 72), jnp.bfloat16, "gpu") == "cudnn"
+    assert norm.resolve(jnp.bfloat16, 1152, "gpu") == "xla"

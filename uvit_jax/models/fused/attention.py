@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused import attention_triton
+from uvit_jax.models.fused import attention_triton, pallas_triton
 from uvit_jax.models.fused.attention_triton import Tuning
 from uvit_jax.models.fused.fallback import say_once
 
@@ -21,6 +21,8 @@ MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
 def why_not_triton(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
     """Why qkv of this shape `[b, t, 3, h, k]` can't be given to the Triton kernel; None where it can."""
     _, tokens, _, _, head_dim = shape
+    if not pallas_triton.AVAILABLE:
+        return "this version of jax has no Triton backend of Pallas"
     if platform != "gpu":
         return f"the Triton kernel runs on platform gpu, not {platform}"
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):

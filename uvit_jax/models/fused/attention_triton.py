@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
+
+from uvit_jax.models.fused.pallas_triton import plgpu
 
 LOG2_E = math.log2(math.e)
 SMALLEST = 16  # of a matrix product's sides on tensor cores

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused import norm_triton
+from uvit_jax.models.fused import norm_triton, pallas_triton
 
 Implementation = Literal["xla", "triton", "interpret"]
 EPSILON = norm_triton.EPSILON
@@ -19,7 +19,7 @@ MAX_WIDTH = 8192
 
 def resolve(dtype: DTypeLike, d: int, platform: str) -> Literal["xla", "triton"]:
     """Which implementation "auto" stands for: Triton's on a GPU in bfloat16 for rows it can hold, XLA's elsewhere."""
-    fits = jnp.dtype(dtype) == jnp.bfloat16 and 1 <= d <= MAX_WIDTH
+    fits = pallas_triton.AVAILABLE and jnp.dtype(dtype) == jnp.bfloat16 and 1 <= d <= MAX_WIDTH
     return "triton" if platform in ("gpu", "cuda") and fits else "xla"
 
 

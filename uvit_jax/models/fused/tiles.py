@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
+
+from uvit_jax.models.fused.pallas_triton import plgpu
 
 
 @dataclasses.dataclass(frozen=True)
