@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_policies
+from jax.extend.core import Literal
 
 from uvit_jax.models.fused import norm, pallas_triton
 from uvit_jax.models.fused.attention import packed_attention, resolve, triton_attention, why_not_triton
@@ -89,8 +90,10 @@ def test_saving_attention_by_name_leaves_the_backward_pass_no_use_for_the_forwar
         attend = jax.checkpoint(kernel(Tuning()), policy=policy)
         jaxpr = jax.make_jaxpr(jax.grad(lambda qkv: jnp.sum(attend(qkv) ** 2)))(qkv)
         (again,) = (eqn.params["jaxpr"] for eqn in jaxpr.eqns if eqn.primitive.name == "remat2")
-        (forward,) = (eqn for eqn in again.eqns if eqn.params.get("name") == "attention_forward")
-        return any(x in forward.outvars for eqn in again.eqns for x in eqn.invars)
+        calls = [eqn for eqn in again.eqns if eqn.primitive.name == "pallas_call"]
+        # A call that nothing uses may be there, or be left out already.
+        forward = [x for eqn in calls if "attention_forward" in str(eqn.params) for x in eqn.outvars]
+        return any(x in forward for eqn in again.eqns for x in eqn.invars if not isinstance(x, Literal))
 
     assert not uses(checkpoint_policies.save_only_these_names("attention"))
     assert uses(checkpoint_policies.nothing_saveable)
