@@ -190,8 +190,10 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"] | None, time: Float[Array, "b d"] | None
     ) -> Float[Array, "b t d"]:
-        joined: Joined = (x, None, None) if self.skip is None else self.skip(x, skip)
-        x, h = self.norm1(*joined, time)
+        y, bias = None, None
+        if self.skip is not None:
+            x, y, bias = self.skip(x, skip)
+        x, h = self.norm1(stream(self.layout, x), y, bias, time)
         x, h = self.norm2(x, *self.attn.product(h), time)
         y, bias = self.mlp(h)
         implementation = resolve_kernels(self.kernels, self.dtype, x.shape[-1], self.layout.platform)

@@ -84,7 +84,7 @@ def test_the_product_that_writes_gelu_again_has_the_gradients_of_the_one_that_ke
     out, vjp = jax.vjp(writes, u, bias, kernel)
     expected, expected_vjp = jax.vjp(keeps, u, bias, kernel)
     dy = jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(dtype)
-    # Wider than one kernel's: a gradient goes through a product in bfloat16, which versions of jax round in their own ways.
+    # Wider than one kernel's: a gradient goes through a product in bfloat16, which versions of jax round differently.
     assert_close((out, vjp(dy)), (expected, expected_vjp(dy)), 3 * TOLERANCE[dtype])
     # What it keeps: the three arguments, and no array of u's size more.
     assert sum(a.size == u.size for a in jax.tree.leaves(vjp)) == 1
