@@ -50,6 +50,25 @@ def kernel_times(folder: pathlib.Path) -> dict[tuple[str, str], tuple[float, int
     return dict(times)
 
 
+def busy_and_idle(folder: pathlib.Path) -> tuple[float, float]:
+    """Milliseconds from the first kernel's start to the last one's end: with one running, and with none."""
+    spans = sorted(
+        (event.start_ns, event.end_ns)
+        for path in folder.rglob("*.xplane.pb")
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes
+        if plane.name.startswith("/device:")
+        for line in plane.lines
+        if line.name.startswith("Stream")
+        for event in line.events
+    )
+    busy, end = 0.0, spans[0][0] if spans else 0.0
+    for first, last in spans:
+        busy += max(0.0, last - max(first, end))
+        end = max(end, last)
+    whole = end - spans[0][0] if spans else 0.0
+    return busy / 1e6, (whole - busy) / 1e6
+
+
 def kind_of(kernel: str, operation: str) -> str:
     """The kind of a kernel."""
     for kind, pattern in KINDS:
@@ -81,6 +100,7 @@ def main() -> None:
             jax.block_until_ready(metrics)
         wall = (time.monotonic() - began) / STEPS * 1000
         times = kernel_times(pathlib.Path(folder))
+        busy, idle = (value / STEPS for value in busy_and_idle(pathlib.Path(folder)))
     rows = sorted(
         ((ms / STEPS, launches / STEPS, kernel, operation) for (kernel, operation), (ms, launches) in times.items()),
         reverse=True,
@@ -89,7 +109,8 @@ def main() -> None:
     for milliseconds, _, kernel, operation in rows:
         kinds[kind_of(kernel, operation)] += milliseconds
     print(f"{options.config} batch {options.batch_size} {' '.join(options.set)}: {jax.devices()[0].device_kind}")
-    print(f"a step: {wall:.1f} ms by the clock, {sum(kinds.values()):.1f} ms in kernels")
+    print(f"a step: {sum(kinds.values()):.1f} ms in kernels; the device busy {busy:.1f}, idle between {idle:.1f}")
+    print(f"{wall:.1f} ms by the clock, the profiler's own work with them")
     for milliseconds, launches, kernel, operation in rows[: options.rows]:
         print(f"{milliseconds:9.2f} ms {launches:6.0f} x  {operation[:40]:40} {kernel[:70]}")
     for kind, milliseconds in sorted(kinds.items(), key=lambda item: -item[1]):

@@ -100,17 +100,41 @@ def run_reference(options: argparse.Namespace, name: str, experiment: Experiment
         "repeats": options.repeats,
     }
     script = pathlib.Path(__file__).with_name("reference_torch.py")
-    done = subprocess.run(
+    rows = []
+    with subprocess.Popen(
         # -P: this folder's names must not stand before the checkout's.
         [options.reference_python, "-P", str(script)],
-        input=json.dumps(job),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process.stdin as stdin:
+            json.dump(job, stdin)
+        for line in process.stdout:
+            if line.startswith("{"):
+                rows.append({"config": name, **json.loads(line)})
+                # At once: minutes of work must not be lost with what comes after.
+                print(reference_line(rows[-1]), flush=True)
+    if process.returncode:
+        print(f"the reference ended with status {process.returncode}; its rows up to there count", file=sys.stderr)
+    return rows
+
+
+def reference_line(row: Row) -> str:
+    """What a row of the reference says, with its TFLOP/s where they are known."""
+    what = f"  official, {row['form']:10} batch {row['batch']:4}: "
+    if "error" in row:
+        return what + row["error"]
+    tflops = f", {row['tflops']:.3g} TFLOP/s, {row['share']:.0%} of the ceiling" if "share" in row else ""
+    memory = "" if row["gib"] is None else f", {row['gib']:.1f} GiB"
+    warning = "" if row["finite"] else ", NOT FINITE"
+    return (
+        f"{what}{show_rate(row['images_per_sec'])} images/s{tflops}{memory} "
+        f"(attention in {row['attention']}, torch {row['torch']}){warning}"
     )
-    if done.returncode:
-        print(f"the reference ended with status {done.returncode}; its rows up to there count", file=sys.stderr)
-    return [{"config": name, **json.loads(line)} for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def best(rows: Sequence[Row]) -> Row | None:
@@ -134,18 +158,10 @@ def print_comparison(ours: Sequence[Row], theirs: Sequence[Row], flops: float, c
     Rows get their TFLOP/s and share of the ceiling (FLOP/s); flops: of one image.
     """
     for row in theirs:
-        if "error" in row:
-            print(f"  official, {row['form']:10} batch {row['batch']:4}: {row['error']}")
-            continue
-        row["tflops"] = flops * row["images_per_sec"] / 1e12
-        row["share"] = row["tflops"] * 1e12 / ceiling
-        memory = "" if row["gib"] is None else f", {row['gib']:.1f} GiB"
-        warning = "" if row["finite"] else ", NOT FINITE"
-        print(
-            f"  official, {row['form']:10} batch {row['batch']:4}: {show_rate(row['images_per_sec'])} images/s, "
-            f"{row['tflops']:.3g} TFLOP/s, {row['share']:.0%} of the ceiling{memory} "
-            f"(attention in {row['attention']}, torch {row['torch']}){warning}"
-        )
+        if "error" not in row:
+            row["tflops"] = flops * row["images_per_sec"] / 1e12
+            row["share"] = row["tflops"] * 1e12 / ceiling
+        print(reference_line(row))
     own = best(ours)
     for form in dict.fromkeys(row["form"] for row in theirs):
         other = best([row for row in theirs if row["form"] == form])

@@ -24,16 +24,22 @@ Joined = tuple[Float[Array, "b t d"], Float[Array, "b t d"] | None, Float[Array,
 
 
 class SkipConcat(nnx.Module):
-    """Linear(Concat(x, skip)) without the concatenation: x W_1 + skip W_2 + b, on the kernel `[2, d, d]`."""
+    """Linear(Concat(x, skip)) without the concatenation: x W_1 + skip W_2 + b, on the kernel `[2, d, d]`.
 
-    def __init__(self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.dtype = dtype
+    The two products are left to be added with the bias, unless tensor parallelism has to bring their sum together.
+    """
+
+    def __init__(self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE):
+        self.dtype, self.layout = dtype, layout
         self.kernel = nnx.Param(NORMAL_02(rngs.params(), (2, embed_dim, embed_dim), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((embed_dim,), jnp.float32))
 
     def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Joined:
         kernel = self.kernel[...].astype(self.dtype)
-        return x @ kernel[0] + skip @ kernel[1], None, self.bias[...]
+        first, second, bias = x @ kernel[0], skip @ kernel[1], self.bias[...]
+        if self.layout.splits_channels:
+            return first + second, None, bias
+        return first, stream(self.layout, second), bias
 
 
 class SkipLinear(nnx.Module):
@@ -55,11 +61,13 @@ class SkipAdd(nnx.Module):
         return x, skip, None
 
 
-def make_skip(kind: str, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module | None:
+def make_skip(
+    kind: str, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE
+) -> nnx.Module | None:
     """The module that merges a long skip into the stream, by `UViTConfig.skip`; None for "none"."""
     match kind:
         case "concat":
-            return SkipConcat(embed_dim, dtype=dtype, rngs=rngs)
+            return SkipConcat(embed_dim, dtype=dtype, rngs=rngs, layout=layout)
         case "add_then_linear" | "linear_then_add":
             return SkipLinear(embed_dim, add_first=kind == "add_then_linear", dtype=dtype, rngs=rngs)
         case "add":
@@ -181,7 +189,7 @@ class Block(nnx.Module):
         self.dtype, self.kernels, self.layout = dtype, config.kernels, layout
         how: dict[str, Any] = {"dtype": dtype, "rngs": rngs, "layout": layout}
         norm = functools.partial(AddNorm, d, adaptive=config.time == "adaln", kernels=config.kernels, **how)
-        self.skip = make_skip(config.skip, d, dtype=dtype, rngs=rngs) if takes_skip else None
+        self.skip = make_skip(config.skip, d, **how) if takes_skip else None
         self.norm1 = norm()
         self.attn = Attention(d, config.num_heads, qkv_bias=config.qkv_bias, implementation=config.attention, **how)
         self.norm2 = norm()

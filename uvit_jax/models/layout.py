@@ -26,6 +26,11 @@ class Layout(Protocol):
         """Whether `weights` moves anything, so that the backward pass had better do it again than keep the result."""
         ...
 
+    @property
+    def splits_channels(self) -> bool:
+        """Whether the channels of a product are split over devices, and brought together after it."""
+        ...
+
     def stacked(self, params: Any) -> Any:
         """The same parameters, one array for all layers `[layers, ...]`, split as each layer's are."""
         ...
@@ -70,6 +75,11 @@ class OneDevice:
 
     @property
     def gathers(self) -> bool:
+        """Nothing is split."""
+        return False
+
+    @property
+    def splits_channels(self) -> bool:
         """Nothing is split."""
         return False
 

@@ -40,6 +40,11 @@ class MeshLayout:
         """Whether parameters are split over fsdp."""
         return self.mesh.shape["fsdp"] > 1
 
+    @property
+    def splits_channels(self) -> bool:
+        """Whether there is tensor parallelism."""
+        return self.mesh.shape["tensor"] > 1
+
     def stacked(self, params: Any) -> Any:
         """The parameters of equal layers, `[layers, ...]` each, split as one layer's are."""
 
