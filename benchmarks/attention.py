@@ -26,30 +26,30 @@ SHAPES = {"H/2": (258, 16, 72), "L/2": (258, 16, 64), "S/2": (257, 8, 64), "COCO
 FORWARD = (
     Tiling(64, 64, 64, 4, 2),
     Tiling(64, 64, 64, 4, 3),
-    Tiling(64, 64, 16, 4, 2, joined=True),
-    Tiling(64, 64, 16, 4, 3, joined=True),
-    Tiling(64, 128, 16, 4, 2, joined=True),
-    Tiling(128, 64, 16, 8, 2, joined=True),
-    Tiling(128, 128, 16, 8, 2, joined=True),
+    Tiling(64, 64, 64, 4, 4),
+    Tiling(64, 64, 16, 4, 2),
+    Tiling(64, 32, 64, 4, 4),
     Tiling(64, 128, 64, 4, 2),
+    Tiling(64, 256, 64, 8, 1),
+    Tiling(128, 64, 128, 8, 2),
 )
 QUERY_GRAD = (
     Tiling(64, 64, 64, 4, 2),
-    Tiling(64, 64, 16, 4, 2, joined=True),
-    Tiling(64, 64, 16, 4, 3, joined=True),
-    Tiling(64, 32, 16, 4, 3, joined=True),
-    Tiling(128, 64, 16, 8, 2, joined=True),
-    Tiling(128, 32, 16, 8, 2, joined=True),
+    Tiling(64, 64, 64, 4, 3),
+    Tiling(64, 32, 64, 4, 3),
+    Tiling(64, 32, 64, 4, 4),
+    Tiling(64, 64, 64, 8, 2),
     Tiling(64, 128, 64, 4, 2),
+    Tiling(128, 64, 128, 8, 2),
 )
 KEY_VALUE_GRAD = (
     Tiling(64, 32, 64, 4, 3),
+    Tiling(64, 32, 64, 4, 4),
+    Tiling(64, 16, 64, 4, 4),
     Tiling(64, 64, 64, 4, 2),
-    Tiling(64, 32, 16, 4, 3, joined=True),
-    Tiling(64, 64, 16, 4, 2, joined=True),
-    Tiling(128, 32, 16, 8, 2, joined=True),
-    Tiling(128, 64, 16, 8, 2, joined=True),
     Tiling(64, 64, 64, 4, 3),
+    Tiling(64, 64, 64, 8, 2),
+    Tiling(128, 32, 128, 8, 2),
 )
 KERNELS = {"forward": FORWARD, "query_grad": QUERY_GRAD, "key_value_grad": KEY_VALUE_GRAD}
 SETS = 3  # of inputs, in turn: one alone could stay in the cache
@@ -143,9 +143,8 @@ def attempt(row: Row, run: Callable[[Row], Row]) -> Row:
 
 
 def short(tiling: Tiling) -> str:
-    """Rows x columns / smallest tail (j: joined to the last whole block), w warps, s stages."""
-    tail = f"{tiling.row_tail}{'j' if tiling.joined else ''}"
-    return f"{tiling.rows}x{tiling.columns}/{tail}w{tiling.warps}s{tiling.stages}"
+    """Rows x columns / smallest tail, w warps, s stages."""
+    return f"{tiling.rows}x{tiling.columns}/{tiling.row_tail}w{tiling.warps}s{tiling.stages}"
 
 
 def tilings(tuning: Tuning) -> str:

@@ -31,8 +31,6 @@ class Tiling:
     row_tail: the smallest block of rows for the last tokens: 16 to compute few rows for nothing, `rows` for one masked
       whole block (a smaller program; 16 rows are too few for Hopper's wgmma).
     warps: of 32 threads, in a program; stages: blocks of columns in flight.
-    joined: whether the program of the last whole block of rows owns a last block of 16 too, and no other is started
-      for it.
     """
 
     rows: int = 64
@@ -40,14 +38,13 @@ class Tiling:
     row_tail: int = 64
     warps: int = 4
     stages: int = 2
-    joined: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
     """The tilings of the three kernels; rows are queries, but keys in `key_value_grad`."""
 
-    forward: Tiling = Tiling()
+    forward: Tiling = Tiling(stages=3)
     query_grad: Tiling = Tiling()
     key_value_grad: Tiling = Tiling(columns=32, stages=3)
 
@@ -69,10 +66,6 @@ class Block:
     def mask(self) -> Array:
         """`[size]`, which exist."""
         return jnp.arange(self.size) < self.valid
-
-
-# What a program owns: a block, or two that share what is read of the columns.
-Rows = tuple[Block, ...]
 
 
 def cut(length: int, size: int, smallest: int = SMALLEST) -> tuple[int, tuple[Block, ...]]:
@@ -137,7 +130,6 @@ def _launcher(
     """Runs a kernel with one program for each head and block of rows, neighbours sharing the head in the cache."""
     b, t, _, h, k = shape
     whole, tail = cut(t, tiling.rows, tiling.row_tail)
-    joined = tiling.joined and whole > 0 and sum(x.size for x in tail) == SMALLEST
     _, column_tail = cut(t, tiling.columns)
     # References reach as far as masked blocks do.
     tokens = max(whole * tiling.rows + sum(x.size for x in tail), t + sum(x.size - int(x.valid) for x in column_tail))
@@ -155,14 +147,14 @@ def _launcher(
     ) -> Any:
         def run(*refs: Any) -> None:
             body = functools.partial(kernel, *refs, tokens=t, head_dim=k, columns=tiling.columns)
-            _own_rows(body, tiling.rows, whole, tail, joined)
+            _own_rows(body, tiling.rows, whole, tail)
 
         moved = sum(math.prod(a.shape) * a.dtype.itemsize for a in (*inputs, *outputs))
         name = f"attention{kernel.__name__.removesuffix('_kernel')}"
         run.__name__ = name
         return pl.pallas_call(
             run,
-            grid=(whole if joined else whole + len(tail), h, b),
+            grid=(whole + len(tail), h, b),
             in_specs=[spec(a) for a in inputs],
             out_specs=[spec(a) for a in outputs],
             out_shape=outputs,
@@ -178,19 +170,17 @@ def _launcher(
     return call
 
 
-def _own_rows(body: Callable[[Rows], None], rows: int, whole: int, tail: Rows, joined: bool) -> None:
-    """Runs the body on the block of rows that this program owns, or the two."""
+def _own_rows(body: Callable[[Block], None], rows: int, whole: int, tail: tuple[Block, ...]) -> None:
+    """Runs the body on the block of rows that this program owns."""
     i = pl.program_id(0)
     if len(tail) == 1 and tail[0].size == rows:
         # Masks everywhere cost less than the body twice.
-        body((Block(i * rows, rows, whole * rows + int(tail[0].valid) - i * rows),))
+        body(Block(i * rows, rows, whole * rows + int(tail[0].valid) - i * rows))
         return
-    alone = whole - 1 if joined else whole
-    if alone:
-        pl.when(i < alone)(lambda: body((Block(i * rows, rows, rows),)))
-    owned = [(Block(alone * rows, rows, rows), *tail)] if joined else [(block,) for block in tail]
-    for j, blocks in enumerate(owned):
-        pl.when(i == alone + j)(functools.partial(body, blocks))
+    if whole:
+        pl.when(i < whole)(lambda: body(Block(i * rows, rows, rows)))
+    for j, block in enumerate(tail):
+        pl.when(i == whole + j)(functools.partial(body, block))
 
 
 def _walk_columns(step: Callable[[Block, Any], Any], carry: Any, tokens: int, columns: int) -> Any:
@@ -271,30 +261,28 @@ def _zeros(rows: Block, head_dim: int) -> Matrix:
 
 
 def _forward_kernel(
-    qkv_ref: Any, out_ref: Any, lse_ref: Any, rows: Rows, *, tokens: int, head_dim: int, columns: int
+    qkv_ref: Any, out_ref: Any, lse_ref: Any, rows: Block, *, tokens: int, head_dim: int, columns: int
 ) -> None:
     """Online softmax (arXiv:2205.14135, Algorithm 1) over blocks of keys, in base 2 with the scale folded in."""
     scale = LOG2_E / math.sqrt(head_dim)
-    queries = [_load(qkv_ref, (0,), own, head_dim) for own in rows]
+    query = _load(qkv_ref, (0,), rows, head_dim)
 
-    def step(block: Block, carry: list[tuple[Array, Array, Matrix]]) -> list[tuple[Array, Array, Matrix]]:
-        key, weighed = _load(qkv_ref, (1,), block, head_dim), []
-        for query, (peak, total, acc) in zip(queries, carry, strict=True):
-            logits = _inner(query, key)
-            if block.masked:
-                logits = jnp.where(block.mask[None], logits, -jnp.inf)
-            new_peak = jnp.maximum(peak, jnp.max(logits, axis=1))
-            weights = jnp.exp2(logits * scale - (new_peak * scale)[:, None])
-            fade = jnp.exp2((peak - new_peak) * scale)
-            faded = tuple(x * fade[:, None] for x in acc)
-            weighed.append((new_peak, total * fade + jnp.sum(weights, axis=1), faded, weights))
-        value = _load(qkv_ref, (2,), block, head_dim)
-        return [(peak, total, _add_product(acc, weights, value)) for peak, total, acc, weights in weighed]
+    def step(block: Block, carry: tuple[Array, Array, Matrix]) -> tuple[Array, Array, Matrix]:
+        peak, total, acc = carry
+        logits = _inner(query, _load(qkv_ref, (1,), block, head_dim))
+        if block.masked:
+            logits = jnp.where(block.mask[None], logits, -jnp.inf)
+        new_peak = jnp.maximum(peak, jnp.max(logits, axis=1))
+        weights = jnp.exp2(logits * scale - (new_peak * scale)[:, None])
+        fade = jnp.exp2((peak - new_peak) * scale)
+        acc = tuple(x * fade[:, None] for x in acc)
+        acc = _add_product(acc, weights, _load(qkv_ref, (2,), block, head_dim))
+        return new_peak, total * fade + jnp.sum(weights, axis=1), acc
 
-    start = [(jnp.full((x.size,), -jnp.inf, jnp.float32), jnp.zeros((x.size,)), _zeros(x, head_dim)) for x in rows]
-    for own, (peak, total, acc) in zip(rows, _walk_columns(step, start, tokens, columns), strict=True):
-        _store(out_ref, (), own, head_dim, tuple(x / total[:, None] for x in acc))
-        _store_vector(lse_ref, own, peak * scale + jnp.log2(total))
+    start = jnp.full((rows.size,), -jnp.inf, jnp.float32), jnp.zeros((rows.size,), jnp.float32), _zeros(rows, head_dim)
+    peak, total, acc = _walk_columns(step, start, tokens, columns)
+    _store(out_ref, (), rows, head_dim, tuple(x / total[:, None] for x in acc))
+    _store_vector(lse_ref, rows, peak * scale + jnp.log2(total))
 
 
 def _query_grad_kernel(
@@ -304,7 +292,7 @@ def _query_grad_kernel(
     lse_ref: Any,
     d_qkv_ref: Any,
     delta_ref: Any,
-    rows: Rows,
+    rows: Block,
     *,
     tokens: int,
     head_dim: int,
@@ -312,31 +300,24 @@ def _query_grad_kernel(
 ) -> None:
     """dq = scale * (p * (d_out v^T - delta)) k (arXiv:2307.08691, Algorithm 2), and delta = rowsum(d_out * out)."""
     scale = LOG2_E / math.sqrt(head_dim)
-    owned = []
-    for own in rows:
-        query, d_out = _load(qkv_ref, (0,), own, head_dim), _load(d_out_ref, (), own, head_dim)
-        out, lse = _load(out_ref, (), own, head_dim), _load_vector(lse_ref, own)
-        products = (x.astype(jnp.float32) * y.astype(jnp.float32) for x, y in zip(out, d_out, strict=True))
-        first, *rest = (jnp.sum(x, axis=1) for x in products)
-        delta = sum(rest, first)
-        _store_vector(delta_ref, own, delta)
-        owned.append((query, d_out, lse, delta))
+    query, d_out = _load(qkv_ref, (0,), rows, head_dim), _load(d_out_ref, (), rows, head_dim)
+    out, lse = _load(out_ref, (), rows, head_dim), _load_vector(lse_ref, rows)
+    products = (x.astype(jnp.float32) * y.astype(jnp.float32) for x, y in zip(out, d_out, strict=True))
+    first, *rest = (jnp.sum(x, axis=1) for x in products)
+    delta = sum(rest, first)
+    _store_vector(delta_ref, rows, delta)
 
-    def step(block: Block, carry: list[Matrix]) -> list[Matrix]:
-        key, value = _load(qkv_ref, (1,), block, head_dim), _load(qkv_ref, (2,), block, head_dim)
-        new = []
-        for (query, d_out, lse, delta), acc in zip(owned, carry, strict=True):
-            weights = jnp.exp2(_inner(query, key) * scale - lse[:, None])
-            if block.masked:
-                # A key of zeros, where there is none, may have any weight, infinity too.
-                weights = jnp.where(block.mask[None], weights, 0.0)
-            d_logits = weights * (_inner(d_out, value) - delta[:, None])
-            new.append(_add_product(acc, d_logits, key))
-        return new
+    def step(block: Block, acc: Matrix) -> Matrix:
+        key = _load(qkv_ref, (1,), block, head_dim)
+        weights = jnp.exp2(_inner(query, key) * scale - lse[:, None])
+        if block.masked:
+            # A key of zeros, where there is none, may have any weight, infinity too.
+            weights = jnp.where(block.mask[None], weights, 0.0)
+        d_logits = weights * (_inner(d_out, _load(qkv_ref, (2,), block, head_dim)) - delta[:, None])
+        return _add_product(acc, d_logits, key)
 
-    sums = _walk_columns(step, [_zeros(own, head_dim) for own in rows], tokens, columns)
-    for own, acc in zip(rows, sums, strict=True):
-        _store(d_qkv_ref, (0,), own, head_dim, tuple(x / math.sqrt(head_dim) for x in acc))
+    acc = _walk_columns(step, _zeros(rows, head_dim), tokens, columns)
+    _store(d_qkv_ref, (0,), rows, head_dim, tuple(x / math.sqrt(head_dim) for x in acc))
 
 
 def _key_value_grad_kernel(
@@ -346,7 +327,7 @@ def _key_value_grad_kernel(
     delta_ref: Any,
     _: Any,
     d_qkv_ref: Any,
-    rows: Rows,
+    rows: Block,
     *,
     tokens: int,
     head_dim: int,
@@ -358,20 +339,18 @@ def _key_value_grad_kernel(
     Queries that do not exist are zeros, and so is what they add.
     """
     scale = LOG2_E / math.sqrt(head_dim)
-    owned = [(_load(qkv_ref, (1,), own, head_dim), _load(qkv_ref, (2,), own, head_dim)) for own in rows]
+    key, value = _load(qkv_ref, (1,), rows, head_dim), _load(qkv_ref, (2,), rows, head_dim)
 
-    def step(block: Block, carry: list[tuple[Matrix, Matrix]]) -> list[tuple[Matrix, Matrix]]:
+    def step(block: Block, carry: tuple[Matrix, Matrix]) -> tuple[Matrix, Matrix]:
+        d_key, d_value = carry
         query, d_out = _load(qkv_ref, (0,), block, head_dim), _load(d_out_ref, (), block, head_dim)
         lse, delta = _load_vector(lse_ref, block), _load_vector(delta_ref, block)
-        new = []
-        for (key, value), (d_key, d_value) in zip(owned, carry, strict=True):
-            weights = jnp.exp2(_inner(key, query) * scale - lse[None])
-            d_value = _add_product(d_value, weights, d_out)
-            d_logits = weights * (_inner(value, d_out) - delta[None])
-            new.append((_add_product(d_key, d_logits, query), d_value))
-        return new
+        weights = jnp.exp2(_inner(key, query) * scale - lse[None])
+        d_value = _add_product(d_value, weights, d_out)
+        d_logits = weights * (_inner(value, d_out) - delta[None])
+        return _add_product(d_key, d_logits, query), d_value
 
-    sums = _walk_columns(step, [(_zeros(own, head_dim), _zeros(own, head_dim)) for own in rows], tokens, columns)
-    for own, (d_key, d_value) in zip(rows, sums, strict=True):
-        _store(d_qkv_ref, (1,), own, head_dim, tuple(x / math.sqrt(head_dim) for x in d_key))
-        _store(d_qkv_ref, (2,), own, head_dim, d_value)
+    start = _zeros(rows, head_dim), _zeros(rows, head_dim)
+    d_key, d_value = _walk_columns(step, start, tokens, columns)
+    _store(d_qkv_ref, (1,), rows, head_dim, tuple(x / math.sqrt(head_dim) for x in d_key))
+    _store(d_qkv_ref, (2,), rows, head_dim, d_value)
