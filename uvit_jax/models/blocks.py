@@ -18,9 +18,9 @@ from uvit_jax.models.layout import ONE_DEVICE, Layout, hidden, stream
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.models.weights import bias_of, scale_of
 
-# What joins the residual stream: the stream, a product to be added to it or nothing, and the product's bias or nothing.
-# The norm that comes next adds all of it in its own pass.
-Joined = tuple[Float[Array, "b t d"], Float[Array, "b t d"] | None, Float[Array, " d"] | None]
+# The residual stream, a product still to be added to it or nothing, and the product's bias or nothing: the norm that
+# comes next adds all of it in its own pass.
+Pending = tuple[Float[Array, "b t d"], Float[Array, "b t d"] | None, Float[Array, " d"] | None]
 
 
 class SkipConcat(nnx.Module):
@@ -34,7 +34,7 @@ class SkipConcat(nnx.Module):
         self.kernel = nnx.Param(NORMAL_02(rngs.params(), (2, embed_dim, embed_dim), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((embed_dim,), jnp.float32))
 
-    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Joined:
+    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Pending:
         kernel = self.kernel[...].astype(self.dtype)
         first, second, bias = x @ kernel[0], skip @ kernel[1], self.bias[...]
         if self.layout.splits_channels:
@@ -49,7 +49,7 @@ class SkipLinear(nnx.Module):
         self.add_first = add_first
         self.linear = nnx.Linear(embed_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Joined:
+    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Pending:
         kernel, bias = self.linear.kernel[...].astype(x.dtype), bias_of(self.linear)
         return ((x + skip) @ kernel, None, bias) if self.add_first else (x, skip @ kernel, bias)
 
@@ -57,7 +57,7 @@ class SkipLinear(nnx.Module):
 class SkipAdd(nnx.Module):
     """The paper's `add`: x + skip."""
 
-    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Joined:
+    def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Pending:
         return x, skip, None
 
 
@@ -107,17 +107,31 @@ class AddNorm(nnx.Module):
         bias: Float[Array, " d"] | None,
         time: Float[Array, "b d"] | None,
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
-        d = x.shape[-1]
+        r, h = self._streams(_add_norm, (x, y), bias, time)
+        return r, h
+
+    def fork(
+        self,
+        x: Float[Array, "b t d"],
+        y: Float[Array, "b t d"] | None,
+        bias: Float[Array, " d"] | None,
+        time: Float[Array, "b d"] | None,
+    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"], Float[Array, "b t d"]]:
+        """(r, r, h) for a stream that goes two ways: their gradients are added in the norm's one backward pass."""
+        r, again, h = self._streams(_add_norm_fork, (x, y), bias, time)
+        return r, again, h
+
+    def _streams(self, kernel: Callable, streams: tuple, bias: Array | None, time: Array | None) -> list[Array]:
+        d = streams[0].shape[-1]
         implementation = resolve_kernels(self.kernels, self.dtype, d, self.layout.platform)
-        add_norm = functools.partial(_rows, self.layout, implementation, _add_norm)
+        add_norm = functools.partial(_rows, self.layout, implementation, kernel)
         if self.modulation is None or time is None:
-            weights = bias, scale_of(self.norm), bias_of(self.norm)
-            r, h = add_norm((x, y), weights)
+            *r, h = add_norm(streams, (bias, scale_of(self.norm), bias_of(self.norm)))
         else:
-            r, h = add_norm((x, y), (bias, jnp.ones(d), jnp.zeros(d)))
+            *r, h = add_norm(streams, (bias, jnp.ones(d), jnp.zeros(d)))
             scale, shift = jnp.split(self.modulation(time)[:, None], 2, axis=-1)
             h = h * (1 + scale) + shift
-        return stream(self.layout, r), stream(self.layout, h)
+        return [stream(self.layout, x) for x in (*r, h)]
 
 
 def resolve_kernels(name: str, dtype: DTypeLike, d: int, platform: str) -> fused.Implementation:
@@ -141,6 +155,10 @@ def _rows(
 
 def _add_norm(implementation: fused.Implementation, streams: tuple, weights: tuple) -> tuple[Array, Array]:
     return fused.add_norm(*streams, *weights, implementation=implementation)
+
+
+def _add_norm_fork(implementation: fused.Implementation, streams: tuple, weights: tuple) -> tuple[Array, Array, Array]:
+    return fused.add_norm_fork(*streams, *weights, implementation=implementation)
 
 
 def _residual_add(implementation: fused.Implementation, streams: tuple, weights: tuple) -> Array:
@@ -198,11 +216,31 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"] | None, time: Float[Array, "b d"] | None
     ) -> Float[Array, "b t d"]:
-        y, bias = None, None
-        if self.skip is not None:
-            x, y, bias = self.skip(x, skip)
-        x, h = self.norm1(stream(self.layout, x), y, bias, time)
-        x, h = self.norm2(x, *self.attn.product(h), time)
-        y, bias = self.mlp(h)
+        return self.complete(self.after((x, None, None), skip, time))
+
+    def after(self, pending: Pending, skip: Float[Array, "b t d"] | None, time: Float[Array, "b d"] | None) -> Pending:
+        """What the block leaves to be added up by whatever comes next."""
+        return self._after_norm(*self.norm1(*self._merged(pending, skip), time), time)
+
+    def fork(self, pending: Pending, time: Float[Array, "b d"] | None) -> tuple[Pending, Float[Array, "b t d"]]:
+        """`after` of a block that takes no skip, and the stream it began with, to be the skip of a later one."""
+        x, start, h = self.norm1.fork(*self._merged(pending, None), time)
+        return self._after_norm(x, h, time), start
+
+    def complete(self, pending: Pending) -> Float[Array, "b t d"]:
+        """The sum of what is pending."""
+        x, y, bias = pending
+        if y is None and bias is None:
+            return stream(self.layout, x)
         implementation = resolve_kernels(self.kernels, self.dtype, x.shape[-1], self.layout.platform)
         return stream(self.layout, _rows(self.layout, implementation, _residual_add, (x, y), (bias,)))
+
+    def _merged(self, pending: Pending, skip: Float[Array, "b t d"] | None) -> Pending:
+        if self.skip is not None:
+            pending = self.skip(self.complete(pending), skip)
+        x, y, bias = pending
+        return stream(self.layout, x), y, bias
+
+    def _after_norm(self, x: Float[Array, "b t d"], h: Float[Array, "b t d"], time: Array | None) -> Pending:
+        x, h = self.norm2(x, *self.attn.product(h), time)
+        return x, *self.mlp(h)

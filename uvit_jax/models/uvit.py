@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
 from uvit_jax.errors import UserError
-from uvit_jax.models.blocks import AddNorm, Block
+from uvit_jax.models.blocks import AddNorm, Block, Pending
 from uvit_jax.models.embeddings import PATCH_EMBEDS, TimeMLP, conv3x3, sincos_2d, timestep_embedding, unpatchify
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layout import ONE_DEVICE, Layout
@@ -103,9 +103,9 @@ class UViT(nnx.Module):
         h = self.layout.tokens(jnp.concatenate(tokens, axis=1) + self._positions().astype(dtype))
 
         adaln_time = time if config.time == "adaln" else None
-        h = self._run_blocks(h, adaln_time)
+        pending = self._run_blocks(h, adaln_time)
 
-        h = self.norm(h, None, None, adaln_time)[1][:, config.num_extra_tokens :]
+        h = self.norm(*pending, adaln_time)[1][:, config.num_extra_tokens :]
         if self.conv_before is not None:
             grid = h.reshape(h.shape[0], *config.grid, config.embed_dim)
             h = self.conv_before(grid).reshape(h.shape)
@@ -121,16 +121,19 @@ class UViT(nnx.Module):
         patches = sincos_2d(self.config.grid, self.config.embed_dim)
         return jnp.pad(patches, ((self.config.num_extra_tokens, 0), (0, 0)))
 
-    def _run_blocks(self, h: Float[Array, "b t d"], time: Float[Array, "b d"] | None) -> Float[Array, "b t d"]:
+    def _run_blocks(self, h: Float[Array, "b t d"], time: Float[Array, "b d"] | None) -> Pending:
         """In, middle and out blocks; block i's output goes to block depth + 1 - i (counted from 1)."""
-        run: Callable = _scanned if self.config.scan_blocks else _unrolled
-        how = (self.config.remat, self.config.dtype, self.layout)
-        h, skips = run(list(self.in_blocks), h, None, time, *how)
-        if self.config.skip == "none":
+        config, in_blocks, out_blocks = self.config, list(self.in_blocks), list(self.out_blocks)
+        if config.remat == "none" and not config.scan_blocks and not self.layout.gathers:
+            return _chained([*in_blocks, self.mid_block], out_blocks, h, time, with_skips=config.skip != "none")
+        run: Callable = _scanned if config.scan_blocks else _unrolled
+        how = (config.remat, config.dtype, self.layout)
+        h, skips = run(in_blocks, h, None, time, *how)
+        if config.skip == "none":
             skips = None
         h, _ = _unrolled([self.mid_block], h, None, time, *how)
-        h, _ = run(list(self.out_blocks), h, skips, time, *how)
-        return h
+        h, _ = run(out_blocks, h, skips, time, *how)
+        return h, None, None
 
     def _check_inputs(self, x: AnyArray, label: AnyArray | None, context: AnyArray | None) -> None:
         config = self.config
@@ -167,6 +170,26 @@ def check_labels(labels: AnyArray, num_classes: int) -> None:
     outside = values[(values < 0) | (values >= num_classes)]
     if outside.size:
         raise UserError(f"label {outside.flat[0]} is outside the table, expected 0 to {num_classes - 1}")
+
+
+def _chained(
+    down: list[Block], up: list[Block], h: Float[Array, "b t d"], time: Array | None, *, with_skips: bool
+) -> Pending:
+    """Blocks one after another where nothing is recomputed: each norm adds up what the block before it left.
+
+    The blocks of `down` after the first fork the stream they begin with; the last fork goes to the first of `up`.
+    """
+    pending: Pending = h, None, None
+    skips: list[Array] = []
+    for i, block in enumerate(down):
+        if i and with_skips:
+            pending, start = block.fork(pending, time)
+            skips.append(start)
+        else:
+            pending = block.after(pending, None, time)
+    for block in up:
+        pending = block.after(pending, skips.pop() if skips else None, time)
+    return pending
 
 
 def _remat(fn: Callable, policy: str, *, scanned: bool, gathers: bool) -> Callable:

@@ -84,6 +84,22 @@ def test_what_is_added_may_be_missing(implementation, has_y, has_bias):
     assert_close(grads, jax.grad(lambda *a: scalar(plain(*a, jnp.float32)), argnums=there)(*args), 1e-5)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_stream_that_goes_two_ways_has_the_sum_of_their_gradients(implementation):
+    args = arguments((2, 5, 72), jnp.float32)
+
+    def forked(*args):
+        return norm.add_norm_fork(*args, implementation=implementation)
+
+    def apart(*args):
+        r, h = plain(*args, jnp.float32)
+        return r, r, h
+
+    assert_close(list(forked(*args)), list(apart(*args)), 1e-5)
+    grads = jax.grad(lambda *a: scalar(forked(*a)), argnums=range(5))(*args)
+    assert_close(grads, jax.grad(lambda *a: scalar(apart(*a)), argnums=range(5))(*args), 1e-5)
+
+
 def test_r_is_rounded_once_and_the_norm_is_of_the_rounded_r():
     args = arguments((3, 7, 72), jnp.bfloat16)
     for implementation in IMPLEMENTATIONS:
@@ -113,7 +129,9 @@ def test_no_tuning_changes_the_result(layout, rows, programs):
     expected = norm.add_norm_xla(x, y, bias, scale, shift)
     assert_close(out, expected, 1e-5)
     r, _, mean, rstd = expected
-    gradients = norm_triton.add_norm_backward(y, x, r, mean, rstd, scale, with_bias=True, tuning=tuning, interpret=True)
+    gradients = norm_triton.add_norm_backward(
+        y, None, x, r, mean, rstd, scale, with_bias=True, tuning=tuning, interpret=True
+    )
     assert_close(gradients, norm.add_norm_gradients_xla(y, x, r, mean, rstd, scale), 1e-5)
     for cols in (16, 64):
         tuning = Tuning(rows=rows, cols=cols, programs=programs)

@@ -48,13 +48,26 @@ def add_norm(
       scale, shift: the LayerNorm's, float32.
       implementation: "xla", "triton", or "interpret", Triton's kernels by Pallas's interpreter, for tests.
     """
-    return _add_norm(x, y, bias, scale, shift, implementation, y is not None)
+    return _add_norm(x, y, bias, scale, shift, implementation, y is not None, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _add_norm(x, y, bias, scale, shift, implementation, has_y):
+def add_norm_fork(
+    x: Float[Array, "b t d"],
+    y: Float[Array, "b t d"] | None,
+    bias: Float[Array, " d"] | None,
+    scale: Float[Array, " d"],
+    shift: Float[Array, " d"],
+    *,
+    implementation: Implementation,
+) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"], Float[Array, "b t d"]]:
+    """(r, r, h) of `add_norm`, for a stream that goes two ways: their gradients are added in the one backward pass."""
+    return _add_norm(x, y, bias, scale, shift, implementation, y is not None, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _add_norm(x, y, bias, scale, shift, implementation, has_y, ways):
     r, h, _, _ = _add_norm_values(x, y, bias, scale, shift, implementation)
-    return r, h
+    return *[r] * ways, h
 
 
 def _add_norm_values(x, y, bias, scale, shift, implementation):
@@ -73,22 +86,23 @@ def _add_norm_values(x, y, bias, scale, shift, implementation):
     return r.reshape(x.shape), h.reshape(x.shape), mean.reshape(x.shape[:-1]), rstd.reshape(x.shape[:-1])
 
 
-def _add_norm_fwd(x, y, bias, scale, shift, implementation, has_y):
+def _add_norm_fwd(x, y, bias, scale, shift, implementation, has_y, ways):
     r, h, mean, rstd = _add_norm_values(x, y, bias, scale, shift, implementation)
     r = checkpoint_name(r, "residual")
     mean, rstd = checkpoint_name((mean, rstd), "norm_statistics")
-    return (r, h), (r, mean, rstd, bias, scale, shift)
+    return (*[r] * ways, h), (r, mean, rstd, bias, scale, shift)
 
 
-def _add_norm_bwd(implementation, has_y, saved, gradients):
+def _add_norm_bwd(implementation, has_y, ways, saved, gradients):
     r, mean, rstd, bias, scale, shift = saved
-    dr, dh = gradients
+    dr, *ds, dh = gradients
     if implementation == "xla":
-        dx, sums = add_norm_gradients_xla(dr, dh, r, mean, rstd, scale)
+        dx, sums = add_norm_gradients_xla(sum(ds, dr), dh, r, mean, rstd, scale)
     else:
         rows = functools.partial(jnp.reshape, shape=(-1, r.shape[-1]))
         dx, sums = norm_triton.add_norm_backward(
             rows(dr),
+            rows(ds[0]) if ds else None,
             rows(dh),
             rows(r),
             mean.reshape(-1),

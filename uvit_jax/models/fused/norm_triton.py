@@ -92,6 +92,7 @@ def add_norm_forward(
 
 def add_norm_backward(
     dr: Float[Array, "n d"],
+    ds: Float[Array, "n d"] | None,
     dh: Float[Array, "n d"],
     r: Float[Array, "n d"],
     mean: Float[Array, " n"],
@@ -104,22 +105,16 @@ def add_norm_backward(
 ) -> tuple[Float[Array, "n d"], Float[Array, "sums d"]]:
     """(dx, sums over the rows for scale, shift and, with_bias, bias `[2 or 3, d]` float32).
 
-    One kernel reads dr, dh and r and writes dx and a partial sum for each program, which XLA then adds up.
+    One kernel reads dr, ds (a second gradient of r, where there is one), dh and r and writes dx and a partial sum for
+    each program, which XLA then adds up.
     """
     n, d = r.shape
     sums = 3 if with_bias else 2
+    streams = [a for a in (r, dh, dr, ds) if a is not None]
 
-    def kernel(
-        grid: Grid,
-        dr_ref: Any,
-        dh_ref: Any,
-        r_ref: Any,
-        mean_ref: Any,
-        rstd_ref: Any,
-        scale_ref: Any,
-        dx_ref: Any,
-        partial_ref: Any,
-    ) -> None:
+    def kernel(grid: Grid, *refs: Any) -> None:
+        stream_refs = refs[: len(streams)]
+        mean_ref, rstd_ref, scale_ref, dx_ref, partial_ref = refs[len(streams) :]
         columns = grid.columns()
         scales = _row(scale_ref, grid, columns)
 
@@ -128,16 +123,18 @@ def add_norm_backward(
             row_rstd = load(rstd_ref.at[rows], grid.row_mask(rows))[:, None]
             masks = [grid.mask(rows, cols) for cols in columns]
             blocks = [
-                [load_block(ref, rows, cols, mask) for ref in (r_ref, dh_ref, dr_ref)]
+                [load_block(ref, rows, cols, mask) for ref in stream_refs]
                 for cols, mask in zip(columns, masks, strict=True)
             ]
-            normed = [(r_block - row_mean) * row_rstd for r_block, _, _ in blocks]
+            normed = [(block[0] - row_mean) * row_rstd for block in blocks]
             slopes = [block[1] * s for block, s in zip(blocks, scales, strict=True)]
             c1 = _sum_pieces(slopes) / d
             c2 = _sum_pieces([g * z for g, z in zip(slopes, normed, strict=True)]) / d
             new = []
-            for i, (_, dh_block, dr_block) in enumerate(blocks):
-                dx = dr_block + row_rstd * (slopes[i] - c1[:, None] - normed[i] * c2[:, None])
+            for i, (_, dh_block, *dr_blocks) in enumerate(blocks):
+                dx = functools.reduce(operator.add, dr_blocks) + row_rstd * (
+                    slopes[i] - c1[:, None] - normed[i] * c2[:, None]
+                )
                 store(dx_ref.at[rows[:, None], columns[i][None]], dx, masks[i])
                 # Summed element by element over the blocks, and over a block's rows once, after the last of them.
                 terms = [dh_block * normed[i], dh_block, *([dx] if with_bias else [])]
@@ -154,7 +151,7 @@ def add_norm_backward(
     dx, partial = launch(
         kernel,
         grid,
-        [dr, dh, r, mean, rstd, scale],
+        [*streams, mean, rstd, scale],
         [jax.ShapeDtypeStruct((n, d), r.dtype), jax.ShapeDtypeStruct((grid.strides, sums, d), jnp.float32)],
         name="add_norm_backward",
         warps=tuning.warps,
