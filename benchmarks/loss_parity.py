@@ -1,10 +1,11 @@
-"""The loss of a bfloat16 run with this machine's kernels beside that of a float32 run, on the same data and noise.
+"""Losses of bfloat16 and fp8 runs with this machine's kernels beside a float32 run's, on the same data and noise.
 
     python benchmarks/loss_parity.py                                       # digits, 200 steps
-    python benchmarks/loss_parity.py configs/cifar10.py --batch-size 64    # a paper config: random images
+    python benchmarks/loss_parity.py configs/cifar10.py --batch-size 64    # a paper config: images of waves
+    python benchmarks/loss_parity.py --forms bfloat16 fp8 --steps 2000     # without a float32 run
 
-Both start from the same weights and draw the same times and noises. Prints the mean loss of every tenth of the run and
-its relative difference, and ends with the largest.
+All start from the same weights and draw the same times and noises. Prints the mean loss of every tenth of the run and
+the others' difference from the first form's, and ends with the largest.
 """
 
 import argparse
@@ -24,7 +25,11 @@ from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.setup import assemble
 from uvit_jax.training.state import create_sharded
 
-FORMS = {"float32": {"model.dtype": "float32", "model.kernels": "xla"}, "bfloat16": {"model.dtype": "bfloat16"}}
+FORMS = {
+    "float32": {"model.dtype": "float32", "model.kernels": "xla"},
+    "bfloat16": {"model.dtype": "bfloat16"},
+    "fp8": {"model.dtype": "fp8"},
+}
 
 
 def losses(config: str, batch_size: int, steps: int, overrides: dict[str, str]) -> np.ndarray:
@@ -75,23 +80,29 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["float32", "bfloat16"])
     parser.add_argument("--out", default="")
     options = parser.parse_args()
     overrides = dict(setting.split("=", 1) for setting in options.set)
     curves = {
-        name: losses(options.config, options.batch_size, options.steps, {**form, **overrides})
-        for name, form in FORMS.items()
+        name: losses(options.config, options.batch_size, options.steps, {**FORMS[name], **overrides})
+        for name in options.forms
     }
     print(f"{options.config}, {options.steps} steps of {options.batch_size}: {jax.devices()[0].device_kind}")
-    worst = 0.0
-    tenths = {name: [part.mean() for part in np.array_split(curve, 10)] for name, curve in curves.items()}
-    for number, (exact, rounded) in enumerate(zip(*tenths.values(), strict=True), 1):
-        difference = rounded / exact - 1
-        worst = max(worst, abs(difference))
-        print(f"tenth {number:2}: float32 {exact:.5f}  bfloat16 {rounded:.5f}  {difference:+.3%}")
-    print(f"largest difference {worst:.3%}")
+    first, *others = options.forms
+    tenths = {name: np.array([part.mean() for part in np.array_split(curve, 10)]) for name, curve in curves.items()}
+    for number in range(10):
+        compared = (f"{name} {tenths[name][number]:.5f} {_difference(tenths, name)[number]:+.3%}" for name in others)
+        print(f"tenth {number + 1:2}: {first} {tenths[first][number]:.5f}  {'  '.join(compared)}")
+    for name in others:
+        print(f"largest difference of {name} from {first}: {np.abs(_difference(tenths, name)).max():.3%}")
     if options.out:
         pathlib.Path(options.out).write_text(json.dumps({name: curve.tolist() for name, curve in curves.items()}))
+
+
+def _difference(tenths: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Relative, from the first form."""
+    return tenths[name] / next(iter(tenths.values())) - 1
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def estimate_meshes(
     chip, model = hardware.chip, experiment.model
     assert chip is not None
     assert hardware.capacity is not None  # check_search has said so
-    total, size = experiment.train.batch_size, jnp.dtype(model.dtype).itemsize
+    total, size = experiment.train.batch_size, jnp.dtype(model.compute_dtype).itemsize
     whole = base["memory"]["parts"]
     static = sum(whole[name] or 0 for name in ("parameters", "optimizer", "EMA"))
     intercept, slope = line

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.models.fused.attention import packed_attention, resolve
+from uvit_jax.models.fused.fp8 import fp8_product
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layout import ONE_DEVICE, Layout, stream
 from uvit_jax.models.weights import bias_of
@@ -31,10 +32,11 @@ class Attention(nnx.Module):
         implementation: str,
         rngs: nnx.Rngs,
         layout: Layout = ONE_DEVICE,
+        fp8: bool = False,
     ):
         head_dim = embed_dim // num_heads
         self.implementation = implementation
-        self.layout = layout
+        self.layout, self.fp8 = layout, fp8
         self.dtype = dtype
         self.qkv = nnx.LinearGeneral(
             embed_dim, (3, num_heads, head_dim), use_bias=qkv_bias, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs
@@ -49,11 +51,21 @@ class Attention(nnx.Module):
 
     def product(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Float[Array, " d"]]:
         """The projected product and the projection's bias, which is left to who adds the product."""
-        qkv = self.qkv(x)
+        qkv = self._packed(x)
         implementation = resolve(self.implementation, qkv.shape, self.dtype, self.layout.platform)
         out = self.layout.attend(functools.partial(packed_attention, implementation=implementation), qkv)
-        kernel = self.proj.kernel[...].astype(self.dtype)
         if implementation != "triton":  # whose own backward pass names what it keeps
             out = checkpoint_name(out, "attention")
-        product = jnp.einsum("bthk,hkd->btd", out, kernel)
-        return stream(self.layout, product), bias_of(self.proj)
+        kernel, bias = self.proj.kernel[...], bias_of(self.proj)
+        if self.fp8:
+            b, t, h, k = out.shape
+            return stream(self.layout, fp8_product(out.reshape(b, t, h * k), kernel.reshape(h * k, -1))), bias
+        return stream(self.layout, jnp.einsum("bthk,hkd->btd", out, kernel.astype(self.dtype))), bias
+
+    def _packed(self, x: Float[Array, "b t d"]) -> Float[Array, "b t 3 h k"]:
+        """The queries, keys and values of every head."""
+        if not self.fp8:
+            return self.qkv(x)
+        kernel = self.qkv.kernel[...]
+        packed = fp8_product(x, kernel.reshape(kernel.shape[0], -1)).reshape(*x.shape[:2], *kernel.shape[1:])
+        return packed if self.qkv.bias is None else packed + self.qkv.bias[...].astype(packed.dtype)

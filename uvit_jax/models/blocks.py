@@ -13,6 +13,7 @@ from uvit_jax.models.attention import Attention
 from uvit_jax.models.fused import gelu
 from uvit_jax.models.fused import norm as fused
 from uvit_jax.models.fused.fallback import say_once
+from uvit_jax.models.fused.fp8 import product
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layout import ONE_DEVICE, Layout, hidden, stream
 from uvit_jax.models.uvit_config import UViTConfig
@@ -29,14 +30,16 @@ class SkipConcat(nnx.Module):
     The two products are left to be added with the bias, unless tensor parallelism has to bring their sum together.
     """
 
-    def __init__(self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE):
-        self.dtype, self.layout = dtype, layout
+    def __init__(
+        self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE, fp8: bool = False
+    ):
+        self.dtype, self.layout, self.fp8 = dtype, layout, fp8
         self.kernel = nnx.Param(NORMAL_02(rngs.params(), (2, embed_dim, embed_dim), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((embed_dim,), jnp.float32))
 
     def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Pending:
-        kernel = self.kernel[...].astype(self.dtype)
-        first, second, bias = x @ kernel[0], skip @ kernel[1], self.bias[...]
+        kernel, bias = self.kernel[...], self.bias[...]
+        first, second = (product(part, half, fp8=self.fp8) for part, half in ((x, kernel[0]), (skip, kernel[1])))
         if self.layout.splits_channels:
             return first + second, None, bias
         return first, stream(self.layout, second), bias
@@ -45,13 +48,13 @@ class SkipConcat(nnx.Module):
 class SkipLinear(nnx.Module):
     """The paper's `add_then_linear`, Linear(x + skip), and `linear_then_add`, x + Linear(skip)."""
 
-    def __init__(self, embed_dim: int, *, add_first: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.add_first = add_first
+    def __init__(self, embed_dim: int, *, add_first: bool, dtype: DTypeLike, rngs: nnx.Rngs, fp8: bool = False):
+        self.add_first, self.fp8 = add_first, fp8
         self.linear = nnx.Linear(embed_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Pending:
-        kernel, bias = self.linear.kernel[...].astype(x.dtype), bias_of(self.linear)
-        return ((x + skip) @ kernel, None, bias) if self.add_first else (x, skip @ kernel, bias)
+        linear, bias = functools.partial(product, kernel=self.linear.kernel[...], fp8=self.fp8), bias_of(self.linear)
+        return (linear(x + skip), None, bias) if self.add_first else (x, linear(skip), bias)
 
 
 class SkipAdd(nnx.Module):
@@ -62,14 +65,14 @@ class SkipAdd(nnx.Module):
 
 
 def make_skip(
-    kind: str, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE
+    kind: str, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE, fp8: bool = False
 ) -> nnx.Module | None:
     """The module that merges a long skip into the stream, by `UViTConfig.skip`; None for "none"."""
     match kind:
         case "concat":
-            return SkipConcat(embed_dim, dtype=dtype, rngs=rngs, layout=layout)
+            return SkipConcat(embed_dim, dtype=dtype, rngs=rngs, layout=layout, fp8=fp8)
         case "add_then_linear" | "linear_then_add":
-            return SkipLinear(embed_dim, add_first=kind == "add_then_linear", dtype=dtype, rngs=rngs)
+            return SkipLinear(embed_dim, add_first=kind == "add_then_linear", dtype=dtype, rngs=rngs, fp8=fp8)
         case "add":
             return SkipAdd()
     return None
@@ -177,18 +180,19 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
         kernels: str = "auto",
         layout: Layout = ONE_DEVICE,
+        fp8: bool = False,
     ):
-        self.dtype, self.kernels, self.layout = dtype, kernels, layout
+        self.dtype, self.kernels, self.layout, self.fp8 = dtype, kernels, layout, fp8
         self.fc1 = nnx.Linear(embed_dim, hidden_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
         self.fc2 = nnx.Linear(hidden_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Float[Array, " d"]]:
         implementation = resolve_kernels(self.kernels, self.dtype, x.shape[-1], self.layout.platform)
-        u = hidden(self.layout, x @ self.fc1.kernel[...].astype(self.dtype))
+        u = hidden(self.layout, product(x, self.fc1.kernel[...], fp8=self.fp8))
         kernel = functools.partial(gelu.bias_gelu, implementation=implementation)
         arrays = u, bias_of(self.fc1)
         g = hidden(self.layout, kernel(*arrays) if implementation == "xla" else self.layout.columns(kernel, *arrays))
-        return stream(self.layout, g @ self.fc2.kernel[...].astype(self.dtype)), bias_of(self.fc2)
+        return stream(self.layout, product(g, self.fc2.kernel[...], fp8=self.fp8)), bias_of(self.fc2)
 
 
 class Block(nnx.Module):
@@ -207,11 +211,18 @@ class Block(nnx.Module):
         self.dtype, self.kernels, self.layout = dtype, config.kernels, layout
         how: dict[str, Any] = {"dtype": dtype, "rngs": rngs, "layout": layout}
         norm = functools.partial(AddNorm, d, adaptive=config.time == "adaln", kernels=config.kernels, **how)
-        self.skip = make_skip(config.skip, d, **how) if takes_skip else None
+        self.skip = make_skip(config.skip, d, fp8=config.fp8, **how) if takes_skip else None
         self.norm1 = norm()
-        self.attn = Attention(d, config.num_heads, qkv_bias=config.qkv_bias, implementation=config.attention, **how)
+        self.attn = Attention(
+            d,
+            config.num_heads,
+            qkv_bias=config.qkv_bias,
+            implementation=config.attention,
+            fp8=config.fp8,
+            **how,
+        )
         self.norm2 = norm()
-        self.mlp = MLP(d, int(d * config.mlp_ratio), kernels=config.kernels, **how)
+        self.mlp = MLP(d, int(d * config.mlp_ratio), kernels=config.kernels, fp8=config.fp8, **how)
 
     def __call__(
         self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"] | None, time: Float[Array, "b d"] | None

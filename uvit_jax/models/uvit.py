@@ -31,7 +31,7 @@ class UViT(nnx.Module):
 
     def __init__(self, config: UViTConfig, *, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE):
         self.config, self.layout = config, layout
-        dtype, d, half = jnp.dtype(config.dtype), config.embed_dim, config.depth // 2
+        dtype, d, half = jnp.dtype(config.compute_dtype), config.embed_dim, config.depth // 2
         self.patch_embed = PATCH_EMBEDS[config.patch_embed](
             config.patch_size, config.in_channels, d, dtype=dtype, rngs=rngs
         )
@@ -87,7 +87,7 @@ class UViT(nnx.Module):
         """
         config = self.config
         self._check_inputs(x, label, context)
-        dtype = jnp.dtype(config.dtype)
+        dtype = jnp.dtype(config.compute_dtype)
         time = timestep_embedding(jnp.asarray(t), config.embed_dim).astype(dtype)
         if self.time_mlp is not None:
             time = self.time_mlp(time)
@@ -127,7 +127,7 @@ class UViT(nnx.Module):
         if config.remat == "none" and not config.scan_blocks and not self.layout.gathers:
             return _chained([*in_blocks, self.mid_block], out_blocks, h, time, with_skips=config.skip != "none")
         run: Callable = _scanned if config.scan_blocks else _unrolled
-        how = (config.remat, config.dtype, self.layout)
+        how = (config.remat, config.compute_dtype, self.layout)
         h, skips = run(in_blocks, h, None, time, *how)
         if config.skip == "none":
             skips = None

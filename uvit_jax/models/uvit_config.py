@@ -13,7 +13,7 @@ CHOICES = {
     "conv": ("after", "before", "none"),
     "patch_embed": ("linear", "conv_stack"),
     "pos_embed": ("learned", "sincos_2d"),
-    "dtype": ("float32", "bfloat16"),
+    "dtype": ("float32", "bfloat16", "fp8"),
     "remat": ("none", "matmuls", "full"),
     "attention": ("auto", "xla", "cudnn", "triton"),
     "kernels": ("auto", "xla", "triton"),
@@ -43,7 +43,8 @@ class UViTConfig:
       conv: where a 3x3 convolution stands: "after" the linear head on the image, "before" it on the token map, "none".
       patch_embed: "linear", or "conv_stack", 3x3 convolutions and a 1x1 one.
       pos_embed: "learned" for all tokens, or "sincos_2d", fixed, for the patches (zero for the other tokens).
-      dtype: what matrix products and the residual stream are computed in; parameters are float32 either way.
+      dtype: what matrix products and the residual stream are computed in; parameters are float32 either way. "fp8" is
+        "bfloat16" with the forward products of the blocks in float8_e4m3fn.
       remat: what the backward pass recomputes: "none"; "matmuls", all but matrix products and attention; "full",
         whole blocks.
       scan_blocks: run the blocks under `lax.scan`: compiles once for all of them. The parameters and the numbers are
@@ -107,6 +108,16 @@ class UViTConfig:
             raise UserError(f"patch_size is {self.patch_size}, expected a power of two for patch_embed = 'conv_stack'")
         if self.pos_embed == "sincos_2d" and self.embed_dim % 4:
             raise UserError(f"embed_dim is {self.embed_dim}, expected a multiple of 4 for pos_embed = 'sincos_2d'")
+
+    @property
+    def compute_dtype(self) -> str:
+        """Of activations, and of all products that are not in 8 bits."""
+        return "bfloat16" if self.fp8 else self.dtype
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the blocks' forward products are in 8 bits."""
+        return self.dtype == "fp8"
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -36,7 +36,9 @@ def abstract_network(
 
     def network(params, x, model_time, condition):
         conditions = {} if condition is None else {kind: condition}
-        outer = layout.weights({name: part for name, part in params.items() if name not in _BLOCKS}, config.dtype)
+        outer = layout.weights(
+            {name: part for name, part in params.items() if name not in _BLOCKS}, config.compute_dtype
+        )
         params = params | outer
         return nnx.merge(graphdef, params)(x, model_time, **conditions)
 

@@ -1,0 +1,101 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uvit_jax.models.fused.fp8 import fp8_product, quantize
+from uvit_jax.models.uvit import UViTConfig
+from uvit_jax.training.network import abstract_network
+
+TINY = UViTConfig(image_size=8, embed_dim=64, depth=3, num_heads=2, num_classes=5, dtype="fp8")
+
+
+def arrays(scale_x=1.0, scale_w=1.0, dtype=jnp.bfloat16):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, w, dy = (jax.random.normal(key, shape) for key, shape in zip(keys, SHAPES, strict=True))
+    return (scale_x * x).astype(dtype), scale_w * w, dy.astype(dtype)
+
+
+SHAPES = ((2, 33, 128), (128, 48), (2, 33, 48))
+
+
+def error(found, expected):
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (1e-4, 0.02), (300.0, 1e-3), (1e4, 1e4)])
+def test_product_is_as_close_as_three_bits_of_mantissa_allow_at_any_scale(scales):
+    x, w, _ = arrays(*scales)
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+    # Each factor is off by at most 2^-4, evenly: 2^-4 / sqrt(3) of it, times a little for the spread within a binade.
+    assert 0.01 < error(fp8_product(x, w), exact) < 0.05
+
+
+def test_product_is_that_of_the_rounded_factors():
+    x, w, _ = arrays()
+    rounded = [
+        bits.astype(jnp.float32) * inverse
+        for bits, inverse in (quantize(x, 4 * jnp.abs(x[:, ::16]).max()), quantize(w, jnp.abs(w).max()))
+    ]
+    assert error(fp8_product(x, w), rounded[0] @ rounded[1]) < 4e-3
+
+
+def test_gradients_are_those_of_the_bfloat16_product():
+    x, w, dy = arrays()
+    found = jax.vjp(fp8_product, x, w)[1](dy)
+    expected = jax.vjp(lambda x, w: x @ w.astype(x.dtype), x, w)[1](dy)
+    assert [g.dtype for g in found] == [jnp.bfloat16, jnp.float32]
+    for a, b in zip(found, expected, strict=True):
+        assert error(a, b) < 4e-3
+
+
+def test_outliers_are_cut_and_zeros_stay_zeros():
+    x, w, _ = arrays()
+    outlier = x.at[0, 5, 7].set(1e6)  # on no 16th token
+    assert jnp.isfinite(fp8_product(outlier, w)).all()
+    np.testing.assert_array_equal(fp8_product(outlier, w)[1], fp8_product(x, w)[1])
+    assert (fp8_product(jnp.zeros_like(x), w) == 0).all()
+    assert (fp8_product(x, jnp.zeros_like(w)) == 0).all()
+
+
+def test_scales_are_powers_of_two_that_use_the_range():
+    for largest in (1e-6, 0.7, 1.0, 448.0, 449.0, 3e5):
+        bits, inverse = quantize(jnp.asarray([largest, -largest]), jnp.asarray(largest))
+        assert np.log2(float(inverse)) == round(np.log2(float(inverse)))
+        assert 224 <= float(bits[0]) <= 448
+
+
+@functools.cache
+def network_of(config):
+    _, network, init = abstract_network(config)
+    return jax.jit(network), jax.jit(init)(jax.random.key(1))
+
+
+@pytest.mark.parametrize(
+    "skip", ["concat", *(pytest.param(x, marks=pytest.mark.slow) for x in ("add_then_linear", "linear_then_add"))]
+)
+def test_network_in_fp8_is_near_the_bfloat16_one_and_not_it(skip):
+    config = dataclasses.replace(TINY, skip=skip, qkv_bias=True)
+    x, t, label = jax.random.normal(jax.random.key(2), (3, 8, 8, 3)), jnp.asarray([1.0, 400.0, 900.0]), jnp.arange(3)
+    network, params = network_of(config)
+    found = network(params, x, t, label)
+    others = {}
+    for dtype in ("float32", "bfloat16"):
+        network, same = network_of(dataclasses.replace(config, dtype=dtype))
+        assert jax.tree.structure(same) == jax.tree.structure(params)
+        others[dtype] = network(params, x, t, label)
+    assert error(others["bfloat16"], others["float32"]) < error(found, others["float32"]) < 0.1
+
+
+def test_every_product_of_a_block_is_in_8_bits():
+    network, params = network_of(TINY)
+    text = network.lower(params, jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), jnp.zeros(1, int)).as_text()
+    # Of each factor one conversion: qkv, proj, fc1 and fc2 in 3 blocks, two of the skip in one.
+    into = [
+        line for line in text.splitlines() if "stablehlo.convert" in line and line.split("->")[-1].count("f8E4M3FN")
+    ]
+    assert len(into) == 2 * (3 * 4 + 2)
