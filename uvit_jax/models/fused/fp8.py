@@ -26,7 +26,9 @@ def fp8_product(x: Float[Array, "*b k"], kernel: Float[Array, "k n"]) -> Float[A
     """
     bits_x, inverse_x = quantize(x, jnp.max(jnp.abs(x[..., ::STRIDE, :])) * ROOM)
     bits_w, inverse_w = quantize(kernel, jnp.max(jnp.abs(kernel)))
-    # The form that XLA knows as a scaled 8-bit product on a GPU that has one; elsewhere these are the same numbers.
+    # XLA may leave out a rounding that something else follows. Past the barrier this is the form that it knows as a
+    # scaled 8-bit product on a GPU that has one; elsewhere these are the same numbers.
+    bits_x, bits_w = jax.lax.optimization_barrier((bits_x, bits_w))
     left, right = (
         bits.astype(x.dtype) * inverse.astype(x.dtype) for bits, inverse in ((bits_x, inverse_x), (bits_w, inverse_w))
     )
