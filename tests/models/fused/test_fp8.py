@@ -50,7 +50,7 @@ def test_gradients_are_those_of_the_bfloat16_product():
     expected = jax.vjp(lambda x, w: x @ w.astype(x.dtype), x, w)[1](dy)
     assert [g.dtype for g in found] == [jnp.bfloat16, jnp.float32]
     for a, b in zip(found, expected, strict=True):
-        assert error(a, b) < 4e-3
+        assert error(a, b) < 0.015  # in 8 bits it would be twice that
 
 
 def test_outliers_are_cut_and_zeros_stay_zeros():
