@@ -1,7 +1,17 @@
+import json
+
+import jax
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 
+from benchmarks import train_loop
 from benchmarks.digits import scores
+from tests.jobs.runs import TINY, tiny_experiment
+from uvit_jax.jobs.config import load_experiment
+from uvit_jax.jobs.datacard import DataCard
+from uvit_jax.jobs.setup import assemble
+from uvit_jax.training.loop import Window
 
 
 def test_scores_tell_real_digits_from_collapsed_and_mislabelled_ones():
@@ -14,3 +24,82 @@ def test_scores_tell_real_digits_from_collapsed_and_mislabelled_ones():
     assert scores(images, (data.target + 1) % 10)["svm_agreement"] < 0.01
     collapsed = np.repeat(images[:10], 180, axis=0)[: len(images)]
     assert scores(collapsed, np.repeat(data.target[:10], 180)[: len(images)])["frechet_distance"] > 1.2
+
+
+def windows(**others):
+    """Windows of 10 steps that end at steps 20, 30, ...: each in 10.1 seconds, with 1 of data and 0.5 of a log."""
+    common = {"metrics": {}, "steps": 10, "seconds": 10.1, "data_seconds": 1.0, "log_seconds": 0.5}
+    return {step: Window(**common | others.get(f"at_{step}", {})) for step in (20, 30, 40, 50)}
+
+
+def test_the_loops_summary_parts_the_steps_from_the_checkpoint():
+    measured = train_loop.Measured(40, log_every=10, bare=[[1.1, 1.0], [1.0, 0.9]], saved=30, checkpoint_bytes=7)
+    measured.windows = windows(at_40={"seconds": 13.1, "hook_seconds": 2.0}, at_50={"seconds": 10.6})
+    experiment = tiny_experiment(train__save_every=500, train__log_every=50)
+    row = train_loop.summary(measured, experiment)
+    expected = {
+        "steps": 40,
+        "bare_seconds": 1.0,
+        "loop_seconds": (10.1 + 10.1 + 13.1 + 10.6) / 40,
+        "share": 43.9 / 40 - 1,
+        "without_checkpoints_share": 0.01,
+        "data_share": 0.1,
+        "log_seconds": 0.5,
+        "log_share": 0.05,
+        "own_log_share": 0.01,
+        "save_blocking_seconds": 2.0,
+        "save_seconds": 3.5,
+        "own_save_blocking_share": 2.0 / 500,
+        "own_save_share": 3.5 / 500,
+        "own_share": 0.01 + 3.5 / 500,
+    }
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("configs/imagenet256.py:large", {"model.image_size": "8", "model.num_classes": "11"}),
+        pytest.param("configs/cifar10.py", {"model.image_size": "8"}, marks=pytest.mark.slow),
+        pytest.param(
+            "configs/mscoco256.py",
+            {
+                "model.image_size": "8",
+                "model.context_length": "3",
+                "model.context_dim": "4",
+                "prepare.dtype": "bfloat16",
+            },
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_train_loop_is_measured_on_data_made_for_the_config(name, fields, tmp_path, capsys):
+    network = {"model.embed_dim": "16", "model.depth": "1", "model.num_heads": "2", "model.dtype": "float32"}
+    experiment = load_experiment(name, network | fields | {"train.batch_size": "4"})
+    row = train_loop.measure(experiment, steps=8, examples=12, own_data=False, parent=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert (row["steps"], row["log_every"], row["batch"]) == (8, 2, 4)
+    assert len(row["loop_seconds_each"]) == 4
+    assert all(seconds > 0 for seconds in [*row["loop_seconds_each"], *row["bare_seconds_each"][0]])
+    assert len(row["bare_seconds_each"]) == 2
+    assert row["save_blocking_seconds"] > 0
+    assert row["own_save_every"] == experiment.train.save_every
+    # Parameters, their average and two moments, of 4 bytes each, and a few counts.
+    parts = assemble(experiment, DataCard(""))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(parts.abstract_params))
+    assert 0 <= row["checkpoint_bytes"] - 16 * parameters < 100
+    train_loop.show(row)
+    assert f"save_every={experiment.train.save_every}: logs" in capsys.readouterr().out
+
+
+def test_the_train_loop_of_packaged_data_is_measured_from_the_command_line(tmp_path, capsys, monkeypatch):
+    settings = [f"{name}={value}" for name, value in TINY.items()]
+    out = tmp_path / "loop.json"
+    options = ["--batch-size", "16", "--steps", "5", "--folder", str(tmp_path), "--out", str(out), "--set", *settings]
+    monkeypatch.setattr("sys.argv", ["train_loop.py", "configs/digits.py", *options])
+    train_loop.main()
+    assert capsys.readouterr().out.startswith("configs/digits.py, batch 16, ")
+    row = json.loads(out.read_text())
+    assert (row["config"], row["batch"], row["own_log_every"], row["own_save_every"]) == ("configs/digits.py", 16, 2, 4)
+    assert row["steps"] >= 5
+    assert row["save_blocking_seconds"] > 0

@@ -43,6 +43,40 @@ def test_metrics_hold_what_users_plot(trained):
     np.testing.assert_allclose([line["lr"] for line in metrics], [1e-5, 3e-5, 5e-5, 7e-5], rtol=1e-4)
 
 
+def test_metrics_say_what_share_of_the_time_the_host_waited(trained):
+    for line in read_metrics(trained[0] / "metrics.jsonl"):
+        shares = [line["data_wait"], line["log_wait"], line["save_wait"]]
+        assert min(shares) >= 0
+        assert 0 < sum(shares) <= 1
+        # The checkpoint of step 4 lies between the lines of steps 4 and 6.
+        assert (line["save_wait"] > 0) == (line["step"] == 6)
+
+
+def test_the_lines_of_a_step_are_on_the_disk_before_its_checkpoint(tmp_path, monkeypatch):
+    events = []
+    save, write, flush = train.Checkpoints.save, train.MetricWriter.write, train.MetricWriter.flush
+
+    def recorded(name, function):
+        return lambda self, *arguments: (events.append(name(*arguments)), function(self, *arguments))[1]
+
+    monkeypatch.setattr(train.Checkpoints, "save", recorded(lambda state, batches: ("save", int(state.step)), save))
+    monkeypatch.setattr(train.MetricWriter, "write", recorded(lambda step, scalars: ("line", step), write))
+    monkeypatch.setattr(train.MetricWriter, "flush", recorded(lambda: ("flush",), flush))
+    train.run(tiny_experiment(train__save_every=3, train__log_every=2), tmp_path)
+    assert events[: events.index(("save", 8)) + 1] == [
+        ("line", 2),
+        ("flush",),
+        ("save", 3),
+        ("line", 4),
+        ("line", 6),
+        ("flush",),
+        ("save", 6),
+        ("line", 8),
+        ("flush",),
+        ("save", 8),
+    ]
+
+
 def test_the_same_command_again_trains_no_further(trained):
     workdir, _ = trained
     before = final_state(workdir)

@@ -97,6 +97,17 @@ def test_a_loss_not_given_stays_the_last_one_known():
     assert "loss 0.5000" in file.getvalue().splitlines()[-1]
 
 
+def test_numbers_that_come_late_turn_nothing_back():
+    clock, file = Clock(), io.StringIO()
+    progress = Progress(100, file=file, clock=clock)
+    progress.update(8)
+    clock.now += 20
+    progress.update(5, loss=0.5, images_per_sec=200.0)
+    assert file.getvalue().splitlines()[-1] == "train   8% 8/100"
+    progress.update(9)
+    assert file.getvalue().splitlines()[-1].startswith("train   9% 9/100  loss 0.5000  200 images/s")
+
+
 def test_a_job_stopped_early_shows_its_last_step_on_closing():
     with run(io.StringIO(), stop=57)[0] as progress:
         file = progress._file

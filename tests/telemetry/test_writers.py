@@ -1,12 +1,15 @@
 import json
 import os
 import struct
+import time
+import types
 
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
 from uvit_jax.errors import UserError
+from uvit_jax.telemetry import writers
 from uvit_jax.telemetry.writers import MetricWriter, read_metrics
 
 
@@ -184,6 +187,19 @@ def test_flush_leaves_every_event_on_disk(tmp_path):
     writer.flush()
     assert len(scalars(tmp_path)) == 29
     writer.close()
+
+
+def test_lines_are_synced_to_the_disk_every_ten_seconds_and_not_at_each(tmp_path, monkeypatch):
+    now, synced = [0.0], set()
+    monkeypatch.setattr(writers, "time", types.SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    monkeypatch.setattr(writers.os, "fsync", lambda file: synced.add((now[0], os.fstat(file).st_ino)))
+    with MetricWriter(tmp_path, 0) as writer:
+        synced.clear()
+        for step in range(1, 31):
+            now[0] += 1.0
+            writer.write(step, {"loss": 1.0})
+        files = [tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir()]
+        assert synced == {(at, file.stat().st_ino) for at in (10.0, 20.0, 30.0) for file in files}
 
 
 def test_an_evaluation_has_a_line_of_its_own_beside_its_steps(tmp_path):

@@ -1,6 +1,7 @@
 import types
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from uvit_jax.training import loop
@@ -30,11 +31,45 @@ def state_at(step: int) -> TrainState:
     return TrainState(step=jnp.asarray(step, jnp.int32), params={}, ema={}, opt_state=())
 
 
+class Value:
+    """A number on the fake device, there when its step has ended; who asks sooner waits."""
+
+    def __init__(self, clock: Clock, value: float, ready: float):
+        self.clock, self.value, self.ready = clock, value, ready
+
+    def block_until_ready(self) -> "Value":
+        self.clock.now = max(self.clock.now, self.ready)
+        return self
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.block_until_ready().value, dtype)
+
+
+class Device:
+    """A fake device that does one step after the other, each in STEP_SECONDS, while the host does something else."""
+
+    def __init__(self, clock: Clock):
+        self.clock, self.free, self.idle, self.steps, self.most_behind = clock, clock.now, 0.0, [], 0
+
+    def run(self, **values: float) -> dict[str, Value]:
+        self.idle += max(0.0, self.clock.now - self.free)
+        self.free = max(self.clock.now, self.free) + STEP_SECONDS
+        self.steps.append(self.free)
+        self.most_behind = max(self.most_behind, sum(end > self.clock.now for end in self.steps))
+        return {name: Value(self.clock, value, self.free) for name, value in values.items()}
+
+
 class Run:
     """A fit over fake steps, whose loss is the batch's number and whose accounts are kept as a list of events."""
 
     def __init__(self, clock: Clock):
         self.clock, self.events, self.windows, self.batches = clock, [], {}, []
+        self.device, self.data_seconds, self.log_seconds = Device(clock), 0.0, 0.0
+
+    def data(self, start):
+        for number in range(start, 1000):
+            self.clock.advance(self.data_seconds)
+            yield number
 
     def hook(self, name="hook", *, every=0, at_end=False, timed=True, seconds=0.0) -> Hook:
         def run(state):
@@ -45,18 +80,18 @@ class Run:
 
     def fit(self, *, steps, log_every, start=0, **options) -> TrainState:
         def train_step(state, batch):
-            self.clock.advance(STEP_SECONDS)
             self.batches.append(batch)
-            return state_at(int(state.step) + 1), {"loss": jnp.float32(batch), "norm": jnp.float32(-2 * batch)}
+            return state_at(int(state.step) + 1), self.device.run(loss=batch, norm=-2 * batch)
 
         def on_log(step, window):
             self.windows[step] = window
             self.events.append(("log", step))
+            self.clock.advance(self.log_seconds)
 
         return fit(
             train_step,
             state_at(start),
-            iter(range(start, 1000)),
+            self.data(start),
             steps=steps,
             log_every=log_every,
             on_step=lambda step: self.events.append(("step", step)),
@@ -141,29 +176,59 @@ def test_seconds_count_steps_and_timed_hooks_but_not_untimed_ones(run):
     }
 
 
-def test_the_host_waits_only_for_a_step_well_behind_the_one_it_started(clock, monkeypatch):
-    started, waited = [], []
+def test_the_device_always_has_a_step_to_do_but_never_more_than_the_bound(run):
+    # A log and a batch take nearly as long as all the steps that are under way.
+    run.log_seconds = (loop.STEPS_IN_FLIGHT - 1.3) * STEP_SECONDS
+    run.data_seconds = 0.2 * STEP_SECONDS
+    run.fit(steps=40, log_every=8)
+    assert run.device.idle == pytest.approx(run.data_seconds)  # the first batch
+    assert run.device.most_behind == loop.STEPS_IN_FLIGHT
+    assert run.device.free - 100 == pytest.approx(40 * STEP_SECONDS + run.data_seconds)
 
-    class Loss(float):
-        def block_until_ready(self):
-            waited.append((int(self), started[-1]))
 
-    def train_step(state, batch):
-        started.append(batch)
-        return state_at(int(state.step) + 1), {"loss": Loss(batch)}
+def test_metrics_are_fetched_when_their_step_is_the_bound_behind(run):
+    run.fit(steps=20, log_every=8)
+    late = loop.STEPS_IN_FLIGHT - 1
+    assert [event for event in run.events if event[0] == "log"] == [("log", 8), ("log", 16), ("log", 20)]
+    assert run.events[run.events.index(("log", 8)) - 1] == ("step", 8 + late)
+    assert run.events[run.events.index(("log", 16)) - 1] == ("step", 16 + late)
+    assert run.events[-2:] == [("step", 20), ("log", 20)]
 
-    monkeypatch.setattr(loop.jax, "device_get", lambda pending: pending)
-    fit(
-        train_step,
-        state_at(0),
-        iter(range(100)),
-        steps=9,
-        log_every=100,
-        on_step=lambda step: None,
-        on_log=lambda step, window: None,
-    )
-    assert waited
-    assert {now - then for then, now in waited} == {loop.STEPS_IN_FLIGHT - 1}
+
+def test_every_due_log_comes_before_a_hook(run):
+    # The log of step 4 is still to come when step 5 has a hook.
+    run.fit(steps=6, log_every=2, hooks=[run.hook("save", every=5)])
+    before = run.events[: run.events.index(("save", 5))]
+    assert [step for event, step in before if event == "log"] == [2, 4]
+
+
+def test_a_window_lasts_from_step_to_step_however_late_it_is_logged(run):
+    run.log_seconds, run.data_seconds = 3.0, 0.5
+    run.fit(steps=12, log_every=4)
+    first, *others = (window.seconds for window in run.windows.values())
+    assert first == 4 * STEP_SECONDS + run.data_seconds  # of the first batch
+    assert others == [4 * STEP_SECONDS] * 2
+
+
+def test_a_window_says_what_the_host_waited_for(run):
+    run.log_seconds, run.data_seconds = 3.0, 0.25
+    save = run.hook("save", every=5, seconds=10.0)
+    draw = run.hook("draw", every=6, timed=False, seconds=1000.0)
+    run.fit(steps=12, log_every=4, hooks=[save, draw])
+    parts = {
+        step: (window.data_seconds, window.log_seconds, window.hook_seconds) for step, window in run.windows.items()
+    }
+    # Batches are fetched up to three steps ahead of the window's end, but not over a save: so many in all when steps 4,
+    # 8 and 12 ended.
+    ahead = [5, 10, 12]
+    assert parts == {
+        4: (ahead[0] * 0.25, 0.0, 0.0),
+        8: ((ahead[1] - ahead[0]) * 0.25, 3.0, 10.0),
+        12: ((ahead[2] - ahead[1]) * 0.25, 3.0, 10.0),
+    }
+    assert all(sum(parts[step]) <= window.seconds for step, window in run.windows.items())
+    # The drawing and the last log are in no window.
+    assert sum(window.seconds for window in run.windows.values()) == run.clock.now - 100 - 1000 - 3
 
 
 def test_a_run_that_is_stopped_ends_after_that_step_with_the_hooks_of_the_end_alone(run):

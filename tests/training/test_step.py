@@ -73,6 +73,15 @@ def test_cosine_decay_ends_at_zero_with_the_last_step():
     np.testing.assert_allclose(rates, [2.0, 1.0, 0.0], atol=1e-6)
 
 
+@pytest.mark.parametrize("decay", ["none", "cosine"])
+def test_the_rate_of_a_number_is_that_of_an_array_and_asks_no_device(decay):
+    config = OptimizerConfig(lr=3e-4, warmup_steps=5, decay=decay)
+    for step in (0, 3, 5, 11, 20):
+        rate = learning_rate(config, step, 20)
+        assert isinstance(rate, np.floating)
+        np.testing.assert_allclose(rate, learning_rate(config, jnp.asarray(step), 20), rtol=1e-5, atol=1e-10)
+
+
 def test_gradient_clipping_bounds_the_global_norm():
     optimizer = make_optimizer(OptimizerConfig(grad_clip=0.5, warmup_steps=0, betas=(0.0, 0.0), eps=1.0), 1)
     params = {"w": jnp.zeros(1)}

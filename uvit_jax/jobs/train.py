@@ -107,8 +107,9 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
             evaluate(state)  # what a run that was stopped right after this checkpoint had no time for
         if start < config.steps:
             with Progress(config.steps, start=start, active=main_host) as progress, PreemptionNotice() as preempted:
+                batches.start_prefetch()  # while the step compiles
                 train_step = _compile(parts, source, optimizer, template, progress)
-                save = Hook(lambda s: checkpoints.save(s, batches), config.save_every, at_end=True, timed=True)
+                save = Hook(_saver(checkpoints, batches, writer), config.save_every, at_end=True, timed=True)
                 draw = Hook(gallery.draw_step, config.image_every, at_end=False, timed=False)
                 # Not at the end: who is told to stop has no time for thousands of samples.
                 measure = Hook(_evaluator(evaluation, writer, progress.write), every, at_end=False, timed=False)
@@ -256,6 +257,18 @@ def _evaluator(
     return functools.partial(evaluation, writer=writer, say=say) if evaluation else lambda state: None
 
 
+def _saver(
+    checkpoints: Checkpoints, batches: grain.DatasetIterator, writer: MetricWriter
+) -> Callable[[TrainState], None]:
+    """Saves a checkpoint, once the lines of the steps before it are on the disk: a resumed run expects them there."""
+
+    def save(state: TrainState) -> None:
+        writer.flush()
+        checkpoints.save(state, batches)
+
+    return save
+
+
 def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[[int, Window], None]:
     """What is done with a window of metrics: checked, written, shown."""
     config = parts.experiment
@@ -269,9 +282,9 @@ def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[
             steps=window.steps, images=window.steps * config.train.batch_size, seconds=window.seconds
         )
         lr = float(learning_rate(config.optimizer, step - 1, config.train.steps))
-        writer.write(step, {"images": step * config.train.batch_size, **window.metrics, "lr": lr, **rates})
-        # A checkpoint of this step may follow, and a resumed run expects this line beside it.
-        writer.flush()
+        waits = {"data_wait": window.data_seconds, "log_wait": window.log_seconds, "save_wait": window.hook_seconds}
+        shares = {name: seconds / window.seconds for name, seconds in waits.items()}
+        writer.write(step, {"images": step * config.train.batch_size, **window.metrics, "lr": lr, **rates, **shares})
         progress.update(step, loss=loss, images_per_sec=rates["images_per_sec"])
 
     return log

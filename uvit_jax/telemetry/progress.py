@@ -74,16 +74,19 @@ class Progress:
             )
 
     def update(self, step: int, *, loss: float | int | None = None, images_per_sec: float | int | None = None) -> None:
-        """Says that `step` steps are done; a loss or rate not given stays the last one known. Cheap at every step."""
+        """Says that `step` steps are done; a loss or rate not given stays the last one known. Cheap at every step.
+
+        The numbers of a step that lies behind the last one may come late; they turn nothing back.
+        """
         if not self._active:
             return
         now = self._clock()
         if self._first is None:
             self._first = (step, now)
-        self._step = step
+        self._step = max(self._step, step)
         self._loss = self._loss if loss is None else loss
         self._images_per_sec = self._images_per_sec if images_per_sec is None else images_per_sec
-        if now - self._shown_at >= self._interval or step >= self._total:
+        if now - self._shown_at >= self._interval or self._step >= self._total:
             self._show(now)
 
     def seconds_left(self) -> float | None:

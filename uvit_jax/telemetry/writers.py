@@ -20,7 +20,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.telemetry.atomic import atomic_write
 
 Number = float | int | np.floating | np.integer | None
-_SECONDS_BETWEEN_SYNCS = 10.0
+_SECONDS_BETWEEN_FLUSHES = 10.0
 
 
 class MetricWriter:
@@ -32,7 +32,8 @@ class MetricWriter:
     Opening with `resume_step` means that the state of the run is the one after `resume_step` steps: lines of later
     steps, and a last line torn by a kill, are dropped (the file is replaced in one move), and TensorBoard is told to
     forget events of later steps. A line of a step up to `resume_step` that is already there isn't written again. So
-    there is exactly one line a logged step, if the caller calls `flush()` before it saves a checkpoint.
+    there is exactly one line a logged step, if the caller calls `flush()` before it saves a checkpoint. In between,
+    what was written is synced to the disk at the first write after every 10 seconds.
 
     A process that isn't the main one passes `active=False`: nothing is read or written.
 
@@ -59,6 +60,7 @@ class MetricWriter:
             (line["step"], *sorted(line.keys() - {"step"})) for line in kept if "step" in line and "loss" not in line
         }
         self._last_step = -1
+        self._flushed = time.monotonic()
 
     def write(self, step: int, scalars: Mapping[str, Number]) -> None:
         """One line of metrics.jsonl and one TensorBoard scalar a number; the line survives a SIGKILL right after.
@@ -99,19 +101,19 @@ class MetricWriter:
         for key, value in values.items():
             if value is not None:
                 self._events.add(step, summary.scalar(key, value))
-        self._events.sync_if_due()
+        self._flush_if_due()
 
     def write_image(self, tag: str, step: int, image: UInt8[np.ndarray, "h w c"]) -> None:
         """A TensorBoard image of 1, 3 or 4 channels."""
         if self.active:
             self._events.add(step, summary.image(tag, image, dataformats="HWC"))
-            self._events.sync_if_due()
+            self._flush_if_due()
 
     def write_text(self, tag: str, step: int, text: str) -> None:
         """A TensorBoard text; TensorBoard renders it as Markdown."""
         if self.active:
             self._events.add(step, summary.text(tag, text))
-            self._events.sync_if_due()
+            self._flush_if_due()
 
     def flush(self) -> None:
         """Everything written so far is on the disk, not only with the operating system."""
@@ -119,6 +121,11 @@ class MetricWriter:
             self._lines.flush()
             os.fsync(self._lines.fileno())
             self._events.sync()
+            self._flushed = time.monotonic()
+
+    def _flush_if_due(self) -> None:
+        if time.monotonic() - self._flushed >= _SECONDS_BETWEEN_FLUSHES:
+            self.flush()
 
     def close(self) -> None:
         """Flushes and closes both files; a second call does nothing."""
@@ -207,11 +214,6 @@ class _EventFile:
         # A bucket mounted as a folder gets what was written only when a file is synced or closed.
         with self._path.open("ab") as same:
             os.fsync(same.fileno())
-        self._synced = time.monotonic()
-
-    def sync_if_due(self) -> None:
-        if time.monotonic() - self._synced >= _SECONDS_BETWEEN_SYNCS:
-            self.sync()
 
     def close(self) -> None:
         self._records.close()

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -43,14 +44,20 @@ class OptimizerConfig:
                 raise UserError(f"{field} is {getattr(self, field)}, expected 0 or more")
 
 
-def learning_rate(config: OptimizerConfig, step: Int[Array, ""] | int, total_steps: int) -> Float[Array, ""]:
-    """The rate of the update that follows `step` earlier ones."""
-    rate = jnp.asarray(config.lr, jnp.float32)
+def learning_rate(
+    config: OptimizerConfig, step: Int[Array, ""] | int, total_steps: int
+) -> Float[Array, ""] | np.floating:
+    """The rate of the update that follows `step` earlier ones: of an array an array, of an int one of NumPy's numbers.
+
+    An int keeps the devices out of it, whose queue a program of its own would have to wait in.
+    """
+    xp = np if isinstance(step, int) else jnp
+    rate = xp.float32(config.lr)
     if config.warmup_steps:
-        rate = rate * jnp.minimum(step / config.warmup_steps, 1.0)
+        rate = rate * xp.minimum(step / config.warmup_steps, 1.0)
     if config.decay == "cosine":
         progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
-        rate = rate * 0.5 * (1 + jnp.cos(math.pi * jnp.clip(progress, 0, 1)))
+        rate = rate * 0.5 * (1 + xp.cos(math.pi * xp.clip(progress, 0, 1)))
     return rate
 
 
