@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused.attention import packed_attention, resolve
+from uvit_jax.models.fused.attention import mosaic_attention, packed_attention, resolve
 from uvit_jax.models.fused.fp8 import fp8_product
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layout import ONE_DEVICE, Layout, stream
@@ -51,16 +51,26 @@ class Attention(nnx.Module):
 
     def product(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Float[Array, " d"]]:
         """The projected product and the projection's bias, which is left to who adds the product."""
-        qkv = self._packed(x)
-        implementation = resolve(self.implementation, qkv.shape, self.dtype, self.layout.platform)
-        out = self.layout.attend(functools.partial(packed_attention, implementation=implementation), qkv)
+        b, t, _ = x.shape
+        kernel, bias = self.proj.kernel[...], bias_of(self.proj)
+        heads, head_dim, d = kernel.shape
+        implementation = resolve(self.implementation, (b, t, 3, heads, head_dim), self.dtype, self.layout.platform)
+        if implementation == "mosaic":
+            attend = functools.partial(mosaic_attention, head_dim=head_dim)
+            out = self.layout.attend_planes(attend, self._planes(x))
+        else:
+            out = self.layout.attend(
+                functools.partial(packed_attention, implementation=implementation), self._packed(x)
+            )
         if implementation != "triton":  # whose own backward pass names what it keeps
             out = checkpoint_name(out, "attention")
-        kernel, bias = self.proj.kernel[...], bias_of(self.proj)
         if self.fp8:
-            b, t, h, k = out.shape
-            return stream(self.layout, fp8_product(out.reshape(b, t, h * k), kernel.reshape(h * k, -1))), bias
-        return stream(self.layout, jnp.einsum("bthk,hkd->btd", out, kernel.astype(self.dtype))), bias
+            return stream(self.layout, fp8_product(out.reshape(b, t, -1), kernel.reshape(-1, d))), bias
+        kernel = kernel.astype(self.dtype)
+        product = (
+            out @ kernel.reshape(-1, d) if implementation == "mosaic" else jnp.einsum("bthk,hkd->btd", out, kernel)
+        )
+        return stream(self.layout, product), bias
 
     def _packed(self, x: Float[Array, "b t d"]) -> Float[Array, "b t 3 h k"]:
         """The queries, keys and values of every head."""
@@ -69,3 +79,16 @@ class Attention(nnx.Module):
         kernel = self.qkv.kernel[...]
         packed = fp8_product(x, kernel.reshape(kernel.shape[0], -1)).reshape(*x.shape[:2], *kernel.shape[1:])
         return packed if self.qkv.bias is None else packed + self.qkv.bias[...].astype(packed.dtype)
+
+    def _planes(self, x: Float[Array, "b t d"]) -> Float[Array, "3 b t c"]:
+        """Queries, keys and values with the heads side by side, by a product that writes them so.
+
+        An axis for each head, or one of three within a token, would be padded to tiles on a TPU, and copied.
+        """
+        if self.fp8:
+            return jnp.moveaxis(self._packed(x).reshape(*x.shape[:2], 3, -1), 2, 0)
+        weight = self.qkv.kernel[...].astype(self.dtype)
+        planes = jnp.einsum("btd,dsc->sbtc", x, weight.reshape(*weight.shape[:2], -1))
+        if self.qkv.bias is None:
+            return planes
+        return planes + bias_of(self.qkv).astype(self.dtype).reshape(3, 1, 1, -1)

@@ -51,6 +51,10 @@ class Layout(Protocol):
         """The attention kernel, run by each device on its own examples and heads."""
         ...
 
+    def attend_planes(self, kernel: Kernel, planes: Float[Array, "3 b t c"]) -> Float[Array, "b t c"]:
+        """As `attend`, with heads side by side in the last axis."""
+        ...
+
     def rows(self, kernel: Callable[[tuple, tuple], Any], streams: tuple, weights: tuple) -> Any:
         """`kernel(streams, weights)` by each device on its own examples: streams `[b, t, d]` (or None), weights whole;
         it gives streams.
@@ -102,6 +106,10 @@ class OneDevice:
     def attend(self, kernel: Kernel, qkv: Float[Array, "b t 3 h k"]) -> Float[Array, "b t h k"]:
         """The kernel on everything."""
         return kernel(qkv)
+
+    def attend_planes(self, kernel: Kernel, planes: Float[Array, "3 b t c"]) -> Float[Array, "b t c"]:
+        """The kernel on everything."""
+        return kernel(planes)
 
     def rows(self, kernel: Callable[[tuple, tuple], Any], streams: tuple, weights: tuple) -> Any:
         """The kernel on everything."""

@@ -82,6 +82,10 @@ class MeshLayout:
         packed, heads = PartitionSpec(BATCH_AXES, None, None, "tensor"), PartitionSpec(BATCH_AXES, None, "tensor")
         return self._map(kernel, (packed,), heads)(qkv)
 
+    def attend_planes(self, kernel: Callable[[Array], Array], planes: Float[Array, "3 b t c"]) -> Float[Array, "b t c"]:
+        """As `attend`, with heads side by side in the last axis, which `tensor` divides into whole ones."""
+        return self._map(kernel, (PartitionSpec(None, BATCH_AXES, None, "tensor"),), _HIDDEN)(planes)
+
     def rows(self, kernel: Callable[[tuple, tuple], Any], streams: tuple, weights: tuple) -> Any:
         """The kernel on each device's own examples; the gradients of weights are added up over devices."""
         return self._map(kernel, (_EXAMPLES, PartitionSpec()), _EXAMPLES)(streams, weights)

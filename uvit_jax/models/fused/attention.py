@@ -9,13 +9,16 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused import attention_triton, pallas_triton
+from uvit_jax.models.fused import attention_mosaic, attention_triton, pallas_triton
 from uvit_jax.models.fused.attention_triton import Tuning
 from uvit_jax.models.fused.fallback import say_once
 
-Implementation = Literal["triton", "cudnn", "xla"]
+Implementation = Literal["triton", "mosaic", "cudnn", "xla"]
 # Beyond them nothing was measured; a long loop wants other tilings, and there copies around cuDNN's weigh little.
 MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
+# TPU's kernel holds an example at once: of the 16 MiB that a program gets where it gets the least (v4), with room for
+# what the compiler spills. Its code grows with the heads and with the square of the tokens.
+MAX_TOKENS_MOSAIC, MAX_VMEM_MOSAIC = 512, 14 * 2**20
 
 
 def why_not_triton(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
@@ -34,36 +37,62 @@ def why_not_triton(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> s
     return None
 
 
-def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> Implementation:
-    """The kernel a name stands for with qkv of this shape `[b, t, 3, h, k]`.
+def why_not_mosaic(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
+    """Why q, k and v of this shape `[b, t, 3, h, k]` can't be given to TPU's kernel; None where they can."""
+    _, tokens, _, heads, head_dim = shape
+    if platform != "tpu":
+        return f"the Mosaic kernel runs on platform tpu, not {platform}"
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"the Mosaic kernel takes bfloat16, not {jnp.dtype(dtype).name}"
+    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
+        return f"the Mosaic kernel takes a head_dim that is a multiple of 8 up to {MAX_HEAD_DIM}, not {head_dim}"
+    if tokens > MAX_TOKENS_MOSAIC:
+        return f"the Mosaic kernel takes up to {MAX_TOKENS_MOSAIC} tokens, not {tokens}"
+    needed = attention_mosaic.vmem_bytes(tokens, heads * head_dim, 2)
+    if needed > MAX_VMEM_MOSAIC:
+        return (
+            f"the Mosaic kernel takes up to {MAX_VMEM_MOSAIC / 2**20:.0f} MiB of on-chip memory, not the "
+            f"{needed / 2**20:.1f} MiB of {tokens} tokens with {heads} heads of {head_dim}"
+        )
+    return None
 
-    "auto" is Triton's where it fits, else cuDNN's on a GPU in half precision (the only one it has), else XLA's.
-    "triton" and "cudnn" fall back in the same order where they don't fit, which is said once.
+
+def why_not_cudnn(dtype: DTypeLike, platform: str) -> str | None:
+    """Why attention in this dtype can't be given to cuDNN; None where it can."""
+    if platform == "gpu" and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16):
+        return None
+    return f"cuDNN's kernel takes bfloat16 and float16 on platform gpu, not {jnp.dtype(dtype).name} on {platform}"
+
+
+def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> Implementation:
+    """The kernel a name stands for with q, k and v of this shape `[b, t, 3, h, k]`.
+
+    "auto" is Triton's on a GPU and Mosaic's on a TPU where they fit, else cuDNN's on a GPU in half precision (the only
+    one it has), else XLA's. The name of one that doesn't fit stands for "auto", which is said once.
     """
     if name == "xla":
         return "xla"
-    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    other: Implementation = "cudnn" if half and platform == "gpu" else "xla"
-    if name == "cudnn":
-        if other == "xla":
-            say_once(
-                f"attention = cudnn falls back to xla: cuDNN's kernel takes bfloat16 and float16 on platform gpu, not "
-                f"{jnp.dtype(dtype).name} on {platform}"
-            )
-        return other
-    reason = why_not_triton(shape, dtype, platform)
-    if reason is None:
-        return "triton"
-    if name == "triton":
-        say_once(f"attention = triton falls back to {other}: {reason}")
-    return other
+    reasons: dict[Implementation, str | None] = {
+        "triton": why_not_triton(shape, dtype, platform),
+        "mosaic": why_not_mosaic(shape, dtype, platform),
+        "cudnn": why_not_cudnn(dtype, platform),
+    }
+    best: Implementation = next((kernel for kernel, reason in reasons.items() if reason is None), "xla")
+    for kernel, reason in reasons.items():
+        if kernel == name and reason is None:
+            return kernel
+        if kernel == name:
+            say_once(f"attention = {name} falls back to {best}: {reason}")
+    return best
 
 
-def packed_attention(qkv: Float[Array, "b t 3 h k"], *, implementation: Implementation) -> Float[Array, "b t h k"]:
+def packed_attention(
+    qkv: Float[Array, "b t 3 h k"], *, implementation: Literal["triton", "cudnn", "xla"]
+) -> Float[Array, "b t h k"]:
     """softmax(q k^T / sqrt(k)) v of every head, softmax in float32, for any number of tokens.
 
     "triton" touches qkv and its gradient `[b, t, 3, h, k]` where they lie; "cudnn" and "xla" take slices of them.
-    The name must come from `resolve`.
+    The name must come from `resolve`; what "mosaic" reads are other arrays, `mosaic_attention`'s.
     """
     if implementation == "triton":
         return triton_attention(qkv, Tuning(), False)
@@ -102,3 +131,27 @@ def _backward(
 
 
 triton_attention.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def mosaic_attention(planes: Float[Array, "3 b t c"], head_dim: int, interpret: bool = False) -> Float[Array, "b t c"]:
+    """softmax(q k^T / sqrt(head_dim)) v by TPU's kernels, softmax in float32, for any number of tokens.
+
+    The planes are queries, keys and values, c / head_dim heads side by side in each; `interpret` runs the kernels on
+    any device. The backward pass reads the planes alone: a rematerialisation policy that keeps them and the result runs
+    no kernel again.
+    """
+    return attention_mosaic.forward(planes, head_dim, interpret=interpret)
+
+
+def _mosaic_forward(planes: Float[Array, "3 b t c"], head_dim: int, interpret: bool) -> tuple[Array, Array]:
+    return attention_mosaic.forward(planes, head_dim, interpret=interpret), planes
+
+
+def _mosaic_backward(
+    head_dim: int, interpret: bool, planes: Float[Array, "3 b t c"], d_out: Float[Array, "b t c"]
+) -> tuple[Float[Array, "3 b t c"]]:
+    return (attention_mosaic.backward(planes, d_out, head_dim, interpret=interpret),)
+
+
+mosaic_attention.defvjp(_mosaic_forward, _mosaic_backward)
