@@ -1,4 +1,4 @@
-"""Packed self-attention on a GPU: Triton's kernels by their tilings, cuDNN's with and without copies, and XLA's.
+"""Packed self-attention on a GPU: Triton's and Hopper's kernels by their tilings, cuDNN's with and without copies, XLA's.
 
     python benchmarks/attention.py --out attention.json   # two minutes on an H100
 
@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.models.fused.attention import packed_attention, triton_attention
+from uvit_jax.models.fused import attention_hopper
+from uvit_jax.models.fused.attention import hopper_attention, packed_attention, triton_attention
 from uvit_jax.models.fused.attention_triton import Tiling, Tuning
 
 # (tokens, heads, head_dim)
@@ -51,6 +52,7 @@ KEY_VALUE_GRAD = (
     Tiling(64, 64, 64, 8, 2),
     Tiling(128, 32, 128, 8, 2),
 )
+HOPPER = [attention_hopper.Tiling(warpgroups, stages) for warpgroups in (1, 2) for stages in (2, 3, 4)]
 KERNELS = {"forward": FORWARD, "query_grad": QUERY_GRAD, "key_value_grad": KEY_VALUE_GRAD}
 SETS = 3  # of inputs, in turn: one alone could stay in the cache
 Row = dict[str, Any]
@@ -192,6 +194,11 @@ def compare(name: str, batch: int, tunings: list[Tuning], inputs: list[tuple], b
     for tuning in tunings:
         cases[f"triton {tilings(tuning)}"] = functools.partial(
             lambda qkv, tuning: triton_attention(qkv, tuning, False), tuning=tuning
+        )
+    for tiling in HOPPER:
+        tuned = attention_hopper.Tuning(tiling, tiling)
+        cases[f"hopper {tiling.warpgroups} warpgroups {tiling.stages} stages"] = functools.partial(
+            lambda qkv, tuned: hopper_attention(qkv, tuned, False), tuned=tuned
         )
     cases["cudnn packed"] = functools.partial(packed_attention, implementation="cudnn")
     cases["xla packed"] = functools.partial(packed_attention, implementation="xla")

@@ -62,7 +62,7 @@ class Attention(nnx.Module):
             out = self.layout.attend(
                 functools.partial(packed_attention, implementation=implementation), self._packed(x)
             )
-        if implementation != "triton":  # whose own backward pass names what it keeps
+        if implementation not in ("triton", "hopper"):  # whose own backward passes name what they keep
             out = checkpoint_name(out, "attention")
         if self.fp8:
             return stream(self.layout, fp8_product(out.reshape(b, t, -1), kernel.reshape(-1, d))), bias

@@ -15,7 +15,7 @@ CHOICES = {
     "pos_embed": ("learned", "sincos_2d"),
     "dtype": ("float32", "bfloat16", "fp8"),
     "remat": ("none", "matmuls", "full"),
-    "attention": ("auto", "xla", "cudnn", "triton", "mosaic"),
+    "attention": ("auto", "xla", "cudnn", "triton", "hopper", "mosaic"),
     "kernels": ("auto", "xla", "triton"),
 }
 
@@ -49,7 +49,8 @@ class UViTConfig:
         whole blocks.
       scan_blocks: run the blocks under `lax.scan`: compiles once for all of them. The parameters and the numbers are
         those of the unrolled model.
-      attention: kernel: "auto" (by hardware, dtype and shape), "xla", "cudnn", "triton" (GPUs) or "mosaic" (TPUs).
+      attention: kernel: "auto" (by hardware, dtype and shape), "xla", "cudnn", "triton" or
+        "hopper" (GPUs), "mosaic" (TPUs).
       kernels: of norms, residual sums and GELU: "auto" (by hardware and dtype), "xla" or "triton".
     """
 

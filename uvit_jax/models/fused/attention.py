@@ -9,13 +9,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused import attention_mosaic, attention_triton, pallas_triton
+from uvit_jax.models.fused import attention_hopper, attention_mosaic, attention_triton, pallas_mosaic_gpu, pallas_triton
 from uvit_jax.models.fused.attention_triton import Tuning
 from uvit_jax.models.fused.fallback import say_once
 
-Implementation = Literal["triton", "mosaic", "cudnn", "xla"]
+Implementation = Literal["triton", "hopper", "mosaic", "cudnn", "xla"]
 # Beyond them nothing was measured; a long loop wants other tilings, and there copies around cuDNN's weigh little.
 MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
+MAX_TOKENS_HOPPER = 512  # its loop over blocks of tokens is unrolled
 # TPU's kernel holds an example at once: of the 16 MiB that a program gets where it gets the least (v4), with room for
 # what the compiler spills. Its code grows with the heads and with the square of the tokens.
 MAX_TOKENS_MOSAIC, MAX_VMEM_MOSAIC = 512, 14 * 2**20
@@ -34,6 +35,24 @@ def why_not_triton(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> s
         return f"the Triton kernel takes a head_dim that is a multiple of 8 up to {MAX_HEAD_DIM}, not {head_dim}"
     if tokens > MAX_TOKENS:
         return f"the Triton kernel takes up to {MAX_TOKENS} tokens, not {tokens}"
+    return None
+
+
+def why_not_hopper(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
+    """Why qkv of this shape `[b, t, 3, h, k]` can't be given to Hopper's kernel; None where it can."""
+    _, tokens, _, _, head_dim = shape
+    if not pallas_mosaic_gpu.AVAILABLE:
+        return "this version of jax has no Mosaic backend for GPUs that the Hopper kernel is written for"
+    if platform != "gpu":
+        return f"the Hopper kernel runs on platform gpu, not {platform}"
+    if not pallas_mosaic_gpu.on_hopper():
+        return "the Hopper kernel runs on GPUs of compute capability 9"
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return f"the Hopper kernel takes bfloat16 and float16, not {jnp.dtype(dtype).name}"
+    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
+        return f"the Hopper kernel takes a head_dim that is a multiple of 8 up to {MAX_HEAD_DIM}, not {head_dim}"
+    if tokens > MAX_TOKENS_HOPPER:
+        return f"the Hopper kernel takes up to {MAX_TOKENS_HOPPER} tokens, not {tokens}"
     return None
 
 
@@ -67,13 +86,14 @@ def why_not_cudnn(dtype: DTypeLike, platform: str) -> str | None:
 def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> Implementation:
     """The kernel a name stands for with q, k and v of this shape `[b, t, 3, h, k]`.
 
-    "auto" is Triton's on a GPU and Mosaic's on a TPU where they fit, else cuDNN's on a GPU in half precision (the only
-    one it has), else XLA's. The name of one that doesn't fit stands for "auto", which is said once.
+    "auto" is the first that fits of Triton's and Hopper's on a GPU, Mosaic's on a TPU, cuDNN's on a GPU in half
+    precision (the only one it has) and XLA's. The name of one that doesn't fit stands for "auto", which is said once.
     """
     if name == "xla":
         return "xla"
     reasons: dict[Implementation, str | None] = {
         "triton": why_not_triton(shape, dtype, platform),
+        "hopper": why_not_hopper(shape, dtype, platform),
         "mosaic": why_not_mosaic(shape, dtype, platform),
         "cudnn": why_not_cudnn(dtype, platform),
     }
@@ -87,15 +107,17 @@ def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) 
 
 
 def packed_attention(
-    qkv: Float[Array, "b t 3 h k"], *, implementation: Literal["triton", "cudnn", "xla"]
+    qkv: Float[Array, "b t 3 h k"], *, implementation: Literal["triton", "hopper", "cudnn", "xla"]
 ) -> Float[Array, "b t h k"]:
     """softmax(q k^T / sqrt(k)) v of every head, softmax in float32, for any number of tokens.
 
-    "triton" touches qkv and its gradient `[b, t, 3, h, k]` where they lie; "cudnn" and "xla" take slices of them.
+    "triton" and "hopper" touch qkv and its gradient `[b, t, 3, h, k]` where they lie; "cudnn" and "xla" take slices.
     The name must come from `resolve`; what "mosaic" reads are other arrays, `mosaic_attention`'s.
     """
     if implementation == "triton":
         return triton_attention(qkv, Tuning(), False)
+    if implementation == "hopper":
+        return hopper_attention(qkv, attention_hopper.Tuning(), False)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if implementation == "xla" or qkv.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
@@ -131,6 +153,36 @@ def _backward(
 
 
 triton_attention.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def hopper_attention(
+    qkv: Float[Array, "b t 3 h k"], tuning: attention_hopper.Tuning, interpret: bool
+) -> Float[Array, "b t h k"]:
+    """`packed_attention` by Hopper's kernels with a given tuning; `interpret` makes them fit for Pallas's interpreter
+    of GPUs' kernels, under which they must be called then.
+    """
+    return attention_hopper.forward(qkv, tuning.forward, interpret=interpret)[0]
+
+
+def _hopper_forward(
+    qkv: Float[Array, "b t 3 h k"], tuning: attention_hopper.Tuning, interpret: bool
+) -> tuple[Float[Array, "b t h k"], tuple[Array, Array, Array]]:
+    out, lse = attention_hopper.forward(qkv, tuning.forward, interpret=interpret)
+    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
+    return out, (qkv, out, lse)
+
+
+def _hopper_backward(
+    tuning: attention_hopper.Tuning,
+    interpret: bool,
+    residuals: tuple[Array, Array, Array],
+    d_out: Float[Array, "b t h k"],
+) -> tuple[Float[Array, "b t 3 h k"]]:
+    return (attention_hopper.backward(*residuals, d_out, tuning.backward, interpret=interpret),)
+
+
+hopper_attention.defvjp(_hopper_forward, _hopper_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -1,0 +1,18 @@
+"""Pallas's Mosaic backend for GPUs where the installed jax has the one that the kernels are written for."""
+
+from typing import Any
+
+import jax
+
+plgpu: Any
+try:
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+except ImportError:
+    plgpu = None
+
+AVAILABLE = plgpu is not None and jax.__version_info__ >= (0, 11)
+
+
+def on_hopper() -> bool:
+    """Whether the default device is a GPU of compute capability 9, whose instructions the kernels use."""
+    return str(getattr(jax.devices()[0], "compute_capability", "")).startswith("9.")
