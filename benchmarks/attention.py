@@ -1,4 +1,4 @@
-"""Packed self-attention on a GPU: Triton's and Hopper's kernels by their tilings, cuDNN's with and without copies, XLA's.
+"""Packed self-attention on a GPU: Triton's and Hopper's kernels by tiling, cuDNN's with and without copies, and XLA's.
 
     python benchmarks/attention.py --out attention.json   # two minutes on an H100
 
@@ -52,7 +52,7 @@ KEY_VALUE_GRAD = (
     Tiling(64, 64, 64, 8, 2),
     Tiling(128, 32, 128, 8, 2),
 )
-HOPPER = [attention_hopper.Tiling(warpgroups, stages) for warpgroups in (1, 2) for stages in (2, 3, 4)]
+HOPPER = [attention_hopper.Tiling(warpgroups, stages) for warpgroups in (1, 2, 3) for stages in (2, 3)]
 KERNELS = {"forward": FORWARD, "query_grad": QUERY_GRAD, "key_value_grad": KEY_VALUE_GRAD}
 SETS = 3  # of inputs, in turn: one alone could stay in the cache
 Row = dict[str, Any]

@@ -136,13 +136,13 @@ class Program:
         """A block as matrix products take it."""
         return [(tile if self.interpret else tile[1]).at[slot] for tile in tiles]
 
-    def write(self, results: list[Any], values: list[Array], target: Any, where: tuple[Any, Any, Any]) -> None:
-        """Writes a block out of this warpgroup's memory and waits until that can be used again."""
+    def write(self, tiles: list[Any], values: list[Array], target: Any, where: tuple[Any, Any, Any]) -> None:
+        """Writes a block out of memory of this warpgroup's, and waits until it is."""
         example, block, head = where
-        for memory, value in zip(self.block(results, self.warpgroup()), values, strict=True):
+        for memory, value in zip(self.block(tiles, self.warpgroup()), values, strict=True):
             memory[...] = value.astype(self.dtype)
         plgpu.commit_smem()
-        for tile, part in zip(results, self.parts, strict=True):
+        for tile, part in zip(tiles, self.parts, strict=True):
             copied = tile if self.interpret else tile[0]
             view = target.at[example, pl.ds(block * ROWS, ROWS), head, _channels(part, block)]
             plgpu.copy_smem_to_gmem(copied.at[self.warpgroup()], view)
@@ -223,7 +223,7 @@ def forward(
     slots, copies, warpgroups = program.slots, len(program.parts), tiling.warpgroups
 
     def kernel(*refs: Any) -> None:
-        qkv_ref, out_ref, lse_ref, q_tiles, k_tiles, v_tiles, results, lse_memory, own, k_ready, v_ready, free = refs
+        qkv_ref, out_ref, lse_ref, q_tiles, k_tiles, v_tiles, lse_memory, own, k_ready, v_ready, free = refs
         example, head, rows = (jax.lax.axis_index(name) for name in ("examples", "heads", "rows"))
         warpgroup = program.warpgroup()
         owned = rows * warpgroups + warpgroup
@@ -255,7 +255,7 @@ def forward(
         sums = [x * _along(1 / total, 0, part.width) for x, part in zip(sums, program.parts, strict=True)]
         own_lse = lse_memory.at[warpgroup]
         own_lse[...] = peak + jnp.log2(total)
-        program.write(results, sums, out_ref, (example, owned, head))
+        program.write(q_tiles, sums, out_ref, (example, owned, head))
         plgpu.copy_smem_to_gmem(own_lse, lse_ref.at[example, head, pl.ds(owned * ROWS, ROWS)])
         plgpu.wait_smem_to_gmem(0)
 
@@ -271,7 +271,6 @@ def forward(
             program.tiles(warpgroups),
             program.tiles(slots),
             program.tiles(slots),
-            program.tiles(warpgroups),
             plgpu.SMEM((warpgroups, ROWS), jnp.float32),
             program.barriers(copies, warpgroups),
             program.barriers(copies, slots),
@@ -309,7 +308,7 @@ def backward(
 
     def kernel(*refs: Any) -> None:
         qkv_ref, d_out_ref, lse_ref, delta_ref, d_qkv_ref, first, second, third, fourth, *rest = refs
-        results, lses, deltas, own, ready, free = rest
+        lses, deltas, own, ready, free = rest
         example, head, rows = (jax.lax.axis_index(name) for name in ("examples", "heads", "rows"))
         warpgroup = program.warpgroup()
         queries, keys, values = (i * heads + head for i in range(3))
@@ -370,7 +369,7 @@ def backward(
                 sums = program.add_product(sums, d_logits, program.block(third, slot))
 
             walk(owned, (queries, None), (keys, values), use)
-            program.write(results, scaled(sums), d_qkv_ref, (example, owned, queries))
+            program.write(first, scaled(sums), d_qkv_ref, (example, owned, queries))
 
         @pl.when(rows >= program.programs)
         def _() -> None:
@@ -384,8 +383,8 @@ def backward(
                 d_key = program.add_product(d_key, d_logits, program.block(third, slot))
 
             walk(owned, (keys, values), (queries, None), use)
-            program.write(results, scaled(d_key), d_qkv_ref, (example, owned, keys))
-            program.write(results, d_value, d_qkv_ref, (example, owned, values))
+            program.write(first, scaled(d_key), d_qkv_ref, (example, owned, keys))
+            program.write(second, d_value, d_qkv_ref, (example, owned, values))
 
     call = program.launch(
         kernel,
@@ -397,7 +396,6 @@ def backward(
             program.tiles(warpgroups),
             program.tiles(slots),
             program.tiles(slots),
-            program.tiles(warpgroups),
             plgpu.SMEM((slots + warpgroups, ROWS), jnp.float32),
             plgpu.SMEM((slots + warpgroups, ROWS), jnp.float32),
             program.barriers(copies, warpgroups),
