@@ -4,10 +4,13 @@ python -m tests.training.mesh_runs train '[{"mesh": [2, 2, 2], "model": {...}}, 
 python -m tests.training.mesh_runs collectives '[...]'
 
 `train`: ten steps on the mesh and on one device alone, from the same weights on the same batches; how far the losses
-and the weights differ, and what share of the state a device holds. `collectives`: those of the compiled step. `tpu`:
+and the weights differ, and what share of the state a device holds. TPU's attention, where a case asks for it, is
+interpreted on the mesh and XLA's on the one device. `collectives`: those of the compiled step. `tpu`:
 those of the step compiled for four TPU chips that aren't there.
 """
 
+import dataclasses
+import functools
 import json
 import sys
 from typing import Any
@@ -16,6 +19,8 @@ import jax
 import numpy as np
 
 from uvit_jax.diffusion.schedules import VPLinear
+from uvit_jax.models import attention
+from uvit_jax.models.fused.attention import mosaic_attention
 from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.parallel.collectives import collectives
 from uvit_jax.parallel.hlo import parse
@@ -109,15 +114,22 @@ def traffic(case: dict[str, Any], devices: list[jax.Device] | None = None) -> li
     ]
 
 
+def interpret_mosaic() -> None:
+    """Makes attention = "mosaic" TPU's kernels by Pallas's interpreter, and any other XLA's."""
+    attention.resolve = lambda name, *_: "mosaic" if name == "mosaic" else "xla"
+    attention.mosaic_attention = functools.partial(mosaic_attention, interpret=True)
+
+
 def compare(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """How each case's training differs from that on one device."""
     alone, results = {}, []
     for case in cases:
         config = UViTConfig(**SMALL | case["model"])
-        if config not in alone:
-            alone[config] = train(config, make_mesh(MeshConfig(), jax.devices()[:1]))
+        plain = dataclasses.replace(config, attention="xla")
+        if plain not in alone:
+            alone[plain] = train(plain, make_mesh(MeshConfig(), jax.devices()[:1]))
         losses, state = train(config, make_mesh(MeshConfig(*case["mesh"])))
-        expected_losses, expected = alone[config]
+        expected_losses, expected = alone[plain]
         results.append(
             {
                 "losses": float(np.max(np.abs(np.divide(losses, expected_losses) - 1))),
@@ -133,6 +145,7 @@ if __name__ == "__main__":
     jax.config.update("jax_default_matmul_precision", "highest")
     task, given = sys.argv[1], json.loads(sys.argv[2])
     if task == "train":
+        interpret_mosaic()
         results: list[Any] = compare(given)
     else:
         devices = topology_devices(parse_topology("v5e:2x2")) if task == "tpu" else None

@@ -54,6 +54,16 @@ def test_every_mesh_trains_as_one_device_does(condition, scan_blocks):
 
 
 @pytest.mark.slow
+def test_tpus_attention_trains_on_a_mesh_as_plain_attention_does_on_one_device():
+    cases = [
+        case((2, 2, 2), **LABELS, attention="mosaic", remat="matmuls", scan_blocks=True),
+        case((2, 1, 4), **TEXT, attention="mosaic"),
+    ]
+    for given, found in zip(cases, program("train", cases, timeout=1800), strict=True):
+        check_equal(found, given)
+
+
+@pytest.mark.slow
 def test_rematerialisation_and_every_ablation_train_on_a_mesh_as_on_one_device():
     cases = [
         *(case((2, 2, 2), **LABELS, remat=remat, scan_blocks=scan) for remat in ("matmuls", "full") for scan in (0, 1)),

@@ -20,6 +20,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 LOG2_E = math.log2(math.e)
+# Bytes of on-chip memory that a kernel may take, more than `vmem_bytes` for where it is off. A v4 has 16 MiB, whatever
+# is allowed; of later chips' 64 and 128 the compiler would else give 16.
 VMEM_LIMIT = 32 * 2**20
 # The contracted axes of a b^T, a b and a^T b.
 _NT, _NN, _TN = ((1,), (1,)), ((1,), (0,)), ((0,), (0,))
@@ -43,12 +45,12 @@ def backward(
     return _call(_backward_kernel, [planes, d_out], d_planes, head_dim, products=5, interpret=interpret)
 
 
-def vmem_bytes(tokens: int, channels: int, itemsize: int) -> int:
-    """On-chip memory that the backward kernel takes, roughly: blocks twice, to move one while computing on the other,
-    and four matrices of logits in float32.
+def vmem_bytes(tokens: int, heads: int, head_dim: int, itemsize: int) -> int:
+    """On-chip memory that the backward kernel takes, roughly: seven planes twice, to move one example while computing
+    on another, and what the compiler spills, about one matrix of logits in float32 for each head of the unrolled loop.
     """
-    rows, lanes = _up(tokens, 32 // itemsize), _up(channels, 128)
-    return 2 * 7 * rows * lanes * itemsize + 4 * _up(tokens, 8) * _up(tokens, 128) * 4
+    rows, lanes = _up(tokens, 32 // itemsize), _up(heads * head_dim, 128)
+    return 2 * 7 * rows * lanes * itemsize + heads * _up(tokens, 8) * _up(tokens, 128) * 4
 
 
 def _up(size: int, multiple: int) -> int:
