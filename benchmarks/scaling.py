@@ -124,13 +124,15 @@ def figures(case: Case, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds images a second of each chip relative to 8 chips of the same kind, mesh and way of scaling."""
+    """Adds images a second of each chip relative to the smallest slice that the same kind, mesh and scaling fit on."""
     done = []
     for row in rows:
         alike = [r for r in rows if "step" in r and all(r[key] == row[key] for key in ("chip", "mesh", "scaling"))]
-        base = next((r for r in alike if r["chips"] == min(SLICES[r["chip"]])), None)
+        base = min(alike, key=lambda r: r["chips"], default=None)
         done.append(row | {"efficiency": row["rate"] / base["rate"] if base and "step" in row else None})
-    return done
+    return sorted(
+        done, key=lambda row: (row["scaling"] == "strong", list(SLICES).index(row["chip"]), row["mesh"], row["chips"])
+    )
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -166,40 +168,28 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def chart(rows: list[dict[str, Any]], title: str, path: str) -> None:
-    """Where the milliseconds of a step go for each slice and mesh, and how efficient that is, weak above strong."""
+    """What an image costs on each slice and mesh, and how efficient that is, weak scaling above strong."""
     from matplotlib.figure import Figure  # only where a chart is asked for
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    # A step from the bottom up: computation alone, computation that hides communication, communication alone.
-    parts = (("computes", "#4878a8"), ("computes and communicates", "#8fc1b5"), ("waits for communication", "#d9694a"))
+    rows = [row for row in rows if "step" in row]
     series = list(dict.fromkeys((row["chip"], row["mesh"]) for row in rows))
-    figure = Figure(figsize=(3 * len(series) + 4, 7.2), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.12))
-    grid = figure.subplots(2, len(series) + 1, squeeze=False, width_ratios=[1.0] * len(series) + [1.25])
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)
+    figure = Figure(figsize=(2.8 * len(series) + 4, 7.2), dpi=110, layout=layout)
+    grid = figure.subplots(2, len(series) + 1, squeeze=False, width_ratios=[1.0] * len(series) + [1.3])
+    tallest = {chip: max(_cost(r, r["step"]) for r in rows if r["chip"] == chip) for chip, _ in series}
     for line, scaling in zip(grid, ("weak", "strong"), strict=True):
         for axes, (chip, mesh) in zip(line, series, strict=False):
-            bars = [r for r in rows if (r["chip"], r["mesh"], r["scaling"]) == (chip, mesh, scaling) and "step" in r]
-            bottom = [0.0] * len(bars)
-            columns = [(r["compute"] - r["hidden"], r["hidden"], r["exposed"]) for r in bars]
-            for (label, colour), heights in zip(parts, zip(*columns, strict=True), strict=False):
-                heights_ms = [1e3 * height for height in heights]
-                names = [f"{r['chips']}" for r in bars]
-                axes.bar(names, heights_ms, bottom=bottom, color=colour, label=label, width=0.7)
-                bottom = [b + h for b, h in zip(bottom, heights_ms, strict=True)]
-            for i, row in enumerate(bars):
-                note = f"{row['exposed'] / row['step']:.0%} waits"
-                axes.annotate(note, (i, bottom[i]), (0, 3), textcoords="offset points", ha="center", fontsize=8)
-            axes.margins(y=0.12)
-            axes.set_title(f"{chip}, {mesh}: {scaling}", fontsize=10)
-        line[0].set_ylabel("ms a step")
-        for chip, mesh in series:
-            points = [r for r in rows if (r["chip"], r["mesh"], r["scaling"]) == (chip, mesh, scaling) and "step" in r]
-            points = [r for r in points if r["efficiency"] is not None]
-            x, y = [r["chips"] for r in points], [100 * r["efficiency"] for r in points]
-            line[-1].plot(x, y, "o-" if mesh == "data" else "s--", label=f"{chip}, {mesh}")
-        line[-1].set(xscale="log", ylim=(0, 110), ylabel="% of images/s of a chip among 8")
-        line[-1].set_xticks([8, 64, 256, 1024], ["8", "64", "256", "1024"], minor=False)
+            alike = [r for r in rows if (r["chip"], r["mesh"], r["scaling"]) == (chip, mesh, scaling)]
+            _bars(axes, alike)
+            axes.set_title(f"{chip}, {mesh}", fontsize=11)
+            axes.set_ylim(0, 1.2 * tallest[chip])
+            points = [(r["chips"], 100 * r["efficiency"]) for r in alike]
+            line[-1].plot(*zip(*points, strict=True) if points else ([], []), "o-", label=f"{chip}, {mesh}")
+        line[0].set_ylabel(f"{scaling} scaling\nchip-milliseconds an image")
+        line[-1].set(xscale="log", ylim=(0, 108), title="efficiency, %")
+        line[-1].set_xticks([8, 64, 256, 1024], ["8", "64", "256", "1024"])
         line[-1].minorticks_off()
-        line[-1].set_title(f"efficiency: {scaling}", fontsize=10)
         line[-1].legend(fontsize=8, frameon=False, loc="lower left")
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
@@ -211,6 +201,28 @@ def chart(rows: list[dict[str, Any]], title: str, path: str) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
     figure.savefig(path)
+
+
+def _cost(row: dict[str, Any], seconds: float) -> float:
+    """Chip-milliseconds an image: the same for any number of chips where scaling is perfect."""
+    return 1e3 * seconds * row["chips"] / row["batch"]
+
+
+def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """A bar for each slice, from the bottom up: computation alone, both at once, communication alone."""
+    parts = {
+        "computes": ("#4878a8", [r["compute"] - r["hidden"] for r in rows]),
+        "computes and communicates": ("#8fc1b5", [r["hidden"] for r in rows]),
+        "waits for communication": ("#d9694a", [r["exposed"] for r in rows]),
+    }
+    names, bottom = [f"{r['chips']}" for r in rows], [0.0] * len(rows)
+    for label, (colour, seconds) in parts.items():
+        heights = [_cost(row, part) for row, part in zip(rows, seconds, strict=True)]
+        axes.bar(names, heights, bottom=bottom, color=colour, label=label, width=0.72)
+        bottom = [b + height for b, height in zip(bottom, heights, strict=True)]
+    for i, row in enumerate(rows):
+        note = f"{1e3 * row['step']:.0f} ms\n{row['exposed'] / row['step']:.0%} waits"
+        axes.annotate(note, (i, bottom[i]), (0, 3), textcoords="offset points", ha="center", fontsize=7.5)
 
 
 def main() -> None:
