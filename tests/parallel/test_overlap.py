@@ -178,6 +178,16 @@ def test_without_a_clock_products_take_what_they_need_at_the_peak():
     assert overlap_of(text, chip=dataclasses.replace(CHIP, clock=None))[0].compute == 2 * 8 * 8
 
 
+@pytest.mark.parametrize(("flops", "moved", "seconds"), [(5000, 10, 5000), (5000, 20_000, 10_000)])
+def test_a_kernel_takes_what_it_says_of_itself(flops, moved, seconds):
+    cost = f'"cost_estimate":{{"flops":"{flops}","transcendentals":"7","bytes_accessed":"{moved}"}}'
+    text = program(
+        '  %k = f32[8]{0} custom-call(%p), custom_call_target="tpu_custom_call", '
+        f'backend_config={{"custom_call_config":{{"body":"TUz",{cost}}}}}'
+    )
+    assert overlap_of(text, chip=dataclasses.replace(CHIP, hbm_bandwidth=2.0))[0].compute == seconds
+
+
 def test_a_group_sends_over_the_links_that_join_it():
     topology = parse_topology("v5p:4x4x4")
     bandwidth = link_bandwidth(topology, [(x, y, z) for x in range(4) for y in range(4) for z in range(4)])

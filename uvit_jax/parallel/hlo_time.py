@@ -8,6 +8,7 @@ from uvit_jax.parallel.hlo_loops import trip_count
 from uvit_jax.parallel.hlo_text import Computation, Instruction, Module
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_MOVED = re.compile(r'"cost_estimate":\{[^}]*"bytes_accessed":"?(\d+)')
 _RUNS_OTHERS = ("while", "call", "conditional")
 
 # Seconds by the names of the computation and of the instruction in it.
@@ -19,8 +20,9 @@ def instruction_seconds(module: Module, chip: Chip) -> Seconds:
 
     The TPU compiler writes beside each fusion the cycles that it expects of it, both cores of a chip together; they are
     what its scheduler works with. They are no measurement. Where it gives none, or `chip.clock` isn't known, an
-    instruction takes its matrix products at the chip's peak, and everything else no time. A loop takes its body and its
-    condition as often as they run (once, where that can't be told), a conditional all of its branches.
+    instruction takes its matrix products at the chip's peak (a Pallas kernel the bytes that it says it moves, if they
+    take longer), and everything else no time. A loop takes its body and its condition as often as they run (once, where
+    that can't be told), a conditional all of its branches.
     """
     known: Seconds = {}
     for name in module.computations:
@@ -51,4 +53,8 @@ def _instruction(
         return int(cycles[1]) / chip.clock
     if instruction.opcode == "fusion":
         return sum(within, start=0.0)
-    return instruction_flops(computation, instruction) / chip.peak_flops
+    moved = _MOVED.search(instruction.attributes) if instruction.opcode == "custom-call" else None
+    return max(
+        instruction_flops(computation, instruction) / chip.peak_flops,
+        int(moved[1]) / chip.hbm_bandwidth if moved else 0.0,
+    )
