@@ -200,9 +200,10 @@ def _schedule(module: Module, found: Sequence[Collective], hardware: Hardware, m
 
 def _coordinates(topology: Topology, mesh: Mesh) -> list[tuple[int, ...]]:
     """Each partition's place on the torus: of a program that was split by slice, those of one slice."""
-    first = slice_index(mesh.devices.flat[0])
-    coords = [device.coords for device in mesh.devices.flat if slice_index(device) == first]
-    return coords if len(coords) == topology.num_chips else [device.coords for device in mesh.devices.flat]
+    first, dimensions = slice_index(mesh.devices.flat[0]), len(topology.shape)  # a flat pod's coords have a 0 besides
+    devices = [device for device in mesh.devices.flat if slice_index(device) == first]
+    whole = devices if len(devices) == topology.num_chips else mesh.devices.flat
+    return [tuple(device.coords)[:dimensions] for device in whole]
 
 
 def _cost(compiled: jax.stages.Compiled) -> dict[str, float]:
