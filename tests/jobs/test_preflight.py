@@ -43,6 +43,7 @@ def test_the_local_device_is_preflighted_without_the_data(local):
     assert report["memory"]["total"] == sum(report["memory"]["parts"].values())
     assert report["memory"]["fits"] is None
     assert report["roofline"] is None
+    assert report["schedule"] is None
     assert report["run"] is None
     assert line.startswith("compiled for cpu (1 chip): 0.0")
     assert line.endswith("preflight.json")
@@ -218,6 +219,19 @@ def test_the_table_says_everything_once_and_in_line():
     ]
 
 
+def test_the_table_tells_what_the_chip_waits_for():
+    schedule = {"compute": 0.0201, "communication": 0.00998, "hidden": 0.004, "exposed": 0.00598, "step": 0.02608}
+    lines = table(report_of(schedule=schedule | {"asynchronous": 4, "networks": {}})).splitlines()
+    start = lines.index("schedule, ms (an estimate, not measured)")
+    assert lines[start + 1 : start + 6] == [
+        "  compute        20.1  by the compiler's own cycles for each operation",
+        "  communication  9.98  at the networks' full speed",
+        "  hidden            4  of that beside computation: 4 collectives are asynchronous",
+        "  exposed        5.98  the rest, in which the chip waits",
+        "  step           26.1  computation and what is exposed",
+    ]
+
+
 def test_the_closing_line_is_the_gist():
     assert closing_line(report_of()) == (
         "fits: 9.23 of 15.75 GiB a chip on v5e:16x16 (256 chips), step >= 19.6 ms, MFU <= 83%, "
@@ -364,6 +378,11 @@ def test_the_tiny_run_fits_a_tpu_that_is_not_there(tmp_path):
     assert parameters <= row["bytes"] <= 1.1 * parameters
     assert row["wire_bytes"] == pytest.approx(1.5 * row["bytes"], rel=0.01)
     assert report["flops"]["compiled"] == pytest.approx(report["flops"]["model"], rel=0.1)
+    schedule = report["schedule"]
+    # The four chips are a square: two links each, of 50 GB/s. What computes takes longer than its products at the peak.
+    assert schedule["communication"] == pytest.approx(row["wire_bytes"] / 100e9)
+    assert schedule["compute"] > report["roofline"]["compute"]
+    assert schedule["step"] == pytest.approx(schedule["compute"] + schedule["exposed"])
 
 
 @pytest.mark.tpu
@@ -377,6 +396,10 @@ def test_slices_talk_over_the_data_center_network(tmp_path):
     parameters = 4 * report["model"]["parameters"]
     assert 0.25 * parameters < sent["dcn"] < 3 * parameters
     assert sent["ici"] > 0
+    networks = report["schedule"]["networks"]
+    assert networks["dcn"]["communication"] == pytest.approx(sent["dcn"] / TPUS["v5e"].dcn_bandwidth)
+    # What crosses slices is sent beside the program.
+    assert networks["dcn"]["hidden"] > 0
 
 
 @pytest.mark.tpu

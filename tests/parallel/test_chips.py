@@ -25,6 +25,12 @@ def test_links_of_a_tpu_add_up_to_the_gigabits_of_its_page(name, gbps):
     assert 2 * chip.dimensions * chip.link_bandwidth == pytest.approx(gbps * 1e9 / 8)
 
 
+@pytest.mark.parametrize(("name", "ghz"), [("v4", 1.05), ("v5e", 1.5), ("v5p", 1.75)])
+def test_the_clock_is_the_one_that_the_peak_needs(name, ghz):
+    # 1050 MHz: table 4 of arXiv:2304.01433.
+    assert TPUS[name].clock == pytest.approx(ghz * 1e9, rel=0.01)
+
+
 def test_memory_leaves_the_runtime_its_part():
     for name, gib in {"v4": 32, "v5e": 16, "v5p": 96, "v6e": 32}.items():
         assert 0.95 * gib < TPUS[name].hbm / GiB < gib

@@ -80,6 +80,25 @@ def test_the_bandwidth_of_a_slice_is_that_of_its_worst_placed_chip(text, wrap, g
     assert topology.ici_bandwidth == pytest.approx(gigabytes * 1e9)
 
 
+@pytest.mark.parametrize(
+    ("text", "extent", "links"),
+    [
+        # A ring of a whole dimension, a pair within one, a part of one, two dimensions, a chip alone.
+        ("v5p:4x4x8", ((0,), (0, 1, 2, 3), (5,)), 2),
+        ("v5p:4x4x8", ((0,), (2, 3), (5,)), 1),
+        ("v5p:4x4x8", ((0,), (1,), (4, 5, 6, 7)), 1),
+        ("v5p:4x4x8", (range(4), (1,), range(8)), 4),
+        ("v5p:2x2x2", (range(2), range(2), (0,)), 2),
+        ("v5e:8x16", (range(8), (0,)), 1),
+        ("v5e:8x16", ((0,), range(16)), 2),
+        ("v5e:8x16", ((0,), (0,)), 0),
+    ],
+)
+def test_a_group_has_the_links_between_its_own_chips(text, extent, links):
+    topology = parse_topology(text)
+    assert topology.group_bandwidth(extent) == links * topology.chip.link_bandwidth
+
+
 def test_without_libtpu_its_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)

@@ -14,6 +14,7 @@ from uvit_jax.data.sources import SOURCES
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.setup import Parts
 from uvit_jax.models.latents import Normalization
+from uvit_jax.parallel.compiler import compiler_options
 from uvit_jax.training.inputs import Inputs, latents, pixels
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.state import TrainState, abstract
@@ -95,5 +96,6 @@ def lower_train_step(
     """
     train_step = parts.train_step(optimizer, step.inputs, step.null_condition)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    options = compiler_options(parts.mesh, parts.experiment.train.overlap)
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options or None)
     return jitted.lower(state, step.batch, step.frozen)

@@ -78,7 +78,7 @@ def open_hardware(experiment: Experiment) -> Hardware:
         except UserError as error:
             raise UserError(f"config.preflight.{error}") from None
         chip = topology.chip
-        return Hardware(str(topology), devices, chip, chip.hbm, topology.ici_bandwidth, config.num_slices)
+        return Hardware(str(topology), devices, chip, chip.hbm, topology.ici_bandwidth, config.num_slices, topology)
     if config.num_slices > 1:
         raise UserError(
             f"config.preflight.num_slices is {config.num_slices}, expected 1 where config.preflight.topology is empty"
@@ -155,6 +155,7 @@ def train_step_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
         "collectives": [],
         "traffic": None,
         "roofline": None,
+        "schedule": None,
     }
     if isinstance(compiled, Refusal):
         return figures

@@ -13,9 +13,11 @@ from jax.sharding import Mesh
 
 from uvit_jax.parallel import roofline
 from uvit_jax.parallel.chips import Chip
-from uvit_jax.parallel.collectives import collectives, summary
-from uvit_jax.parallel.hlo import matmul_flops, parse, unknown_loops
+from uvit_jax.parallel.collectives import Collective, collectives, summary
+from uvit_jax.parallel.hlo import Module, matmul_flops, parse, unknown_loops
 from uvit_jax.parallel.mesh import slice_index
+from uvit_jax.parallel.overlap import link_bandwidth, overlap
+from uvit_jax.parallel.topology import Topology
 
 # "Used 17.20G of 15.75G hbm", "HLO temporaries (400.00G) exceeds available HBM (15.75G)": more than there is.
 _REFUSALS = (
@@ -36,6 +38,7 @@ class Hardware:
       capacity: bytes of memory that a program can fill on each; None where that isn't known.
       ici_bandwidth: bytes a second out of each chip to the others of its slice or host.
       num_slices: slices that the data center's network joins.
+      topology: of a TPU slice that was named; None for local devices.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Hardware:
     capacity: int | None
     ici_bandwidth: float | None
     num_slices: int = 1
+    topology: Topology | None = None
 
     def __str__(self) -> str:
         slices = f"{self.num_slices} x " if self.num_slices > 1 else ""
@@ -128,14 +132,15 @@ def examine(
     model_flops: float | int | None,
     per_chip_bytes: int,
 ) -> dict[str, Any]:
-    """FLOPs, collectives and roofline of one call of a compiled program, for each chip.
+    """FLOPs, collectives, roofline and, for a TPU slice, the schedule of one call of a compiled program, for each chip.
 
     model_flops: what the call is worth on all chips together, without rematerialisation; None where that isn't known
     but from the program. per_chip_bytes: arguments and results, what must pass between memory and chip.
     """
     module = parse(compiled.as_text() or "")
     slices = None if hardware.num_slices == 1 else [slice_index(device) for device in mesh.devices.flat]
-    rows = summary(collectives(module, slice_of=slices))
+    found = collectives(module, slice_of=slices)
+    rows = summary(found)
     flops = matmul_flops(module)
     cost = _cost(compiled)
     sent = {network: sum(row.wire_bytes for row in rows if row.network == network) for network in ("ici", "dcn")}
@@ -156,6 +161,7 @@ def examine(
             "dcn": sent["dcn"],
         },
         "roofline": None,
+        "schedule": _schedule(module, found, hardware, mesh),
     }
     if hardware.chip is not None:
         work = roofline.Work(flops, per_chip_bytes, sent["ici"], sent["dcn"])
@@ -170,6 +176,34 @@ def examine(
             ),
         }
     return figures
+
+
+def _schedule(module: Module, found: Sequence[Collective], hardware: Hardware, mesh: Mesh) -> dict[str, Any] | None:
+    """What the chips compute and send in the order of the program (`parallel.overlap`); None where no TPU was named."""
+    if hardware.topology is None:
+        return None
+    bandwidth = link_bandwidth(hardware.topology, _coordinates(hardware.topology, mesh))
+    result = overlap(module, found, hardware.topology.chip, bandwidth)
+    return {
+        **{name: getattr(result, name) for name in ("compute", "communication", "hidden", "exposed", "step")},
+        "asynchronous": sum(span.collective.count for span in result.spans if span.asynchronous),
+        "networks": {
+            network: {
+                "communication": sum(span.collective.count * span.seconds for span in spans),
+                "hidden": sum(span.collective.count * span.hidden for span in spans),
+            }
+            for network in ("ici", "dcn")
+            if (spans := [span for span in result.spans if span.collective.network == network])
+        },
+    }
+
+
+def _coordinates(topology: Topology, mesh: Mesh) -> list[tuple[int, ...]]:
+    """Each partition's place on the torus: of a program that was split by slice, those of one slice."""
+    first, dimensions = slice_index(mesh.devices.flat[0]), len(topology.shape)  # a flat pod's coords have a 0 besides
+    devices = [device for device in mesh.devices.flat if slice_index(device) == first]
+    whole = devices if len(devices) == topology.num_chips else mesh.devices.flat
+    return [tuple(device.coords)[:dimensions] for device in whole]
 
 
 def _cost(compiled: jax.stages.Compiled) -> dict[str, float]:

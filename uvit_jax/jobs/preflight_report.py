@@ -116,7 +116,22 @@ def _program(figures: dict[str, Any]) -> list[str]:
         rows.append(("bound", _number(1e3 * line["bound"]), f"by {line['limit']}: MFU <= {line['highest_mfu']:.1%}"))
         rows.append(("no overlap", _number(1e3 * line["no_overlap"]), "one after the other"))
         sections.append(_rows("roofline, ms (no call is faster; a bound, no prediction)", rows))
+    if schedule := figures.get("schedule"):
+        sections.append(_schedule(schedule))
     return sections
+
+
+def _schedule(schedule: dict[str, Any]) -> str:
+    """What the chip does one after another, and what at once."""
+    notes = {
+        "compute": "by the compiler's own cycles for each operation",
+        "communication": "at the networks' full speed",
+        "hidden": f"of that beside computation: {schedule['asynchronous']:,} collectives are asynchronous",
+        "exposed": "the rest, in which the chip waits",
+        "step": "computation and what is exposed",
+    }
+    rows = [(name, _number(1e3 * schedule[name]), note) for name, note in notes.items()]
+    return _rows("schedule, ms (an estimate, not measured)", rows)
 
 
 def _run(run: dict[str, Any] | None) -> str:

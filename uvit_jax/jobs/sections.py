@@ -14,6 +14,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.metrics.scores import METRICS
 from uvit_jax.models.inception import RESIZES
 from uvit_jax.models.uvit_config import CHOICES, check_choice
+from uvit_jax.parallel.compiler import OVERLAPS
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "vp_linear": VPLinear,
@@ -266,6 +267,8 @@ class TrainConfig:
     Attributes:
       microbatches: parts of a batch that go through the network one after another, where memory is short: 8 makes the
         paper's batch of 1024 one of 128 at a time, with the same gradients.
+      overlap: what a TPU's compiler is told of communication beside computation: "auto", "sparsecore" or "none"
+        (`parallel.compiler`).
       num_images: samples in the grids drawn while training.
       keep_last: newest checkpoints kept.
       keep_every: checkpoints at multiples of this step are kept for good; 0 for none.
@@ -274,6 +277,7 @@ class TrainConfig:
     steps: int = 500_000
     batch_size: int = 128
     microbatches: int = 1
+    overlap: str = "auto"
     seed: int = 0
     log_every: int = 100
     image_every: int = 5000
@@ -285,6 +289,7 @@ class TrainConfig:
     def __post_init__(self):
         _check_at_least(self, 1, "steps", "batch_size", "microbatches", "log_every", "num_images", "keep_last")
         _check_at_least(self, 0, "image_every", "save_every", "keep_every")
+        check_choice("overlap", self.overlap, OVERLAPS)
         _check_seed(self.seed)
 
 

@@ -26,6 +26,7 @@ class Chip:
       dimensions: of the torus that the links form, two links a dimension; 0 for a switch.
       dcn_bandwidth: bytes a second that one chip's share of its host sends over the data center's network; None where
         that is the data center's choice.
+      clock: cycles a second of a TPU's cores; None where that isn't known.
     """
 
     name: str
@@ -36,28 +37,52 @@ class Chip:
     link_bandwidth: float
     dimensions: int = 0
     dcn_bandwidth: float | None = None
+    clock: float | None = None
 
 
-def _tpu(name: str, *kinds: str, tflops: int, gib: float, gbps: int, links: int, link_gbit: int, dcn_gbit: int) -> Chip:
+def _tpu(
+    name: str,
+    *kinds: str,
+    tflops: int,
+    gib: float,
+    gbps: int,
+    links: int,
+    link_gbit: int,
+    dcn_gbit: int,
+    mxus: int | None = None,
+) -> Chip:
     hbm, dimensions = int(gib * GiB), links // 2
     dcn = dcn_gbit * _GBIT
-    return Chip(name, kinds, tflops * 1e12, hbm, gbps * 1e9, link_gbit * _GBIT, dimensions, dcn)
+    clock = mxus and tflops * 1e12 / (2 * 128 * 128 * mxus)
+    return Chip(name, kinds, tflops * 1e12, hbm, gbps * 1e9, link_gbit * _GBIT, dimensions, dcn, clock)
 
 
 # Pages are https://cloud.google.com/tpu/docs/<name>; `gib` is the limit that the compiler states ("exceeds available
-# HBM (15.75G)"), the chip's own memory less what the runtime keeps: the lesser of libtpu 0.0.42's and 0.0.50's.
+# HBM (15.75G)"), the chip's own memory less what the runtime keeps: the lesser of libtpu 0.0.42's and 0.0.50's. A
+# clock follows from the peak: 128 x 128 multiply-adds a cycle of each matrix unit, four a core (1.05, 1.5, 1.75 GHz).
 TPUS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         # 275 TFLOPS, 32 GiB, 1200 GBps (1228 measured at its clock: arXiv:2304.01433, table 4), six links of 50 GB/s
         # (table 4). The page gives no network: four chips share a host's 200 Gbit/s, as on v5p.
-        _tpu("v4", "TPU v4", tflops=275, gib=30.75, gbps=1228, links=6, link_gbit=400, dcn_gbit=50),
+        _tpu("v4", "TPU v4", tflops=275, gib=30.75, gbps=1228, links=6, link_gbit=400, dcn_gbit=50, mxus=8),
         # 197 TFLOPS, 16 GB, 819 GBps, four ICI ports of together 1600 Gbps one way (400 GBps both ways), hosts of eight
         # chips with 2 x 100 Gbps.
-        _tpu("v5e", "TPU v5 lite", "TPU v5e", tflops=197, gib=15.75, gbps=819, links=4, link_gbit=400, dcn_gbit=25),
+        _tpu(
+            "v5e",
+            "TPU v5 lite",
+            "TPU v5e",
+            tflops=197,
+            gib=15.75,
+            gbps=819,
+            links=4,
+            link_gbit=400,
+            dcn_gbit=25,
+            mxus=4,
+        ),
         # 459 TFLOPS, 95 GiB, 2765 GBps, six links of together 4800 Gbps one way (1200 GBps both ways), 50 Gbps of data
         # center network a chip.
-        _tpu("v5p", "TPU v5", "TPU v5p", tflops=459, gib=95.73, gbps=2765, links=6, link_gbit=800, dcn_gbit=50),
+        _tpu("v5p", "TPU v5", "TPU v5p", tflops=459, gib=95.73, gbps=2765, links=6, link_gbit=800, dcn_gbit=50, mxus=8),
         # 918 TFLOPS, 32 GB, 1640 GBps (1600 on newer versions of the page), four ICI ports of together 3200 Gbps one
         # way (800 GBps both ways; older versions say 3584), hosts of eight chips with 4 x 200 Gbps.
         _tpu("v6e", "TPU v6 lite", "TPU v6e", tflops=918, gib=31.24, gbps=1640, links=4, link_gbit=800, dcn_gbit=100),

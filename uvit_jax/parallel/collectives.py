@@ -129,7 +129,7 @@ def _read(
     kind = instruction.opcode.removesuffix("-start")
     if kind in ("send", "recv"):
         return _send(computation, instruction, slice_of) if kind == "send" else None
-    if kind.removeprefix("ragged-") not in KINDS or _goes_on(instruction):
+    if kind.removeprefix("ragged-") not in KINDS or goes_on(instruction):
         return None
     if kind == "all-reduce" and _keeps_a_part(computation, instruction):
         kind = "reduce-scatter"
@@ -183,7 +183,7 @@ def _send(computation: Computation, instruction: Instruction, slice_of: Sequence
     return dataclasses.replace(sent, shapes=(Shape(dtype, whole),), op_name=sent.op_name or rendezvous)
 
 
-def _goes_on(instruction: Instruction) -> bool:
+def goes_on(instruction: Instruction) -> bool:
     """Whether this is a later part of what a TPU overlaps with fusions: it is handed the first part's flags."""
     flags = re.search(r'"async_collective_fusion_config":\{"flag_start":"(-?\d+)"', instruction.attributes)
     return flags is not None and int(flags[1]) >= 0

@@ -208,5 +208,5 @@ def _called(opcode: str, attributes: str) -> tuple[str, ...]:
     # The end of something asynchronous names the computation that its start has run already.
     if opcode.endswith(("-done", "-update")):
         return ()
-    found = (m for m in _CALLED.finditer(attributes) if m[1] != "to_apply" or opcode == "call")
+    found = (m for m in _CALLED.finditer(attributes) if m[1] != "to_apply" or opcode in ("call", "call-start"))
     return tuple(name for m in found for name in re.findall(r"[\w.\-]+", m[2]))

@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import re
+from collections.abc import Collection, Sequence
 
 import jax
 from jax.experimental import topologies
@@ -66,7 +67,16 @@ class Topology:
 
         A chip at the end of a dimension that is no ring has one link there, and every ring over the slice passes it.
         """
-        links = sum((side > 1) + (side > 2 and wrap) for side, wrap in zip(self.shape, self.wrap, strict=True))
+        return self.group_bandwidth([range(side) for side in self.shape])
+
+    def group_bandwidth(self, extent: Sequence[Collection[int]]) -> float:
+        """Bytes a second that the worst placed chip can send to the chips of its group, all links to them at once.
+
+        extent: the places along each dimension that the group's chips have; a ring is one only where they are all.
+        """
+        links = 0
+        for places, side, wrap in zip(extent, self.shape, self.wrap, strict=True):
+            links += (len(places) > 1) + (len(places) == side > 2 and wrap)
         return links * self.chip.link_bandwidth
 
 

@@ -1,0 +1,50 @@
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from uvit_jax.parallel.compiler import OVERLAPS, compiler_options
+from uvit_jax.parallel.mesh import AXES, MeshConfig, make_mesh
+from uvit_jax.parallel.topology import parse_topology, topology_devices
+
+GATHERS = "xla_enable_async_all_gather"
+SUMS = "xla_tpu_enable_sparse_core_collective_offload_all_reduce"
+
+
+def mesh_of(kind, fsdp, platform="tpu"):
+    """As much of a mesh as the options depend on."""
+    device = types.SimpleNamespace(platform=platform, device_kind=kind)
+    return types.SimpleNamespace(devices=np.array([device]), shape=dict(zip(AXES, (2, fsdp, 1), strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fsdp", "overlap", "asked"),
+    [
+        ("TPU v5", 1, "auto", set()),
+        ("TPU v5", 8, "auto", {GATHERS}),
+        ("TPU v5", 8, "none", set()),
+        ("TPU v5", 1, "sparsecore", {SUMS}),
+        ("TPU v5", 8, "sparsecore", {GATHERS, SUMS}),
+        ("TPU v5 lite", 8, "sparsecore", {GATHERS}),
+        ("TPU of tomorrow", 8, "sparsecore", {GATHERS}),
+    ],
+)
+def test_options_are_those_of_the_chip_and_the_mesh(kind, fsdp, overlap, asked):
+    options = compiler_options.__wrapped__(mesh_of(kind, fsdp), overlap)
+    assert {name for name in (GATHERS, SUMS) if options.get(name)} == asked
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_other_platforms_are_told_nothing(overlap):
+    assert compiler_options(make_mesh(MeshConfig()), overlap) == {}
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("overlap", ["auto", "sparsecore"])
+def test_the_compiler_knows_every_option(overlap):
+    pytest.importorskip("libtpu")
+    devices = topology_devices(parse_topology("v5p:2x2x1"))
+    mesh = make_mesh(MeshConfig(fsdp=2), devices)
+    x = jax.ShapeDtypeStruct((8,), np.float32, sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    jax.jit(lambda x: x + 1, compiler_options=compiler_options(mesh, overlap)).lower(x).compile()

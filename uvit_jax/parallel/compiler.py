@@ -1,0 +1,43 @@
+"""What TPU's compiler is told so that chips compute while they communicate."""
+
+from jax.sharding import Mesh
+
+from uvit_jax.parallel.chips import find_chip
+
+OVERLAPS = ("auto", "none", "sparsecore")
+
+# https://openxla.org/xla/flags_guidance: "used in conjunction to activate asynchronous all-gather operations".
+# Left alone, libtpu 0.0.42 does so on v5e and not on v5p.
+_ASYNC_GATHERS = {
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+}
+# AI-Hypercomputer/maxtext, "SC AR": the SparseCores add up gradients while the TensorCores compute the next. Chips that
+# have them and whose compiler was seen to do it.
+_SPARSE_CORE_SUMS = {
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": False,
+    "xla_tpu_use_tc_device_shape_on_sc": True,
+    "xla_sc_disable_megacore_partitioning": True,
+}
+_WITH_SPARSE_CORES = ("v5p",)
+
+
+def compiler_options(mesh: Mesh, overlap: str = "auto") -> dict[str, bool]:
+    """Options of `jax.jit` for a train step on this mesh; none for GPUs and CPUs.
+
+    overlap: "auto" for asynchronous gathers of parameters where fsdp splits them; "sparsecore" for that and gradients
+    summed by the SparseCores where the chip has them; "none" for the compiler's own choices, which the environment's
+    LIBTPU_INIT_ARGS then sets alone. Compiled programs say that these overlap (docs/performance.md); no TPU has run
+    them here. Google's own runs with SparseCore collectives set LIBTPU_INIT_ARGS=--2a886c8_chip_config_name=
+    megachip_tccontrol besides, which isn't the compiler's to set.
+    """
+    device = mesh.devices.flat[0]
+    chip = find_chip(device.device_kind)
+    if device.platform != "tpu" or overlap == "none":
+        return {}
+    options = dict(_ASYNC_GATHERS) if mesh.shape["fsdp"] > 1 else {}
+    if overlap == "sparsecore" and chip is not None and chip.name in _WITH_SPARSE_CORES:
+        options |= _SPARSE_CORE_SUMS
+    return options
