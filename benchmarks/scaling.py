@@ -124,12 +124,16 @@ def figures(case: Case, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds images a second of each chip relative to the smallest slice that the same kind, mesh and scaling fit on."""
+    """Adds images a second of each chip relative to the smallest slice that the same kind, mesh and scaling fit on.
+
+    None for what doesn't fit, or has nothing to be compared with.
+    """
     done = []
     for row in rows:
         alike = [r for r in rows if "step" in r and all(r[key] == row[key] for key in ("chip", "mesh", "scaling"))]
-        base = min(alike, key=lambda r: r["chips"], default=None)
-        done.append(row | {"efficiency": row["rate"] / base["rate"] if base and "step" in row else None})
+        known = "step" in row and len(alike) > 1
+        base = min(alike, key=lambda r: r["chips"], default=row)
+        done.append(row | {"efficiency": row["rate"] / base["rate"] if known else None})
     return sorted(
         done, key=lambda row: (row["scaling"] == "strong", list(SLICES).index(row["chip"]), row["mesh"], row["chips"])
     )
@@ -184,10 +188,11 @@ def chart(rows: list[dict[str, Any]], title: str, path: str) -> None:
             _bars(axes, alike)
             axes.set_title(f"{chip}, {mesh}", fontsize=11)
             axes.set_ylim(0, 1.2 * tallest[chip])
-            points = [(r["chips"], 100 * r["efficiency"]) for r in alike]
+            points = [(r["chips"], 100 * r["efficiency"]) for r in alike if r["efficiency"]]
             line[-1].plot(*zip(*points, strict=True) if points else ([], []), "o-", label=f"{chip}, {mesh}")
         line[0].set_ylabel(f"{scaling} scaling\nchip-milliseconds an image")
-        line[-1].set(xscale="log", ylim=(0, 108), title="efficiency, %")
+        line[-1].set(xscale="log", xlim=(7, 1170), title="efficiency, %")
+        line[-1].set_ylim(0, max(108, 1.05 * line[-1].get_ylim()[1]))
         line[-1].set_xticks([8, 64, 256, 1024], ["8", "64", "256", "1024"])
         line[-1].minorticks_off()
         line[-1].legend(fontsize=8, frameon=False, loc="lower left")
@@ -215,14 +220,17 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
         "computes and communicates": ("#8fc1b5", [r["hidden"] for r in rows]),
         "waits for communication": ("#d9694a", [r["exposed"] for r in rows]),
     }
-    names, bottom = [f"{r['chips']}" for r in rows], [0.0] * len(rows)
+    sizes = list(SLICES["v5p"])
+    places, bottom = [sizes.index(row["chips"]) for row in rows], [0.0] * len(rows)
     for label, (colour, seconds) in parts.items():
         heights = [_cost(row, part) for row, part in zip(rows, seconds, strict=True)]
-        axes.bar(names, heights, bottom=bottom, color=colour, label=label, width=0.72)
+        axes.bar(places, heights, bottom=bottom, color=colour, label=label, width=0.72)
         bottom = [b + height for b, height in zip(bottom, heights, strict=True)]
-    for i, row in enumerate(rows):
+    axes.set_xticks(range(len(sizes)), [f"{size}" for size in sizes])
+    axes.set_xlim(-0.6, len(sizes) - 0.4)
+    for place, top, row in zip(places, bottom, rows, strict=True):
         note = f"{1e3 * row['step']:.0f} ms\n{row['exposed'] / row['step']:.0%} waits"
-        axes.annotate(note, (i, bottom[i]), (0, 3), textcoords="offset points", ha="center", fontsize=7.5)
+        axes.annotate(note, (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=7.5)
 
 
 def main() -> None:
