@@ -7,7 +7,7 @@ from uvit_jax.parallel.chips import find_chip
 OVERLAPS = ("auto", "none", "sparsecore")
 
 # https://openxla.org/xla/flags_guidance: "used in conjunction to activate asynchronous all-gather operations".
-# Left alone, libtpu 0.0.42 does so on v5e and not on v5p.
+# Left alone, libtpu 0.0.42 was seen to do so on v5e:2x4, and on no v5p.
 _ASYNC_GATHERS = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion": True,
