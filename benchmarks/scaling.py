@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument(
         "fields", nargs="*", help="fields of the config, as --config.model.scan_blocks=True behind a --"
     )
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     batch = load_experiment(options.config).train.batch_size
     folder = options.out / pathlib.Path(options.config).name.replace(".py", "").replace(":", "-")
     rows: list[dict[str, Any]] = []
