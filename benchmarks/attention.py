@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.models.fused import attention_hopper
+from uvit_jax.models.fused import hopper_blocks
 from uvit_jax.models.fused.attention import hopper_attention, packed_attention, triton_attention
 from uvit_jax.models.fused.attention_triton import Tiling, Tuning
 
@@ -52,7 +52,7 @@ KEY_VALUE_GRAD = (
     Tiling(64, 64, 64, 8, 2),
     Tiling(128, 32, 128, 8, 2),
 )
-HOPPER = [attention_hopper.Tiling(warpgroups, stages) for warpgroups in (1, 2, 3) for stages in (2, 3)]
+HOPPER = [hopper_blocks.Tiling(warpgroups, stages) for warpgroups in (1, 2, 3) for stages in (2, 3)]
 KERNELS = {"forward": FORWARD, "query_grad": QUERY_GRAD, "key_value_grad": KEY_VALUE_GRAD}
 SETS = 3  # of inputs, in turn: one alone could stay in the cache
 Row = dict[str, Any]
@@ -196,7 +196,7 @@ def compare(name: str, batch: int, tunings: list[Tuning], inputs: list[tuple], b
             lambda qkv, tuning: triton_attention(qkv, tuning, False), tuning=tuning
         )
     for tiling in HOPPER:
-        tuned = attention_hopper.Tuning(tiling, tiling)
+        tuned = hopper_blocks.Tuning(tiling, tiling)
         cases[f"hopper {tiling.warpgroups} warpgroups {tiling.stages} stages"] = functools.partial(
             lambda qkv, tuned: hopper_attention(qkv, tuned, False), tuned=tuned
         )

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.models.fused.test_attention import errors, random_qkv, xla
-from uvit_jax.models.fused import attention_hopper, pallas_mosaic_gpu
-from uvit_jax.models.fused.attention import hopper_attention, why_not_hopper
-from uvit_jax.models.fused.attention_hopper import Part, Tiling, Tuning, parts_of
+from uvit_jax.models.fused import pallas_mosaic_gpu, pallas_triton
+from uvit_jax.models.fused.attention import hopper_attention, resolve, why_not_hopper
+from uvit_jax.models.fused.hopper_blocks import Part, Tiling, Tuning, parts_of
 
 WHY = "this version of jax has no Mosaic GPU that the kernels are written for"
 needs_mosaic = pytest.mark.skipif(not pallas_mosaic_gpu.AVAILABLE, reason=WHY)
@@ -128,5 +128,13 @@ def test_needs_a_hopper_gpu_and_the_backend(monkeypatch):
     assert "version of jax" in why_not_hopper((2, 258, 3, 4, 72), "bfloat16", "gpu")
 
 
-def test_module_can_be_imported_without_the_backend():
-    assert attention_hopper.ROWS == 64
+def test_is_taken_by_name_alone_and_otherwise_falls_back_with_its_reason(monkeypatch, caplog):
+    monkeypatch.setattr(pallas_mosaic_gpu, "AVAILABLE", True)
+    monkeypatch.setattr(pallas_mosaic_gpu, "on_hopper", lambda: True)
+    monkeypatch.setattr(pallas_triton, "AVAILABLE", False)
+    shape = (2, 258, 3, 4, 72)
+    assert resolve("auto", shape, "bfloat16", "gpu") == "cudnn"
+    assert resolve("hopper", shape, "bfloat16", "gpu") == "hopper"
+    with caplog.at_level("WARNING"):
+        assert resolve("hopper", (2, 258, 3, 4, 20), "bfloat16", "gpu") == "cudnn"
+    assert "hopper falls back to cudnn: the Hopper kernel takes a head_dim" in caplog.text

@@ -1,7 +1,7 @@
 """Self-attention that reads q, k and v from one array and writes one gradient, by the kernel that fits."""
 
 import functools
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,21 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused import attention_hopper, attention_mosaic, attention_triton, pallas_mosaic_gpu, pallas_triton
+from uvit_jax.models.fused import (
+    attention_hopper,
+    attention_mosaic,
+    attention_triton,
+    hopper_blocks,
+    pallas_mosaic_gpu,
+    pallas_triton,
+)
 from uvit_jax.models.fused.attention_triton import Tuning
 from uvit_jax.models.fused.fallback import say_once
 
 Implementation = Literal["triton", "hopper", "mosaic", "cudnn", "xla"]
 # Beyond them nothing was measured; a long loop wants other tilings, and there copies around cuDNN's weigh little.
 MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
+_HALVES = ("bfloat16", "float16")
 MAX_TOKENS_HOPPER = 512  # its loop over blocks of tokens is unrolled
 # TPU's kernel holds an example on the chip: a v4 has 16 MiB. Its code grows with heads and the square of the tokens.
 MAX_TOKENS_MOSAIC, MAX_VMEM_MOSAIC = 512, 16 * 2**20
@@ -23,49 +31,26 @@ MAX_TOKENS_MOSAIC, MAX_VMEM_MOSAIC = 512, 16 * 2**20
 
 def why_not_triton(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
     """Why qkv of this shape `[b, t, 3, h, k]` can't be given to the Triton kernel; None where it can."""
-    _, tokens, _, _, head_dim = shape
     if not pallas_triton.AVAILABLE:
         return "this version of jax has no Triton backend of Pallas"
-    if platform != "gpu":
-        return f"the Triton kernel runs on platform gpu, not {platform}"
-    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        return f"the Triton kernel takes bfloat16 and float16, not {jnp.dtype(dtype).name}"
-    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
-        return f"the Triton kernel takes a head_dim that is a multiple of 8 up to {MAX_HEAD_DIM}, not {head_dim}"
-    if tokens > MAX_TOKENS:
-        return f"the Triton kernel takes up to {MAX_TOKENS} tokens, not {tokens}"
-    return None
+    return _misfit("Triton", shape, dtype, platform, wanted="gpu", halves=_HALVES, most=MAX_TOKENS)
 
 
 def why_not_hopper(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
     """Why qkv of this shape `[b, t, 3, h, k]` can't be given to Hopper's kernel; None where it can."""
-    _, tokens, _, _, head_dim = shape
     if not pallas_mosaic_gpu.AVAILABLE:
         return "this version of jax has no Mosaic backend for GPUs that the Hopper kernel is written for"
-    if platform != "gpu":
-        return f"the Hopper kernel runs on platform gpu, not {platform}"
-    if not pallas_mosaic_gpu.on_hopper():
+    if platform == "gpu" and not pallas_mosaic_gpu.on_hopper():
         return "the Hopper kernel runs on GPUs of compute capability 9"
-    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        return f"the Hopper kernel takes bfloat16 and float16, not {jnp.dtype(dtype).name}"
-    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
-        return f"the Hopper kernel takes a head_dim that is a multiple of 8 up to {MAX_HEAD_DIM}, not {head_dim}"
-    if tokens > MAX_TOKENS_HOPPER:
-        return f"the Hopper kernel takes up to {MAX_TOKENS_HOPPER} tokens, not {tokens}"
-    return None
+    return _misfit("Hopper", shape, dtype, platform, wanted="gpu", halves=_HALVES, most=MAX_TOKENS_HOPPER)
 
 
 def why_not_mosaic(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
     """Why q, k and v of this shape `[b, t, 3, h, k]` can't be given to TPU's kernel; None where they can."""
+    halves = ("bfloat16",)
+    if reason := _misfit("Mosaic", shape, dtype, platform, wanted="tpu", halves=halves, most=MAX_TOKENS_MOSAIC):
+        return reason
     _, tokens, _, heads, head_dim = shape
-    if platform != "tpu":
-        return f"the Mosaic kernel runs on platform tpu, not {platform}"
-    if jnp.dtype(dtype) != jnp.bfloat16:
-        return f"the Mosaic kernel takes bfloat16, not {jnp.dtype(dtype).name}"
-    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
-        return f"the Mosaic kernel takes a head_dim that is a multiple of 8 up to {MAX_HEAD_DIM}, not {head_dim}"
-    if tokens > MAX_TOKENS_MOSAIC:
-        return f"the Mosaic kernel takes up to {MAX_TOKENS_MOSAIC} tokens, not {tokens}"
     needed = attention_mosaic.vmem_bytes(tokens, heads, head_dim, 2)
     if needed > MAX_VMEM_MOSAIC:
         return (
@@ -75,9 +60,32 @@ def why_not_mosaic(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> s
     return None
 
 
+def _misfit(
+    kernel: str,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    platform: str,
+    *,
+    wanted: str,
+    halves: tuple[str, ...],
+    most: int,
+) -> str | None:
+    """What a kernel for one platform, some dtypes and a number of tokens does not take."""
+    _, tokens, _, _, head_dim = shape
+    if platform != wanted:
+        return f"the {kernel} kernel runs on platform {wanted}, not {platform}"
+    if jnp.dtype(dtype).name not in halves:
+        return f"the {kernel} kernel takes {' and '.join(halves)}, not {jnp.dtype(dtype).name}"
+    if head_dim % 8 or head_dim > MAX_HEAD_DIM:
+        return f"the {kernel} kernel takes a head_dim that is a multiple of 8 up to {MAX_HEAD_DIM}, not {head_dim}"
+    if tokens > most:
+        return f"the {kernel} kernel takes up to {most} tokens, not {tokens}"
+    return None
+
+
 def why_not_cudnn(dtype: DTypeLike, platform: str) -> str | None:
     """Why attention in this dtype can't be given to cuDNN; None where it can."""
-    if platform == "gpu" and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16):
+    if platform == "gpu" and jnp.dtype(dtype).name in _HALVES:
         return None
     return f"cuDNN's kernel takes bfloat16 and float16 on platform gpu, not {jnp.dtype(dtype).name} on {platform}"
 
@@ -85,23 +93,24 @@ def why_not_cudnn(dtype: DTypeLike, platform: str) -> str | None:
 def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> Implementation:
     """The kernel a name stands for with q, k and v of this shape `[b, t, 3, h, k]`.
 
-    "auto" is the first that fits of Triton's and Hopper's on a GPU, Mosaic's on a TPU, cuDNN's on a GPU in half
-    precision (the only one it has) and XLA's. The name of one that doesn't fit stands for "auto", which is said once.
+    "auto" is the first that fits of Triton's on a GPU, Mosaic's on a TPU, cuDNN's on a GPU in half precision (the only
+    one it has) and XLA's. Hopper's is taken by name alone: no GPU has run it in the form that it has now. The name of
+    one that doesn't fit stands for "auto", which is said once.
     """
     if name == "xla":
         return "xla"
-    reasons: dict[Implementation, str | None] = {
+    found: dict[Implementation, str | None] = {
         "triton": why_not_triton(shape, dtype, platform),
-        "hopper": why_not_hopper(shape, dtype, platform),
         "mosaic": why_not_mosaic(shape, dtype, platform),
         "cudnn": why_not_cudnn(dtype, platform),
     }
-    best: Implementation = next((kernel for kernel, reason in reasons.items() if reason is None), "xla")
-    for kernel, reason in reasons.items():
-        if kernel == name and reason is None:
-            return kernel
-        if kernel == name:
-            say_once(f"attention = {name} falls back to {best}: {reason}")
+    best: Implementation = next((kernel for kernel, reason in found.items() if reason is None), "xla")
+    if name == "auto":
+        return best
+    reason = why_not_hopper(shape, dtype, platform) if name == "hopper" else found[cast(Implementation, name)]
+    if reason is None:
+        return cast(Implementation, name)
+    say_once(f"attention = {name} falls back to {best}: {reason}")
     return best
 
 
@@ -116,7 +125,7 @@ def packed_attention(
     if implementation == "triton":
         return triton_attention(qkv, Tuning(), False)
     if implementation == "hopper":
-        return hopper_attention(qkv, attention_hopper.Tuning(), False)
+        return hopper_attention(qkv, hopper_blocks.Tuning(), False)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if implementation == "xla" or qkv.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
@@ -156,7 +165,7 @@ triton_attention.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def hopper_attention(
-    qkv: Float[Array, "b t 3 h k"], tuning: attention_hopper.Tuning, interpret: bool
+    qkv: Float[Array, "b t 3 h k"], tuning: hopper_blocks.Tuning, interpret: bool
 ) -> Float[Array, "b t h k"]:
     """`packed_attention` by Hopper's kernels with a given tuning; `interpret` makes them fit for Pallas's interpreter
     of GPUs' kernels, under which they must be called then.
@@ -165,7 +174,7 @@ def hopper_attention(
 
 
 def _hopper_forward(
-    qkv: Float[Array, "b t 3 h k"], tuning: attention_hopper.Tuning, interpret: bool
+    qkv: Float[Array, "b t 3 h k"], tuning: hopper_blocks.Tuning, interpret: bool
 ) -> tuple[Float[Array, "b t h k"], tuple[Array, Array, Array]]:
     out, lse = attention_hopper.forward(qkv, tuning.forward, interpret=interpret)
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
@@ -173,7 +182,7 @@ def _hopper_forward(
 
 
 def _hopper_backward(
-    tuning: attention_hopper.Tuning,
+    tuning: hopper_blocks.Tuning,
     interpret: bool,
     residuals: tuple[Array, Array, Array],
     d_out: Float[Array, "b t h k"],
