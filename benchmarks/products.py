@@ -1,0 +1,70 @@
+"""Matrix products of a block apart: in bfloat16 and in 8 bits, and a weight's gradient as several partial sums.
+
+    python benchmarks/products.py                                   # U-ViT-H/2 at batch 192, half a minute on an H100
+    python benchmarks/products.py --width 1024 --batch 256 --parts 1 2 3 4 6
+
+A row is a product with all that it takes: casts and scales in 8 bits, the sum of the partial sums. TFLOP/s count the
+product alone. "8-bit" says whether the compiled program holds cuBLASLt's 8-bit product.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from attention import median_ms
+
+from uvit_jax.models.fused.fp8 import product
+
+TOKENS = 258
+
+
+def weight_gradient(parts: int) -> Callable[[Any, Any], Any]:
+    """x^T dy over `[n, k]` and `[n, m]`, the rows in so many parts, whose bfloat16 sums are added up in float32."""
+
+    def run(x: Any, dy: Any) -> Any:
+        if parts == 1:
+            return jnp.einsum("nk,nm->km", x, dy)
+        x, dy = (rows.reshape(parts, -1, rows.shape[1]) for rows in (x, dy))
+        return jnp.einsum("snk,snm->skm", x, dy).astype(jnp.float32).sum(0).astype(x.dtype)
+
+    return run
+
+
+def cases(batch: int, width: int, parts: list[int]) -> Iterator[tuple[str, Callable, list[tuple], float]]:
+    """Name, function, two sets of inputs and FLOPs of each product."""
+    rows = batch * TOKENS
+
+    def random(*shapes: tuple[int, ...]) -> list[tuple]:
+        keys = [jax.random.split(jax.random.key(i), len(shapes)) for i in range(2)]
+        return [tuple(jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(ks, shapes, strict=True)) for ks in keys]
+
+    for name, k, m in (("fc1", width, 4 * width), ("fc2", 4 * width, width)):
+        flops = 2.0 * rows * k * m
+        inputs = [(x, w.astype(jnp.float32)) for x, w in random((batch, TOKENS, k), (k, m))]
+        for dtype in ("bfloat16", "fp8"):
+            yield f"{name} in {dtype}", lambda x, w, d=dtype: product(x, w, fp8=d == "fp8"), inputs, flops
+        inputs = random((rows, k), (rows, m))
+        for number in parts:
+            if rows % number == 0:
+                yield f"{name}'s gradient, {number} parts", weight_gradient(number), inputs, flops
+
+
+def main() -> None:
+    """Measures and prints a line a product."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=192)
+    parser.add_argument("--width", type=int, default=1152)
+    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 4])
+    options = parser.parse_args()
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.batch} x {TOKENS} rows of {options.width}")
+    for name, function, inputs, flops in cases(options.batch, options.width, options.parts):
+        compiled = jax.jit(function).lower(*inputs[0]).compile()
+        eight = "  8-bit" if "matmul$f8" in (compiled.as_text() or "") else ""
+        ms = median_ms(compiled, inputs, 0.05)
+        print(f"{name:28} {ms:8.3f} ms {flops / ms / 1e9:7.1f} TFLOP/s{eight}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
