@@ -1,5 +1,6 @@
 import pytest
 
+from benchmarks import scaling
 from benchmarks.scaling import Case, cases, chart, figures, markdown, with_efficiency
 from uvit_jax.parallel.topology import parse_topology
 
@@ -62,3 +63,16 @@ def test_every_case_is_a_slice_that_is_made_and_none_is_compiled_twice():
 def test_the_chart_is_drawn_of_what_there_is(rows, tmp_path):
     chart(rows, "a title", str(tmp_path / "chart.png"))
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fields_of_the_config_may_stand_behind_all_options(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(scaling, "preflight", lambda config, case, folder, fields: asked.append((case.name, fields)))
+    field = "--config.model.attention=xla"
+    only = ["--only", "v5p-64-data-batch"]
+    monkeypatch.setattr(
+        "sys.argv", ["scaling.py", "configs/imagenet512.py", "--out", str(tmp_path), *only, "--", field]
+    )
+    with pytest.raises(SystemExit, match="nothing was compiled"):
+        scaling.main()
+    assert asked == [("v5p-64-data-batch1024", [field])]
