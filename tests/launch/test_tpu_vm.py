@@ -298,7 +298,14 @@ def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
     cloud.goes("hang")
     command = ["bash", str(cloud.checkout / "launch" / "tpu_vm.sh"), *FLAGS, "--", *CONFIG]
     first = subprocess.Popen(
-        command, env=cloud.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=cloud.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background of a shell inherit a Ctrl-C that is ignored, and bash then can't trap it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert first.stdout is not None
     assert first.stdout.readline() == "worker0 start 1\n"
