@@ -5,6 +5,7 @@ copy engine brings into shared memory ahead of it; the warpgroups of a program s
 writes arrays as they lie: what lies behind the last token or channel arrives as zeros, and is not written.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,20 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused.hopper_blocks import ROWS, Program, Tiling, along, inner, mask_columns, row_vector
+from uvit_jax.models.fused.hopper_blocks import (
+    ROWS,
+    Program,
+    Tiling,
+    along,
+    inner,
+    mask_columns,
+    remainder,
+    row_vector,
+)
 from uvit_jax.models.fused.pallas_mosaic_gpu import plgpu
+
+Locate = Callable[[Any], tuple[Any, Any, Any, Any]]
+QUERIES = 0  # the kind of task that owns queries; the other owns keys and values
 
 
 def forward(
@@ -26,63 +39,96 @@ def forward(
     """
     batch, tokens, _, heads, head_dim = qkv.shape
     program = Program(tokens, heads, head_dim, qkv.dtype, tiling, interpret)
-    slots, copies, warpgroups = program.slots, len(program.parts), tiling.warpgroups
+    blocks, parts = program.blocks, program.parts
+    whole, rest = divmod(tokens, ROWS)
+    wide, tail = (0, whole * ROWS), (0, program.columns(whole) if rest else 0)
+    after = tail[1], ROWS - tail[1]  # in the block of values' tail, the keys' tail
 
-    def kernel(*refs: Any) -> None:
-        qkv_ref, out_ref, lse_ref, q_tiles, k_tiles, v_tiles, lse_memory, own, k_ready, v_ready, free = refs
-        example, head, rows = (jax.lax.axis_index(name) for name in ("examples", "heads", "rows"))
-        warpgroup = program.warpgroup()
-        owned = rows * warpgroups + warpgroup
-        program.fetch(q_tiles, warpgroup, qkv_ref, (example, owned, head), own.at[warpgroup])
-        peak, total = row_vector(jnp.full((ROWS,), -jnp.inf, jnp.float32)), row_vector(jnp.zeros((ROWS,), jnp.float32))
-        sums = program.zeros()
+    def body(locate: Locate, count: Array, refs: tuple) -> None:
+        qkv_ref, out_ref, lse_ref, q_tile, out_tile, k_tile, v_tile, tails, lse_memory, q_ready, k_ready, v_ready = refs
 
-        def fetch(step: int, slot: int) -> None:
-            block = rows * 0 + step
-            program.fetch(k_tiles, slot, qkv_ref, (example, block, heads + head), k_ready.at[slot])
-            program.fetch(v_tiles, slot, qkv_ref, (example, block, 2 * heads + head), v_ready.at[slot])
+        def fetch_query(number: Any) -> None:
+            example, head, _, block = locate(number)
+            program.fetch(q_tile, 0, qkv_ref, (example, block * ROWS, head), q_ready)
 
-        def use(step: int, slot: int) -> None:
-            nonlocal peak, total, sums
-            if step == 0:
-                plgpu.barrier_wait(own.at[warpgroup])
-            plgpu.barrier_wait(k_ready.at[slot])
-            (logits,) = inner([(program.block(q_tiles, warpgroup), program.block(k_tiles, slot))])
-            logits = mask_columns(logits, step, tokens, -jnp.inf)
-            new_peak = jnp.maximum(peak, jnp.max(logits, axis=1) * program.scale)
-            fade = jnp.exp2(peak - new_peak)
-            weights = jnp.exp2(logits * program.scale - along(new_peak, 0))
-            peak, total = new_peak, total * fade + jnp.sum(weights, axis=1)
-            faded = [x * along(fade, 0, part.width) for x, part in zip(sums, program.parts, strict=True)]
-            plgpu.barrier_wait(v_ready.at[slot])
-            sums = program.add_product(faded, weights, program.block(v_tiles, slot))
+        def fetch_all(number: Any, tile: list[Any], first_head: int, span: tuple[int, int], ready: Any) -> None:
+            example, head, *_ = locate(number)
+            if whole:
+                program.fetch(tile, 0, qkv_ref, (example, 0, first_head + head), ready, wide)
+            if rest:
+                program.fetch(tails, 0, qkv_ref, (example, whole * ROWS, first_head + head), ready, span)
 
-        program.walk(fetch, use, free)
-        sums = [x * along(1 / total, 0, part.width) for x, part in zip(sums, program.parts, strict=True)]
-        own_lse = lse_memory.at[warpgroup]
-        own_lse[...] = peak + jnp.log2(total)
-        program.write(q_tiles, sums, out_ref, (example, owned, head))
-        plgpu.copy_smem_to_gmem(own_lse, lse_ref.at[example, head, pl.ds(owned * ROWS, ROWS)])
-        plgpu.wait_smem_to_gmem(0)
+        def fetch_keys(number: Any) -> None:
+            fetch_all(number, k_tile, heads, after, k_ready)
 
+        def fetch_values(number: Any) -> None:
+            fetch_all(number, v_tile, 2 * heads, tail, v_ready)
+
+        def task(number: Array, _: None) -> None:
+            example, head, _, block = locate(number)
+            more = number + 1 < count
+            first, next_head = block == 0, jnp.logical_and(block == blocks - 1, more)
+            plgpu.barrier_wait(q_ready)
+            pl.when(first)(lambda: plgpu.barrier_wait(k_ready))
+            query, keys = program.block(q_tile, 0), []
+            if whole:
+                keys.append(program.block(k_tile, 0, wide))
+            if rest:
+                keys.append(program.block(tails, 0, (after[0], tail[1])))
+            logits = inner([(query, key) for key in keys])
+            plgpu.commit_smem()  # all warps have done with the query, and perhaps the keys
+            pl.when(more)(lambda: fetch_query(number + 1))
+            pl.when(next_head)(lambda: fetch_keys(number + 1))
+
+            logits[-1] = mask_columns(logits[-1], rest or wide[1], -jnp.inf)
+            peak = functools.reduce(jnp.maximum, [jnp.max(x, axis=1) for x in logits]) * program.scale
+            weights = [jnp.exp2(x * program.scale - along(peak, 0, x.shape[1])) for x in logits]
+            total = functools.reduce(jnp.add, [jnp.sum(x, axis=1) for x in weights])
+            pl.when(first)(lambda: plgpu.barrier_wait(v_ready))
+            products: list[Any] = []
+            if whole:
+                products.append(lambda: (0, weights[0], program.block(v_tile, 0, wide)))
+            if rest:  # Keys lie where weights are zero.
+                products.append(lambda: (0, program.among_zeros(weights[-1]), program.block(tails, 0)))
+            (sums,) = program.add_products([program.zeros()], products)
+
+            @pl.when(next_head)
+            def _() -> None:
+                plgpu.commit_smem()  # all warps have done with the values
+                fetch_values(number + 1)
+
+            sums = [x * along(1 / total, 0, part.width) for x, part in zip(sums, parts, strict=True)]
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            lse_memory[...] = peak + jnp.log2(total)
+            program.write(out_tile, 0, sums, out_ref, (example, block * ROWS, head))
+            plgpu.copy_smem_to_gmem(lse_memory, lse_ref.at[example, head, pl.ds(block * ROWS, ROWS)])
+
+        fetch_query(0)
+        fetch_keys(0)
+        fetch_values(0)
+        jax.lax.fori_loop(0, count, task, None)
+
+    copies = len(parts) * (bool(whole) + bool(rest))
     call = program.launch(
-        kernel,
-        program.programs,
+        body,
         batch,
+        1,
         [
             jax.ShapeDtypeStruct((batch, tokens, heads, head_dim), qkv.dtype),
             jax.ShapeDtypeStruct((batch, heads, program.padded), jnp.float32),
         ],
         [
-            program.tiles(warpgroups),
-            program.tiles(slots),
-            program.tiles(slots),
-            plgpu.SMEM((warpgroups, ROWS), jnp.float32),
-            program.barriers(copies, warpgroups),
-            program.barriers(copies, slots),
-            program.barriers(copies, slots),
-            program.barriers(warpgroups, slots),
+            program.tiles(1),
+            program.tiles(1),
+            program.tiles(1, max(wide[1], ROWS)),
+            program.tiles(1, max(wide[1], ROWS)),
+            program.tiles(1),
+            plgpu.SMEM((ROWS,), jnp.float32),
+            program.barriers(len(parts), 1),
+            program.barriers(copies, 1),
+            program.barriers(copies, 1),
         ],
+        side_by_side=False,
     )
     out, lse = call(qkv.reshape(batch, tokens, 3 * heads, head_dim))
     return out, lse
@@ -105,108 +151,137 @@ def backward(
     """
     batch, tokens, _, heads, head_dim = qkv.shape
     program = Program(tokens, heads, head_dim, qkv.dtype, tiling, interpret)
-    slots, copies, warpgroups = program.slots, 2 * len(program.parts) + 2, tiling.warpgroups
+    slots, copies = program.slots, 2 * len(program.parts) + 1
     delta = jnp.einsum("bthk,bthk->bht", out.astype(jnp.float32), d_out.astype(jnp.float32))
-    lse, delta = (
-        jnp.pad(x, ((0, 0), (0, 0), (0, max(0, program.padded - x.shape[-1]))))[..., : program.padded]
-        for x in (lse, delta)
-    )
+    # Apart from the sum: XLA would make one slow kernel of both.
+    delta = jax.lax.optimization_barrier(delta)
+    vectors = jnp.stack([lse, jnp.pad(delta, ((0, 0), (0, 0), (0, program.padded - tokens)))], axis=2)
 
-    def kernel(*refs: Any) -> None:
-        qkv_ref, d_out_ref, lse_ref, delta_ref, d_qkv_ref, first, second, third, fourth, *rest = refs
-        lses, deltas, own, ready, free = rest
-        example, head, rows = (jax.lax.axis_index(name) for name in ("examples", "heads", "rows"))
-        warpgroup = program.warpgroup()
-        queries, keys, values = (i * heads + head for i in range(3))
-        mine = slots + warpgroup  # the vectors' slot of the owned block
+    def body(locate: Locate, count: Array, refs: tuple) -> None:
+        qkv_ref, d_out_ref, vectors_ref, d_qkv_ref, first, second, third, fourth, vectors, own_ready, ready = refs
 
-        def fetch(tiles: tuple, slot: Any, vectors: Any, block: Any, numbers: tuple, barrier: Any) -> None:
-            """Two blocks of qkv, or one and one of d_out for a number of None; and the vectors of their tokens."""
-            for memory, number in zip(tiles, numbers, strict=True):
-                source, where = (d_out_ref, head) if number is None else (qkv_ref, number)
-                program.fetch(memory, slot, source, (example, block, where), barrier)
-            span = pl.ds(block * ROWS, ROWS)
-            plgpu.copy_gmem_to_smem(lse_ref.at[example, head, span], lses.at[vectors], barrier)
-            plgpu.copy_gmem_to_smem(delta_ref.at[example, head, span], deltas.at[vectors], barrier)
+        def fetch_pair(
+            tiles: tuple, slot: Any, vector: Any, where: tuple[Any, Any, Any], of_queries: Any, barrier: Any
+        ) -> None:
+            """A block of queries, with d_out, or of keys, with values; and the vectors of its tokens."""
+            example, token, head = where
+            number = jnp.where(of_queries, head, heads + head)
+            program.fetch(tiles[0], slot, qkv_ref, (example, token, number), barrier)
 
-        def load(slot: Any, axis: int) -> tuple[Array, Array]:
-            layout = plgpu.Layout.WGMMA.reduce(1 - axis)
-            lse, delta = (along(plgpu.load(x.at[slot], layout=layout), axis) for x in (lses, deltas))
+            @pl.when(of_queries)
+            def _() -> None:
+                program.fetch(tiles[1], slot, d_out_ref, (example, token, head), barrier)
+
+            @pl.when(jnp.logical_not(of_queries))
+            def _() -> None:
+                program.fetch(tiles[1], slot, qkv_ref, (example, token, 2 * heads + head), barrier)
+
+            span = pl.ds(token, ROWS)
+            plgpu.copy_gmem_to_smem(vectors_ref.at[example, head, :, span], vectors.at[vector], barrier)
+
+        def fetch_own(number: Any) -> None:
+            example, head, kind, block = locate(number)
+            own = remainder(number, 2)
+            where = example, block * ROWS, head
+            fetch_pair((first, second), own, slots + own, where, kind == QUERIES, own_ready.at[own])
+
+        def fetch(number: Any, step: int, slot: Any) -> None:
+            example, head, kind, _ = locate(number)
+            fetch_pair((third, fourth), slot, slot, (example, step * ROWS, head), kind != QUERIES, ready.at[slot])
+
+        def load(slot: Any, axis: int, length: int = ROWS) -> tuple[Array, Array]:
+            """lse and delta of the first tokens in the slot, to lie along the axis."""
+            layout, span = plgpu.Layout.WGMMA.reduce(1 - axis), pl.ds(0, length)
+            lse, delta = (plgpu.load(vectors.at[slot, i, span], layout=layout) for i in range(2))
             return lse, delta
 
-        def gradients(step: int, slot: int, lse: Array, delta: Array) -> tuple[Array, Array]:
-            """Weights and the logits' gradient, of the owned rows and of the tokens in the slot."""
-            logits, d_weights = inner(
-                [
-                    (program.block(first, warpgroup), program.block(third, slot)),
-                    (program.block(second, warpgroup), program.block(fourth, slot)),
-                ]
-            )
-            # A token of zeros, where there is none, may have any weight, infinity too.
-            weights = mask_columns(jnp.exp2(logits * program.scale - lse), step, tokens, 0.0)
-            return weights, weights * (d_weights - delta)
+        def task(number: Array, _: None) -> None:
+            example, head, kind, block = locate(number)
+            own, more = remainder(number, 2), number + 1 < count
+            plgpu.barrier_wait(own_ready.at[own])
 
-        def walk(owned: Array, own_numbers: tuple, numbers: tuple, use: Callable[[int, int], None]) -> None:
-            fetch((first, second), warpgroup, mine, owned, own_numbers, own.at[warpgroup])
+            @pl.when(more)
+            def _() -> None:
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the task before wrote from there
+                fetch_own(number + 1)
 
-            def fetch_step(step: int, slot: int) -> None:
-                fetch((third, fourth), slot, slot, rows * 0 + step, numbers, ready.at[slot])
-
-            def use_step(step: int, slot: int) -> None:
-                if step == 0:
-                    plgpu.barrier_wait(own.at[warpgroup])
+            def products(step: int, slot: Any) -> tuple[Array, Array]:
+                """Of the owned rows and of the tokens in the slot: logits, and the weights' gradient."""
                 plgpu.barrier_wait(ready.at[slot])
-                use(step, slot)
+                span = 0, program.columns(step)
+                logits, d_weights = inner(
+                    [
+                        (program.block(first, own), program.block(third, slot, span)),
+                        (program.block(second, own), program.block(fourth, slot, span)),
+                    ]
+                )
+                return logits, d_weights
 
-            program.walk(fetch_step, use_step, free)
+            def weights_of(step: int, logits: Array, lse: Array) -> Array:
+                # A token of zeros, where there is none, may have any weight, infinity too.
+                return mask_columns(jnp.exp2(logits * program.scale - lse), tokens - step * ROWS, 0.0)
 
-        def scaled(sums: list[Array]) -> list[Array]:
-            return [x * (1 / math.sqrt(head_dim)) for x in sums]
+            def scaled(sums: list[Array]) -> list[Array]:
+                return [x * (1 / math.sqrt(head_dim)) for x in sums]
 
-        @pl.when(rows < program.programs)
-        def _() -> None:
-            owned, sums = rows * warpgroups + warpgroup, program.zeros()
-            vectors: tuple[Array, Array] | None = None
+            @pl.when(kind == QUERIES)
+            def _() -> None:
+                sums, (lse, delta) = program.zeros(), load(slots + own, 0)
 
-            def use(step: int, slot: int) -> None:
-                nonlocal sums, vectors
-                vectors = vectors or load(mine, 0)
-                _, d_logits = gradients(step, slot, *vectors)
-                sums = program.add_product(sums, d_logits, program.block(third, slot))
+                def use(step: int, slot: Any) -> None:
+                    nonlocal sums
+                    logits, d_weights = products(step, slot)
+                    width = program.columns(step)
+                    weights = weights_of(step, logits, along(lse, 0, width))
+                    d_logits = program.among_zeros(weights * (d_weights - along(delta, 0, width)))
+                    (sums,) = program.add_products([sums], [lambda: (0, d_logits, program.block(third, slot))])
 
-            walk(owned, (queries, None), (keys, values), use)
-            program.write(first, scaled(sums), d_qkv_ref, (example, owned, queries))
+                program.walk(fetch, use, number, more)
+                program.write(first, own, scaled(sums), d_qkv_ref, (example, block * ROWS, head))
 
-        @pl.when(rows >= program.programs)
-        def _() -> None:
-            owned = (rows - program.programs) * warpgroups + warpgroup
-            d_key, d_value = program.zeros(), program.zeros()
+            @pl.when(kind != QUERIES)
+            def _() -> None:
+                d_key, d_value = program.zeros(), program.zeros()
 
-            def use(step: int, slot: int) -> None:
-                nonlocal d_key, d_value
-                weights, d_logits = gradients(step, slot, *load(slot, 1))
-                d_value = program.add_product(d_value, weights, program.block(fourth, slot))
-                d_key = program.add_product(d_key, d_logits, program.block(third, slot))
+                def use(step: int, slot: Any) -> None:
+                    nonlocal d_key, d_value
+                    logits, d_weights = products(step, slot)
+                    width = program.columns(step)
+                    lse, delta = load(slot, 1, width)
+                    weights = weights_of(step, logits, along(lse, 1, width))
+                    d_key, d_value = program.add_products(
+                        [d_key, d_value],
+                        [
+                            lambda: (1, program.among_zeros(weights), program.block(fourth, slot)),
+                            lambda: (
+                                0,
+                                program.among_zeros(weights * (d_weights - along(delta, 1, width))),
+                                program.block(third, slot),
+                            ),
+                        ],
+                    )
 
-            walk(owned, (keys, values), (queries, None), use)
-            program.write(first, scaled(d_key), d_qkv_ref, (example, owned, keys))
-            program.write(second, d_value, d_qkv_ref, (example, owned, values))
+                program.walk(fetch, use, number, more)
+                program.write(first, own, scaled(d_key), d_qkv_ref, (example, block * ROWS, heads + head))
+                program.write(second, own, d_value, d_qkv_ref, (example, block * ROWS, 2 * heads + head))
+
+        fetch_own(0)
+        program.begin(fetch)
+        jax.lax.fori_loop(0, count, task, None)
 
     call = program.launch(
-        kernel,
-        2 * program.programs,
+        body,
         batch,
+        2,
         [jax.ShapeDtypeStruct((batch, tokens, 3 * heads, head_dim), qkv.dtype)],
         [
-            program.tiles(warpgroups),
-            program.tiles(warpgroups),
+            program.tiles(2),
+            program.tiles(2),
             program.tiles(slots),
             program.tiles(slots),
-            plgpu.SMEM((slots + warpgroups, ROWS), jnp.float32),
-            plgpu.SMEM((slots + warpgroups, ROWS), jnp.float32),
-            program.barriers(copies, warpgroups),
+            plgpu.SMEM((slots + 2, 2, ROWS), jnp.float32),
+            program.barriers(copies, 2),
             program.barriers(copies, slots),
-            program.barriers(warpgroups, slots),
         ],
     )
-    return call(qkv.reshape(batch, tokens, 3 * heads, head_dim), d_out, lse, delta)[0].reshape(qkv.shape)
+    return call(qkv.reshape(batch, tokens, 3 * heads, head_dim), d_out, vectors)[0].reshape(qkv.shape)

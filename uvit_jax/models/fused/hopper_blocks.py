@@ -1,8 +1,9 @@
 """What Hopper's attention kernels are made of: blocks of tokens in shared memory, their ways in and out, products."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,29 +11,33 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused.pallas_mosaic_gpu import plgpu
+from uvit_jax.models.fused.pallas_mosaic_gpu import multiprocessors, plgpu
 
+Sums = list[Array]  # of a block, a part each
 LOG2_E = math.log2(math.e)
 ROWS = 64  # tokens of a block: the rows of a warpgroup's matrix product
+INTERPRETED = 3  # programs in the interpreter
+COLUMNS = 16  # of a product that is as narrow as a block's tokens let it be, or a multiple of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
     """What a kernel's speed, never its result, depends on.
 
-    warpgroups: of a program, which own neighbouring blocks; stages: blocks of a kind in flight or in use.
+    programs: on each multiprocessor; best as many as its registers and shared memory hold.
+    stages: blocks of a kind in flight or in use.
     """
 
-    warpgroups: int = 1
-    stages: int = 3
+    programs: int
+    stages: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
     """The tilings of the two kernels."""
 
-    forward: Tiling = Tiling()
-    backward: Tiling = Tiling()
+    forward: Tiling = Tiling(3)
+    backward: Tiling = Tiling(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,39 +80,34 @@ class Program:
         """Of tokens, the last perhaps not whole."""
         return pl.cdiv(self.tokens, ROWS)
 
+    def columns(self, step: int) -> int:
+        """Tokens of a block that a step of `walk` computes with: few of the last one's, if few of them exist."""
+        return min(ROWS, pl.cdiv(self.tokens - step * ROWS, COLUMNS) * COLUMNS)
+
     @property
     def slots(self) -> int:
         """Blocks of a kind in shared memory."""
         return min(max(self.tiling.stages, 2), self.blocks)
 
     @property
-    def programs(self) -> int:
-        """That own the blocks of one head."""
-        return pl.cdiv(self.blocks, self.tiling.warpgroups)
-
-    @property
     def padded(self) -> int:
-        """Tokens, those included that programs own and that do not exist."""
-        return self.programs * self.tiling.warpgroups * ROWS
+        """Tokens of whole blocks."""
+        return self.blocks * ROWS
 
     @property
     def scale(self) -> float:
         """Of the logits, to base 2."""
         return LOG2_E / math.sqrt(self.head_dim)
 
-    def warpgroup(self) -> Array:
-        """Inside a kernel: this warpgroup's number in its program, whose memory of its own has it as first index."""
-        return jax.lax.axis_index("warpgroups")
-
-    def tiles(self, slots: int) -> list[Any]:
-        """Shared memory of `slots` blocks, a part each, in two views.
+    def tiles(self, slots: int, rows: int = ROWS) -> list[Any]:
+        """Shared memory of `slots` blocks, or their first rows, a part each, in two views.
 
         As it is copied, rows of a part; and as matrix products take it, tiles of 8 rows of a part. Both are the same
         bytes: a swizzled tile is eight swizzled rows. The copy engine has no tiles of 8 rows in 258.
         """
 
         def memory(part: Part) -> Any:
-            shape = (slots, ROWS, part.width)
+            shape = (slots, rows, part.width)
             if self.interpret:
                 return plgpu.SMEM(shape, self.dtype)
             swizzle = plgpu.SwizzleTransform(part.width * jnp.dtype(self.dtype).itemsize)
@@ -119,97 +119,166 @@ class Program:
 
         return [memory(part) for part in self.parts]
 
-    def _copied(self, tiles: list[Any], slot: Any) -> list[Any]:
-        """A block as the copy engine takes it."""
-        return [(tile if self.interpret else tile[0]).at[slot] for tile in tiles]
+    def _copied(self, tiles: list[Any], slot: Any, span: tuple[int, int]) -> list[Any]:
+        """Tokens of a span of a slot as the copy engine takes them."""
+        return [(tile if self.interpret else tile[0]).at[slot, pl.ds(*span)] for tile in tiles]
 
-    def fetch(self, tiles: list[Any], slot: Any, source: Any, where: tuple[Any, Any, Any], barrier: Any) -> None:
-        """Starts the copies of a block: where is (example, block, head)."""
-        example, block, head = where
-        for memory, part in zip(self._copied(tiles, slot), self.parts, strict=True):
-            view = source.at[example, pl.ds(block * ROWS, ROWS), head, _channels(part, block)]
-            plgpu.copy_gmem_to_smem(view, memory, barrier)
+    def fetch(
+        self,
+        tiles: list[Any],
+        slot: Any,
+        source: Any,
+        where: tuple[Any, Any, Any],
+        barrier: Any,
+        span: tuple[int, int] = (0, ROWS),
+    ) -> None:
+        """Starts the copies of tokens into a span of a slot: where is (example, first token, head)."""
+        example, token, head = where
+        for memory, part in zip(self._copied(tiles, slot, span), self.parts, strict=True):
+            rows, channels = _from(token, span[1], head), _from(part.start, part.width, head)
+            plgpu.copy_gmem_to_smem(source.at[example, rows, head, channels], memory, barrier)
 
-    def block(self, tiles: list[Any], slot: Any) -> list[Any]:
-        """A block as matrix products take it."""
-        return [(tile if self.interpret else tile[1]).at[slot] for tile in tiles]
+    def block(self, tiles: list[Any], slot: Any, span: tuple[int, int] = (0, ROWS)) -> list[Any]:
+        """Tokens of a span of a slot as matrix products take them."""
+        return [(tile if self.interpret else tile[1]).at[slot, pl.ds(*span)] for tile in tiles]
 
-    def write(self, tiles: list[Any], values: list[Array], target: Any, where: tuple[Any, Any, Any]) -> None:
-        """Writes a block out of memory of this warpgroup's, and waits until it is."""
-        example, block, head = where
-        for memory, value in zip(self.block(tiles, self.warpgroup()), values, strict=True):
+    def write(
+        self, tiles: list[Any], slot: Any, values: list[Array], target: Any, where: tuple[Any, Any, Any]
+    ) -> None:
+        """Starts to write a block out of shared memory, which nothing else uses until the write has read it."""
+        example, token, head = where
+        for memory, value in zip(self.block(tiles, slot), values, strict=True):
             memory[...] = value.astype(self.dtype)
         plgpu.commit_smem()
-        for memory, part in zip(self._copied(tiles, self.warpgroup()), self.parts, strict=True):
-            view = target.at[example, pl.ds(block * ROWS, ROWS), head, _channels(part, block)]
-            plgpu.copy_smem_to_gmem(memory, view)
-        plgpu.wait_smem_to_gmem(0)
+        for memory, part in zip(self._copied(tiles, slot, (0, ROWS)), self.parts, strict=True):
+            rows, channels = _from(token, ROWS, head), _from(part.start, part.width, head)
+            plgpu.copy_smem_to_gmem(memory, target.at[example, rows, head, channels])
 
-    def zeros(self) -> list[Array]:
+    def zeros(self) -> Sums:
         """A block of sums."""
         return [_matrix(jnp.zeros((ROWS, part.width), jnp.float32)) for part in self.parts]
 
-    def add_product(self, sums: list[Array], weights: Array, block: list[Any]) -> list[Array]:
-        """sums + weights block, with the weights in registers."""
-        weights = weights.astype(self.dtype)
+    def add_products(
+        self, sums: list[Sums], products: Sequence[Callable[[], tuple[int, Array, list[Any]]]]
+    ) -> list[Sums]:
+        """sums[i] + weights tokens for each product, a function that returns i, weights in registers and tokens.
+
+        What a function computes overlaps with the products before it.
+        """
         if self.interpret:
-            return [x + _product(weights, y, part.width) for x, y, part in zip(sums, block, self.parts, strict=True)]
+            sums = list(sums)
+            for product in products:
+                i, weights, block = product()
+                weights = weights.astype(self.dtype)
+                sums[i] = [x + _product(weights, y, part.width) for x, y, part in zip(sums[i], block, self.parts, strict=True)]
+            return sums
 
-        def run(accumulators: list[Any]) -> None:
-            for accumulator, part in zip(accumulators, block, strict=True):
-                plgpu.wgmma(accumulator, weights, part)
+        def run(accumulators: list[list[Any]]) -> None:
+            for product in products:
+                i, weights, block = product()
+                weights = weights.astype(self.dtype)
+                for accumulator, part in zip(accumulators[i], block, strict=True):
+                    plgpu.wgmma(accumulator, weights, part)
 
-        return pl.run_state(run)([plgpu.ACC.init(x) for x in sums])
+        return pl.run_state(run)([[plgpu.ACC.init(x) for x in each] for each in sums])
 
-    def walk(self, fetch: Callable[[int, int], None], use: Callable[[int, int], None], free: Any) -> None:
-        """`use(step, slot)` for every block, after `fetch(step, slot)` by the first warpgroup, slots ahead.
+    def among_zeros(self, weights: Array, before: int = 0) -> Array:
+        """The weights of some tokens, with zeros for those before and after in a block: products sum over blocks."""
+        weights = weights.astype(self.dtype)
+        widths = before, ROWS - before - weights.shape[1]
+        zeros = [[_matrix(jnp.zeros((ROWS, width), self.dtype))] if width else [] for width in widths]
+        spans = [*zeros[0], weights, *zeros[1]]
+        return jnp.concatenate(spans, axis=1) if len(spans) > 1 else weights
 
-        free: barriers, one a slot, at which every warpgroup says that it has done with what is in it.
+    def walk(self, fetch: Callable[[Any, int, Any], None], use: Callable[[int, Any], None], task: Any, more: Any) -> None:
+        """`use(step, slot)` for every block of a task, each `slots` steps after its `fetch(task, step, slot)`.
+
+        more: whether this program has another task, whose first blocks are then fetched too; `begin` fetches those of
+          the first.
         """
-        shared, slots = self.tiling.warpgroups > 1, self.slots
-
-        def start(step: int, *, wait: bool) -> None:
-            @pl.when(self.warpgroup() == 0)
-            def _() -> None:
-                if wait:
-                    plgpu.barrier_wait(free.at[step % slots])
-                fetch(step, step % slots)
-
-        for step in range(slots):
-            start(step, wait=False)
         for step in range(self.blocks):
-            use(step, step % slots)
-            if shared and step + slots < self.blocks:
-                plgpu.barrier_arrive(free.at[step % slots])
-            # Where others use a slot too, they have a step's time to have done with it.
-            next_step = step + slots - shared
-            if slots <= next_step < self.blocks:
-                start(next_step, wait=shared)
+            slot = remainder(task * self.blocks + step, self.slots)
+            use(step, slot)
+            plgpu.commit_smem()  # all warps have done with the slot
+            later = step + self.slots
+            if later < self.blocks:
+                fetch(task, later, slot)
+            else:
+                pl.when(more)(functools.partial(fetch, task + 1, later - self.blocks, slot))
 
-    def launch(self, kernel: Callable[..., None], rows: int, batch: int, outputs: list[Any], scratch: list[Any]) -> Any:
-        """The kernel as a function of its inputs, a program for each example, head and of `rows`.
+    def begin(self, fetch: Callable[[Any, int, Any], None]) -> None:
+        """See `walk`."""
+        for step in range(self.slots):
+            fetch(0, step, step)
 
-        Those of one head are neighbours, so that what they read in common is in the cache.
+    def launch(
+        self,
+        body: Callable[..., None],
+        batch: int,
+        kinds: int,
+        outputs: list[Any],
+        scratch: list[Any],
+        *,
+        side_by_side: bool = True,
+    ) -> Callable[..., Any]:
+        """A kernel as a function of its inputs.
+
+        Its programs take turns at the tasks, one for each block of each head and kind, blocks of a head side by side so
+        that what they read in common is in the cache. `body(locate, count, refs)` runs those of one program, of which
+        `locate(number)` says (example, head, kind, block).
         """
+        turn = 1 if side_by_side else self.blocks  # tasks that a program takes in turn
+        turns = batch * self.heads * kinds * self.blocks // turn
+        programs = min(turns, INTERPRETED if self.interpret else self.tiling.programs * multiprocessors())
+
+        def kernel(*refs: Any) -> None:
+            program = jax.lax.axis_index("programs")
+
+            def locate(number: Any) -> tuple[Any, Any, Any, Any]:
+                number = program * 0 + number
+                index = (quotient(number, turn) * programs + program) * turn + remainder(number, turn)
+                found = []
+                for size in (self.blocks, kinds, self.heads):
+                    found.append(remainder(index, size))
+                    index = quotient(index, size)
+                block, kind, head = found
+                return index, head, kind, block
+
+            body(locate, quotient(turns - program + programs - 1, programs) * turn, refs)
+            plgpu.wait_smem_to_gmem(0)
+
         return plgpu.kernel(
             kernel,
             out_type=outputs,
             scratch_types=scratch,
-            grid=(batch, self.heads, rows),
-            grid_names=("examples", "heads", "rows"),
-            num_threads=self.tiling.warpgroups,
-            thread_name="warpgroups",
-            compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+            grid=(programs,),
+            grid_names=("programs",),
+            compiler_params=plgpu.CompilerParams(
+                approx_math=True,
+                lowering_semantics=plgpu.LoweringSemantics.Lane,
+                unsafe_no_auto_barriers=True,  # `commit_smem` is where warps wait for each other
+                reduction_scratch_bytes=0,  # no sum or maximum is over a matrix's rows
+            ),
         )
 
     def barriers(self, arrivals: int, number: int) -> Any:
-        """Each waits for so many copies, or warpgroups."""
+        """Each waits for so many copies."""
         return plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
 
 
-def _channels(part: Part, index: Array) -> Any:
-    # A start that is no constant: what reaches behind the last channel is for the copy engine to leave out.
-    return pl.ds(index * 0 + part.start, part.width)
+def remainder(index: Any, size: int) -> Array:
+    """index mod size, neither negative."""
+    return jax.lax.rem(index, jnp.int32(size)) if isinstance(index, jax.Array) else jnp.int32(index % size)
+
+
+def quotient(index: Array, size: int) -> Array:
+    """index / size rounded down, neither negative."""
+    return jax.lax.div(index, jnp.int32(size))
+
+
+def _from(start: Any, length: int, index: Array) -> Any:
+    # A start that is no constant: what reaches behind the last token or channel is for the copy engine to leave out.
+    return pl.ds(index * 0 + start, length)
 
 
 def _matrix(x: Float[Array, "r c"]) -> Array:
@@ -221,17 +290,17 @@ def row_vector(x: Float[Array, " r"]) -> Array:
     return plgpu.layout_cast(x, plgpu.Layout.WGMMA.reduce(1))
 
 
-def along(vector: Float[Array, " r"], axis: int, width: int = ROWS) -> Float[Array, "r c"]:
-    """The vector, whose elements lie along the axis, as a matrix."""
+def along(vector: Float[Array, " n"], axis: int, width: int = ROWS) -> Float[Array, "r c"]:
+    """The vector, whose elements lie along the axis, as a matrix of so many columns."""
     return jax.lax.broadcast_in_dim(vector, (ROWS, width), [axis])
 
 
-def mask_columns(x: Float[Array, "r c"], step: int, tokens: int, value: float) -> Float[Array, "r c"]:
-    """The value in columns of tokens that do not exist."""
-    if (step + 1) * ROWS <= tokens:
+def mask_columns(x: Float[Array, "r c"], tokens: int, value: float) -> Float[Array, "r c"]:
+    """The value in all columns but the first ones, those of tokens that exist."""
+    if x.shape[1] <= tokens:
         return x
-    columns = plgpu.broadcasted_iota(jnp.int32, (ROWS, ROWS), 1, layout=plgpu.Layout.WGMMA)
-    return jnp.where(columns < tokens - step * ROWS, x, value)
+    columns = plgpu.broadcasted_iota(jnp.int32, x.shape, 1, layout=plgpu.Layout.WGMMA)
+    return jnp.where(columns < tokens, x, value)
 
 
 def inner(pairs: list[tuple[list[Any], list[Any]]]) -> list[Float[Array, "r c"]]:
@@ -243,7 +312,7 @@ def inner(pairs: list[tuple[list[Any], list[Any]]]) -> list[Float[Array, "r c"]]
                 plgpu.wgmma(accumulator, x, y.transpose((1, 0)))
         return [accumulator[...] for accumulator in accumulators]
 
-    return pl.run_scoped(run, *[plgpu.ACC((ROWS, ROWS), jnp.float32) for _ in pairs])
+    return pl.run_scoped(run, *[plgpu.ACC((ROWS, b[0].shape[0]), jnp.float32) for _, b in pairs])
 
 
 def _product(left: Array, right: Any, width: int) -> Float[Array, "r c"]:
