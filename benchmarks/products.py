@@ -9,27 +9,14 @@ product alone. "8-bit" says whether the compiled program holds cuBLASLt's 8-bit 
 
 import argparse
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from attention import median_ms
 
-from uvit_jax.models.fused.fp8 import product
+from uvit_jax.models.fused.products import product, weight_gradient
 
 TOKENS = 258
-
-
-def weight_gradient(parts: int) -> Callable[[Any, Any], Any]:
-    """x^T dy over `[n, k]` and `[n, m]`, the rows in so many parts, whose bfloat16 sums are added up in float32."""
-
-    def run(x: Any, dy: Any) -> Any:
-        if parts == 1:
-            return jnp.einsum("nk,nm->km", x, dy)
-        x, dy = (rows.reshape(parts, -1, rows.shape[1]) for rows in (x, dy))
-        return jnp.einsum("snk,snm->skm", x, dy).astype(jnp.float32).sum(0).astype(x.dtype)
-
-    return run
 
 
 def cases(batch: int, width: int, parts: list[int]) -> Iterator[tuple[str, Callable, list[tuple], float]]:
@@ -48,7 +35,12 @@ def cases(batch: int, width: int, parts: list[int]) -> Iterator[tuple[str, Calla
         inputs = random((rows, k), (rows, m))
         for number in parts:
             if rows % number == 0:
-                yield f"{name}'s gradient, {number} parts", weight_gradient(number), inputs, flops
+                yield (
+                    f"{name}'s gradient, {number} parts",
+                    lambda x, dy, n=number: weight_gradient(x, dy, n),
+                    inputs,
+                    flops,
+                )
 
 
 def main() -> None:

@@ -99,6 +99,13 @@ def write_data(experiment: Experiment, folder: pathlib.Path, examples: int) -> N
     ).save(folder)
 
 
+class _Once(Hook):
+    """Due at one step alone."""
+
+    def is_due(self, step: int, steps: int) -> bool:
+        return step == self.every
+
+
 @dataclasses.dataclass
 class Measured:
     """A `fit` that measures: the bare step first, then the loop itself, up to so many steps after a window of warm-up.
@@ -153,6 +160,9 @@ class Measured:
 
         # Due at the multiples of a step, and so the first time at that step.
         hooks = [dataclasses.replace(hook, every=self.saved, at_end=False) if hook.timed else hook for hook in hooks]
+        # Before an untimed hook no step is under way: the first window to be measured begins with none, as the last
+        # before the checkpoint ends.
+        hooks.append(_Once(lambda state: None, first, at_end=False, timed=False))
         state = fit(
             train_step,
             state,

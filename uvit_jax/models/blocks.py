@@ -13,7 +13,7 @@ from uvit_jax.models.attention import Attention
 from uvit_jax.models.fused import gelu
 from uvit_jax.models.fused import norm as fused
 from uvit_jax.models.fused.fallback import say_once
-from uvit_jax.models.fused.fp8 import product
+from uvit_jax.models.fused.products import gradient_parts, product
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layout import ONE_DEVICE, Layout, hidden, stream
 from uvit_jax.models.uvit_config import UViTConfig
@@ -188,11 +188,18 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Float[Array, " d"]]:
         implementation = resolve_kernels(self.kernels, self.dtype, x.shape[-1], self.layout.platform)
-        u = hidden(self.layout, product(x, self.fc1.kernel[...], fp8=self.fp8))
+        u = hidden(self.layout, self._product(x, self.fc1))
         kernel = functools.partial(gelu.bias_gelu, implementation=implementation)
         arrays = u, bias_of(self.fc1)
         g = hidden(self.layout, kernel(*arrays) if implementation == "xla" else self.layout.columns(kernel, *arrays))
-        return stream(self.layout, product(g, self.fc2.kernel[...], fp8=self.fp8)), bias_of(self.fc2)
+        return stream(self.layout, self._product(g, self.fc2)), bias_of(self.fc2)
+
+    def _product(self, x: Float[Array, "b t k"], linear: nnx.Linear) -> Float[Array, "b t n"]:
+        kernel, parts = linear.kernel[...], 1
+        # Over several devices each partial sum would be brought together by itself.
+        if self.layout.alone and x.dtype.itemsize == 2:
+            parts = gradient_parts(x.shape[0] * x.shape[1], kernel.shape, self.layout.platform)
+        return product(x, kernel, fp8=self.fp8, parts=parts)
 
 
 class Block(nnx.Module):

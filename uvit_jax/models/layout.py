@@ -22,6 +22,11 @@ class Layout(Protocol):
         ...
 
     @property
+    def alone(self) -> bool:
+        """Whether there is no other device."""
+        ...
+
+    @property
     def gathers(self) -> bool:
         """Whether `weights` moves anything, so that the backward pass had better do it again than keep the result."""
         ...
@@ -76,6 +81,11 @@ class OneDevice:
     def platform(self) -> str:
         """That of the default device."""
         return jax.default_backend()
+
+    @property
+    def alone(self) -> bool:
+        """As far as is known."""
+        return True
 
     @property
     def gathers(self) -> bool:

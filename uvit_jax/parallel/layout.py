@@ -36,6 +36,11 @@ class MeshLayout:
         return self.mesh.devices.flat[0].platform
 
     @property
+    def alone(self) -> bool:
+        """Whether the mesh is of one device."""
+        return self.mesh.devices.size == 1
+
+    @property
     def gathers(self) -> bool:
         """Whether parameters are split over fsdp."""
         return self.mesh.shape["fsdp"] > 1

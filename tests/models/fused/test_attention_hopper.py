@@ -56,7 +56,7 @@ def kernel(tuning):
         (130, 64, THREE),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in ((258, 72, THREE), (257, 64, TWO), (16, 24, THREE), (330, 64, THREE))
+            for case in ((258, 72, THREE), (257, 64, TWO), (16, 24, THREE), (288, 64, THREE), (128, 40, TWO))
         ),
     ],
 )
@@ -111,7 +111,8 @@ def test_parts_hold_every_channel_in_rows_that_can_be_swizzled(head_dim, expecte
         ((2, 258, 3, 4, 72), "bfloat16", "tpu", "platform gpu, not tpu"),
         ((2, 258, 3, 4, 72), "float32", "gpu", "bfloat16 and float16, not float32"),
         ((2, 258, 3, 4, 20), "bfloat16", "gpu", "multiple of 8 up to 128, not 20"),
-        ((2, 4096, 3, 4, 64), "bfloat16", "gpu", "up to 512 tokens, not 4096"),
+        ((2, 4096, 3, 4, 64), "bfloat16", "gpu", "up to 288 tokens, not 4096"),
+        ((2, 230, 3, 4, 64), "bfloat16", "gpu", "whole blocks of 64 tokens and up to 32 more, not 230"),
     ],
 )
 def test_says_why_it_does_not_fit(monkeypatch, shape, dtype, platform, why):
@@ -129,13 +130,13 @@ def test_needs_a_hopper_gpu_and_the_backend(monkeypatch):
     assert "version of jax" in why_not_hopper((2, 258, 3, 4, 72), "bfloat16", "gpu")
 
 
-def test_is_taken_by_name_alone_and_otherwise_falls_back_with_its_reason(monkeypatch, caplog):
+def test_is_taken_where_it_fits_and_says_why_where_not(monkeypatch, caplog):
     monkeypatch.setattr(pallas_mosaic_gpu, "AVAILABLE", True)
     monkeypatch.setattr(pallas_mosaic_gpu, "on_hopper", lambda: True)
     monkeypatch.setattr(pallas_triton, "AVAILABLE", False)
-    shape = (2, 258, 3, 4, 72)
-    assert resolve("auto", shape, "bfloat16", "gpu") == "cudnn"
-    assert resolve("hopper", shape, "bfloat16", "gpu") == "hopper"
     with caplog.at_level("WARNING"):
+        assert resolve("auto", (2, 258, 3, 4, 72), "bfloat16", "gpu") == "hopper"
+        assert resolve("auto", (2, 334, 3, 4, 64), "bfloat16", "gpu") == "cudnn"
+        assert not caplog.records
         assert resolve("hopper", (2, 258, 3, 4, 20), "bfloat16", "gpu") == "cudnn"
     assert "hopper falls back to cudnn: the Hopper kernel takes a head_dim" in caplog.text

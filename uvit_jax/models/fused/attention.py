@@ -24,7 +24,8 @@ Implementation = Literal["triton", "hopper", "mosaic", "cudnn", "xla"]
 # Beyond them nothing was measured; a long loop wants other tilings, and there copies around cuDNN's weigh little.
 MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
 _HALVES = ("bfloat16", "float16")
-MAX_TOKENS_HOPPER = 512  # its loop over blocks of tokens is unrolled
+# A row's logits are held in registers; what lies behind the last whole block shares one with as many more.
+MAX_TOKENS_HOPPER, MAX_REST_HOPPER = 4 * hopper_blocks.ROWS + hopper_blocks.ROWS // 2, hopper_blocks.ROWS // 2
 # TPU's kernel holds an example on the chip: a v4 has 16 MiB. Its code grows with heads and the square of the tokens.
 MAX_TOKENS_MOSAIC, MAX_VMEM_MOSAIC = 512, 16 * 2**20
 
@@ -42,6 +43,12 @@ def why_not_hopper(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> s
         return "this version of jax has no Mosaic backend for GPUs that the Hopper kernel is written for"
     if platform == "gpu" and not pallas_mosaic_gpu.on_hopper():
         return "the Hopper kernel runs on GPUs of compute capability 9"
+    tokens = shape[1]
+    if tokens % hopper_blocks.ROWS > MAX_REST_HOPPER:
+        return (
+            f"the Hopper kernel takes whole blocks of {hopper_blocks.ROWS} tokens and up to {MAX_REST_HOPPER} more, "
+            f"not {tokens}"
+        )
     return _misfit("Hopper", shape, dtype, platform, wanted="gpu", halves=_HALVES, most=MAX_TOKENS_HOPPER)
 
 
@@ -93,13 +100,13 @@ def why_not_cudnn(dtype: DTypeLike, platform: str) -> str | None:
 def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> Implementation:
     """The kernel a name stands for with q, k and v of this shape `[b, t, 3, h, k]`.
 
-    "auto" is the first that fits of Triton's on a GPU, Mosaic's on a TPU, cuDNN's on a GPU in half precision (the only
-    one it has) and XLA's. Hopper's is taken by name alone: no GPU has run it in the form that it has now. The name of
-    one that doesn't fit stands for "auto", which is said once.
+    "auto" is the first that fits of Hopper's and Triton's on a GPU, Mosaic's on a TPU, cuDNN's on a GPU in half
+    precision (the only one it has) and XLA's. The name of one that doesn't fit stands for "auto", which is said once.
     """
     if name == "xla":
         return "xla"
     found: dict[Implementation, str | None] = {
+        "hopper": why_not_hopper(shape, dtype, platform),
         "triton": why_not_triton(shape, dtype, platform),
         "mosaic": why_not_mosaic(shape, dtype, platform),
         "cudnn": why_not_cudnn(dtype, platform),
@@ -107,7 +114,7 @@ def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) 
     best: Implementation = next((kernel for kernel, reason in found.items() if reason is None), "xla")
     if name == "auto":
         return best
-    reason = why_not_hopper(shape, dtype, platform) if name == "hopper" else found[cast(Implementation, name)]
+    reason = found[cast(Implementation, name)]
     if reason is None:
         return cast(Implementation, name)
     say_once(f"attention = {name} falls back to {best}: {reason}")
@@ -125,7 +132,7 @@ def packed_attention(
     if implementation == "triton":
         return triton_attention(qkv, Tuning(), False)
     if implementation == "hopper":
-        return hopper_attention(qkv, hopper_blocks.Tuning(), False)
+        return hopper_attention(qkv, hopper_blocks.tuning(qkv.shape[-1]), False)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if implementation == "xla" or qkv.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(query, key, value, implementation=implementation)

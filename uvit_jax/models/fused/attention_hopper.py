@@ -1,8 +1,9 @@
 """Self-attention on the packed output of one qkv product for Hopper GPUs, whose copy engine masks what does not exist.
 
-A warpgroup owns a block of 64 tokens of one head and walks over all tokens of that head, a block at a time, which the
-copy engine brings into shared memory ahead of it; the warpgroups of a program share what is brought. It reads and
-writes arrays as they lie: what lies behind the last token or channel arrives as zeros, and is not written.
+A task is a block of 64 tokens of one head, which a warpgroup owns while it computes with all tokens of that head. Two
+programs of a warpgroup each stay on a multiprocessor and take turns at the tasks: while one waits for a product, the
+other computes exponentials, and the copy engine brings what the next task needs. Arrays are read and written as they
+lie: what is behind the last token or channel arrives as zeros, and is not written.
 """
 
 import functools
@@ -23,7 +24,6 @@ from uvit_jax.models.fused.hopper_blocks import (
     inner,
     mask_columns,
     remainder,
-    row_vector,
 )
 from uvit_jax.models.fused.pallas_mosaic_gpu import plgpu
 
@@ -31,18 +31,23 @@ Locate = Callable[[Any], tuple[Any, Any, Any, Any]]
 QUERIES = 0  # the kind of task that owns queries; the other owns keys and values
 
 
+@functools.partial(jax.jit, static_argnames=("tiling", "interpret"))  # traced and lowered once for all layers
 def forward(
     qkv: Float[Array, "b t 3 h k"], tiling: Tiling, *, interpret: bool = False
 ) -> tuple[Float[Array, "b t h k"], Float[Array, "b h t2"]]:
     """softmax(q k^T / sqrt(k)) v, and the base-2 logarithm of each row's sum of exponentials in float32, for t2 >= t
     tokens.
+
+    A program takes one head after the other: keys and values are read once, and all logits of a block's rows are in
+    registers at once, so that the softmax knows its maximum before the first exponential.
     """
     batch, tokens, _, heads, head_dim = qkv.shape
     program = Program(tokens, heads, head_dim, qkv.dtype, tiling, interpret)
     blocks, parts = program.blocks, program.parts
     whole, rest = divmod(tokens, ROWS)
+    # The tokens behind the last whole block are in a block that holds values first and then keys, to its end.
     wide, tail = (0, whole * ROWS), (0, program.columns(whole) if rest else 0)
-    after = tail[1], ROWS - tail[1]  # in the block of values' tail, the keys' tail
+    after = tail[1], ROWS - tail[1]
 
     def body(locate: Locate, count: Array, refs: tuple) -> None:
         qkv_ref, out_ref, lse_ref, q_tile, out_tile, k_tile, v_tile, tails, lse_memory, q_ready, k_ready, v_ready = refs
@@ -93,7 +98,7 @@ def forward(
             (sums,) = program.add_products([program.zeros()], products)
 
             @pl.when(next_head)
-            def _() -> None:
+            def fetch_next() -> None:
                 plgpu.commit_smem()  # all warps have done with the values
                 fetch_values(number + 1)
 
@@ -134,6 +139,7 @@ def forward(
     return out, lse
 
 
+@functools.partial(jax.jit, static_argnames=("tiling", "interpret"))
 def backward(
     qkv: Float[Array, "b t 3 h k"],
     out: Float[Array, "b t h k"],
@@ -145,15 +151,15 @@ def backward(
 ) -> Float[Array, "b t 3 h k"]:
     """The gradient with respect to qkv, from what `forward` returned (arXiv:2307.08691, Algorithm 2).
 
-    Half of the programs own queries and write their gradient, the others own keys and write theirs and the values'.
-    The probabilities are computed by both (7 products where 5 would do): sums over queries and over keys then stay in
-    registers each, and no sum depends on the order in which programs run.
+    Half of the tasks own queries and write their gradient, the others own keys and write theirs and the values'; all
+    walk over the other kind's blocks. The probabilities are computed by both (7 products where 5 would do): sums over
+    queries and over keys then stay in registers each, and no sum depends on the order in which tasks are done.
     """
     batch, tokens, _, heads, head_dim = qkv.shape
     program = Program(tokens, heads, head_dim, qkv.dtype, tiling, interpret)
     slots, copies = program.slots, 2 * len(program.parts) + 1
     delta = jnp.einsum("bthk,bthk->bht", out.astype(jnp.float32), d_out.astype(jnp.float32))
-    # Apart from the sum: XLA would make one slow kernel of both.
+    # Without this XLA makes one slow kernel of the sum and what puts it beside lse.
     delta = jax.lax.optimization_barrier(delta)
     vectors = jnp.stack([lse, jnp.pad(delta, ((0, 0), (0, 0), (0, program.padded - tokens)))], axis=2)
 
@@ -201,21 +207,16 @@ def backward(
             plgpu.barrier_wait(own_ready.at[own])
 
             @pl.when(more)
-            def _() -> None:
+            def fetch_next() -> None:
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the task before wrote from there
                 fetch_own(number + 1)
 
-            def products(step: int, slot: Any) -> tuple[Array, Array]:
+            def products(step: int, slot: Any) -> list[Array]:
                 """Of the owned rows and of the tokens in the slot: logits, and the weights' gradient."""
                 plgpu.barrier_wait(ready.at[slot])
                 span = 0, program.columns(step)
-                logits, d_weights = inner(
-                    [
-                        (program.block(first, own), program.block(third, slot, span)),
-                        (program.block(second, own), program.block(fourth, slot, span)),
-                    ]
-                )
-                return logits, d_weights
+                pairs = ((first, third), (second, fourth))
+                return inner([(program.block(a, own), program.block(b, slot, span)) for a, b in pairs])
 
             def weights_of(step: int, logits: Array, lse: Array) -> Array:
                 # A token of zeros, where there is none, may have any weight, infinity too.
@@ -225,7 +226,7 @@ def backward(
                 return [x * (1 / math.sqrt(head_dim)) for x in sums]
 
             @pl.when(kind == QUERIES)
-            def _() -> None:
+            def queries_gradient() -> None:
                 sums, (lse, delta) = program.zeros(), load(slots + own, 0)
 
                 def use(step: int, slot: Any) -> None:
@@ -240,7 +241,7 @@ def backward(
                 program.write(first, own, scaled(sums), d_qkv_ref, (example, block * ROWS, head))
 
             @pl.when(kind != QUERIES)
-            def _() -> None:
+            def keys_and_values_gradients() -> None:
                 d_key, d_value = program.zeros(), program.zeros()
 
                 def use(step: int, slot: Any) -> None:
@@ -249,17 +250,15 @@ def backward(
                     width = program.columns(step)
                     lse, delta = load(slot, 1, width)
                     weights = weights_of(step, logits, along(lse, 1, width))
-                    d_key, d_value = program.add_products(
-                        [d_key, d_value],
-                        [
-                            lambda: (1, program.among_zeros(weights), program.block(fourth, slot)),
-                            lambda: (
-                                0,
-                                program.among_zeros(weights * (d_weights - along(delta, 1, width))),
-                                program.block(third, slot),
-                            ),
-                        ],
-                    )
+
+                    def for_values() -> tuple[int, Array, list[Any]]:
+                        return 1, program.among_zeros(weights), program.block(fourth, slot)
+
+                    def for_keys() -> tuple[int, Array, list[Any]]:
+                        d_logits = program.among_zeros(weights * (d_weights - along(delta, 1, width)))
+                        return 0, d_logits, program.block(third, slot)
+
+                    d_key, d_value = program.add_products([d_key, d_value], [for_values, for_keys])
 
                 program.walk(fetch, use, number, more)
                 program.write(first, own, scaled(d_key), d_qkv_ref, (example, block * ROWS, heads + head))

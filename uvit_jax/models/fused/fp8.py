@@ -54,8 +54,3 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
 
 
 fp8_product.defvjp(_forward, _backward)
-
-
-def product(x: Float[Array, "*b k"], kernel: Float[Array, "k n"], *, fp8: bool) -> Float[Array, "*b n"]:
-    """x kernel in x's dtype, or by `fp8_product`."""
-    return fp8_product(x, kernel) if fp8 else x @ kernel.astype(x.dtype)

@@ -36,8 +36,8 @@ class Tiling:
 class Tuning:
     """The tilings of the two kernels."""
 
-    forward: Tiling = Tiling(3)
-    backward: Tiling = Tiling(2)
+    forward: Tiling
+    backward: Tiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,15 @@ def parts_of(head_dim: int) -> tuple[Part, ...]:
     whole, rest = divmod(head_dim, 64)
     tail = [Part(64 * whole, next(width for width in (16, 32, 64) if width >= rest))] if rest else []
     return (*(Part(64 * i, 64) for i in range(whole)), *tail)
+
+
+def tuning(head_dim: int) -> Tuning:
+    """The fastest found, by `benchmarks/attention.py` on an H100.
+
+    Registers allow two programs. Whether ptxas finds a place for all values depends on little: at head_dim 72 it does
+    with three stages of the backward pass and not with two.
+    """
+    return Tuning(Tiling(2), Tiling(2, 3 if len(parts_of(head_dim)) > 1 else 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +151,7 @@ class Program:
         """Tokens of a span of a slot as matrix products take them."""
         return [(tile if self.interpret else tile[1]).at[slot, pl.ds(*span)] for tile in tiles]
 
-    def write(
-        self, tiles: list[Any], slot: Any, values: list[Array], target: Any, where: tuple[Any, Any, Any]
-    ) -> None:
+    def write(self, tiles: list[Any], slot: Any, values: list[Array], target: Any, where: tuple[Any, Any, Any]) -> None:
         """Starts to write a block out of shared memory, which nothing else uses until the write has read it."""
         example, token, head = where
         for memory, value in zip(self.block(tiles, slot), values, strict=True):
@@ -170,7 +177,9 @@ class Program:
             for product in products:
                 i, weights, block = product()
                 weights = weights.astype(self.dtype)
-                sums[i] = [x + _product(weights, y, part.width) for x, y, part in zip(sums[i], block, self.parts, strict=True)]
+                sums[i] = [
+                    x + _product(weights, y, part.width) for x, y, part in zip(sums[i], block, self.parts, strict=True)
+                ]
             return sums
 
         def run(accumulators: list[list[Any]]) -> None:
@@ -190,7 +199,9 @@ class Program:
         spans = [*zeros[0], weights, *zeros[1]]
         return jnp.concatenate(spans, axis=1) if len(spans) > 1 else weights
 
-    def walk(self, fetch: Callable[[Any, int, Any], None], use: Callable[[int, Any], None], task: Any, more: Any) -> None:
+    def walk(
+        self, fetch: Callable[[Any, int, Any], None], use: Callable[[int, Any], None], task: Any, more: Any
+    ) -> None:
         """`use(step, slot)` for every block of a task, each `slots` steps after its `fetch(task, step, slot)`.
 
         more: whether this program has another task, whose first blocks are then fetched too; `begin` fetches those of
@@ -283,11 +294,6 @@ def _from(start: Any, length: int, index: Array) -> Any:
 
 def _matrix(x: Float[Array, "r c"]) -> Array:
     return plgpu.layout_cast(x, plgpu.Layout.WGMMA)
-
-
-def row_vector(x: Float[Array, " r"]) -> Array:
-    """A number a row, in the registers that hold the row."""
-    return plgpu.layout_cast(x, plgpu.Layout.WGMMA.reduce(1))
 
 
 def along(vector: Float[Array, " n"], axis: int, width: int = ROWS) -> Float[Array, "r c"]:

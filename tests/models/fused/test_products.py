@@ -1,0 +1,51 @@
+"""The MLP's products, and weights' gradients as partial sums."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uvit_jax.models.blocks import MLP
+from uvit_jax.models.fused.products import PARTS, gradient_parts, product, weight_gradient
+from uvit_jax.models.init import nnx_rngs
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "platform", "expected"),
+    [
+        ((1152, 4608), 57_792, "gpu", PARTS),
+        ((4608, 1152), 57_792, "gpu", PARTS),
+        ((1152, 4608), 258, "gpu", 1),
+        ((1152, 4608), 57_792, "tpu", 1),
+        ((1024, 4096), 57_792, "gpu", 1),
+        ((512, 2048), 57_792, "gpu", 1),
+    ],
+)
+def test_partial_sums_where_tiles_leave_a_gpu_idle(shape, tokens, platform, expected):
+    assert gradient_parts(tokens, shape, platform) == expected
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_partial_sums_are_as_close_to_float32_as_one_sum(parts):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, dy = (jax.random.normal(key, (8, 64, width), jnp.bfloat16) for key, width in zip(keys, (24, 40), strict=True))
+    exact = jnp.einsum("btk,btn->kn", x.astype(jnp.float32), dy.astype(jnp.float32))
+    found = weight_gradient(x, dy, parts)
+    assert found.dtype == jnp.bfloat16
+    assert np.linalg.norm(found - exact) < 0.004 * np.linalg.norm(exact)
+
+
+def test_product_is_the_same_and_its_gradients_too_but_for_rounding():
+    keys = jax.random.split(jax.random.key(1), 3)
+    x = jax.random.normal(keys[0], (4, 16, 24), jnp.bfloat16)
+    kernel = jax.random.normal(keys[1], (24, 40))
+    dy = jax.random.normal(keys[2], (4, 16, 40), jnp.bfloat16)
+    results = []
+    for parts in (1, 4):
+        y, vjp = jax.vjp(lambda x, kernel, n=parts: product(x, kernel, fp8=False, parts=n), x, kernel)
+        results.append((y, *vjp(dy)))
+    (y, dx, d_kernel), (y4, dx4, d_kernel4) = results
+    np.testing.assert_array_equal(y, y4)
+    np.testing.assert_array_equal(dx, dx4)
+    assert d_kernel4.dtype == jnp.float32
+    assert np.linalg.norm(d_kernel4 - d_kernel) < 0.006 * np.linalg.norm(d_kernel)
