@@ -91,6 +91,21 @@ def test_lowers_for_a_gpu_without_one(head_dim, tuning):
     assert not re.search("stablehlo.concatenate.*bf16", text)
 
 
+@needs_mosaic
+def test_layers_share_their_kernels():
+    qkv, d_out = random_qkv(130, 64, jnp.bfloat16)
+
+    def layers(qkv):
+        out = [hopper_attention(qkv + i, TWO, False) for i in range(3)]
+        return out[0] + out[1] + out[2]
+
+    def gradient(qkv, d_out):
+        return jax.vjp(layers, qkv)[1](d_out)[0]
+
+    text = jax.jit(gradient).trace(qkv, d_out).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.custom_call @mosaic_gpu") == 2
+
+
 @pytest.mark.parametrize(
     ("head_dim", "expected"),
     [

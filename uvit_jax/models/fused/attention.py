@@ -24,6 +24,8 @@ Implementation = Literal["triton", "hopper", "mosaic", "cudnn", "xla"]
 # Beyond them nothing was measured; a long loop wants other tilings, and there copies around cuDNN's weigh little.
 MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
 _HALVES = ("bfloat16", "float16")
+# More channels of a head were never tried on a GPU.
+MAX_HEAD_DIM_HOPPER = 80
 # A row's logits are held in registers; what lies behind the last whole block shares one with as many more.
 MAX_TOKENS_HOPPER, MAX_REST_HOPPER = 4 * hopper_blocks.ROWS + hopper_blocks.ROWS // 2, hopper_blocks.ROWS // 2
 # TPU's kernel holds an example on the chip: a v4 has 16 MiB. Its code grows with heads and the square of the tokens.
@@ -43,7 +45,9 @@ def why_not_hopper(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> s
         return "this version of jax has no Mosaic backend for GPUs that the Hopper kernel is written for"
     if platform == "gpu" and not pallas_mosaic_gpu.on_hopper():
         return "the Hopper kernel runs on GPUs of compute capability 9"
-    tokens = shape[1]
+    _, tokens, _, _, head_dim = shape
+    if head_dim > MAX_HEAD_DIM_HOPPER:
+        return f"the Hopper kernel takes a head_dim up to {MAX_HEAD_DIM_HOPPER}, not {head_dim}"
     if tokens % hopper_blocks.ROWS > MAX_REST_HOPPER:
         return (
             f"the Hopper kernel takes whole blocks of {hopper_blocks.ROWS} tokens and up to {MAX_REST_HOPPER} more, "

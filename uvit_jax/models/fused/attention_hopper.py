@@ -26,12 +26,13 @@ from uvit_jax.models.fused.hopper_blocks import (
     remainder,
 )
 from uvit_jax.models.fused.pallas_mosaic_gpu import plgpu
+from uvit_jax.models.fused.traced_once import traced_once
 
 Locate = Callable[[Any], tuple[Any, Any, Any, Any]]
 QUERIES = 0  # the kind of task that owns queries; the other owns keys and values
 
 
-@functools.partial(jax.jit, static_argnames=("tiling", "interpret"))  # traced and lowered once for all layers
+@traced_once("tiling", "interpret")
 def forward(
     qkv: Float[Array, "b t 3 h k"], tiling: Tiling, *, interpret: bool = False
 ) -> tuple[Float[Array, "b t h k"], Float[Array, "b h t2"]]:
@@ -139,7 +140,7 @@ def forward(
     return out, lse
 
 
-@functools.partial(jax.jit, static_argnames=("tiling", "interpret"))
+@traced_once("tiling", "interpret")
 def backward(
     qkv: Float[Array, "b t 3 h k"],
     out: Float[Array, "b t h k"],

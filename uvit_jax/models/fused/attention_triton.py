@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from uvit_jax.models.fused.pallas_triton import plgpu
+from uvit_jax.models.fused.traced_once import traced_once
 
 LOG2_E = math.log2(math.e)
 SMALLEST = 16  # of a matrix product's sides on tensor cores
@@ -90,6 +91,7 @@ def channels(head_dim: int) -> tuple[Block, ...]:
     return (*(Block(128 * i, 128, 128) for i in range(whole)), *tail)
 
 
+@traced_once("tiling", "interpret")
 def forward(
     qkv: Float[Array, "b t 3 h k"], tiling: Tiling, *, interpret: bool = False
 ) -> tuple[Float[Array, "b t h k"], Float[Array, "b h t"]]:
@@ -101,6 +103,7 @@ def forward(
     return call(_forward_kernel, [qkv], [out, lse])
 
 
+@traced_once("tuning", "interpret")
 def backward(
     qkv: Float[Array, "b t 3 h k"],
     out: Float[Array, "b t h k"],

@@ -8,6 +8,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from uvit_jax.models.fused.tiles import Grid, Tuning, launch, load, load_block, make_grid, store
+from uvit_jax.models.fused.traced_once import traced_once
 
 # The fastest seen on an H100 (benchmarks/kernels.py).
 FORWARD = Tuning(rows=8, cols=512, warps=8)
@@ -29,6 +30,7 @@ HALF_LOG2_E = 0.7213475204444817
 INV_SQRT_2PI = 0.3989422804014327
 
 
+@traced_once("tuning", "interpret")
 def bias_gelu_forward(
     u: Float[Array, "n f"], bias: Float[Array, " f"], *, tuning: Tuning = FORWARD, interpret: bool = False
 ) -> Float[Array, "n f"]:
@@ -46,6 +48,7 @@ def bias_gelu_forward(
     return g
 
 
+@traced_once("with_output", "tuning", "interpret")
 def bias_gelu_backward(
     dg: Float[Array, "n f"],
     u: Float[Array, "n f"],

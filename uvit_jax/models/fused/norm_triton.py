@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from uvit_jax.models.fused.tiles import Grid, Tuning, launch, load, load_block, make_grid, store
+from uvit_jax.models.fused.traced_once import traced_once
 
 EPSILON = 1e-5
 # The fastest seen on an H100 (benchmarks/kernels.py).
@@ -18,6 +19,7 @@ BACKWARD = Tuning(rows=1, warps=4, programs=132 * 4)
 SUMS = Tuning(rows=32, cols=128, warps=4, programs=132 * 8)
 
 
+@traced_once("tuning", "interpret")
 def add_norm_forward(
     x: Float[Array, "n d"],
     y: Float[Array, "n d"] | None,
@@ -90,6 +92,7 @@ def add_norm_forward(
     return r, h, mean, rstd
 
 
+@traced_once("with_bias", "tuning", "interpret")
 def add_norm_backward(
     dr: Float[Array, "n d"],
     ds: Float[Array, "n d"] | None,
@@ -161,6 +164,7 @@ def add_norm_backward(
     return dx, jnp.sum(partial, axis=0)
 
 
+@traced_once("tuning", "interpret")
 def row_sums(x: Float[Array, "n d"], *, tuning: Tuning = SUMS, interpret: bool = False) -> Float[Array, " d"]:
     """The sum over the rows, in float32: a bias's gradient where nothing else reads the rows."""
     grid = make_grid(x.shape, tuning)
