@@ -246,7 +246,9 @@ def main() -> None:
     )
     options = parser.parse_intermixed_args()
     batch = load_experiment(options.config).train.batch_size
-    folder = options.out / pathlib.Path(options.config).name.replace(".py", "").replace(":", "-")
+    # What was compiled with other fields is not taken for this.
+    parts = [pathlib.Path(options.config).name, *(field.removeprefix("--config.") for field in options.fields)]
+    folder = options.out / "-".join(parts).replace(".py", "").replace(":", "-").replace("/", "-")
     rows: list[dict[str, Any]] = []
     for case in cases(batch, options.per_chip):
         wanted = all(word in case.name for word in options.only)

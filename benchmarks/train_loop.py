@@ -37,6 +37,7 @@ from uvit_jax.errors import Preempted
 from uvit_jax.jobs import train
 from uvit_jax.jobs.config import Experiment, load_experiment
 from uvit_jax.parallel.compile_cache import keep_compiled_programs
+from uvit_jax.parallel.gpu_memory import use_cuda_allocator
 from uvit_jax.telemetry.atomic import atomic_write
 from uvit_jax.training.loop import Hook, Window, fit
 
@@ -315,6 +316,7 @@ def main() -> None:
     if options.batch_size:
         overrides["train.batch_size"] = str(options.batch_size)
     experiment = load_experiment(options.config, overrides)
+    use_cuda_allocator(os.environ)
     keep_compiled_programs(os.environ)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(f"{options.config}, batch {experiment.train.batch_size}, {device}, jax {jax.__version__}", flush=True)

@@ -65,9 +65,9 @@ def test_the_chart_is_drawn_of_what_there_is(rows, tmp_path):
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_fields_of_the_config_may_stand_behind_all_options(monkeypatch, tmp_path):
+def test_fields_of_the_config_may_stand_behind_all_options_and_have_a_folder_of_their_own(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(scaling, "preflight", lambda config, case, folder, fields: asked.append((case.name, fields)))
+    monkeypatch.setattr(scaling, "preflight", lambda config, case, folder, fields: asked.append((folder, fields)))
     field = "--config.model.attention=xla"
     only = ["--only", "v5p-64-data-batch"]
     monkeypatch.setattr(
@@ -75,4 +75,4 @@ def test_fields_of_the_config_may_stand_behind_all_options(monkeypatch, tmp_path
     )
     with pytest.raises(SystemExit, match="nothing was compiled"):
         scaling.main()
-    assert asked == [("v5p-64-data-batch1024", [field])]
+    assert asked == [(tmp_path / "imagenet512-model.attention=xla" / "v5p-64-data-batch1024", [field])]

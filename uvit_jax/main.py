@@ -72,11 +72,13 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
     from uvit_jax.jobs.workdir import agree_on_run
     from uvit_jax.parallel import hosts
     from uvit_jax.parallel.compile_cache import keep_compiled_programs
+    from uvit_jax.parallel.gpu_memory import use_cuda_allocator
 
     # Whether all processes come to their ends here, and whether each has something of its own to say.
     together, each, stream = True, False, sys.stderr
     try:
         if name not in _ALONE:
+            use_cuda_allocator(os.environ)
             hosts.start(experiment.distributed, os.environ, preemption=name == "train")
             if not hosts.is_first():
                 logging.getLogger("uvit_jax").setLevel(logging.WARNING)

@@ -1,0 +1,21 @@
+"""How JAX takes memory of NVIDIA's GPUs."""
+
+import importlib.util
+from collections.abc import MutableMapping
+
+# The packages that bring JAX's CUDA backend, by CUDA's version.
+PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+def use_cuda_allocator(environ: MutableMapping[str, str]) -> None:
+    """Lets CUDA's stream-ordered allocator give out memory, unless `XLA_PYTHON_CLIENT_ALLOCATOR` names another.
+
+    A train step takes its temporary memory as one piece, tens of gigabytes. JAX's own allocator finds it where it was
+    the step before, as long as no batch was put there meanwhile, as happened while a checkpoint was made: a run whose
+    step took more than half of the memory then ended for want of one free piece. CUDA's allocator maps pages and has
+    no such want; steps are as fast.
+
+    Must come before devices are touched. Other accelerators know nothing of it.
+    """
+    if any(importlib.util.find_spec(plugin) for plugin in PLUGINS):
+        environ.setdefault("XLA_PYTHON_CLIENT_ALLOCATOR", "cuda_async")
