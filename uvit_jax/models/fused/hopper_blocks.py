@@ -109,7 +109,7 @@ class Program:
         return LOG2_E / math.sqrt(self.head_dim)
 
     def tiles(self, slots: int, rows: int = ROWS) -> list[Any]:
-        """Shared memory of `slots` blocks, or their first rows, a part each, in two views.
+        """Shared memory for so many rows in each slot, a part each, in two views.
 
         As it is copied, rows of a part; and as matrix products take it, tiles of 8 rows of a part. Both are the same
         bytes: a swizzled tile is eight swizzled rows. The copy engine has no tiles of 8 rows in 258.
