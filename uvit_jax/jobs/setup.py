@@ -165,7 +165,7 @@ def assemble(
 ) -> Parts:
     """The parts of an experiment on these devices (default: all there are); no array is made.
 
-    section: whose batches they are for.
+    section: whose batches they are for. What only samples computes nothing twice, whatever `model.remat` says.
 
     Raises:
       UserError: where the mesh doesn't fit the devices, the batch or the heads, or the autoencoder not the model.
@@ -177,5 +177,6 @@ def assemble(
         check_latents(experiment, autoencoder)
         card.check(autoencoder)
         codec = Codec(autoencoder, mesh, experiment.autoencoder.batch_size, card.normalization)
-    _, network, init_params = abstract_network(experiment.model, mesh)
+    model = experiment.model if section == "train" else dataclasses.replace(experiment.model, remat="none")
+    _, network, init_params = abstract_network(model, mesh)
     return Parts(experiment, mesh, network, init_params, card, codec)
