@@ -26,6 +26,8 @@ MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
 _HALVES = ("bfloat16", "float16")
 # More channels of a head were never tried on a GPU.
 MAX_HEAD_DIM_HOPPER = 80
+# Its programs, two a multiprocessor, take whole heads: with fewer of them Triton's, a program a block, end earlier.
+FEWEST_HEADS_HOPPER = 264
 # A row's logits are held in registers; what lies behind the last whole block shares one with as many more.
 MAX_TOKENS_HOPPER, MAX_REST_HOPPER = 4 * hopper_blocks.ROWS + hopper_blocks.ROWS // 2, hopper_blocks.ROWS // 2
 # TPU's kernel holds an example on the chip: a v4 has 16 MiB. Its code grows with heads and the square of the tokens.
@@ -104,18 +106,23 @@ def why_not_cudnn(dtype: DTypeLike, platform: str) -> str | None:
 def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> Implementation:
     """The kernel a name stands for with q, k and v of this shape `[b, t, 3, h, k]`.
 
-    "auto" is the first that fits of Hopper's and Triton's on a GPU, Mosaic's on a TPU, cuDNN's on a GPU in half
-    precision (the only one it has) and XLA's. The name of one that doesn't fit stands for "auto", which is said once.
+    "auto" is the first that fits of Hopper's (for a batch that fills a GPU) and Triton's on a GPU, Mosaic's on a TPU,
+    cuDNN's on a GPU in half precision (the only one it has) and XLA's. The name of one that doesn't fit stands for
+    "auto", which is said once.
     """
     if name == "xla":
         return "xla"
+    batch, _, _, heads, _ = shape
     found: dict[Implementation, str | None] = {
         "hopper": why_not_hopper(shape, dtype, platform),
         "triton": why_not_triton(shape, dtype, platform),
         "mosaic": why_not_mosaic(shape, dtype, platform),
         "cudnn": why_not_cudnn(dtype, platform),
     }
-    best: Implementation = next((kernel for kernel, reason in found.items() if reason is None), "xla")
+    fitting = [kernel for kernel, reason in found.items() if reason is None]
+    if batch * heads < FEWEST_HEADS_HOPPER and "hopper" in fitting:
+        fitting.remove("hopper")
+    best: Implementation = next(iter(fitting), "xla")
     if name == "auto":
         return best
     reason = found[cast(Implementation, name)]
