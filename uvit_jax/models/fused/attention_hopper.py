@@ -6,6 +6,7 @@ other computes exponentials, and the copy engine brings what the next task needs
 lie: what is behind the last token or channel arrives as zeros, and is not written.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from uvit_jax.models.fused.hopper_blocks import (
 from uvit_jax.models.fused.pallas_mosaic_gpu import plgpu
 from uvit_jax.models.fused.traced_once import traced_once
 
+# (example, head, kind, block) of a program's task, by its number.
 Locate = Callable[[Any], tuple[Any, Any, Any, Any]]
 QUERIES = 0  # the kind of task that owns queries; the other owns keys and values
 
@@ -44,79 +46,10 @@ def forward(
     """
     batch, tokens, _, heads, head_dim = qkv.shape
     program = Program(tokens, heads, head_dim, qkv.dtype, tiling, interpret)
-    blocks, parts = program.blocks, program.parts
-    whole, rest = divmod(tokens, ROWS)
-    # The tokens behind the last whole block are in a block that holds values first and then keys, to its end.
-    wide, tail = (0, whole * ROWS), (0, program.columns(whole) if rest else 0)
-    after = tail[1], ROWS - tail[1]
-
-    def body(locate: Locate, count: Array, refs: tuple) -> None:
-        qkv_ref, out_ref, lse_ref, q_tile, out_tile, k_tile, v_tile, tails, lse_memory, q_ready, k_ready, v_ready = refs
-
-        def fetch_query(number: Any) -> None:
-            example, head, _, block = locate(number)
-            program.fetch(q_tile, 0, qkv_ref, (example, block * ROWS, head), q_ready)
-
-        def fetch_all(number: Any, tile: list[Any], first_head: int, span: tuple[int, int], ready: Any) -> None:
-            example, head, *_ = locate(number)
-            if whole:
-                program.fetch(tile, 0, qkv_ref, (example, 0, first_head + head), ready, wide)
-            if rest:
-                program.fetch(tails, 0, qkv_ref, (example, whole * ROWS, first_head + head), ready, span)
-
-        def fetch_keys(number: Any) -> None:
-            fetch_all(number, k_tile, heads, after, k_ready)
-
-        def fetch_values(number: Any) -> None:
-            fetch_all(number, v_tile, 2 * heads, tail, v_ready)
-
-        def task(number: Array, _: None) -> None:
-            example, head, _, block = locate(number)
-            more = number + 1 < count
-            first, next_head = block == 0, jnp.logical_and(block == blocks - 1, more)
-            plgpu.barrier_wait(q_ready)
-            pl.when(first)(lambda: plgpu.barrier_wait(k_ready))
-            query, keys = program.block(q_tile, 0), []
-            if whole:
-                keys.append(program.block(k_tile, 0, wide))
-            if rest:
-                keys.append(program.block(tails, 0, (after[0], tail[1])))
-            logits = inner([(query, key) for key in keys])
-            plgpu.commit_smem()  # all warps have done with the query, and perhaps the keys
-            pl.when(more)(lambda: fetch_query(number + 1))
-            pl.when(next_head)(lambda: fetch_keys(number + 1))
-
-            logits[-1] = mask_columns(logits[-1], rest or wide[1], -jnp.inf)
-            peak = functools.reduce(jnp.maximum, [jnp.max(x, axis=1) for x in logits]) * program.scale
-            weights = [jnp.exp2(x * program.scale - along(peak, 0, x.shape[1])) for x in logits]
-            total = functools.reduce(jnp.add, [jnp.sum(x, axis=1) for x in weights])
-            pl.when(first)(lambda: plgpu.barrier_wait(v_ready))
-            products: list[Any] = []
-            if whole:
-                products.append(lambda: (0, weights[0], program.block(v_tile, 0, wide)))
-            if rest:  # Keys lie where weights are zero.
-                products.append(lambda: (0, program.among_zeros(weights[-1]), program.block(tails, 0)))
-            (sums,) = program.add_products([program.zeros()], products)
-
-            @pl.when(next_head)
-            def fetch_next() -> None:
-                plgpu.commit_smem()  # all warps have done with the values
-                fetch_values(number + 1)
-
-            sums = [x * along(1 / total, 0, part.width) for x, part in zip(sums, parts, strict=True)]
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            lse_memory[...] = peak + jnp.log2(total)
-            program.write(out_tile, 0, sums, out_ref, (example, block * ROWS, head))
-            plgpu.copy_smem_to_gmem(lse_memory, lse_ref.at[example, head, pl.ds(block * ROWS, ROWS)])
-
-        fetch_query(0)
-        fetch_keys(0)
-        fetch_values(0)
-        jax.lax.fori_loop(0, count, task, None)
-
-    copies = len(parts) * (bool(whole) + bool(rest))
+    copies = len(program.parts) * (bool(program.whole) + bool(program.rest))
+    rows = max(program.whole, 1) * ROWS
     call = program.launch(
-        body,
+        lambda locate, count, refs: _Forward(program, locate, count, *refs).run(),
         batch,
         1,
         [
@@ -126,11 +59,11 @@ def forward(
         [
             program.tiles(1),
             program.tiles(1),
-            program.tiles(1, max(wide[1], ROWS)),
-            program.tiles(1, max(wide[1], ROWS)),
+            program.tiles(1, rows),
+            program.tiles(1, rows),
             program.tiles(1),
             plgpu.SMEM((ROWS,), jnp.float32),
-            program.barriers(len(parts), 1),
+            program.barriers(len(program.parts), 1),
             program.barriers(copies, 1),
             program.barriers(copies, 1),
         ],
@@ -138,6 +71,119 @@ def forward(
     )
     out, lse = call(qkv.reshape(batch, tokens, 3 * heads, head_dim))
     return out, lse
+
+
+@dataclasses.dataclass(frozen=True)
+class _Forward:
+    """What one program does, with its `count` tasks and the arrays and memory given to it.
+
+    The tokens behind the last whole block are in a block of their own, which holds values first and then keys.
+    """
+
+    program: Program
+    locate: Locate
+    count: Array
+    qkv: Any
+    out: Any
+    lse: Any
+    query: list[Any]
+    written: list[Any]
+    keys: list[Any]
+    values: list[Any]
+    tails: list[Any]
+    written_lse: Any
+    query_ready: Any
+    keys_ready: Any
+    values_ready: Any
+
+    def run(self) -> None:
+        """All tasks."""
+        self._fetch_query(0)
+        self._fetch_keys(0)
+        self._fetch_values(0)
+        jax.lax.fori_loop(0, self.count, self._task, None)
+
+    @property
+    def _wide(self) -> tuple[int, int]:
+        return 0, self.program.whole * ROWS
+
+    @property
+    def _tail(self) -> tuple[int, int]:
+        return 0, self.program.columns(self.program.whole)
+
+    @property
+    def _after(self) -> tuple[int, int]:
+        return self._tail[1], ROWS - self._tail[1]
+
+    def _fetch_query(self, number: Any) -> None:
+        example, head, _, block = self.locate(number)
+        self.program.fetch(self.query, 0, self.qkv, (example, block * ROWS, head), self.query_ready)
+
+    def _fetch_keys(self, number: Any) -> None:
+        self._fetch_all(number, self.keys, self.program.heads, "_after", self.keys_ready)
+
+    def _fetch_values(self, number: Any) -> None:
+        self._fetch_all(number, self.values, 2 * self.program.heads, "_tail", self.values_ready)
+
+    def _fetch_all(self, number: Any, tile: list[Any], first_head: int, span: str, ready: Any) -> None:
+        example, head, *_ = self.locate(number)
+        program, head = self.program, first_head + head
+        if program.whole:
+            program.fetch(tile, 0, self.qkv, (example, 0, head), ready, self._wide)
+        if program.rest:
+            where = example, program.whole * ROWS, head
+            program.fetch(self.tails, 0, self.qkv, where, ready, getattr(self, span))
+
+    def _task(self, number: Array, _: None) -> None:
+        program = self.program
+        example, head, _, block = self.locate(number)
+        more = number + 1 < self.count
+        first, next_head = block == 0, jnp.logical_and(block == program.blocks - 1, more)
+        plgpu.barrier_wait(self.query_ready)
+        pl.when(first)(lambda: plgpu.barrier_wait(self.keys_ready))
+        logits = self._logits()
+        plgpu.commit_smem()  # all warps have done with the query, and perhaps the keys
+        pl.when(more)(lambda: self._fetch_query(number + 1))
+        pl.when(next_head)(lambda: self._fetch_keys(number + 1))
+
+        peak = functools.reduce(jnp.maximum, [jnp.max(x, axis=1) for x in logits]) * program.scale
+        weights = [jnp.exp2(x * program.scale - along(peak, 0, x.shape[1])) for x in logits]
+        total = functools.reduce(jnp.add, [jnp.sum(x, axis=1) for x in weights])
+        pl.when(first)(lambda: plgpu.barrier_wait(self.values_ready))
+        sums = self._product(weights)
+
+        @pl.when(next_head)
+        def fetch_next() -> None:
+            plgpu.commit_smem()  # all warps have done with the values
+            self._fetch_values(number + 1)
+
+        sums = [x * along(1 / total, 0, part.width) for x, part in zip(sums, program.parts, strict=True)]
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        self.written_lse[...] = peak + jnp.log2(total)
+        program.write(self.written, 0, sums, self.out, (example, block * ROWS, head))
+        plgpu.copy_smem_to_gmem(self.written_lse, self.lse.at[example, head, pl.ds(block * ROWS, ROWS)])
+
+    def _logits(self) -> list[Array]:
+        """With the whole blocks' keys and with the rest's, -inf where there are none."""
+        program, keys = self.program, []
+        if program.whole:
+            keys.append(program.block(self.keys, 0, self._wide))
+        if program.rest:
+            keys.append(program.block(self.tails, 0, (self._after[0], self._tail[1])))
+        query = program.block(self.query, 0)
+        logits = inner([(query, key) for key in keys])
+        logits[-1] = mask_columns(logits[-1], program.rest or self._wide[1], -jnp.inf)
+        return logits
+
+    def _product(self, weights: list[Array]) -> list[Array]:
+        """Of the weights, spans as those of the logits, and the values."""
+        program, products = self.program, []
+        if program.whole:
+            products.append(lambda: (0, weights[0], program.block(self.values, 0, self._wide)))
+        if program.rest:  # Keys lie where weights are zero.
+            products.append(lambda: (0, program.among_zeros(weights[-1]), program.block(self.tails, 0)))
+        (sums,) = program.add_products([program.zeros()], products)
+        return sums
 
 
 @traced_once("tiling", "interpret")
@@ -163,114 +209,8 @@ def backward(
     # Without this XLA makes one slow kernel of the sum and what puts it beside lse.
     delta = jax.lax.optimization_barrier(delta)
     vectors = jnp.stack([lse, jnp.pad(delta, ((0, 0), (0, 0), (0, program.padded - tokens)))], axis=2)
-
-    def body(locate: Locate, count: Array, refs: tuple) -> None:
-        qkv_ref, d_out_ref, vectors_ref, d_qkv_ref, first, second, third, fourth, vectors, own_ready, ready = refs
-
-        def fetch_pair(
-            tiles: tuple, slot: Any, vector: Any, where: tuple[Any, Any, Any], of_queries: Any, barrier: Any
-        ) -> None:
-            """A block of queries, with d_out, or of keys, with values; and the vectors of its tokens."""
-            example, token, head = where
-            number = jnp.where(of_queries, head, heads + head)
-            program.fetch(tiles[0], slot, qkv_ref, (example, token, number), barrier)
-
-            @pl.when(of_queries)
-            def _() -> None:
-                program.fetch(tiles[1], slot, d_out_ref, (example, token, head), barrier)
-
-            @pl.when(jnp.logical_not(of_queries))
-            def _() -> None:
-                program.fetch(tiles[1], slot, qkv_ref, (example, token, 2 * heads + head), barrier)
-
-            span = pl.ds(token, ROWS)
-            plgpu.copy_gmem_to_smem(vectors_ref.at[example, head, :, span], vectors.at[vector], barrier)
-
-        def fetch_own(number: Any) -> None:
-            example, head, kind, block = locate(number)
-            own = remainder(number, 2)
-            where = example, block * ROWS, head
-            fetch_pair((first, second), own, slots + own, where, kind == QUERIES, own_ready.at[own])
-
-        def fetch(number: Any, step: int, slot: Any) -> None:
-            example, head, kind, _ = locate(number)
-            fetch_pair((third, fourth), slot, slot, (example, step * ROWS, head), kind != QUERIES, ready.at[slot])
-
-        def load(slot: Any, axis: int, length: int = ROWS) -> tuple[Array, Array]:
-            """lse and delta of the first tokens in the slot, to lie along the axis."""
-            layout, span = plgpu.Layout.WGMMA.reduce(1 - axis), pl.ds(0, length)
-            lse, delta = (plgpu.load(vectors.at[slot, i, span], layout=layout) for i in range(2))
-            return lse, delta
-
-        def task(number: Array, _: None) -> None:
-            example, head, kind, block = locate(number)
-            own, more = remainder(number, 2), number + 1 < count
-            plgpu.barrier_wait(own_ready.at[own])
-
-            @pl.when(more)
-            def fetch_next() -> None:
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the task before wrote from there
-                fetch_own(number + 1)
-
-            def products(step: int, slot: Any) -> list[Array]:
-                """Of the owned rows and of the tokens in the slot: logits, and the weights' gradient."""
-                plgpu.barrier_wait(ready.at[slot])
-                span = 0, program.columns(step)
-                pairs = ((first, third), (second, fourth))
-                return inner([(program.block(a, own), program.block(b, slot, span)) for a, b in pairs])
-
-            def weights_of(step: int, logits: Array, lse: Array) -> Array:
-                # A token of zeros, where there is none, may have any weight, infinity too.
-                return mask_columns(jnp.exp2(logits * program.scale - lse), tokens - step * ROWS, 0.0)
-
-            def scaled(sums: list[Array]) -> list[Array]:
-                return [x * (1 / math.sqrt(head_dim)) for x in sums]
-
-            @pl.when(kind == QUERIES)
-            def queries_gradient() -> None:
-                sums, (lse, delta) = program.zeros(), load(slots + own, 0)
-
-                def use(step: int, slot: Any) -> None:
-                    nonlocal sums
-                    logits, d_weights = products(step, slot)
-                    width = program.columns(step)
-                    weights = weights_of(step, logits, along(lse, 0, width))
-                    d_logits = program.among_zeros(weights * (d_weights - along(delta, 0, width)))
-                    (sums,) = program.add_products([sums], [lambda: (0, d_logits, program.block(third, slot))])
-
-                program.walk(fetch, use, number, more)
-                program.write(first, own, scaled(sums), d_qkv_ref, (example, block * ROWS, head))
-
-            @pl.when(kind != QUERIES)
-            def keys_and_values_gradients() -> None:
-                d_key, d_value = program.zeros(), program.zeros()
-
-                def use(step: int, slot: Any) -> None:
-                    nonlocal d_key, d_value
-                    logits, d_weights = products(step, slot)
-                    width = program.columns(step)
-                    lse, delta = load(slot, 1, width)
-                    weights = weights_of(step, logits, along(lse, 1, width))
-
-                    def for_values() -> tuple[int, Array, list[Any]]:
-                        return 1, program.among_zeros(weights), program.block(fourth, slot)
-
-                    def for_keys() -> tuple[int, Array, list[Any]]:
-                        d_logits = program.among_zeros(weights * (d_weights - along(delta, 1, width)))
-                        return 0, d_logits, program.block(third, slot)
-
-                    d_key, d_value = program.add_products([d_key, d_value], [for_values, for_keys])
-
-                program.walk(fetch, use, number, more)
-                program.write(first, own, scaled(d_key), d_qkv_ref, (example, block * ROWS, heads + head))
-                program.write(second, own, d_value, d_qkv_ref, (example, block * ROWS, 2 * heads + head))
-
-        fetch_own(0)
-        program.begin(fetch)
-        jax.lax.fori_loop(0, count, task, None)
-
     call = program.launch(
-        body,
+        lambda locate, count, refs: _Backward(program, locate, count, *refs).run(),
         batch,
         2,
         [jax.ShapeDtypeStruct((batch, tokens, 3 * heads, head_dim), qkv.dtype)],
@@ -285,3 +225,140 @@ def backward(
         ],
     )
     return call(qkv.reshape(batch, tokens, 3 * heads, head_dim), d_out, vectors)[0].reshape(qkv.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Backward:
+    """What one program does, with its `count` tasks and the arrays and memory given to it.
+
+    A task of queries owns a block of them and of d_out, and walks over keys and values; one of keys owns a block of
+    them and of values, and walks over queries and d_out. `owned` of two tasks and `walked` of so many slots hold the
+    first of each, the `other` ones the second; `vectors` hold lse and delta, of the slots and then of the owned.
+    """
+
+    program: Program
+    locate: Locate
+    count: Array
+    qkv: Any
+    d_out: Any
+    lse_and_delta: Any
+    d_qkv: Any
+    owned: list[Any]
+    other_owned: list[Any]
+    walked: list[Any]
+    other_walked: list[Any]
+    vectors: Any
+    own_ready: Any
+    ready: Any
+
+    def run(self) -> None:
+        """All tasks."""
+        self._fetch_own(0)
+        self.program.begin(self._fetch)
+        jax.lax.fori_loop(0, self.count, self._task, None)
+
+    def _fetch_own(self, number: Any) -> None:
+        example, head, kind, block = self.locate(number)
+        own = remainder(number, 2)
+        tiles, where = (self.owned, self.other_owned), (example, block * ROWS, head)
+        self._fetch_pair(tiles, own, self.program.slots + own, where, kind == QUERIES, self.own_ready.at[own])
+
+    def _fetch(self, number: Any, step: int, slot: Any) -> None:
+        example, head, kind, _ = self.locate(number)
+        tiles, where = (self.walked, self.other_walked), (example, step * ROWS, head)
+        self._fetch_pair(tiles, slot, slot, where, kind != QUERIES, self.ready.at[slot])
+
+    def _fetch_pair(
+        self, tiles: tuple, slot: Any, vector: Any, where: tuple[Any, Any, Any], of_queries: Any, barrier: Any
+    ) -> None:
+        """A block of queries, with d_out, or of keys, with values; and the vectors of its tokens."""
+        program, heads, (example, token, head) = self.program, self.program.heads, where
+        number = jnp.where(of_queries, head, heads + head)
+        program.fetch(tiles[0], slot, self.qkv, (example, token, number), barrier)
+
+        @pl.when(of_queries)
+        def d_out() -> None:
+            program.fetch(tiles[1], slot, self.d_out, (example, token, head), barrier)
+
+        @pl.when(jnp.logical_not(of_queries))
+        def values() -> None:
+            program.fetch(tiles[1], slot, self.qkv, (example, token, 2 * heads + head), barrier)
+
+        view = self.lse_and_delta.at[example, head, :, pl.ds(token, ROWS)]
+        plgpu.copy_gmem_to_smem(view, self.vectors.at[vector], barrier)
+
+    def _task(self, number: Array, _: None) -> None:
+        example, head, kind, block = self.locate(number)
+        where = example, block * ROWS, head
+        own, more = remainder(number, 2), number + 1 < self.count
+        plgpu.barrier_wait(self.own_ready.at[own])
+
+        @pl.when(more)
+        def fetch_next() -> None:
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the task before wrote from there
+            self._fetch_own(number + 1)
+
+        pl.when(kind == QUERIES)(lambda: self._queries_gradient(number, own, more, where))
+        pl.when(kind != QUERIES)(lambda: self._keys_and_values_gradients(number, own, more, where))
+
+    def _queries_gradient(self, number: Array, own: Array, more: Array, where: tuple[Any, Any, Any]) -> None:
+        program = self.program
+        sums = program.zeros()
+        lse, delta = self._load(program.slots + own, 0)
+
+        def use(step: int, slot: Any) -> None:
+            nonlocal sums
+            logits, d_weights = self._products(step, slot, own)
+            width = program.columns(step)
+            weights = self._weights(step, logits, along(lse, 0, width))
+            d_logits = program.among_zeros(weights * (d_weights - along(delta, 0, width)))
+            (sums,) = program.add_products([sums], [lambda: (0, d_logits, program.block(self.walked, slot))])
+
+        program.walk(self._fetch, use, number, more)
+        program.write(self.owned, own, self._scaled(sums), self.d_qkv, where)
+
+    def _keys_and_values_gradients(self, number: Array, own: Array, more: Array, where: tuple[Any, Any, Any]) -> None:
+        program = self.program
+        d_key, d_value = program.zeros(), program.zeros()
+
+        def use(step: int, slot: Any) -> None:
+            nonlocal d_key, d_value
+            logits, d_weights = self._products(step, slot, own)
+            width = program.columns(step)
+            lse, delta = self._load(slot, 1, width)
+            weights = self._weights(step, logits, along(lse, 1, width))
+
+            def for_values() -> tuple[int, Array, list[Any]]:
+                return 1, program.among_zeros(weights), program.block(self.other_walked, slot)
+
+            def for_keys() -> tuple[int, Array, list[Any]]:
+                d_logits = program.among_zeros(weights * (d_weights - along(delta, 1, width)))
+                return 0, d_logits, program.block(self.walked, slot)
+
+            d_key, d_value = program.add_products([d_key, d_value], [for_values, for_keys])
+
+        program.walk(self._fetch, use, number, more)
+        (example, token, head), heads = where, program.heads
+        program.write(self.owned, own, self._scaled(d_key), self.d_qkv, (example, token, heads + head))
+        program.write(self.other_owned, own, d_value, self.d_qkv, (example, token, 2 * heads + head))
+
+    def _load(self, slot: Any, axis: int, length: int = ROWS) -> tuple[Array, Array]:
+        """lse and delta of the first tokens in the slot, to lie along the axis."""
+        layout, span = plgpu.Layout.WGMMA.reduce(1 - axis), pl.ds(0, length)
+        lse, delta = (plgpu.load(self.vectors.at[slot, i, span], layout=layout) for i in range(2))
+        return lse, delta
+
+    def _products(self, step: int, slot: Any, own: Array) -> list[Array]:
+        """Of the owned rows and of the tokens in the slot: logits, and the weights' gradient."""
+        plgpu.barrier_wait(self.ready.at[slot])
+        span, block = (0, self.program.columns(step)), self.program.block
+        pairs = ((self.owned, self.walked), (self.other_owned, self.other_walked))
+        return inner([(block(a, own), block(b, slot, span)) for a, b in pairs])
+
+    def _weights(self, step: int, logits: Array, lse: Array) -> Array:
+        # A token of zeros, where there is none, may have any weight, infinity too.
+        weights = jnp.exp2(logits * self.program.scale - lse)
+        return mask_columns(weights, self.program.tokens - step * ROWS, 0.0)
+
+    def _scaled(self, sums: list[Array]) -> list[Array]:
+        return [x * (1 / math.sqrt(self.program.head_dim)) for x in sums]

@@ -89,6 +89,16 @@ class Program:
         """Of tokens, the last perhaps not whole."""
         return pl.cdiv(self.tokens, ROWS)
 
+    @property
+    def whole(self) -> int:
+        """Blocks all of whose tokens exist."""
+        return self.tokens // ROWS
+
+    @property
+    def rest(self) -> int:
+        """Tokens behind those."""
+        return self.tokens % ROWS
+
     def columns(self, step: int) -> int:
         """Tokens of a block that a step of `walk` computes with: few of the last one's, if few of them exist."""
         return min(ROWS, pl.cdiv(self.tokens - step * ROWS, COLUMNS) * COLUMNS)
