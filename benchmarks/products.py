@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from attention import median_ms
 
-from uvit_jax.models.fused.products import product, weight_gradient
+from uvit_jax.models.fused.products import product
+from uvit_jax.models.fused.weight_gradient import weight_gradient
 
 TOKENS = 258
 

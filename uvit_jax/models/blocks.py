@@ -13,7 +13,8 @@ from uvit_jax.models.attention import Attention
 from uvit_jax.models.fused import gelu
 from uvit_jax.models.fused import norm as fused
 from uvit_jax.models.fused.fallback import say_once
-from uvit_jax.models.fused.products import gradient_parts, product
+from uvit_jax.models.fused.products import product
+from uvit_jax.models.fused.weight_gradient import gradient_parts
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layout import ONE_DEVICE, Layout, hidden, stream
 from uvit_jax.models.uvit_config import UViTConfig

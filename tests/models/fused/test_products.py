@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from uvit_jax.models.fused.products import PARTS, gradient_parts, product, weight_gradient
+from uvit_jax.models import blocks
+from uvit_jax.models.fused.products import product
+from uvit_jax.models.fused.weight_gradient import PARTS, gradient_parts, weight_gradient
+from uvit_jax.models.layout import OneDevice
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,24 @@ def test_product_is_the_same_and_its_gradients_too_but_for_rounding():
     one, four = (np.linalg.norm(found - exact) / np.linalg.norm(exact) for found in (d_kernel, d_kernel4))
     assert d_kernel4.dtype == jnp.float32
     assert four < max(one, 0.005)
+
+
+class Shared(OneDevice):
+    """One of several devices."""
+
+    alone = False
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "expected"),
+    [(jnp.bfloat16, OneDevice(), 4), (jnp.float32, OneDevice(), 1), (jnp.bfloat16, Shared(), 1)],
+)
+def test_only_one_device_and_half_precision_take_partial_sums(monkeypatch, dtype, layout, expected):
+    seen = []
+    monkeypatch.setattr(blocks, "gradient_parts", lambda tokens, shape, platform: 4)
+    monkeypatch.setattr(
+        blocks, "product", lambda *args, parts, **options: (seen.append(parts), product(*args, **options))[1]
+    )
+    mlp = blocks.MLP(16, 32, dtype=dtype, rngs=nnx.Rngs(0), layout=layout)
+    mlp(jnp.zeros((2, 4, 16), dtype))
+    assert seen == [expected, expected]

@@ -26,8 +26,6 @@ MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
 _HALVES = ("bfloat16", "float16")
 # More channels of a head were never tried on a GPU.
 MAX_HEAD_DIM_HOPPER = 80
-# Its programs, two a multiprocessor, take whole heads: with fewer of them Triton's, a program a block, end earlier.
-FEWEST_HEADS_HOPPER = 264
 # A row's logits are held in registers; what lies behind the last whole block shares one with as many more.
 MAX_TOKENS_HOPPER, MAX_REST_HOPPER = 4 * hopper_blocks.ROWS + hopper_blocks.ROWS // 2, hopper_blocks.ROWS // 2
 # TPU's kernel holds an example on the chip: a v4 has 16 MiB. Its code grows with heads and the square of the tokens.
@@ -112,17 +110,17 @@ def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) 
     """
     if name == "xla":
         return "xla"
-    batch, _, _, heads, _ = shape
+    batch, _, _, heads, head_dim = shape
     found: dict[Implementation, str | None] = {
         "hopper": why_not_hopper(shape, dtype, platform),
         "triton": why_not_triton(shape, dtype, platform),
         "mosaic": why_not_mosaic(shape, dtype, platform),
         "cudnn": why_not_cudnn(dtype, platform),
     }
-    fitting = [kernel for kernel, reason in found.items() if reason is None]
-    if batch * heads < FEWEST_HEADS_HOPPER and "hopper" in fitting:
-        fitting.remove("hopper")
-    best: Implementation = next(iter(fitting), "xla")
+    # Hopper's programs take whole heads: with fewer of them than programs Triton's, a block each, should end earlier.
+    fills = batch * heads >= hopper_blocks.tuning(head_dim).forward.programs * pallas_mosaic_gpu.multiprocessors()
+    fitting = (kernel for kernel, reason in found.items() if reason is None and (kernel != "hopper" or fills))
+    best: Implementation = next(fitting, "xla")
     if name == "auto":
         return best
     reason = found[cast(Implementation, name)]

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from uvit_jax.models.fused.weight_gradient import weight_gradient
+
 E4M3 = jnp.float8_e4m3fn
 LARGEST = float(jnp.finfo(E4M3).max)  # 448; conversion does not saturate by itself
 # The scale of activations comes from every 16th token, which costs no pass over all of them, with room for those that
@@ -49,8 +51,7 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
     dx = dy @ kernel.astype(x.dtype).T
-    d_kernel = jnp.einsum("nk,nm->km", x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
-    return dx, d_kernel.astype(kernel.dtype)
+    return dx, weight_gradient(x, dy).astype(kernel.dtype)
 
 
 fp8_product.defvjp(_forward, _backward)

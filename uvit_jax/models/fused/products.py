@@ -1,18 +1,12 @@
-"""The MLP's matrix products: in 8 bits, or with a weight's gradient in the partial sums that fill a GPU."""
+"""The MLP's matrix products: in 8 bits, or with a weight's gradient in partial sums."""
 
 import functools
-import math
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from uvit_jax.models.fused.fp8 import fp8_product
-
-# The tile of a result that a multiprocessor of an H100 computes at once, by cuBLAS's largest kernels, and how many do.
-TILE, MULTIPROCESSORS = (128, 256), 132
-# Partial sums where tiles leave more of the last round of multiprocessors idle than this share of all rounds.
-PARTS, IDLE = 4, 0.3
+from uvit_jax.models.fused.weight_gradient import weight_gradient
 
 
 def product(x: Float[Array, "*b k"], kernel: Float[Array, "k n"], *, fp8: bool, parts: int = 1) -> Float[Array, "*b n"]:
@@ -51,11 +45,3 @@ def _backward(parts: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array,
 
 
 _product.defvjp(_forward, _backward)
-
-
-def weight_gradient(x: Float[Array, "*b k"], dy: Float[Array, "*b n"], parts: int) -> Float[Array, "k n"]:
-    """x^T dy in x's dtype; its partial sums are rounded to that and added in float32."""
-    if parts == 1:
-        return jnp.einsum("nk,nm->km", *(rows.reshape(-1, rows.shape[-1]) for rows in (x, dy)))
-    x, dy = (rows.reshape(parts, -1, rows.shape[-1]) for rows in (x, dy))
-    return jnp.einsum("snk,snm->skm", x, dy).astype(jnp.float32).sum(0).astype(x.dtype)
