@@ -68,9 +68,12 @@ class Shared(OneDevice):
 def test_only_one_device_and_half_precision_take_partial_sums(monkeypatch, dtype, layout, expected):
     seen = []
     monkeypatch.setattr(blocks, "gradient_parts", lambda tokens, shape, platform: 4)
-    monkeypatch.setattr(
-        blocks, "product", lambda *args, parts, **options: (seen.append(parts), product(*args, **options))[1]
-    )
+
+    def recorded(*args, parts, **options):
+        seen.append(parts)
+        return product(*args, **options)
+
+    monkeypatch.setattr(blocks, "product", recorded)
     mlp = blocks.MLP(16, 32, dtype=dtype, rngs=nnx.Rngs(0), layout=layout)
     mlp(jnp.zeros((2, 4, 16), dtype))
     assert seen == [expected, expected]

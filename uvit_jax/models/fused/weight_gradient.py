@@ -1,4 +1,4 @@
-"""The gradient of a matrix product's weights: a sum over all tokens, on a GPU perhaps as the partial sums that fill it."""
+"""The gradient of a matrix product's weights, a sum over all tokens, and the partial sums that fill a GPU."""
 
 import math
 
@@ -25,8 +25,8 @@ def gradient_parts(tokens: int, shape: tuple[int, ...], platform: str) -> int:
     """Of the gradient of a kernel of that shape, a sum over tokens, on one device: 1, or `PARTS` on a GPU where its
     tiles come to little more than whole rounds of multiprocessors.
 
-    U-ViT-H's fc1 and fc2 have 162 tiles, two rounds of an H100's 132 of which a third is idle; a product of one round is left to
-    cuBLAS, which splits it by itself.
+    U-ViT-H's fc1 and fc2 have 162 tiles, two rounds of an H100's 132 multiprocessors, of which a third is idle; a
+    product of one round is left to cuBLAS, which splits it by itself.
     """
     tiles = math.prod(-(-size // tile) for size, tile in zip(sorted(shape), TILE, strict=True))
     rounds = -(-tiles // multiprocessors())
