@@ -1,6 +1,7 @@
 """The train step as a program of shapes alone: what it is compiled for, from the config, with no data set opened."""
 
 import dataclasses
+import gc
 from typing import Any
 
 import jax
@@ -98,4 +99,11 @@ def lower_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     options = compiler_options(parts.mesh, parts.experiment.train.overlap)
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options or None)
-    return jitted.lower(state, step.batch, step.frozen)
+    # A collection amid a trace, which leaves little garbage and refers to all of it, takes up to half a second.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return jitted.lower(state, step.batch, step.frozen)
+    finally:
+        if was_enabled:
+            gc.enable()
