@@ -304,6 +304,19 @@ def test_rematerialised_blocks_and_scans_are_really_in_the_program():
     assert scans == {(False, "none"): 0, (False, "full"): 0, (True, "none"): 2, (True, "matmuls"): 2}
 
 
+@pytest.mark.parametrize(("remat", "structures"), [("none", 3), ("matmuls", 2)])
+def test_blocks_of_one_structure_are_traced_and_differentiated_once(remat, structures):
+    # Without rematerialisation: the first block, those that fork the stream, those that take a skip.
+    tiny = tiny_model(depth=9, remat=remat)
+    calls = [
+        eqn.params["jaxpr"]
+        for eqn in equations(jax.make_jaxpr(jax.grad(tiny.loss))(tiny.shapes).jaxpr)
+        if eqn.params.get("name") == "apply"
+    ]
+    assert len(calls) == 2 * 9  # forward and backward
+    assert len({id(jaxpr) for jaxpr in calls}) == 2 * structures
+
+
 def test_full_recomputes_every_matrix_product_and_matmuls_only_the_attention_scores():
     tiny = tiny_model(depth=3, conv="none")
     forward = count(tiny.loss, tiny.shapes, "dot_general")

@@ -183,13 +183,28 @@ def _chained(
     skips: list[Array] = []
     for i, block in enumerate(down):
         if i and with_skips:
-            pending, start = block.fork(pending, time)
+            pending, start = _traced_once(block, "fork")(pending, time)
             skips.append(start)
         else:
-            pending = block.after(pending, None, time)
+            pending = _traced_once(block, "after")(pending, None, time)
     for block in up:
-        pending = block.after(pending, skips.pop() if skips else None, time)
+        pending = _traced_once(block, "after")(pending, skips.pop() if skips else None, time)
     return pending
+
+
+def _traced_once(block: Block, method: str, **how: Any) -> Callable:
+    """A block's method, the same function of parameters for all blocks of a structure, which JAX therefore traces,
+    differentiates and lowers once, not once a layer (for how, see `_shared`)."""
+    graphdef, state = nnx.split(block)
+    return functools.partial(_shared(graphdef, method, **how), nnx.to_pure_dict(state))
+
+
+@functools.cache
+def _shared(
+    graphdef: nnx.GraphDef, method: str, *, remat: str = "none", dtype: str = "float32", layout: Layout = ONE_DEVICE
+) -> Callable:
+    apply = _apply(graphdef, dtype, layout, method)
+    return jax.jit(_remat(apply, remat, scanned=False, gathers=layout.gathers))
 
 
 def _remat(fn: Callable, policy: str, *, scanned: bool, gathers: bool) -> Callable:
@@ -204,7 +219,7 @@ def _remat(fn: Callable, policy: str, *, scanned: bool, gathers: bool) -> Callab
         "none": _all_but_gathered,
         "full": policies.nothing_saveable,
         "matmuls": policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention")
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention", "residual")
         ),
     }
     # Inside a scan XLA can't merge the recomputation with the forward pass, so the guard against that may go.
@@ -216,9 +231,9 @@ def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name not in ("linear_call", "sharding_constraint", "slice", "squeeze")
 
 
-def _apply(graphdef: nnx.GraphDef, dtype: str, layout: Layout) -> Callable:
-    def apply(params: Any, h: Array, skip: Array | None, time: Array | None) -> Array:
-        return nnx.merge(graphdef, layout.weights(params, dtype))(h, skip, time)
+def _apply(graphdef: nnx.GraphDef, dtype: str, layout: Layout, method: str = "__call__") -> Callable:
+    def apply(params: Any, *inputs: Any) -> Any:
+        return getattr(nnx.merge(graphdef, layout.weights(params, dtype)), method)(*inputs)
 
     return apply
 
@@ -235,10 +250,8 @@ def _unrolled(
     """Runs blocks one after another; returns the last output and every output. The last of `skips` is used first."""
     outputs: list[Array] = []
     for i, block in enumerate(blocks):
-        graphdef, state = nnx.split(block)
-        skip = None if skips is None else skips[-1 - i]
-        apply = _remat(_apply(graphdef, dtype, layout), remat, scanned=False, gathers=layout.gathers)
-        h = apply(nnx.to_pure_dict(state), h, skip, time)
+        apply = _traced_once(block, "__call__", remat=remat, dtype=dtype, layout=layout)
+        h = apply(h, None if skips is None else skips[-1 - i], time)
         outputs.append(h)
     return h, outputs
 
