@@ -44,14 +44,14 @@ class Case:
     tunings: list[Tuning]
 
 
-def cases() -> dict[str, Case]:
-    """Every operation; first in a list of tunings stands the kernel's default."""
-    add_norm = [norm_triton.FORWARD]
-    add_norm += [Tuning(rows=r, warps=w) for r, w in ((1, 4), (2, 4), (4, 8), (8, 8), (8, 4))]
-    add_norm += [Tuning(rows=4, warps=4, layout="pad"), Tuning(rows=4, warps=4, programs=SMS * 8)]
-    back = [norm_triton.BACKWARD]
-    back += [Tuning(rows=r, warps=w, programs=SMS * k) for r, w, k in ((1, 4, 4), (1, 4, 8), (2, 4, 4), (2, 8, 2))]
-    back += [Tuning(rows=4, warps=8, programs=SMS * 4), Tuning(rows=4, warps=16, programs=SMS * 2)]
+def cases(d: int = 1152) -> dict[str, Case]:
+    """Every operation; first in a list of tunings stands the kernel's default for that width."""
+    norms = [norm_triton.FORWARD]
+    norms += [Tuning(rows=r, warps=w) for r, w in ((1, 4), (2, 4), (4, 8), (8, 8), (8, 4))]
+    norms += [Tuning(rows=4, warps=4, layout="pad"), Tuning(rows=4, warps=4, programs=SMS * 8)]
+    back = [norm_triton.backward_tuning(d)]
+    back += [Tuning(rows=r, warps=w, programs=SMS * k) for r, w, k in ((1, 4, 4), (1, 4, 6), (1, 4, 8), (2, 4, 4))]
+    back += [Tuning(rows=2, warps=8, programs=SMS * 4), Tuning(rows=4, warps=16, programs=SMS * 2)]
     back += [Tuning(rows=8, warps=16, programs=SMS), Tuning(rows=1, warps=4, programs=SMS * 4, layout="pad")]
     gelu_forward = [gelu_triton.FORWARD]
     gelu_forward += [
@@ -75,12 +75,10 @@ def cases() -> dict[str, Case]:
         for r, c, w, k in ((16, 128, 4, 16), (32, 128, 4, 8), (32, 64, 4, 16), (8, 256, 4, 8))
     ]
     return {
-        "add_norm forward": Case(
-            norm.add_norm_xla, norm_triton.add_norm_forward, ("x", "x", "p", "p", "p"), 4, 1, add_norm
-        ),
-        "add_norm backward": Case(
+        "norm forward": Case(norm.norm_xla, norm_triton.norm_forward, ("x", "p", "p"), 2, 1, norms),
+        "norm backward": Case(
             norm.add_norm_gradients_xla,
-            functools.partial(norm_triton.add_norm_backward, with_bias=True),
+            lambda dr, *a, **k: norm_triton.norm_backward(dr, None, *a, with_bias=True, **k),
             ("x", "x", "x", "mean", "rstd", "p"),
             4,
             1,
@@ -228,7 +226,8 @@ def main() -> None:
 
     # Every operation's twin and default first, so that little time still gives a whole picture.
     for some, name, op in itertools.product((slice(0, 1), slice(1, None)), options.models, options.ops):
-        case, (tokens, d) = cases()[op], MODELS[name]
+        tokens, d = MODELS[name]
+        case = cases(d)[op]
         tunings = case.tunings[some] if not options.interpret else case.tunings[some][:1]
         if not tunings:
             continue

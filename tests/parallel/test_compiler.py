@@ -36,6 +36,12 @@ def test_options_are_those_of_the_chip_and_the_mesh(kind, fsdp, overlap, asked):
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
+def test_gpus_leave_products_to_cublaslt(overlap):
+    options = compiler_options.__wrapped__(mesh_of("NVIDIA H100 80GB HBM3", 1, "gpu"), overlap)
+    assert options == {"xla_gpu_enable_triton_gemm": False}
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
 def test_other_platforms_are_told_nothing(overlap):
     assert compiler_options(make_mesh(MeshConfig()), overlap) == {}
 

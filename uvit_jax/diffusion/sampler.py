@@ -178,14 +178,15 @@ class Sampler:
         sharding: jax.sharding.NamedSharding | None = None,
         return_trajectory: bool = False,
         weak_network: Network | None = None,
+        compiler_options: dict[str, bool] | None = None,
     ):
         """`network(params, x, model_time, condition)` returns a `prediction` like x; `sample_shape` is that of one
         sample.
 
         null_condition: the empty label (int), the empty context [l, d], or None where there is none and hence no
         classifier-free guidance. sharding: how the batch is laid over the devices. weak_network: what autoguidance
-        leads away from. Raises UserError for an unknown prediction, a trajectory asked of the adaptive method, or
-        autoguidance without a weak network.
+        leads away from. compiler_options: `jax.jit`'s. Raises UserError for an unknown prediction, a trajectory asked
+        of the adaptive method, or autoguidance without a weak network.
         """
         check_prediction(prediction)
         if return_trajectory and config.adaptive:
@@ -196,7 +197,7 @@ class Sampler:
         self._schedule, self._shape, self._config = schedule, tuple(sample_shape), config
         self._prediction, self._null_condition = prediction, null_condition
         self._sharding, self._return_trajectory = sharding, return_trajectory
-        self._program = jax.jit(self._draw, static_argnames="guided")
+        self._program = jax.jit(self._draw, static_argnames="guided", compiler_options=compiler_options)
 
     def __call__(
         self,

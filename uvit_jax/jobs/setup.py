@@ -20,6 +20,7 @@ from uvit_jax.jobs.checks import check_latents, check_mesh
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.parallel.arrays import fetch
+from uvit_jax.parallel.compiler import compiler_options
 from uvit_jax.parallel.mesh import batch_sharding, make_mesh
 from uvit_jax.parallel.sharding import tree_shardings
 from uvit_jax.training.codec import Codec
@@ -99,6 +100,7 @@ class Parts:
             null_condition=null_condition,
             sharding=self.batch_sharding,
             return_trajectory=return_trajectory,
+            compiler_options=compiler_options(self.mesh),
         )
 
     @property

@@ -147,7 +147,10 @@ def hidden(layout: Layout, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
 
 
 def _row_major(x: Array, platform: str) -> Array:
-    return with_layout_constraint(x, DeviceLayout(tuple(range(x.ndim)))) if platform == "gpu" else x
+    if platform != "gpu":
+        return x
+    # As rows, so that sums of the stream and a product stay sums of rows: see `_sum_in_product` in fused/norm.py.
+    return with_layout_constraint(x.reshape(-1, x.shape[-1]), DeviceLayout((0, 1))).reshape(x.shape)
 
 
 ONE_DEVICE = OneDevice()

@@ -1,4 +1,4 @@
-"""What TPU's compiler is told so that chips compute while they communicate."""
+"""What the compiler is told: how TPUs compute while they communicate, and whose products GPUs take."""
 
 from jax.sharding import Mesh
 
@@ -22,10 +22,13 @@ _SPARSE_CORE_SUMS = {
     "xla_sc_disable_megacore_partitioning": True,
 }
 _WITH_SPARSE_CORES = ("v5p",)
+# Products by cuBLASLt, which adds the residual stream and a bias to one before it is written (`models/fused/norm.py`).
+# XLA's own products in Triton take no such sum along.
+_GPU = {"xla_gpu_enable_triton_gemm": False}
 
 
 def compiler_options(mesh: Mesh, overlap: str = "auto") -> dict[str, bool]:
-    """Options of `jax.jit` for a train step on this mesh; none for GPUs and CPUs.
+    """Options of `jax.jit` for a train step or a sampler on this mesh; none for CPUs.
 
     overlap: "auto" for asynchronous gathers of parameters where fsdp splits them; "sparsecore" for that and gradients
     summed by the SparseCores where the chip has them; "none" for the compiler's own choices, which the environment's
@@ -35,6 +38,8 @@ def compiler_options(mesh: Mesh, overlap: str = "auto") -> dict[str, bool]:
     """
     device = mesh.devices.flat[0]
     chip = find_chip(device.device_kind)
+    if device.platform == "gpu":
+        return dict(_GPU)
     if device.platform != "tpu" or overlap == "none":
         return {}
     options = dict(_ASYNC_GATHERS) if mesh.shape["fsdp"] > 1 else {}

@@ -1,6 +1,7 @@
 """Residual add, bias and LayerNorm of the residual stream as one operation with one backward pass."""
 
 import functools
+import operator
 from typing import Literal
 
 import jax
@@ -34,9 +35,10 @@ def add_norm(
 ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
     """(r, h): r = x + (y + bias) and h = LayerNorm(r) scale + shift, both in the stream's dtype.
 
-    The sum is taken in float32 and rounded once; the LayerNorm (eps 1e-5, variance in two passes, float32) is that of
-    the rounded r, so nothing but r and two numbers a row is kept for the backward pass, which reads dr, dh and r once
-    and writes dx once. Go on with r, not with x: a gradient that reaches x past this function is one more add.
+    The sum is taken in float32 and rounded once, by the kernels' side where XLA makes it part of the product that y is;
+    elsewhere they round y + bias first. The LayerNorm (eps 1e-5, variance in two passes, float32) is that of the
+    rounded r, so nothing but r and two numbers a row is kept for the backward pass, which reads dr, dh and r once and
+    writes dx once. Go on with r, not with x: a gradient that reaches x past this function is one more add.
 
     Under `jax.checkpoint` the kept arrays carry the names "residual" (r) and "norm_statistics" (mean, 1 / std).
     Inside `shard_map` the kernels take `check_vma=False`; outside, XLA can't partition them (nor any Pallas kernel).
@@ -66,29 +68,18 @@ def add_norm_fork(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _add_norm(x, y, bias, scale, shift, implementation, has_y, ways):
-    r, h, _, _ = _add_norm_values(x, y, bias, scale, shift, implementation)
-    return *[r] * ways, h
-
-
-def _add_norm_values(x, y, bias, scale, shift, implementation):
-    """r, h, mean and 1 / std."""
-    if implementation == "xla":
-        return add_norm_xla(x, y, bias, scale, shift)
-    rows = functools.partial(jnp.reshape, shape=(-1, x.shape[-1]))
-    r, h, mean, rstd = norm_triton.add_norm_forward(
-        rows(x),
-        None if y is None else rows(y),
-        bias,
-        scale,
-        shift,
-        interpret=implementation == "interpret",
-    )
-    return r.reshape(x.shape), h.reshape(x.shape), mean.reshape(x.shape[:-1]), rstd.reshape(x.shape[:-1])
+    return _add_norm_fwd(x, y, bias, scale, shift, implementation, has_y, ways)[0]
 
 
 def _add_norm_fwd(x, y, bias, scale, shift, implementation, has_y, ways):
-    r, h, mean, rstd = _add_norm_values(x, y, bias, scale, shift, implementation)
-    r = checkpoint_name(r, "residual")
+    # Named before the LayerNorm reads it: a policy that keeps r needs no y to compute h again.
+    r = checkpoint_name(_sum(x, y, bias, implementation), "residual")
+    if implementation == "xla":
+        h, mean, rstd = norm_xla(r, scale, shift)
+    else:
+        rows = r.reshape(-1, r.shape[-1])
+        h, mean, rstd = norm_triton.norm_forward(rows, scale, shift, interpret=implementation == "interpret")
+        h, mean, rstd = h.reshape(r.shape), mean.reshape(r.shape[:-1]), rstd.reshape(r.shape[:-1])
     mean, rstd = checkpoint_name((mean, rstd), "norm_statistics")
     return (*[r] * ways, h), (r, mean, rstd, bias, scale, shift)
 
@@ -100,7 +91,7 @@ def _add_norm_bwd(implementation, has_y, ways, saved, gradients):
         dx, sums = add_norm_gradients_xla(sum(ds, dr), dh, r, mean, rstd, scale)
     else:
         rows = functools.partial(jnp.reshape, shape=(-1, r.shape[-1]))
-        dx, sums = norm_triton.add_norm_backward(
+        dx, sums = norm_triton.norm_backward(
             rows(dr),
             rows(ds[0]) if ds else None,
             rows(dh),
@@ -120,21 +111,16 @@ def _add_norm_bwd(implementation, has_y, ways, saved, gradients):
 _add_norm.defvjp(_add_norm_fwd, _add_norm_bwd)
 
 
-def add_norm_xla(
-    x: Float[Array, "*b d"],
-    y: Float[Array, "*b d"] | None,
-    bias: Float[Array, " d"] | None,
-    scale: Float[Array, " d"],
-    shift: Float[Array, " d"],
-) -> tuple[Float[Array, "*b d"], Float[Array, "*b d"], Float[Array, "*b"], Float[Array, "*b"]]:
-    """(r, h, mean, 1 / std) in plain XLA: what the Triton kernel is held to."""
-    r = _sum_xla(x, y, bias)
+def norm_xla(
+    r: Float[Array, "*b d"], scale: Float[Array, " d"], shift: Float[Array, " d"]
+) -> tuple[Float[Array, "*b d"], Float[Array, "*b"], Float[Array, "*b"]]:
+    """(h, mean, 1 / std) in plain XLA: what the Triton kernel is held to."""
     wide = r.astype(jnp.float32)
     mean = wide.mean(axis=-1)
     centered = wide - mean[..., None]
     rstd = jax.lax.rsqrt(jnp.square(centered).mean(axis=-1) + EPSILON)
     h = centered * rstd[..., None] * scale + shift
-    return r, h.astype(x.dtype), mean, rstd
+    return h.astype(r.dtype), mean, rstd
 
 
 def add_norm_gradients_xla(
@@ -164,27 +150,43 @@ def residual_add(
     *,
     implementation: Implementation,
 ) -> Float[Array, "b t d"]:
-    """r = x + (y + bias) in float32, rounded to the stream's dtype: for a stream that no LayerNorm reads next.
+    """r = x + (y + bias) as `add_norm` has it: for a stream that no LayerNorm reads next.
 
-    XLA adds in one pass, whatever the implementation; the kernel sums the bias's gradient over the rows.
+    XLA adds, whatever the implementation; the kernel sums the bias's gradient over the rows.
     """
     return _residual_add(x, y, bias, implementation)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _residual_add(x, y, bias, implementation):
-    return _sum_xla(x, y, bias)
+    return _sum(x, y, bias, implementation)
+
+
+def _sum(x, y, bias, implementation):
+    if y is None and bias is None:
+        return x
+    return _sum_xla(x, y, bias) if implementation == "xla" else _sum_in_product(x, y, bias)
 
 
 def _sum_xla(x, y, bias):
-    if y is None and bias is None:
-        return x
     wide = bias if y is None else y.astype(jnp.float32) + (0 if bias is None else bias)
     return (x.astype(jnp.float32) + wide).astype(x.dtype)
 
 
+def _sum_in_product(x, y, bias):
+    """The sum as XLA takes it into the product that y (or x) is, with the options of `parallel/compiler.py`.
+
+    cuBLASLt then adds x and the bias, in the stream's dtype, to sums in float32, and rounds once. A stream of three
+    axes would do as well, but XLA writes the sum over it, after a copy if the backward pass keeps x.
+    """
+    rows = [a.reshape(-1, x.shape[-1]) for a in (x, y) if a is not None]
+    if bias is not None:
+        rows[-1] = rows[-1] + bias.astype(x.dtype)
+    return functools.reduce(operator.add, rows).reshape(x.shape)
+
+
 def _residual_add_fwd(x, y, bias, implementation):
-    return _sum_xla(x, y, bias), bias
+    return _sum(x, y, bias, implementation), bias
 
 
 def _residual_add_bwd(implementation, bias, dr):

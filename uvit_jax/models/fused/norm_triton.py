@@ -1,4 +1,4 @@
-"""Triton kernels: residual add, bias and LayerNorm in one pass, their gradients in another, and sums over rows."""
+"""Triton kernels: LayerNorm, its gradients with those of a residual add and a bias in one pass, sums over rows."""
 
 import functools
 import operator
@@ -9,59 +9,39 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused.tiles import Grid, Tuning, launch, load, load_block, make_grid, store
+from uvit_jax.models.fused.tiles import Grid, Tuning, fetch, launch, load, load_block, make_grid, store
 from uvit_jax.models.fused.traced_once import traced_once
 
 EPSILON = 1e-5
 # The fastest seen on an H100 (benchmarks/kernels.py).
 FORWARD = Tuning(rows=4, warps=4, layout="pad")
-BACKWARD = Tuning(rows=1, warps=4, programs=132 * 4)
 SUMS = Tuning(rows=32, cols=128, warps=4, programs=132 * 8)
 
 
+def backward_tuning(d: int) -> Tuning:
+    """As many programs on a multiprocessor as keep it busy with rows of that width."""
+    return Tuning(rows=1, warps=4, programs=132 * (8 if d <= 512 else 4 if d <= 1024 else 6))
+
+
 @traced_once("tuning", "interpret")
-def add_norm_forward(
-    x: Float[Array, "n d"],
-    y: Float[Array, "n d"] | None,
-    bias: Float[Array, " d"] | None,
+def norm_forward(
+    r: Float[Array, "n d"],
     scale: Float[Array, " d"],
     shift: Float[Array, " d"],
     *,
     tuning: Tuning = FORWARD,
     interpret: bool = False,
-) -> tuple[Float[Array, "n d"], Float[Array, "n d"], Float[Array, " n"], Float[Array, " n"]]:
-    """(r, h, mean, 1 / std): r = x + (y + bias), or x itself where there is nothing to add; h = LN(r) scale + shift."""
-    n, d = x.shape
-    adds = y is not None or bias is not None
+) -> tuple[Float[Array, "n d"], Float[Array, " n"], Float[Array, " n"]]:
+    """(h, mean, 1 / std) with h = LN(r) scale + shift."""
+    n, d = r.shape
 
     def kernel(grid: Grid, *refs: Any) -> None:
-        left = iter(refs)
-        x_ref = next(left)
-        y_ref = next(left) if y is not None else None
-        bias_ref = next(left) if bias is not None else None
-        scale_ref, shift_ref = next(left), next(left)
-        r_ref = next(left) if adds else None
-        h_ref, mean_ref, rstd_ref = left
+        r_ref, scale_ref, shift_ref, h_ref, mean_ref, rstd_ref = refs
         columns = grid.columns()
         scales, shifts = _row(scale_ref, grid, columns), _row(shift_ref, grid, columns)
-        biases = _row(bias_ref, grid, columns) if bias_ref is not None else [None] * len(columns)
 
         def body(rows: jax.Array, carry: tuple[()]) -> tuple[()]:
-            pieces = []
-            for cols, b in zip(columns, biases, strict=True):
-                mask = grid.mask(rows, cols)
-                value = load_block(x_ref, rows, cols, mask)
-                if y_ref is not None:
-                    added = load_block(y_ref, rows, cols, mask)
-                    value = value + (added if b is None else added + b)
-                elif b is not None:
-                    value = value + b
-                if r_ref is not None:
-                    # The statistics are those of the rounded sum, which is what the backward pass reads.
-                    rounded = value.astype(r_ref.dtype)
-                    store(r_ref.at[rows[:, None], cols[None]], rounded, mask)
-                    value = rounded.astype(jnp.float32)
-                pieces.append(value)
+            pieces = [load_block(r_ref, rows, cols, grid.mask(rows, cols)) for cols in columns]
             mean = _sum_pieces(pieces) / d
             centered = []
             for cols, value in zip(columns, pieces, strict=True):
@@ -77,23 +57,22 @@ def add_norm_forward(
 
         grid.walk(body, ())
 
-    stream, statistic = jax.ShapeDtypeStruct((n, d), x.dtype), jax.ShapeDtypeStruct((n,), jnp.float32)
-    out = launch(
+    statistic = jax.ShapeDtypeStruct((n,), jnp.float32)
+    h, mean, rstd = launch(
         kernel,
         make_grid((n, d), tuning),
-        [a for a in (x, y, bias, scale, shift) if a is not None],
-        [*([stream] if adds else []), stream, statistic, statistic],
-        name="add_norm_forward",
+        [r, scale, shift],
+        [jax.ShapeDtypeStruct((n, d), r.dtype), statistic, statistic],
+        name="norm_forward",
         warps=tuning.warps,
         interpret=interpret,
-        flops=10 * n * d,
+        flops=8 * n * d,
     )
-    r, h, mean, rstd = out if adds else (x, *out)
-    return r, h, mean, rstd
+    return h, mean, rstd
 
 
 @traced_once("with_bias", "tuning", "interpret")
-def add_norm_backward(
+def norm_backward(
     dr: Float[Array, "n d"],
     ds: Float[Array, "n d"] | None,
     dh: Float[Array, "n d"],
@@ -103,7 +82,7 @@ def add_norm_backward(
     scale: Float[Array, " d"],
     *,
     with_bias: bool,
-    tuning: Tuning = BACKWARD,
+    tuning: Tuning | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "n d"], Float[Array, "sums d"]]:
     """(dx, sums over the rows for scale, shift and, with_bias, bias `[2 or 3, d]` float32).
@@ -121,14 +100,15 @@ def add_norm_backward(
         columns = grid.columns()
         scales = _row(scale_ref, grid, columns)
 
-        def body(rows: jax.Array, carry: list[list[jax.Array]]) -> list[list[jax.Array]]:
-            row_mean = load(mean_ref.at[rows], grid.row_mask(rows))[:, None]
-            row_rstd = load(rstd_ref.at[rows], grid.row_mask(rows))[:, None]
+        def fetch_rows(rows: jax.Array) -> tuple[list[jax.Array], list[list[jax.Array]]]:
+            of_rows = [fetch(ref.at[rows], grid.row_mask(rows)) for ref in (mean_ref, rstd_ref)]
+            where = [(rows[:, None], cols[None], grid.mask(rows, cols)) for cols in columns]
+            return of_rows, [[fetch(ref.at[r, c], mask) for ref in stream_refs] for r, c, mask in where]
+
+        def body(rows: jax.Array, fetched: Any, carry: list[list[jax.Array]]) -> list[list[jax.Array]]:
+            (row_mean, row_rstd), blocks = jax.tree.map(lambda x: x.astype(jnp.float32), fetched)
+            row_mean, row_rstd = row_mean[:, None], row_rstd[:, None]
             masks = [grid.mask(rows, cols) for cols in columns]
-            blocks = [
-                [load_block(ref, rows, cols, mask) for ref in stream_refs]
-                for cols, mask in zip(columns, masks, strict=True)
-            ]
             normed = [(block[0] - row_mean) * row_rstd for block in blocks]
             slopes = [block[1] * s for block, s in zip(blocks, scales, strict=True)]
             c1 = _sum_pieces(slopes) / d
@@ -145,18 +125,19 @@ def add_norm_backward(
             return new
 
         zeros = [[jnp.zeros((grid.rows, size), jnp.float32) for _ in range(sums)] for _, size in grid.pieces]
-        totals = grid.walk(body, zeros)
+        totals = grid.walk_ahead(fetch_rows, body, zeros)
         for cols, piece in zip(columns, totals, strict=True):
             for k, total in enumerate(piece):
                 store(partial_ref.at[pl.program_id(1), k, cols], jnp.sum(total, axis=0), grid.col_mask(cols))
 
+    tuning = tuning or backward_tuning(d)
     grid = make_grid((n, d), tuning)
     dx, partial = launch(
         kernel,
         grid,
         [*streams, mean, rstd, scale],
         [jax.ShapeDtypeStruct((n, d), r.dtype), jax.ShapeDtypeStruct((grid.strides, sums, d), jnp.float32)],
-        name="add_norm_backward",
+        name="norm_backward",
         warps=tuning.warps,
         interpret=interpret,
         flops=16 * n * d,

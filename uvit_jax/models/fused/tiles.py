@@ -76,15 +76,44 @@ class Grid:
         first = pl.program_id(1)
 
         def step(i: jax.Array | int, carry: Any) -> Any:
-            block = first + i * self.strides
-            return body(block * self.rows + jnp.arange(self.rows, dtype=jnp.int32), carry)
+            return body(self._row_numbers(first, i), carry)
 
         # A loop of one step costs registers for nothing.
         return step(0, carry) if self.steps == 1 else jax.lax.fori_loop(0, self.steps, step, carry)
 
+    def walk_ahead(
+        self, fetch: Callable[[jax.Array], Any], body: Callable[[jax.Array, Any, Any], Any], carry: Any
+    ) -> Any:
+        """`walk` with `body(row numbers, fetch(row numbers), carry)`, where each block is fetched a step ahead.
+
+        Loads are in flight while the block before is computed with, if `fetch` does nothing with what it loads.
+        """
+        if self.steps == 1:
+            return self.walk(lambda rows, carry: body(rows, fetch(rows), carry), carry)
+
+        first = pl.program_id(1)
+
+        def step(i: jax.Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+            values, carry = state
+            later = fetch(self._row_numbers(first, i + 1))
+            return later, body(self._row_numbers(first, i), values, carry)
+
+        return jax.lax.fori_loop(0, self.steps, step, (fetch(self._row_numbers(first, 0)), carry))[1]
+
+    def _row_numbers(self, first: jax.Array, step: jax.Array | int) -> jax.Array:
+        """Of the block that the first one's program takes then; where all rows exist, so do these after its last."""
+        block = first + step * self.strides
+        if self._all_rows:
+            block = jnp.minimum(block, self.n // self.rows - 1)
+        return block * self.rows + jnp.arange(self.rows, dtype=jnp.int32)
+
+    @property
+    def _all_rows(self) -> bool:
+        return self.strides * self.steps * self.rows == self.n
+
     def row_mask(self, rows: jax.Array) -> jax.Array | None:
         """Which rows exist; None where all do."""
-        return None if self.strides * self.steps * self.rows == self.n else rows < self.n
+        return None if self._all_rows else rows < self.n
 
     def col_mask(self, cols: jax.Array) -> jax.Array | None:
         """Which columns exist; None where all do."""
@@ -119,8 +148,12 @@ def load_block(ref: Any, rows: jax.Array, cols: jax.Array, mask: jax.Array | Non
 
 def load(view: Any, mask: jax.Array | None) -> jax.Array:
     """What a view of a reference holds, in float32, zero where the mask is not set."""
-    values = plgpu.load(view) if mask is None else plgpu.load(view, mask=mask, other=0.0)
-    return values.astype(jnp.float32)
+    return fetch(view, mask).astype(jnp.float32)
+
+
+def fetch(view: Any, mask: jax.Array | None) -> jax.Array:
+    """`load` in the reference's dtype."""
+    return plgpu.load(view) if mask is None else plgpu.load(view, mask=mask, other=0.0)
 
 
 def store(view: Any, values: jax.Array, mask: jax.Array | None) -> None:
