@@ -137,7 +137,9 @@ def test_no_tuning_changes_the_result(layout, n, rows, programs):
     assert_close(gradients, norm.add_norm_gradients_xla(y, x, r, mean, rstd, scale), 1e-5)
     for cols in (16, 64):
         tuning = Tuning(rows=rows, cols=cols, programs=programs)
-        np.testing.assert_allclose(norm_triton.row_sums(x, tuning=tuning, interpret=True), x.sum(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            norm_triton.row_sums(x, tuning=tuning, interpret=True), x.sum(0), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
