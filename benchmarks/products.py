@@ -28,7 +28,12 @@ def cases(batch: int, width: int, parts: list[int]) -> Iterator[tuple[str, Calla
         keys = [jax.random.split(jax.random.key(i), len(shapes)) for i in range(2)]
         return [tuple(jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(ks, shapes, strict=True)) for ks in keys]
 
-    for name, k, m in (("fc1", width, 4 * width), ("fc2", 4 * width, width)):
+    for name, k, m in (
+        ("fc1", width, 4 * width),
+        ("fc2", 4 * width, width),
+        ("qkv", width, 3 * width),
+        ("proj", width, width),
+    ):
         flops = 2.0 * rows * k * m
         inputs = [(x, w.astype(jnp.float32)) for x, w in random((batch, TOKENS, k), (k, m))]
         for dtype in ("bfloat16", "fp8"):
