@@ -23,6 +23,8 @@ STEPS = 3
 KINDS = (
     ("matrix products", r"gemm|cutlass|nvjet|xmma|cublas|dot"),
     ("attention", r"fmha|flash|attention|cudnn"),
+    ("GELU", r"gelu"),
+    ("norms and sums of rows", r"norm_|row_sums"),
     ("transposes", r"transpose"),
     ("copies", r"copy|memcpy|memset"),
     ("reductions", r"reduce"),

@@ -49,6 +49,7 @@ def forward(
     copies = len(program.parts) * (bool(program.whole) + bool(program.rest))
     rows = max(program.whole, 1) * ROWS
     call = program.launch(
+        "attention_forward",
         lambda locate, count, refs: _Forward(program, locate, count, *refs).run(),
         batch,
         1,
@@ -210,6 +211,7 @@ def backward(
     delta = jax.lax.optimization_barrier(delta)
     vectors = jnp.stack([lse, jnp.pad(delta, ((0, 0), (0, 0), (0, program.padded - tokens)))], axis=2)
     call = program.launch(
+        "attention_backward",
         lambda locate, count, refs: _Backward(program, locate, count, *refs).run(),
         batch,
         2,

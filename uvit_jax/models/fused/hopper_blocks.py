@@ -234,6 +234,7 @@ class Program:
 
     def launch(
         self,
+        name: str,
         body: Callable[..., None],
         batch: int,
         kinds: int,
@@ -242,7 +243,7 @@ class Program:
         *,
         side_by_side: bool = True,
     ) -> Callable[..., Any]:
-        """A kernel as a function of its inputs.
+        """A kernel as a function of its inputs, under the name in a profile.
 
         Its programs take turns at the tasks, one for each block of each head and kind, blocks of a head side by side so
         that what they read in common is in the cache. `body(locate, count, refs)` runs those of one program, of which
@@ -268,6 +269,7 @@ class Program:
             body(locate, quotient(turns - program + programs - 1, programs) * turn, refs)
             plgpu.wait_smem_to_gmem(0)
 
+        kernel.__name__ = name
         return plgpu.kernel(
             kernel,
             out_type=outputs,
