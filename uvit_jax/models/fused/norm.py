@@ -35,10 +35,10 @@ def add_norm(
 ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
     """(r, h): r = x + (y + bias) and h = LayerNorm(r) scale + shift, both in the stream's dtype.
 
-    The sum is taken in float32 and rounded once, by the kernels' side where XLA makes it part of the product that y is;
-    elsewhere they round y + bias first. The LayerNorm (eps 1e-5, variance in two passes, float32) is that of the
-    rounded r, so nothing but r and two numbers a row is kept for the backward pass, which reads dr, dh and r once and
-    writes dx once. Go on with r, not with x: a gradient that reaches x past this function is one more add.
+    The sum is taken in float32 and rounded once. The kernels leave it to XLA as part of the product that y is, with the
+    bias in the stream's dtype; where y is no product they round y + bias first. The LayerNorm (eps 1e-5, variance in two
+    passes, float32) is that of the rounded r, so nothing but r and two numbers a row is kept for the backward pass,
+    which reads dr, dh and r once and writes dx once. Go on with r, not with x: a gradient that reaches x past this function is one more add.
 
     Under `jax.checkpoint` the kept arrays carry the names "residual" (r) and "norm_statistics" (mean, 1 / std).
     Inside `shard_map` the kernels take `check_vma=False`; outside, XLA can't partition them (nor any Pallas kernel).
