@@ -111,7 +111,7 @@ class AddNorm(nnx.Module):
         bias: Float[Array, " d"] | None,
         time: Float[Array, "b d"] | None,
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
-        r, h = self._streams(_add_norm, (x, y), bias, time)
+        r, h = self._streams((x, y), bias, time, ways=1)
         return r, h
 
     def fork(
@@ -122,12 +122,13 @@ class AddNorm(nnx.Module):
         time: Float[Array, "b d"] | None,
     ) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"], Float[Array, "b t d"]]:
         """(r, r, h) for a stream that goes two ways: their gradients are added in the norm's one backward pass."""
-        r, again, h = self._streams(_add_norm_fork, (x, y), bias, time)
+        r, again, h = self._streams((x, y), bias, time, ways=2)
         return r, again, h
 
-    def _streams(self, kernel: Callable, streams: tuple, bias: Array | None, time: Array | None) -> list[Array]:
+    def _streams(self, streams: tuple, bias: Array | None, time: Array | None, *, ways: int) -> list[Array]:
         d = streams[0].shape[-1]
         implementation = resolve_kernels(self.kernels, self.dtype, d, self.layout.platform)
+        kernel = functools.partial(_add_norm, ways)
         add_norm = functools.partial(_rows, self.layout, implementation, kernel)
         if self.modulation is None or time is None:
             *r, h = add_norm(streams, (bias, scale_of(self.norm), bias_of(self.norm)))
@@ -157,12 +158,8 @@ def _rows(
     return bound(streams, weights) if implementation == "xla" else layout.rows(bound, streams, weights)
 
 
-def _add_norm(implementation: fused.Implementation, streams: tuple, weights: tuple) -> tuple[Array, Array]:
-    return fused.add_norm(*streams, *weights, implementation=implementation)
-
-
-def _add_norm_fork(implementation: fused.Implementation, streams: tuple, weights: tuple) -> tuple[Array, Array, Array]:
-    return fused.add_norm_fork(*streams, *weights, implementation=implementation)
+def _add_norm(ways: int, implementation: fused.Implementation, streams: tuple, weights: tuple) -> tuple[Array, ...]:
+    return fused.add_norm(*streams, *weights, implementation=implementation, ways=ways)
 
 
 def _residual_add(implementation: fused.Implementation, streams: tuple, weights: tuple) -> Array:

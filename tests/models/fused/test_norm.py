@@ -89,7 +89,7 @@ def test_a_stream_that_goes_two_ways_has_the_sum_of_their_gradients(implementati
     args = arguments((2, 5, 72), jnp.float32)
 
     def forked(*args):
-        return norm.add_norm_fork(*args, implementation=implementation)
+        return norm.add_norm(*args, implementation=implementation, ways=2)
 
     def apart(*args):
         r, h = plain(*args, jnp.float32)

@@ -32,13 +32,15 @@ def add_norm(
     shift: Float[Array, " d"],
     *,
     implementation: Implementation,
-) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"]]:
-    """(r, h): r = x + (y + bias) and h = LayerNorm(r) scale + shift, both in the stream's dtype.
+    ways: int = 1,
+) -> tuple[Float[Array, "b t d"], ...]:
+    """(r, h): r = x + (y + bias) and h = LayerNorm(r) scale + shift, both in the stream's dtype; r as often as `ways`.
 
     The sum is taken in float32 and rounded once. The kernels leave it to XLA as part of the product that y is, with the
-    bias in the stream's dtype; where y is no product they round y + bias first. The LayerNorm (eps 1e-5, variance in two
-    passes, float32) is that of the rounded r, so nothing but r and two numbers a row is kept for the backward pass,
-    which reads dr, dh and r once and writes dx once. Go on with r, not with x: a gradient that reaches x past this function is one more add.
+    bias in the stream's dtype; where y is no product they round y + bias first. The LayerNorm (eps 1e-5, variance in
+    two passes, float32) is that of the rounded r, so nothing but r and two numbers a row is kept for the backward pass,
+    which reads dr, dh and r once and writes dx once. Go on with r, not with x: a gradient that reaches x past this
+    function is one more add.
 
     Under `jax.checkpoint` the kept arrays carry the names "residual" (r) and "norm_statistics" (mean, 1 / std).
     Inside `shard_map` the kernels take `check_vma=False`; outside, XLA can't partition them (nor any Pallas kernel).
@@ -49,21 +51,9 @@ def add_norm(
       bias: of the product that made y (or x), float32; None for none. With neither y nor bias, r is x.
       scale, shift: the LayerNorm's, float32.
       implementation: "xla", "triton", or "interpret", Triton's kernels by Pallas's interpreter, for tests.
+      ways: 1, or 2 for a stream that goes two: the gradients of its two r are then added in the one backward pass.
     """
-    return _add_norm(x, y, bias, scale, shift, implementation, y is not None, 1)
-
-
-def add_norm_fork(
-    x: Float[Array, "b t d"],
-    y: Float[Array, "b t d"] | None,
-    bias: Float[Array, " d"] | None,
-    scale: Float[Array, " d"],
-    shift: Float[Array, " d"],
-    *,
-    implementation: Implementation,
-) -> tuple[Float[Array, "b t d"], Float[Array, "b t d"], Float[Array, "b t d"]]:
-    """(r, r, h) of `add_norm`, for a stream that goes two ways: their gradients are added in the one backward pass."""
-    return _add_norm(x, y, bias, scale, shift, implementation, y is not None, 2)
+    return _add_norm(x, y, bias, scale, shift, implementation, y is not None, ways)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
