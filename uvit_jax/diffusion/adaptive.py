@@ -36,7 +36,7 @@ class Tolerances:
 class Solution(NamedTuple):
     """The samples, the network evaluations they took, and whether every example reached t_end within the bound."""
 
-    x: Float[Array, "b *rest"]
+    x: Float[Array, " b *rest"]
     evaluations: Int[Array, ""]
     converged: Bool[Array, ""]
 

@@ -24,7 +24,7 @@ def ddim(
     denoise_to_zero: bool = False,
     threshold: Threshold | None = None,
     prediction: str = "noise",
-    key: Key[Array, ""] | Key[Array, "b"] | None = None,
+    key: Key[Array, ""] | Key[Array, " b"] | None = None,
     noises: Float[Array, "n b *rest"] | None = None,
     return_trajectory: bool = False,
 ) -> Samples | tuple[Samples, Trajectory]:
@@ -73,7 +73,7 @@ def ddpm(
     t_end: float = 1e-3,
     threshold: Threshold | None = None,
     prediction: str = "noise",
-    key: Key[Array, ""] | Key[Array, "b"] | None = None,
+    key: Key[Array, ""] | Key[Array, " b"] | None = None,
     noises: Float[Array, "n b *rest"] | None = None,
     return_trajectory: bool = False,
 ) -> Samples | tuple[Samples, Trajectory]:

@@ -41,7 +41,7 @@ def sample(
     thresholding_ratio: float = 0.995,
     thresholding_max: float = 1.0,
     prediction: str = "noise",
-    key: Key[Array, ""] | Key[Array, "b"] | None = None,
+    key: Key[Array, ""] | Key[Array, " b"] | None = None,
     noises: Float[Array, "n b *rest"] | None = None,
     return_trajectory: bool = False,
     tolerances: adaptive.Tolerances | None = None,

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from uvit_jax.diffusion.predictions import spread
 from uvit_jax.errors import UserError
 
-Predict = Callable[[Float[Array, "b *rest"], Float[Array, "b"]], Float[Array, "b *rest"]]
-ConditionalPredict = Callable[[Float[Array, "b *rest"], Float[Array, "b"], Any], Float[Array, "b *rest"]]
+Predict = Callable[[Float[Array, " b *rest"], Float[Array, " b"]], Float[Array, " b *rest"]]
+ConditionalPredict = Callable[[Float[Array, " b *rest"], Float[Array, " b"], Any], Float[Array, " b *rest"]]
 Scale = Float[Array, ""] | float | int
 
 KINDS = ("classifier_free", "autoguidance")

@@ -13,16 +13,16 @@ WEIGHTINGS = ("none", "min_snr")
 
 
 def denoising_loss(
-    predict: Callable[[Float[Array, "b *rest"], Float[Array, "b"]], Float[Array, "b *rest"]],
-    x0: Float[Array, "b *rest"],
-    t: Float[Array, "b"],
-    noise: Float[Array, "b *rest"],
+    predict: Callable[[Float[Array, " b *rest"], Float[Array, " b"]], Float[Array, " b *rest"]],
+    x0: Float[Array, " b *rest"],
+    t: Float[Array, " b"],
+    noise: Float[Array, " b *rest"],
     schedule: Schedule,
     *,
     prediction: str = "noise",
     weighting: str = "none",
     min_snr_gamma: float = 5.0,
-) -> Float[Array, "b"]:
+) -> Float[Array, " b"]:
     """Each example's squared error, averaged over its pixels, in float32 (or float64 where x0 is).
 
     `predict(x_t, model_time)` sees x_t = alpha x0 + sigma noise and the network's own time. With prediction="noise" and

@@ -53,14 +53,14 @@ def coefficients(source: str, target: str, alpha: Times, sigma: Times) -> tuple[
 
 
 def convert(
-    pred: Float[Array, "b *rest"],
-    x_t: Float[Array, "b *rest"],
-    t: Float[Array, "b"] | Float[Array, ""],
+    pred: Float[Array, " b *rest"],
+    x_t: Float[Array, " b *rest"],
+    t: Float[Array, " b"] | Float[Array, ""],
     schedule: Schedule,
     *,
     source: str,
     target: str,
-) -> Float[Array, "b *rest"]:
+) -> Float[Array, " b *rest"]:
     """The prediction `target` that says the same about x_t as `pred`, a prediction `source`; t in (0, 1].
 
     Raises UserError for a name outside noise, x0, v, flow.
@@ -71,7 +71,7 @@ def convert(
     return (p * x_t + q * pred).astype(pred.dtype)
 
 
-def spread(value: Any, like: Float[Array, "b *rest"]) -> Any:
+def spread(value: Any, like: Float[Array, " b *rest"]) -> Any:
     """`value` ([b] or a scalar) with axes of length 1 appended, so that it multiplies `like`, in its dtype."""
     if np.ndim(value) == 0:
         return value

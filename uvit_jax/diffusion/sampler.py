@@ -22,7 +22,7 @@ from uvit_jax.diffusion.spacing import SPACINGS, check_ends
 from uvit_jax.diffusion.tableau import Threshold, Trajectory, check_steps
 from uvit_jax.errors import UserError
 
-Network = Callable[[Any, Float[Array, "n h w c"], Float[Array, "n"], Any], Float[Array, "n h w c"]]
+Network = Callable[[Any, Float[Array, "n h w c"], Float[Array, " n"], Any], Float[Array, "n h w c"]]
 # Rows have a name of their own here, so that a wrong number of them is told by `_check`.
 Condition = (
     Int[Array, "rows"] | Float[Array, "rows l d"] | Int[np.ndarray, "rows"] | Float[np.ndarray, "rows l d"] | None

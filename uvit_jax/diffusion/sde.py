@@ -14,7 +14,7 @@ def euler_maruyama(
     schedule: Schedule,
     *,
     steps: int = 1000,
-    key: Key[Array, ""] | Key[Array, "b"] | None = None,
+    key: Key[Array, ""] | Key[Array, " b"] | None = None,
     noises: Float[Array, "n b *rest"] | None = None,
     ode: bool = False,
     spacing: Spacing = "time_uniform",

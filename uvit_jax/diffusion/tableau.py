@@ -24,7 +24,7 @@ from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.errors import UserError
 
 Form = Literal["noise", "x0"]
-NoiseFn = Callable[[Float[Array, "b *rest"], Float[Array, "b"]], Float[Array, "b *rest"]]
+NoiseFn = Callable[[Float[Array, " b *rest"], Float[Array, " b"]], Float[Array, " b *rest"]]
 Samples = Float[Array, "b *rest"]
 
 
@@ -32,7 +32,7 @@ class Trajectory(NamedTuple):
     """The states a solver passed through, from x_T to the sample, and the times they stand at."""
 
     states: Float[Array, "k b *rest"]
-    times: Float[Array, "k"]
+    times: Float[Array, " k"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def run(
     form: Form,
     prediction: str = "noise",
     threshold: Threshold | None = None,
-    key: Key[Array, ""] | Key[Array, "b"] | None = None,
+    key: Key[Array, ""] | Key[Array, " b"] | None = None,
     noises: Float[Array, "n b *rest"] | None = None,
     return_trajectory: bool = False,
 ) -> Samples | tuple[Samples, Trajectory]:

@@ -100,7 +100,7 @@ class Parts:
             null_condition=null_condition,
             sharding=self.batch_sharding,
             return_trajectory=return_trajectory,
-            compiler_options=compiler_options(self.mesh),
+            compiler_options=compiler_options(self.mesh, overlap="none"),
         )
 
     @property

@@ -14,11 +14,11 @@ _STORED_ROUNDING = 1e-5
 class FrechetReference:
     """A Gaussian that many others are compared with: its covariance is decomposed once."""
 
-    def __init__(self, mean: Float[np.ndarray, "m"], covariance: Float[np.ndarray, "rows columns"]):
+    def __init__(self, mean: Float[np.ndarray, " m"], covariance: Float[np.ndarray, "rows columns"]):
         """Raises UserError for numbers that are no mean `[d]` and covariance `[d, d]`."""
         self._mean, self._factor = _gaussian("reference", mean, covariance)
 
-    def distance(self, mean: Float[np.ndarray, "m"], covariance: Float[np.ndarray, "rows columns"]) -> float:
+    def distance(self, mean: Float[np.ndarray, " m"], covariance: Float[np.ndarray, "rows columns"]) -> float:
         """The squared distance |mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^(1/2)), Eq. 6 of arXiv:1706.08500.
 
         For any factors A = F F^T and B = G G^T, A B has the eigenvalues of (F^T G)(F^T G)^T, so that the root's trace
@@ -38,9 +38,9 @@ class FrechetReference:
 
 
 def frechet_distance(
-    mean_a: Float[np.ndarray, "m_a"],
+    mean_a: Float[np.ndarray, " m_a"],
     cov_a: Float[np.ndarray, "rows_a columns_a"],
-    mean_b: Float[np.ndarray, "m_b"],
+    mean_b: Float[np.ndarray, " m_b"],
     cov_b: Float[np.ndarray, "rows_b columns_b"],
 ) -> float:
     """The squared Frechet distance of two Gaussians, as `FrechetReference.distance`, whose errors it raises."""

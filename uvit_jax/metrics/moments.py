@@ -62,7 +62,7 @@ class Moments:
         self.count = total
 
     @property
-    def mean(self) -> Float[np.ndarray, "d"]:
+    def mean(self) -> Float[np.ndarray, " d"]:
         """Of each feature. Raises UserError before the first row."""
         if self.count < 1:
             raise UserError("the mean needs at least 1 sample, found 0")
@@ -142,7 +142,7 @@ class SplitMoments:
         return moments
 
 
-def in_second_half(numbers: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+def in_second_half(numbers: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """Whether the samples of these numbers are in the second half of `SplitMoments`.
 
     The fractional parts of n times the golden ratio are spread evenly, also over the multiples of any number, so that

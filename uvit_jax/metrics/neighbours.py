@@ -66,7 +66,7 @@ def _check(real: np.ndarray, fake: np.ndarray, k: int, least_fake: int | None = 
             raise UserError(f"there are {len(features)} {name} samples, expected at least {least} for k = {k}")
 
 
-def _radii(features: np.ndarray, k: int) -> Float[np.ndarray, "n"]:
+def _radii(features: np.ndarray, k: int) -> Float[np.ndarray, " n"]:
     """Squared distance of each sample to its k-th nearest other one."""
     count = min(k + _MORE_CANDIDATES, len(features) - 1)
     radii = np.empty(len(features))
@@ -100,7 +100,7 @@ def _memberships(
         yield rows, in_real, in_fake
 
 
-def _exact(x: np.ndarray, y: np.ndarray, i: np.ndarray, j: np.ndarray) -> Float[np.ndarray, "pairs"]:
+def _exact(x: np.ndarray, y: np.ndarray, i: np.ndarray, j: np.ndarray) -> Float[np.ndarray, " pairs"]:
     """|x_i - y_j|^2 of listed pairs from their differences: equal pairs give equal numbers, to the bit."""
     squared = np.empty(len(i))
     for start in range(0, len(i), _PAIRS_AT_ONCE):

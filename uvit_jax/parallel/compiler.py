@@ -31,7 +31,7 @@ def compiler_options(mesh: Mesh, overlap: str = "auto") -> dict[str, bool]:
     """Options of `jax.jit` for a train step or a sampler on this mesh; none for CPUs.
 
     overlap: "auto" for asynchronous gathers of parameters where fsdp splits them; "sparsecore" for that and gradients
-    summed by the SparseCores where the chip has them; "none" for the compiler's own choices, which the environment's
+    summed by the SparseCores where the chip has them; "none" for a TPU compiler's own choices, which the environment's
     LIBTPU_INIT_ARGS then sets alone. Compiled programs say that these overlap (docs/performance.md); no TPU has run
     them here. Google's own runs with SparseCore collectives set LIBTPU_INIT_ARGS=--2a886c8_chip_config_name=
     megachip_tccontrol besides, which isn't the compiler's to set.

@@ -77,7 +77,7 @@ def _series(metrics: Sequence[dict], key: str) -> Float[np.ndarray, "n 2"]:
     return np.asarray(points, dtype=np.float64).reshape(-1, 2)
 
 
-def _running_mean(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def _running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """The mean over a window of a twentieth of the values, or of eleven where that is more.
 
     The window is centred, but narrower at the start, which is steep, and one-sided at the end, which is noisy.

@@ -85,7 +85,7 @@ def labelled_grid(
 
 def denoising_strip(
     trajectory: Float[np.ndarray, "k n h w c"],
-    times: Float[np.ndarray, "k"],
+    times: Float[np.ndarray, " k"],
     labels: Sequence[str] | None,
     rows: int,
     columns: int,
@@ -148,7 +148,7 @@ def save_png(image: Image.Image | UInt8[np.ndarray, "h w c"], path: str | os.Pat
 def npz_writer(
     path: str | os.PathLike[str],
     count: int,
-    labels: Int[np.ndarray, "n"] | None = None,
+    labels: Int[np.ndarray, " n"] | None = None,
     names: tuple[str, str] = ("images", "labels"),
 ) -> Iterator[Callable[[UInt8[np.ndarray, "k h w c"]], None]]:
     """A function that appends images to the array `images` of `path`, an .npz that appears whole or not at all.
@@ -196,7 +196,7 @@ def _scales(h: int, w: int) -> list[int]:
     return [math.ceil(side / min(h, w)) for side in (64, 128, 192)]
 
 
-def _time_heads(times: Float[np.ndarray, "k"]) -> list[str]:
+def _time_heads(times: Float[np.ndarray, " k"]) -> list[str]:
     """ "t = 1.00", with as many more decimals as keep neighbours apart, up to four in all."""
     heads: list[str] = []
     for decimals in (2, 3, 4):

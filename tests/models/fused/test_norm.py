@@ -17,8 +17,8 @@ DTYPES = ("float32", "bfloat16")
 QUICK = (("xla", "bfloat16", 72), ("interpret", "bfloat16", 1152), ("interpret", "float32", 72))
 SLOW = [case for case in itertools.product(IMPLEMENTATIONS, DTYPES, (1152, 72, 64)) if case not in QUICK]
 PARTS = ((True, False), (False, True), (False, False))
-# bfloat16 keeps 8 bits: half a spacing is 2^-9 = 2e-3 of the number. The r that is rounded once more where y + bias
-# would be rounded first lies outside of this; so do sums over rows that are kept in bfloat16.
+# bfloat16 keeps 8 bits: half a spacing is 2^-9 = 2e-3 of the number. Sums over rows that are kept in bfloat16 lie
+# outside of this.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 4e-3}
 
 
@@ -157,6 +157,18 @@ def test_residual_add_is_the_sum_and_its_gradients(implementation, has_bias):
     )(x, y, bias)
     dr = jax.grad(lambda r: scalar([r]))(expected)
     assert_close(grads, (dr, dr, dr.sum((0, 1)))[: len(argnums)], 1e-6)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_policy_that_keeps_r_computes_no_product_again(implementation):
+    x, y, bias, scale, shift = arguments((2, 5, 72), jnp.float32)
+
+    def loss(y, kernel):
+        return scalar(norm.add_norm(x, y @ kernel, bias, scale, shift, implementation=implementation))
+
+    kept = jax.checkpoint(loss, policy=jax.checkpoint_policies.save_only_these_names("residual"))
+    program = str(jax.make_jaxpr(jax.grad(kept, argnums=(0, 1)))(y, jnp.eye(72)))
+    assert program.count("dot_general[") == 3  # the product and its two gradients
 
 
 def stack(x, scales, how):

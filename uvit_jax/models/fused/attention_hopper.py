@@ -121,19 +121,19 @@ class _Forward:
         self.program.fetch(self.query, 0, self.qkv, (example, block * ROWS, head), self.query_ready)
 
     def _fetch_keys(self, number: Any) -> None:
-        self._fetch_all(number, self.keys, self.program.heads, "_after", self.keys_ready)
+        self._fetch_all(number, self.keys, self.program.heads, self._after, self.keys_ready)
 
     def _fetch_values(self, number: Any) -> None:
-        self._fetch_all(number, self.values, 2 * self.program.heads, "_tail", self.values_ready)
+        self._fetch_all(number, self.values, 2 * self.program.heads, self._tail, self.values_ready)
 
-    def _fetch_all(self, number: Any, tile: list[Any], first_head: int, span: str, ready: Any) -> None:
+    def _fetch_all(self, number: Any, tile: list[Any], first_head: int, rest: tuple[int, int], ready: Any) -> None:
         example, head, *_ = self.locate(number)
         program, head = self.program, first_head + head
         if program.whole:
             program.fetch(tile, 0, self.qkv, (example, 0, head), ready, self._wide)
         if program.rest:
             where = example, program.whole * ROWS, head
-            program.fetch(self.tails, 0, self.qkv, where, ready, getattr(self, span))
+            program.fetch(self.tails, 0, self.qkv, where, ready, rest)
 
     def _task(self, number: Array, _: None) -> None:
         program = self.program

@@ -82,38 +82,31 @@ class Grid:
         return step(0, carry) if self.steps == 1 else jax.lax.fori_loop(0, self.steps, step, carry)
 
     def walk_ahead(
-        self, fetch: Callable[[jax.Array], Any], body: Callable[[jax.Array, Any, Any], Any], carry: Any
+        self, read: Callable[[jax.Array], Any], body: Callable[[jax.Array, Any, Any], Any], carry: Any
     ) -> Any:
-        """`walk` with `body(row numbers, fetch(row numbers), carry)`, where each block is fetched a step ahead.
+        """`walk` with `body(row numbers, read(row numbers), carry)`, where each block is read a step ahead.
 
-        Loads are in flight while the block before is computed with, if `fetch` does nothing with what it loads.
+        Loads are in flight while the block before is computed with, if `read` does nothing with what it loads.
         """
         if self.steps == 1:
-            return self.walk(lambda rows, carry: body(rows, fetch(rows), carry), carry)
+            return self.walk(lambda rows, carry: body(rows, read(rows), carry), carry)
 
         first = pl.program_id(1)
 
         def step(i: jax.Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
             values, carry = state
-            later = fetch(self._row_numbers(first, i + 1))
+            later = read(self._row_numbers(first, jnp.minimum(i + 1, self.steps - 1)))  # the last one twice
             return later, body(self._row_numbers(first, i), values, carry)
 
-        return jax.lax.fori_loop(0, self.steps, step, (fetch(self._row_numbers(first, 0)), carry))[1]
+        return jax.lax.fori_loop(0, self.steps, step, (read(self._row_numbers(first, 0)), carry))[1]
 
     def _row_numbers(self, first: jax.Array, step: jax.Array | int) -> jax.Array:
-        """Of the block that the first one's program takes then; where all rows exist, so do these after its last."""
-        block = first + step * self.strides
-        if self._all_rows:
-            block = jnp.minimum(block, self.n // self.rows - 1)
-        return block * self.rows + jnp.arange(self.rows, dtype=jnp.int32)
-
-    @property
-    def _all_rows(self) -> bool:
-        return self.strides * self.steps * self.rows == self.n
+        """Of the block that a program takes then, whose first one is given."""
+        return (first + step * self.strides) * self.rows + jnp.arange(self.rows, dtype=jnp.int32)
 
     def row_mask(self, rows: jax.Array) -> jax.Array | None:
         """Which rows exist; None where all do."""
-        return None if self._all_rows else rows < self.n
+        return None if self.strides * self.steps * self.rows == self.n else rows < self.n
 
     def col_mask(self, cols: jax.Array) -> jax.Array | None:
         """Which columns exist; None where all do."""
