@@ -132,6 +132,11 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     # --- What came of it.
     if stopped:
         raise Preempted(f"preempted at step {int(state.step):,}: the checkpoint is saved, the same command continues")
+    return _report(workdir, num_params, int(state.step), main_host=main_host)
+
+
+def _report(workdir: pathlib.Path, num_params: int, step: int, *, main_host: bool) -> str:
+    """The line that a run ends with; its losses as a picture."""
     loss = ""
     if main_host:
         metrics = read_metrics(workdir / "metrics.jsonl")
@@ -139,7 +144,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         losses = [line["loss"] for line in metrics if "loss" in line]
         loss = f", loss {losses[-1]:.4f}" if losses else ""
     return (
-        f"trained {num_params:,} parameters to step {int(state.step):,}{loss}: "
+        f"trained {num_params:,} parameters to step {step:,}{loss}: "
         f"see {workdir}/samples/final.png, samples/denoising.png, loss.png, checkpoints/"
     )
 
