@@ -46,6 +46,7 @@ HELP
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 FOLLOW_SECONDS=${UVIT_FOLLOW_SECONDS:-300} # of one connection; between two, the state of the slice is looked at
+SETTLE_SECONDS=${UVIT_SETTLE_SECONDS:-20}  # for the other workers to end as well, once the first has ended badly
 VALUES="NAME TYPE ZONE PROJECT BUCKET MOUNT SLICES RUNTIME REPO REF MAX_RESTARTS"
 SWITCHES="SPOT DIRTY INTERNAL_IP KEEP DRY_RUN"
 # Copied to the workers: what running takes, a few hundred kB.
@@ -247,7 +248,7 @@ follow() { # shows the first worker's log; OUTCOME becomes its exit code, "gone"
 }
 
 judge() { # of a run that ended badly: one worker's mistake is all the others' lost connection
-  retry 3 everywhere report >"$TEMPORARY/report" || true
+  retry 3 everywhere report "$SETTLE_SECONDS" >"$TEMPORARY/report" || true
   sed -n 's/^uvit-worker: //p' "$TEMPORARY/report" | sort >&2
   if grep -q "^uvit-worker: exit 2," "$TEMPORARY/report"; then OUTCOME=2; fi
 }

@@ -5,7 +5,7 @@
 #   worker.sh start RUN [NAME=VALUE ...] -- ARGS...     python -m uvit_jax.main ARGS, which outlives this connection
 #   worker.sh stop                                      SIGTERM, and SIGKILL to what is left a while later
 #   worker.sh follow LINE SECONDS                       the log from LINE on (0: its last lines), then how it ended
-#   worker.sh report                                    one line: how the run is
+#   worker.sh report [SECONDS]                          one line: how the run is, once it ended or SECONDS later
 #
 # Everything lies in ~/uvit: code/ venv/ run.log run.id run.pid run.exit (the code it ended with). Lines for the launcher
 # begin with "uvit-worker: "; exit code 3 means refused, for a reason that another try doesn't mend.
@@ -147,6 +147,8 @@ state() {
 }
 
 report() {
+  local deadline=$((SECONDS + ${1:-0}))
+  while ((SECONDS < deadline)) && running; do sleep 0.2; done
   echo "uvit-worker: $(state), $(hostname): $(tail -n 1 run.log 2>/dev/null)"
 }
 

@@ -5,7 +5,8 @@ import stat
 import sys
 
 # What `uv venv` makes: a python that notes how it was called and ends as `exits` in the stand-in's folder says, one
-# word a start: an exit code, "hang" (until SIGTERM, then 143), or "0@worker1=2" for a code of one worker's own.
+# word a start: an exit code, "late2" for one a second later, "hang" (until SIGTERM, then 143), or "0@worker1=2" for
+# one worker's own.
 PYTHON = """#!{python} -S
 import json, os, signal, sys, time
 here, worker = os.environ["STAND_IN"], os.path.basename(os.environ["HOME"])
@@ -25,6 +26,9 @@ signal.signal(signal.SIGTERM, stop)
 print(f"{{worker}} start {{started + 1}}", flush=True)
 while end == "hang":
     time.sleep(0.02)
+if end.startswith("late"):
+    time.sleep(1)
+    end = end[4:]
 print("error: the batch is too large" if end == "2" else "the last line", flush=True)
 sys.exit(int(end))
 """

@@ -46,6 +46,7 @@ class Cloud:
             "STAND_IN": str(folder),
             "UVIT_POLL_SECONDS": "0",
             "UVIT_FOLLOW_SECONDS": "20",
+            "UVIT_SETTLE_SECONDS": "30",
             "UVIT_MOUNT": str(folder / "bucket"),
         }
         self.goes()
@@ -227,7 +228,7 @@ def test_a_mistake_of_the_users_is_not_started_again(cloud):
 
 
 def test_a_mistake_that_another_worker_tells_counts_as_one(cloud):
-    cloud.goes("1@worker1=2")
+    cloud.goes("1@worker1=late2")
     done = cloud.run()
     assert done.returncode == 2
     assert "error: the batch is too large" in done.stderr
@@ -255,6 +256,7 @@ def test_a_run_stopped_by_notice_goes_on_where_the_slice_stays(cloud):
 @pytest.mark.slow
 def test_workers_that_still_run_save_and_stop_before_a_restart(cloud):
     cloud.goes("1@worker1=hang 0")
+    cloud.environ["UVIT_SETTLE_SECONDS"] = "0"
     done = cloud.run("--keep")
     assert done.returncode == 0, done.stderr
     log = (cloud.folder / "run1" / "worker1" / "uvit" / "run.log").read_text()
@@ -296,6 +298,7 @@ def test_a_slice_is_kept_where_asked_and_status_and_down_see_it(cloud):
 
 def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
     cloud.goes("hang")
+    cloud.environ["UVIT_SETTLE_SECONDS"] = "0"
     command = ["bash", str(cloud.checkout / "launch" / "tpu_vm.sh"), *FLAGS, "--", *CONFIG]
     first = subprocess.Popen(
         command,
