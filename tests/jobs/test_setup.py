@@ -12,14 +12,23 @@ from uvit_jax.jobs.setup import assemble
 
 @pytest.mark.parametrize("remat", ["matmuls", "full"])
 def test_only_training_computes_anything_twice(remat):
-    parts = {
-        kind: assemble(experiment(model__remat=remat), DataCard("none"), section=kind) for kind in ("train", "sample")
-    }
-    params = jax.jit(parts["train"].init_params)(jax.random.key(0))
+    parts = assemble(experiment(model__remat=remat), DataCard("none"))
+    networks = {"train": parts.network, "sample": parts.sampling_network}
+    params = jax.jit(parts.init_params)(jax.random.key(0))
     given = jax.random.normal(jax.random.key(1), (8, 8, 8, 1)), jnp.linspace(0, 999, 8), jnp.arange(8)
-    programs = {kind: jax.make_jaxpr(part.network)(params, *given) for kind, part in parts.items()}
-    assert "checkpoint" in str(programs["train"]) or "remat" in str(programs["train"])
-    assert "checkpoint" not in str(programs["sample"])
-    assert "remat" not in str(programs["sample"])
-    train, sample = (jax.jit(parts[kind].network)(params, *given) for kind in ("train", "sample"))
+    programs = {kind: str(jax.make_jaxpr(network)(params, *given)) for kind, network in networks.items()}
+    assert "checkpoint" in programs["train"] or "remat" in programs["train"]
+    assert "checkpoint" not in programs["sample"]
+    assert "remat" not in programs["sample"]
+    train, sample = (jax.jit(network)(params, *given) for network in networks.values())
     np.testing.assert_allclose(train, sample, atol=1e-6)
+
+
+def test_a_sampler_is_the_same_program_whatever_training_computes_twice():
+    def program(remat: str) -> str:
+        parts = assemble(experiment(model__remat=remat), DataCard("none"))
+        labels = jax.ShapeDtypeStruct((10,), jnp.int32, sharding=parts.batch_sharding)
+        sampler = parts.sampler(parts.experiment.null_label)
+        return sampler.lower(parts.abstract_params, rows=10, condition=labels, guided=True).as_text()
+
+    assert program("full") == program("none")

@@ -37,7 +37,7 @@ class Parts:
     Attributes:
       experiment: its config.
       mesh: all devices.
-      network: `network(params, x, model_time, condition)`.
+      network: `network(params, x, model_time, condition)`, as training runs it.
       init_params: `init_params(key)`, fresh parameters.
       card: the data the model is of.
       codec: between images and the network's latents; None for pixels, or where no autoencoder is named.
@@ -49,6 +49,11 @@ class Parts:
     init_params: Callable[[Array], Params]
     card: DataCard
     codec: Codec | None
+
+    @property
+    def sampling_network(self) -> Network:
+        """The network for what takes no gradient: it computes nothing twice, whatever `model.remat` says."""
+        return abstract_network(dataclasses.replace(self.experiment.model, remat="none"), self.mesh)[1]
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -92,7 +97,7 @@ class Parts:
         """The sampler that `config.sample` describes, its batch split over the mesh."""
         experiment = self.experiment
         return Sampler(
-            self.network,
+            self.sampling_network,
             experiment.diffusion.make_schedule(),
             experiment.model.sample_shape,
             config=experiment.sample.sampler(),
@@ -167,7 +172,7 @@ def assemble(
 ) -> Parts:
     """The parts of an experiment on these devices (default: all there are); no array is made.
 
-    section: whose batches they are for. What only samples computes nothing twice, whatever `model.remat` says.
+    section: whose batches the mesh has to divide.
 
     Raises:
       UserError: where the mesh doesn't fit the devices, the batch or the heads, or the autoencoder not the model.
@@ -179,6 +184,5 @@ def assemble(
         check_latents(experiment, autoencoder)
         card.check(autoencoder)
         codec = Codec(autoencoder, mesh, experiment.autoencoder.batch_size, card.normalization)
-    model = experiment.model if section == "train" else dataclasses.replace(experiment.model, remat="none")
-    _, network, init_params = abstract_network(model, mesh)
+    _, network, init_params = abstract_network(experiment.model, mesh)
     return Parts(experiment, mesh, network, init_params, card, codec)
