@@ -1,3 +1,4 @@
+import logging
 import types
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 from uvit_jax.parallel.compiler import OVERLAPS, compiler_options
 from uvit_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from uvit_jax.parallel.topology import parse_topology, topology_devices
+from uvit_jax.telemetry.say_once import say_once
 
 GATHERS = "xla_enable_async_all_gather"
 SUMS = "xla_tpu_enable_sparse_core_collective_offload_all_reduce"
@@ -33,6 +35,23 @@ def mesh_of(kind, fsdp, platform="tpu"):
 def test_options_are_those_of_the_chip_and_the_mesh(kind, fsdp, overlap, asked):
     options = compiler_options.__wrapped__(mesh_of(kind, fsdp), overlap)
     assert {name for name in (GATHERS, SUMS) if options.get(name)} == asked
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform"), [("TPU v5 lite", "tpu"), ("NVIDIA H100 80GB HBM3", "gpu"), ("cpu", "cpu")]
+)
+def test_sparsecore_says_once_where_there_are_none(kind, platform, caplog):
+    say_once.cache_clear()
+    mesh = mesh_of(kind, 8, platform)
+    with caplog.at_level(logging.WARNING, "uvit_jax"):
+        options = [compiler_options.__wrapped__(mesh, "sparsecore") for _ in range(2)]
+        assert options == [compiler_options.__wrapped__(mesh, "auto")] * 2
+        compiler_options.__wrapped__(mesh_of("TPU v5", 8), "sparsecore")
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"train.overlap is 'sparsecore', but {kind} is no v5p, whose SparseCores can sum gradients: compiled as "
+        "with 'auto'"
+    )
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)

@@ -12,13 +12,13 @@ from jaxtyping import Array, Float
 from uvit_jax.models.attention import Attention
 from uvit_jax.models.fused import gelu
 from uvit_jax.models.fused import norm as fused
-from uvit_jax.models.fused.fallback import say_once
 from uvit_jax.models.fused.products import product
 from uvit_jax.models.fused.weight_gradient import gradient_parts
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layout import ONE_DEVICE, Layout, hidden, stream
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.models.weights import bias_of, scale_of
+from uvit_jax.telemetry.say_once import say_once
 
 # The residual stream, a product still to be added to it or nothing, and the product's bias or nothing: the norm that
 # comes next adds all of it in its own pass.

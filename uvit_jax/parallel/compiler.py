@@ -3,6 +3,7 @@
 from jax.sharding import Mesh
 
 from uvit_jax.parallel.chips import find_chip
+from uvit_jax.telemetry.say_once import say_once
 
 OVERLAPS = ("auto", "none", "sparsecore")
 
@@ -31,18 +32,22 @@ def compiler_options(mesh: Mesh, overlap: str = "auto") -> dict[str, bool]:
     """Options of `jax.jit` for a train step or a sampler on this mesh; none for CPUs.
 
     overlap: "auto" for asynchronous gathers of parameters where fsdp splits them; "sparsecore" for that and gradients
-    summed by the SparseCores where the chip has them; "none" for a TPU compiler's own choices, which the environment's
-    LIBTPU_INIT_ARGS then sets alone. Compiled programs say that these overlap (docs/performance.md); no TPU has run
-    them here. Google's own runs with SparseCore collectives set LIBTPU_INIT_ARGS=--2a886c8_chip_config_name=
-    megachip_tccontrol besides, which isn't the compiler's to set.
+    summed by the SparseCores of a v5p, said once where the devices are others; "none" for a TPU compiler's own choices,
+    which the environment's LIBTPU_INIT_ARGS then sets alone. Compiled programs say that these overlap
+    (docs/performance.md); no TPU has run them here. Google's own runs with SparseCore collectives set
+    LIBTPU_INIT_ARGS=--2a886c8_chip_config_name=megachip_tccontrol besides, which isn't the compiler's to set.
     """
     device = mesh.devices.flat[0]
     chip = find_chip(device.device_kind)
+    sums = overlap == "sparsecore" and chip is not None and chip.name in _WITH_SPARSE_CORES
+    if overlap == "sparsecore" and not sums:
+        say_once(
+            f"train.overlap is 'sparsecore', but {device.device_kind} is no {' or '.join(_WITH_SPARSE_CORES)}, "
+            "whose SparseCores can sum gradients: compiled as with 'auto'"
+        )
     if device.platform == "gpu":
         return dict(_GPU)
     if device.platform != "tpu" or overlap == "none":
         return {}
     options = dict(_ASYNC_GATHERS) if mesh.shape["fsdp"] > 1 else {}
-    if overlap == "sparsecore" and chip is not None and chip.name in _WITH_SPARSE_CORES:
-        options |= _SPARSE_CORE_SUMS
-    return options
+    return options | _SPARSE_CORE_SUMS if sums else options

@@ -18,7 +18,7 @@ from uvit_jax.models.fused import (
     pallas_triton,
 )
 from uvit_jax.models.fused.attention_triton import Tuning
-from uvit_jax.models.fused.fallback import say_once
+from uvit_jax.telemetry.say_once import say_once
 
 Implementation = Literal["triton", "hopper", "mosaic", "cudnn", "xla"]
 # Beyond them nothing was measured; a long loop wants other tilings, and there copies around cuDNN's weigh little.

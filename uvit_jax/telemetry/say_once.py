@@ -1,4 +1,4 @@
-"""A kernel that was asked for by name and does not fit: said once, and never a crash."""
+"""What was asked for and does not fit the hardware or the shape: said once, and never a crash."""
 
 import functools
 import logging
