@@ -101,7 +101,7 @@ def test_the_time_limit_saves_and_goes_back_into_the_queue(cluster):
     assert job.stdout is not None
     assert job.stdout.readline() == "worker0 start 1\n"
     job.send_signal(signal.SIGUSR1)
-    out, _ = job.communicate(timeout=20)
+    out, _ = job.communicate(timeout=60)
     assert out == "preempted: the checkpoint is saved\n"
     assert job.returncode == 143
     assert cluster.log[-1] == "scontrol requeue 7"
@@ -114,7 +114,7 @@ def test_of_sigterm_a_preemption_goes_back_into_the_queue_and_scancel_does_not(c
     assert job.stdout is not None
     job.stdout.readline()
     subprocess.run(["pkill", "-TERM", "-P", str(job.pid), "-f", "srun"], check=True)  # what Slurm does: to the step
-    job.communicate(timeout=20)
+    job.communicate(timeout=60)
     assert job.returncode == 143
     assert ("scontrol requeue 7" in cluster.log) == requeued
 

@@ -313,7 +313,7 @@ def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
     assert first.stdout is not None
     assert first.stdout.readline() == "worker0 start 1\n"
     os.killpg(first.pid, signal.SIGINT)
-    assert "what runs on run1 goes on" in first.communicate(timeout=20)[1]
+    assert "what runs on run1 goes on" in first.communicate(timeout=60)[1]
     assert first.returncode == 130
     assert cloud.exists
     other = cloud.run(args=(*CONFIG, "--config.train.steps=5"))
@@ -325,7 +325,7 @@ def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
     assert again.stdout.readline() == "worker0 start 1\n"
     (cloud.folder / "exits").write_text("0")
     os.kill(pid, signal.SIGTERM)  # as a notice would: it saves, and is started again
-    assert again.communicate(timeout=20)[0].endswith(
+    assert again.communicate(timeout=60)[0].endswith(
         "preempted: the checkpoint is saved\nworker0 start 2\nthe last line\n"
     )
     assert again.returncode == 0
