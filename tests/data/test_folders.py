@@ -75,6 +75,30 @@ def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path):
         open_originals(str(tmp_path))
 
 
+def test_a_class_of_a_splits_name_does_not_pass_for_the_data_set(tmp_path):
+    for i, name in enumerate(["apple", "bus", "train", "whale"]):
+        write(tmp_path / "set" / name / "1.png", i)
+    said = (
+        rf"^source is '{tmp_path}/set', whose folder 'train' may be a part of the data set or a class beside 'apple', "
+        rf"'bus', 'whale', expected '{tmp_path}/set/train' for that part alone, or all classes inside a folder 'train'$"
+    )
+    with pytest.raises(UserError, match=said):
+        open_originals(str(tmp_path / "set"))
+    # Both ways out that the sentence names, and a part asked for by its name.
+    assert len(open_originals(str(tmp_path / "set" / "train"))) == 1
+    assert len(open_originals(str(tmp_path / "set"), "whale")) == 1
+    (tmp_path / "set").rename(tmp_path / "train")
+    assert list(open_originals(str(tmp_path)).class_names) == ["apple", "bus", "train", "whale"]
+
+
+def test_folders_without_images_beside_a_part_leave_it_one(tmp_path):
+    write(tmp_path / "train" / "a" / "1.png")
+    write(tmp_path / "Validation" / "a" / "2.png")
+    (tmp_path / "devkit" / "data").mkdir(parents=True)
+    (tmp_path / "devkit" / "data" / "classes.txt").write_text("a")
+    assert [open_originals(str(tmp_path))[0].name] == ["a/1.png"]
+
+
 def test_links_are_followed(tmp_path):
     write(tmp_path / "store" / "x.png", 7)
     (tmp_path / "set" / "cat").mkdir(parents=True)

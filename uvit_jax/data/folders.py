@@ -69,21 +69,36 @@ def open_folder(source: pathlib.Path, split: str = "train") -> ImageFolder:
 
     Raises:
       UserError: for a folder that isn't there, has no such part or no images, has a class without images, or both
-        images and classes.
+        images and classes; and for a "train" that may as well be one of its classes.
     """
     if not source.is_dir():
         found = "is a file" if source.exists() else "doesn't exist"
         raise UserError(f"source is {str(source)!r}, which {found}, expected a folder of images or 'tfds:<name>'")
     name = source.resolve().name
     root = source / split
-    if root.is_dir():
-        return _open(root, name)
     _, folders = _scan(source)
+    if root.is_dir():
+        _check_is_part(source, split, folders)
+        return _open(root, name)
     parts = [folder for folder in folders if folder.lower() in _SPLITS]
     if split != "train" or (parts and len(parts) == len(folders)):
         there = f"the folders {', '.join(map(repr, folders[:5]))}" if folders else "no folders"
         raise UserError(f"split is {split!r}, but {source} has {there}, expected a folder of that name in it")
     return _open(source, name)
+
+
+def _check_is_part(source: pathlib.Path, split: str, folders: Sequence[str]) -> None:
+    """Refuses a "train" beside classes (apple, bus, train, whale); another split was asked for by its name."""
+    if split != "train":
+        return
+    others = [folder for folder in folders if folder != split and folder.lower() not in _SPLITS]
+    classes = [folder for folder in others if _images_below(source, f"{folder}/")]
+    if classes:
+        beside = ", ".join(map(repr, classes[:3])) + ", ..." * (len(classes) > 3)
+        raise UserError(
+            f"source is {str(source)!r}, whose folder {split!r} may be a part of the data set or a class beside "
+            f"{beside}, expected {str(source / split)!r} for that part alone, or all classes inside a folder {split!r}"
+        )
 
 
 def _open(root: pathlib.Path, name: str) -> ImageFolder:
