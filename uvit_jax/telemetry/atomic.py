@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 from uvit_jax.errors import UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -18,7 +20,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     and take the name with `os.replace`. Missing parent folders are made.
 
     Raises:
-      UserError: the folder can't be made or written to, or its disk is full.
+      UserError: the folder can't be made or written to, or its disk or the user's quota of it is full.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -35,6 +37,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in _FULL:
             raise UserError(f"cannot write {path}: {error.strerror}; free some and start again") from error
         raise
