@@ -1,5 +1,7 @@
+import json
 import os
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -78,6 +80,32 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(UserError, match=r"ends in '\.png', expected"):
         official.read_weights(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b".",  # a bytearray of more bytes than there is memory
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**63) + b".",  # bytes of more than there are addresses
+    ],
+    ids=["memory", "addresses"],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # CPython's, of the bytearray
+def test_a_pickle_damaged_to_ask_for_all_memory_is_named(tmp_path, data):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("weights/data.pkl", data)
+    with pytest.raises(UserError, match=r"a\.pth is damaged \(.+\), expected a file that torch\.save wrote$"):
+        official.read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
+def test_weights_of_8_bits_are_refused_by_their_name(tmp_path, dtype):
+    fields = {"w": {"dtype": dtype, "shape": [4], "data_offsets": [0, 4]}}
+    header = json.dumps(fields).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    said = rf"a\.safetensors holds w in {dtype}, expected float32, float16 or bfloat16$"
+    with pytest.raises(UserError, match=said):
+        official.read_weights(tmp_path / "a.safetensors")
 
 
 @pytest.mark.torch

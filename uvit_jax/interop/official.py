@@ -143,12 +143,21 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return {name: _tensor(file, name, path) for name in file.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
             raise UserError(f"{path} is no whole safetensors file ({error})") from None
     if path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
         return read_legacy_tensors(path) if is_legacy(path) else read_tensors(path)
     raise UserError(f"{path} ends in {path.suffix!r}, expected .pth, .pt, .bin, .ckpt or .safetensors")
+
+
+def _tensor(file: Any, name: str, path: pathlib.Path) -> np.ndarray:
+    """One array of an open safetensors file."""
+    try:
+        return file.get_tensor(name)
+    except AttributeError:  # of NumPy, which the library asks for a dtype that is none of NumPy's own
+        dtype = file.get_slice(name).get_dtype()
+        raise UserError(f"{path} holds {name} in {dtype}, expected float32, float16 or bfloat16") from None
 
 
 def _plain_path(path: tuple) -> tuple[str | int, ...]:

@@ -42,14 +42,16 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             saved = _Unpickler(archive, path).load()
+    except UserError:
+        raise
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(
             f"{path} can't be read ({error}), expected a file that torch.save (1.6 or newer) wrote"
         ) from None
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged ({error}), expected a file that torch.save wrote") from None
+    # What damage to a pickle raises is nearly anything: where it asks for more bytes than there is memory, too.
+    except Exception as error:
+        fault = str(error) or type(error).__name__
+        raise UserError(f"{path} is damaged ({fault}), expected a file that torch.save wrote") from None
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]
     tensors = (
