@@ -59,6 +59,7 @@ queue_state() { # into STATE
   else
     die 1 "the state of $NAME can't be read: $(why); what runs there goes on, and the same command finds it again"
   fi
+  [[ $STATE == ACTIVE ]] || MADE="" # the next machines of this name are others
 }
 
 nodes_ready() { # whether all TPUs of an active request are there; LOST where one won't be again
@@ -72,10 +73,11 @@ nodes_ready() { # whether all TPUs of an active request are there; LOST where on
     case $state in
       READY) ;;
       PREEMPTED | TERMINATED | STOPPED | STOPPING | DELETING | UNKNOWN) LOST=1 && return 1 ;;
-      NOT_FOUND) LOST=$SEEN && return 1 ;; # taken away, or not made yet
+      NOT_FOUND) LOST=$MADE && return 1 ;; # taken away, or not made yet
       *) return 1 ;;                       # repaired or started again and soon back, or Google doesn't answer
     esac
   done
+  MADE=1
 }
 
 create() {

@@ -332,7 +332,7 @@ leave() {
 }
 
 main() {
-  EXPECTED="" STATE="" LOST="" SEEN=""
+  EXPECTED="" STATE="" LOST="" SEEN="" MADE=""
   TEMPORARY=$(mktemp -d)
   trap leave EXIT
   trap interrupted INT TERM

@@ -44,6 +44,10 @@ def main(argv):
     if verb == "ssh":
         return ssh(name, argv, scenario, cloud)
     if group == "tpu-vm":
+        if cloud["unmade"]:
+            cloud["unmade"] -= 1
+            save(cloud)
+            return fail(f"NOT_FOUND: Resource '{name}' was not found")
         print(cloud.get("node", "READY"))
         return 0
     return queued_resource(verb, name, argv, scenario, cloud)
@@ -56,6 +60,8 @@ def queued_resource(verb, name, argv, scenario, cloud):
         created = cloud["created"] = cloud.get("created", 0) + 1
         states = scenario.get("states", ["ACTIVE"])
         cloud["states"] = states[min(created, len(states)) - 1] if isinstance(states[0], list) else states
+        # A request's number, and how many times its machines are asked for before they are there.
+        cloud["unmade"] = scenario.get("unmade", {}).get(str(created), 0)
         count = int(argv[argv.index("--node-count") + 1]) if "--node-count" in argv else 0
         cloud["nodes"] = [f"{name}-{i}" for i in range(count)] or [name]
         for node in cloud["nodes"]:
@@ -114,6 +120,9 @@ def interrupt(event, home, number, cloud, scenario):
     elif event == "machines preempted":  # the request doesn't know yet
         kill(cloud, scenario)
         cloud["node"] = "PREEMPTED"
+    elif event == "machines gone":  # nor does it say why
+        kill(cloud, scenario)
+        cloud["unmade"] = 99
     save(cloud)
     return fail("[/usr/bin/ssh] exited with return code [255].", 255)
 

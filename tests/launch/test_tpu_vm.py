@@ -165,7 +165,7 @@ def test_a_request_that_fails_is_deleted_and_its_reason_told(cloud):
     assert cloud.verbs == ["create", "delete"]
 
 
-@pytest.mark.parametrize("event", ["preempted", "machines preempted"])
+@pytest.mark.parametrize("event", ["preempted", "machines preempted", "machines gone"])
 def test_a_preempted_run_goes_on_on_a_new_slice_with_the_same_command(cloud, event):
     cloud.goes("hang hang 0", workers=1, follow={"1": event, "2": event})
     done = cloud.run()
@@ -175,6 +175,13 @@ def test_a_preempted_run_goes_on_on_a_new_slice_with_the_same_command(cloud, eve
     assert first == second == third
     # Nothing lost, nothing shown twice.
     assert done.stdout == "worker0 start 1\nworker0 start 2\nworker0 start 3\nthe last line\n"
+
+
+def test_machines_that_are_not_made_yet_are_waited_for_after_a_preemption_too(cloud):
+    cloud.goes("hang 0", workers=1, follow={"1": "preempted"}, unmade={"1": 2, "2": 2})
+    done = cloud.run()
+    assert done.returncode == 0, done.stderr
+    assert cloud.verbs.count("create") == cloud.verbs.count("delete") == 2
 
 
 def test_ssh_that_fails_is_tried_again(cloud):
