@@ -18,7 +18,7 @@
 #
 # Exit codes of the program: 0 is done, 2 a mistake in the command: neither is started again. 143 is a checkpoint saved
 # on notice: the job goes back into the queue where the time limit or a preemption gave the notice, and ends where
-# scancel did. Anything else is a crash: started again on the same nodes.
+# scancel did. Anything else is a crash: started again on the same nodes, by way of the queue where the notice has come.
 #
 #SBATCH --job-name=uvit
 #SBATCH --nodes=1
@@ -71,8 +71,15 @@ if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PE
 
 # The time limit's notice comes to this shell alone, so that it is told from scancel's, which goes to the program alone.
 # srun hands the signal on to every task, and each host saves. Of a preemption, too, only the program hears.
-notice="" signalled=1
-trap 'notice=1 signalled=1; kill -TERM "$step"' USR1
+# It may come when no step runs, or none any more.
+notice="" signalled=1 step=""
+trap 'notice=1 signalled=1; kill -TERM "$step" 2>/dev/null || true' USR1
+
+requeue() {
+  echo "slurm.sh: job $SLURM_JOB_ID goes back into the queue, and goes on from its newest checkpoint" >&2
+  scontrol requeue "$SLURM_JOB_ID"
+  exit 143
+}
 
 for ((restarts = 0; ; restarts++)); do
   "${COMMAND[@]}" &
@@ -84,17 +91,15 @@ for ((restarts = 0; ; restarts++)); do
   case $code in
     0 | 2) exit "$code" ;;
     143)
-      if [[ $notice ]] || scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; then
-        echo "slurm.sh: stopped with a checkpoint: job $SLURM_JOB_ID goes back into the queue" >&2
-        scontrol requeue "$SLURM_JOB_ID"
-      fi
-      exit 143
+      [[ $notice ]] || scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]' || exit 143
+      requeue
       ;;
   esac
-  if [[ $notice ]] || ((restarts == MAX_RESTARTS)); then
+  if ((restarts == MAX_RESTARTS)); then
     echo "slurm.sh: the program ended with $code after $restarts restarts, and is not started again" >&2
     exit "$code"
   fi
   echo "slurm.sh: the program ended with $code: restart $((restarts + 1)) of $MAX_RESTARTS, from its newest checkpoint" >&2
-  sleep "${UVIT_POLL_SECONDS:-30}"
+  [[ $notice ]] || sleep "${UVIT_POLL_SECONDS:-30}"
+  [[ ! $notice ]] || requeue
 done

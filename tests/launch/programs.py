@@ -5,8 +5,8 @@ import stat
 import sys
 
 # What `uv venv` makes: a python that notes how it was called and ends as `exits` in the stand-in's folder says, one
-# word a start: an exit code, "late2" for one a second later, "hang" (until SIGTERM, then 143), or "0@worker1=2" for
-# one worker's own.
+# word a start: an exit code, "late2" for one a second later, "hang" (until SIGTERM, then 143; "hang1": then 1), or
+# "0@worker1=2" for one worker's own.
 PYTHON = """#!{python} -S
 import json, os, signal, sys, time
 here, worker = os.environ["STAND_IN"], os.path.basename(os.environ["HOME"])
@@ -20,11 +20,12 @@ end, _, own = exits[min(started, len(exits) - 1)].partition("@" + worker + "=")
 end = own or end.partition("@")[0]
 def stop(*_):
     time.sleep(0.3)
-    print("preempted: the checkpoint is saved", flush=True)
-    sys.exit(143)
+    crash = end.startswith("hang") and end[4:]
+    print("the last line" if crash else "preempted: the checkpoint is saved", flush=True)
+    sys.exit(int(crash or 143))
 signal.signal(signal.SIGTERM, stop)
 print(f"{{worker}} start {{started + 1}}", flush=True)
-while end == "hang":
+while end.startswith("hang"):
     time.sleep(0.02)
 if end.startswith("late"):
     time.sleep(1)

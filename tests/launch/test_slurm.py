@@ -58,7 +58,7 @@ class Cluster:
 
     def run(self, *args: str) -> tuple[int, str, str]:
         job = self.submit(*args)
-        out, err = job.communicate(timeout=30)
+        out, err = job.communicate(timeout=60)
         return job.returncode, out, err
 
     @property
@@ -117,6 +117,27 @@ def test_of_sigterm_a_preemption_goes_back_into_the_queue_and_scancel_does_not(c
     job.communicate(timeout=60)
     assert job.returncode == 143
     assert ("scontrol requeue 7" in cluster.log) == requeued
+
+
+def test_a_crash_just_before_the_time_limit_is_not_started_again_here_but_after_the_queue(cluster):
+    cluster.goes("1")
+    # The notice comes while the script waits to start the program again: there is no program to hand it on to.
+    executable(cluster.folder / "bin" / "sleep", "#!/bin/bash\nkill -USR1 $PPID\n")
+    assert cluster.run(*CONFIG)[0] == 143
+    assert len(cluster.starts()) == 1
+    assert cluster.log[-1] == "scontrol requeue 7"
+
+
+def test_a_crash_while_saving_at_the_time_limit_goes_back_into_the_queue(cluster):
+    cluster.goes("hang1")
+    job = cluster.submit(*CONFIG)
+    assert job.stdout is not None
+    job.stdout.readline()
+    job.send_signal(signal.SIGUSR1)
+    job.communicate(timeout=60)
+    assert job.returncode == 143
+    assert len(cluster.starts()) == 1
+    assert cluster.log[-1] == "scontrol requeue 7"
 
 
 def test_crashes_are_started_again_a_bounded_number_of_times(cluster):
