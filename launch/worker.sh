@@ -93,7 +93,8 @@ supervise() {
   cd code
   ../venv/bin/python -m uvit_jax.main "$@" &
   child=$!
-  trap 'signalled=1; kill -TERM $child' TERM
+  # It may have ended already, and its code is yet to be written down.
+  trap 'signalled=1; kill -TERM "$child" 2>/dev/null || true' TERM
   # A signal ends `wait` too, while the program is still saving.
   while ((signalled)); do
     signalled=0 code=0

@@ -251,6 +251,18 @@ def test_crashes_are_started_again_a_bounded_number_of_times(cloud):
     assert not cloud.exists
 
 
+def test_an_exit_code_is_not_lost_to_a_notice_that_comes_after_it(tmp_path):
+    executable(tmp_path / "uvit" / "venv" / "bin" / "python", "#!/bin/bash\nexit 7\n")
+    (tmp_path / "uvit" / "code").mkdir()
+    # Bash reads this first: the notice comes when the program's end has been seen and is not written down yet.
+    first = tmp_path / "first.sh"
+    first.write_text('wait() { builtin wait "$@" || set -- $?; unset -f wait; kill -TERM $$; return $1; }\n')
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "BASH_ENV": str(first)}
+    done = subprocess.run(["bash", str(ROOT / "launch" / "worker.sh"), "supervise"], env=environ, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "uvit" / "run.exit").read_text() == "7\n"
+
+
 @pytest.mark.slow
 def test_a_run_stopped_by_notice_goes_on_where_the_slice_stays(cloud):
     cloud.goes("143 0")
