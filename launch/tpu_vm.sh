@@ -136,10 +136,10 @@ check() {
     die 2 "$ROOT is no git checkout, expected one, or --repo URL"
   [[ $DIRTY || -z $(git -C "$ROOT" status --porcelain --untracked-files=no -- "${CODE[@]}") ]] ||
     die 2 "$ROOT has changes that are not committed: commit them, or copy them as they are with --dirty"
-  # A config that is there but that git doesn't know would be missed only on the slice.
+  # A config that is there but that git doesn't know, or the reverse, would be missed only on the slice.
   config=${config%%:*}
-  [[ -z $config || $config == /* || $(git -C "$ROOT" ls-files -- "$config") ]] ||
-    die 2 "git knows no config file $config in $ROOT, expected a committed one, as configs/imagenet512.py"
+  [[ -z $config || $config == /* || (-e $ROOT/$config && $(git -C "$ROOT" ls-files -- "$config")) ]] ||
+    die 2 "$ROOT has no config file $config that git knows, expected a committed one, as configs/imagenet512.py"
 }
 
 program_flag() { # NAME: the value of the program's flag of that name, nothing where it isn't given
@@ -162,12 +162,19 @@ pack() { # VERSION becomes the name of the code, RUN of the code and the command
     : >"$archive"
   elif [[ $DIRTY ]]; then
     VERSION="$(git -C "$ROOT" rev-parse HEAD) and $(git -C "$ROOT" diff HEAD -- "${CODE[@]}" | cksum)"
-    [[ $DRY_RUN ]] || git -C "$ROOT" ls-files -- "${CODE[@]}" | tar -C "$ROOT" -czf "$archive" -T -
+    [[ $DRY_RUN ]] || tracked_files | tar -C "$ROOT" -czf "$archive" --null -T -
   else
     VERSION=$(git -C "$ROOT" rev-parse HEAD)
     [[ $DRY_RUN ]] || git -C "$ROOT" archive --format=tar.gz -o "$archive" HEAD -- "${CODE[@]}"
   fi
   RUN=$(printf '%s\n' "$VERSION" ${VARIABLES[@]+"${VARIABLES[@]}"} "${ARGS[@]}" | cksum | tr ' ' -)
+}
+
+tracked_files() { # each with a zero byte behind it, but those that are deleted
+  local file
+  git -C "$ROOT" ls-files -z -- "${CODE[@]}" | while IFS= read -r -d '' file; do
+    if [[ -e $ROOT/$file || -L $ROOT/$file ]]; then printf '%s\0' "$file"; fi
+  done
 }
 
 check_bucket() {

@@ -365,7 +365,7 @@ def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
         (("train",), "'train' is no flag of tpu_vm.sh"),
         (("--ref",), "--ref needs a value"),
         (("--", "--job", "train"), "--config is missing behind --"),
-        (("--", "--config", "configs/mine.py"), "git knows no config file configs/mine.py"),
+        (("--", "--config", "configs/mine.py"), "has no config file configs/mine.py that git knows"),
     ],
 )
 def test_a_mistake_in_the_flags_is_told_before_anything_is_asked(cloud, flags, says):
@@ -382,6 +382,7 @@ def test_changes_not_committed_are_refused_or_copied(tmp_path, checkout):
     changed = tmp_path / "changed"
     shutil.copytree(checkout, changed)
     (changed / "configs" / "imagenet512.py").write_text("changed\n")
+    (changed / "LICENSE").unlink()
     cloud = Cloud(tmp_path / "cloud", changed)
     cloud.goes(workers=1)
     refused = cloud.run()
@@ -389,8 +390,12 @@ def test_changes_not_committed_are_refused_or_copied(tmp_path, checkout):
     assert "changes that are not committed" in refused.stderr
     assert not cloud.calls
     assert cloud.run("--dirty", "--keep").returncode == 0
-    copied = cloud.folder / "run1" / "worker0" / "uvit" / "code" / "configs" / "imagenet512.py"
-    assert copied.read_text() == "changed\n"
+    copied = cloud.folder / "run1" / "worker0" / "uvit" / "code"
+    assert (copied / "configs" / "imagenet512.py").read_text() == "changed\n"
+    assert not (copied / "LICENSE").exists()
+    assert (copied / "README.md").exists()
+    (changed / "configs" / "imagenet512.py").unlink()
+    assert "has no config file configs/imagenet512.py" in cloud.run("--dirty").stderr
 
 
 @pytest.mark.slow
