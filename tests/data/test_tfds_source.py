@@ -11,6 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from uvit_jax.data.listing import listing_sha256
 from uvit_jax.data.originals import CorruptImage, Originals, open_originals
 from uvit_jax.errors import UserError
 
@@ -107,6 +108,16 @@ def test_images_and_labels_are_those_that_were_written(data_dir):
         np.testing.assert_array_equal(original.image, image(i))
         assert (original.label, original.captions) == (i % 2, ())
     assert originals[3].name == "train[3]"
+
+
+def test_a_listing_is_of_the_records_that_a_split_takes(data_dir):
+    def listing(source: str, split: str) -> str:
+        return listing_sha256(open_originals(source, split, data_dir))
+
+    half = listing("tfds:tiny_pets", "train[:50%]")
+    assert half == listing("tfds:tiny_pets:1.0.0", "train[:4]")
+    others = [("tfds:tiny_pets", "train"), ("tfds:tiny_pets", "train[4:]"), ("tfds:tiny_grey", "train[:4]")]
+    assert len({half, *(listing(*other) for other in others)}) == 4
 
 
 def test_splits_and_slices_are_tfdss(data_dir):

@@ -1,6 +1,7 @@
 """The job `prepare`: folders of images and official features to data sets of pixels, moments and latents."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 
@@ -117,6 +118,75 @@ def test_the_same_weights_may_have_another_name_and_others_may_not(images, kl, t
         prepare.run(experiment(images, tmp_path / "out", **latents(other)), tmp_path)
 
 
+def half_made(job: Experiment) -> pathlib.Path:
+    """A folder whose first shard of three is made, as a run that was killed leaves it."""
+    out = pathlib.Path(job.prepare.out)
+    prepare.run(job, out)
+    for path in [*sorted(out.glob("*.array_record"))[1:], out / "manifest.json"]:
+        path.unlink()
+    return out
+
+
+def rename_a_class(folder: pathlib.Path) -> None:
+    (folder / "c0").rename(folder / "z0")
+
+
+def rename_a_file(folder: pathlib.Path) -> None:
+    (folder / "c0" / "000.png").rename(folder / "c0" / "009.png")
+
+
+def move_an_image_to_another_class(folder: pathlib.Path) -> None:
+    (folder / "c1" / "003.png").rename(folder / "c2" / "004.png")
+
+
+@pytest.mark.parametrize("change", [rename_a_class, rename_a_file, move_an_image_to_another_class])
+def test_shards_of_a_source_in_another_order_are_not_gone_on_with(tmp_path, change):
+    # Renamed, c0 is the last class: labels would be wrong, some images stored twice and others not at all.
+    write_images(tmp_path / "images")
+    job = experiment(tmp_path / "images", tmp_path / "out")
+    out = half_made(job)
+    change(tmp_path / "images")
+    said = (
+        rf"^{out} was begun with listing_sha256 = '\w{{64}}', but it is '\w{{64}}' now \(of the source's file names, "
+        r"labels, captions and class names\): expected the same settings, or another config\.prepare\.out$"
+    )
+    with pytest.raises(UserError, match=said):
+        prepare.run(job, tmp_path)
+    assert len(list(out.glob("*.array_record"))) == 1
+
+
+def test_an_image_more_is_told_by_the_number_of_images(tmp_path):
+    write_images(tmp_path / "images")
+    job = experiment(tmp_path / "images", tmp_path / "out")
+    half_made(job)
+    shutil.copy(tmp_path / "images" / "c0" / "000.png", tmp_path / "images" / "c0" / "004.png")
+    with pytest.raises(UserError, match=r"was begun with num_images = 12, but it is 13 now"):
+        prepare.run(job, tmp_path)
+
+
+def test_latents_of_another_precision_are_not_gone_on_with(images, kl, tmp_path):
+    half_made(experiment(images, tmp_path / "out", **latents(kl)))
+    said = "was begun with autoencoder_dtype = 'float32', but it is 'bfloat16' now"
+    with pytest.raises(UserError, match=said):
+        prepare.run(experiment(images, tmp_path / "out", **latents(kl, autoencoder__dtype="bfloat16")), tmp_path)
+
+
+def test_an_earlier_versions_plan_is_enough_for_what_is_made_and_for_nothing_else(images, tmp_path):
+    job = experiment(images, tmp_path / "out")
+    prepare.run(job, tmp_path)
+    path = tmp_path / "out" / ".prepare" / "plan.json"
+    earlier = json.loads(path.read_text())
+    del earlier["listing_sha256"]
+    path.write_text(json.dumps(earlier))
+    assert "already prepared" in prepare.run(job, tmp_path)
+    (tmp_path / "out" / "manifest.json").unlink()
+    said = rf"^{path} is an earlier version's, without listing_sha256: expected .* that file deleted$"
+    with pytest.raises(UserError, match=said):
+        prepare.run(job, tmp_path)
+    path.unlink()
+    assert "prepared 12 images" in prepare.run(job, tmp_path)
+
+
 def test_only_what_is_missing_is_made_again(images, tmp_path):
     prepare.run(experiment(images, tmp_path / "out"), tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*") if path.is_file()}
@@ -213,6 +283,7 @@ def test_every_prepare_field_stands_in_the_plan_or_changes_no_record():
     # Whoever adds a field that changes what is stored must add it to the plan: an old folder would be gone on with.
     from uvit_jax.jobs.ingredients import Plan
 
+    # Of what data_dir holds, the plan has the listing.
     changes_nothing = {"data_dir", "out", "latents", "batch_size", "threads", "on_error", "verify"}
     fields = {field.name for field in dataclasses.fields(Experiment().prepare)}
     assert fields - changes_nothing <= {field.name for field in dataclasses.fields(Plan)}

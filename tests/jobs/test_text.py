@@ -15,6 +15,7 @@ from tests.reference_weights import uvit_weights
 from uvit_jax.data.manifest import Manifest
 from uvit_jax.data.records import RecordSource
 from uvit_jax.errors import UserError
+from uvit_jax.interop.tokenizer import open_tokenizer
 from uvit_jax.jobs import prepare, sample, train
 from uvit_jax.jobs.config import Experiment, resolve
 from uvit_jax.jobs.text import open_text_states
@@ -93,6 +94,26 @@ def test_captions_are_stored_with_their_images_and_the_empty_one_once(root):
 def test_a_rerun_does_nothing_and_verify_finds_all_in_order(root):
     assert "already prepared" in prepare.run(experiment(root), root)
     assert "6 images with 12 captions" in prepare.run(experiment(root, prepare__verify=True), root)
+
+
+def test_states_of_another_precision_are_not_gone_on_with(root):
+    said = "was begun with text_encoder_dtype = 'float32', but it is 'bfloat16' now"
+    with pytest.raises(UserError, match=said):
+        prepare.run(experiment(root, text_encoder__dtype="bfloat16"), root)
+
+
+def test_the_same_tokens_may_be_of_another_file_and_others_may_not(root, tmp_path):
+    vocab = open_tokenizer(str(root / "clip" / "merges.txt.gz")).backend.get_vocab()
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    other = experiment(root, text_encoder__tokenizer=str(tmp_path))
+    assert "already prepared" in prepare.run(other, root)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab | {"a": vocab["b"], "b": vocab["a"]}))
+    said = (
+        r"was begun with tokenizer_sha256 = '\w{64}', .* now \(of config\.text_encoder\.tokenizer's tokens\): expected"
+    )
+    with pytest.raises(UserError, match=said):
+        prepare.run(other, root)
 
 
 def test_a_text_model_trains_and_draws_captions_of_its_data(trained):

@@ -3,7 +3,9 @@
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,12 +19,14 @@ from jaxtyping import Array, Float, UInt8
 
 from uvit_jax.data.ahead import ahead
 from uvit_jax.data.crops import CROPS
+from uvit_jax.data.listing import listing_sha256
 from uvit_jax.data.manifest import Manifest
 from uvit_jax.data.official_features import OfficialFeatures, is_official_features
 from uvit_jax.data.originals import CorruptImage, Original, Originals, open_originals
 from uvit_jax.data.shard_writer import Caption
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import Autoencoder
+from uvit_jax.interop.tokenizer import Tokenizer
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.sections import PrepareConfig
 from uvit_jax.jobs.setup import open_experiment_autoencoder
@@ -38,7 +42,15 @@ _OFFICIAL_SCALE = 0.18215
 class Plan:
     """What is stored; a data set is made with one plan from its first shard to its last.
 
-    The fields are those of the manifest, and which images stand in which shard.
+    The fields are those of the manifest, and what else decides which images stand in which shard and what is stored
+    of them: a run that goes on with another's shards must agree on all of it.
+
+    Attributes:
+      autoencoder_dtype: what the autoencoder computes in; "" without one.
+      tokenizer_sha256: of the tokens of captions (`_sha256_of`); "" without captions.
+      text_encoder_dtype: what the text encoder computes in; "" without one.
+      listing_sha256: of the source's files, labels, captions and classes (`listing_sha256`); "" of the official
+        features, whose files are numbered without a gap.
     """
 
     source: str
@@ -50,15 +62,19 @@ class Plan:
     mirror: bool
     autoencoder: str
     autoencoder_sha256: str
+    autoencoder_dtype: str
     scale: float | None
     shift: float
     crop: str
     text_encoder: str
     text_encoder_sha256: str
+    text_encoder_dtype: str
+    tokenizer_sha256: str
     context_shape: tuple[int, ...]
     context_dtype: str
     num_images: int
     images_per_shard: int
+    listing_sha256: str
 
     @property
     def stored_dtype(self) -> np.dtype:
@@ -135,12 +151,14 @@ def _features(experiment: Experiment) -> Ingredients:
         mirror=config.mirror,
         autoencoder=experiment.autoencoder.name or "autoencoder_kl",
         autoencoder_sha256="",
+        autoencoder_dtype="",
         scale=experiment.autoencoder.scale or _OFFICIAL_SCALE,
         shift=0.0,
         crop="adm",
         **_NO_TEXT,
         num_images=len(features),
         images_per_shard=config.images_per_shard,
+        listing_sha256="",
     )
 
     def examples(images: range) -> Iterator[tuple[list[Example], list[str]]]:
@@ -181,8 +199,9 @@ def _images(
         crop=config.crop,
         num_images=len(originals),
         images_per_shard=config.images_per_shard,
+        listing_sha256=listing_sha256(originals),
         **_latents(experiment, autoencoder, size, channels),
-        **(_NO_TEXT if text is None else _text(config, text)),
+        **(_NO_TEXT if text is None else _text(experiment, text)),
     )
     encode = _encoder(experiment, autoencoder, plan, mesh) if autoencoder else None
     read = functools.partial(_read, originals, CROPS[config.crop], size, config)
@@ -203,8 +222,8 @@ def _images(
 def _latents(experiment: Experiment, autoencoder: Autoencoder | None, size: int, channels: int) -> dict[str, Any]:
     """The plan's fields on what is stored of an image."""
     if autoencoder is None:
-        of_pixels = {"autoencoder": "", "autoencoder_sha256": "", "scale": None, "shift": 0.0}
-        return {"kind": "pixels", "shape": (size, size, channels), "dtype": "uint8", **of_pixels}
+        without = {"autoencoder": "", "autoencoder_sha256": "", "autoencoder_dtype": "", "scale": None, "shift": 0.0}
+        return {"kind": "pixels", "shape": (size, size, channels), "dtype": "uint8", **without}
     side = size // autoencoder.factor
     return {
         "kind": "moments" if autoencoder.has_variance else "latents",
@@ -212,22 +231,41 @@ def _latents(experiment: Experiment, autoencoder: Autoencoder | None, size: int,
         "dtype": experiment.prepare.dtype,
         "autoencoder": autoencoder.name,
         "autoencoder_sha256": autoencoder.sha256,
+        "autoencoder_dtype": experiment.autoencoder.dtype,
         "scale": autoencoder.scale if experiment.autoencoder.scale is None else experiment.autoencoder.scale,
         "shift": autoencoder.shift,
     }
 
 
-def _text(config: PrepareConfig, text: TextStates) -> dict[str, Any]:
+def _text(experiment: Experiment, text: TextStates) -> dict[str, Any]:
     """The plan's fields on what is stored of a caption."""
     return {
         "text_encoder": text.encoder.name,
         "text_encoder_sha256": text.encoder.sha256,
+        "text_encoder_dtype": experiment.text_encoder.dtype,
+        "tokenizer_sha256": _sha256_of(text.tokenizer),
         "context_shape": text.shape,
-        "context_dtype": config.dtype,
+        "context_dtype": experiment.prepare.dtype,
     }
 
 
-_NO_TEXT: dict[str, Any] = {"text_encoder": "", "text_encoder_sha256": "", "context_shape": (), "context_dtype": ""}
+_NO_TEXT: dict[str, Any] = {
+    "text_encoder": "",
+    "text_encoder_sha256": "",
+    "text_encoder_dtype": "",
+    "tokenizer_sha256": "",
+    "context_shape": (),
+    "context_dtype": "",
+}
+
+
+def _sha256_of(tokenizer: Tokenizer) -> str:
+    """The hash of what decides a cleaned text's ids: the same for every file of the same tokens."""
+    model = json.loads(tokenizer.backend.to_str())["model"]
+    # Written as "a b" or as ["a", "b"], by the library's version.
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    ids = (tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.context_length)
+    return hashlib.sha256(json.dumps([sorted(model["vocab"].items()), merges, ids]).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,11 @@ LOG = logging.getLogger("uvit_jax")
 # Beside the shards: what was asked for, and of each finished shard what the manifest will need.
 _NOTES = ".prepare"
 _SECONDS_BETWEEN_RATES = 1.0
+# What fields of the plan are of, where their names don't say it.
+_OF = {
+    "listing_sha256": " (of the source's file names, labels, captions and class names)",
+    "tokenizer_sha256": " (of config.text_encoder.tokenizer's tokens)",
+}
 
 
 def run(experiment: Experiment, workdir: pathlib.Path) -> str:
@@ -104,12 +109,23 @@ def _check_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
         return
     found = _read_json(path)
     for field, value in plan.items():
+        if field not in found:
+            _check_finished(out, path, field)
         # The same weights may be found under another name.
-        if found.get(field) != value and not plan.get(f"{field}_sha256"):
+        elif found[field] != value and not plan.get(f"{field}_sha256"):
             raise UserError(
-                f"{out} was begun with {field} = {found.get(field)!r}, but it is {value!r} now: expected the same "
-                "settings, or another config.prepare.out"
+                f"{out} was begun with {field} = {found[field]!r}, but it is {value!r} now{_OF.get(field, '')}: "
+                "expected the same settings, or another config.prepare.out"
             )
+
+
+def _check_finished(out: pathlib.Path, path: pathlib.Path, field: str) -> None:
+    """Refuses a plan that an earlier version noted, without this field, unless the data set is made already."""
+    if not (out / MANIFEST).exists():
+        raise UserError(
+            f"{path} is an earlier version's, without {field}: expected another config.prepare.out, or, where source "
+            "and settings are the same as when it was begun, that file deleted"
+        )
 
 
 def _shards(num_images: int, images_per_shard: int) -> dict[str, range]:
