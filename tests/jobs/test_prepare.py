@@ -19,6 +19,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import open_autoencoder
 from uvit_jax.jobs import prepare
 from uvit_jax.jobs.config import Experiment, resolve
+from uvit_jax.parallel import hosts
 
 
 def experiment(source: pathlib.Path, out: pathlib.Path, **changes) -> Experiment:
@@ -185,6 +186,14 @@ def test_an_earlier_versions_plan_is_enough_for_what_is_made_and_for_nothing_els
         prepare.run(job, tmp_path)
     path.unlink()
     assert "prepared 12 images" in prepare.run(job, tmp_path)
+
+
+def test_hosts_do_what_the_first_of_them_finds_missing(images, tmp_path, monkeypatch):
+    # An empty folder stands for what a network's file system shows another host for a while.
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    monkeypatch.setattr(hosts, "first_says", lambda value: "")
+    assert prepare.run(experiment(images, tmp_path / "out"), tmp_path) == ""
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_only_what_is_missing_is_made_again(images, tmp_path):

@@ -5,6 +5,7 @@ import json
 import logging
 import pathlib
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -56,12 +57,11 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     plan = dataclasses.asdict(ingredients.plan)
     hosts.agree({f"{name} of what is prepared": value for name, value in plan.items()})
     open_workdir(out)
-    hosts.together(lambda: _check_plan(out, plan) if first else None)
     shards = _shards(len(ingredients), config.images_per_shard)
-    # All look before any goes on and makes one.
-    missing = hosts.together(lambda: [name for name in shards if not _is_done(out, name)])
-    if not missing and (out / MANIFEST).exists():
-        return f"already prepared, nothing to do: {_summary(Manifest.load(out))}: see {out}/{MANIFEST}"
+    # The first host looks for all: a folder that they share may show another what stood in it a while ago.
+    missing = hosts.first_says(hosts.together(lambda: _missing(out, plan, shards) if first else "")).split()
+    if not missing:
+        return hosts.together(lambda: _already(out) if first else "")
 
     # --- Each host makes its own shards, one after another.
     mine = list(shards)[hosts.index() :: jax.process_count()]
@@ -80,8 +80,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
 
     # --- One host describes them all.
     seconds = time.monotonic() - began
-    hosts.together(lambda: _write_manifest(ingredients, out, list(shards)) if first else None)
-    return f"prepared {_summary(Manifest.load(out))} in {seconds:.1f} s: see {out}/{MANIFEST}"
+    return hosts.together(lambda: _describe(ingredients, out, list(shards), seconds) if first else "")
 
 
 def _out_folder(experiment: Experiment) -> pathlib.Path:
@@ -95,6 +94,17 @@ def _verify(out: pathlib.Path) -> str:
     with Progress(len(Manifest.load(out).shards), description="verify") as progress:
         manifest = verify(out, lambda done, total: progress.update(done))
     return f"verified {_summary(manifest)}: every record of {out} is as it was written"
+
+
+def _missing(out: pathlib.Path, plan: dict[str, Any], shards: Iterable[str]) -> str:
+    """The names of the files that are still to be made by this plan, the manifest's last, with blanks between."""
+    _check_plan(out, plan)
+    there = (out / MANIFEST).exists()
+    return " ".join([*(name for name in shards if not _is_done(out, name)), *([] if there else [MANIFEST])])
+
+
+def _already(out: pathlib.Path) -> str:
+    return f"already prepared, nothing to do: {_summary(Manifest.load(out))}: see {out}/{MANIFEST}"
 
 
 def _check_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
@@ -194,6 +204,12 @@ def _make_shard(ingredients: Ingredients, out: pathlib.Path, name: str, images: 
 
 def _stack(examples: list[Example]) -> np.ndarray:
     return np.stack([array for example in examples for array in example.arrays])
+
+
+def _describe(ingredients: Ingredients, out: pathlib.Path, names: list[str], seconds: float) -> str:
+    """Writes the manifest; returns the line that the job ends with."""
+    _write_manifest(ingredients, out, names)
+    return f"prepared {_summary(Manifest.load(out))} in {seconds:.1f} s: see {out}/{MANIFEST}"
 
 
 def _write_manifest(ingredients: Ingredients, out: pathlib.Path, names: list[str]) -> None:
