@@ -84,6 +84,21 @@ def test_grey_samples_are_read_as_rgb_and_other_files_passed_over(tmp_path):
     np.testing.assert_array_equal(images_of(open_samples(str(tmp_path / "s"))), np.repeat(grey[None, ..., None], 3, -1))
 
 
+def test_the_grid_that_sample_writes_is_left_out_where_there_are_others(tmp_path, few_at_a_time):
+    images = pngs(tmp_path / "s")
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / "s" / "grid.png")
+    check_taken_up_anywhere(open_samples(str(tmp_path / "s")), np.stack([images[name] for name in sorted(images)]))
+    for name in images:
+        (tmp_path / "s" / name).unlink()
+    assert open_samples(str(tmp_path / "s")).shape == (40, 30, 3)
+    # In a class's folder it is an image as any.
+    pngs(tmp_path / "s" / "cat", count=1)
+    (tmp_path / "s" / "grid.png").unlink()
+    (tmp_path / "s" / "cat" / "0.png").rename(tmp_path / "s" / "cat" / "grid.png")
+    pngs(tmp_path / "s" / "dog", count=1)
+    assert open_samples(str(tmp_path / "s")).count == 2
+
+
 def test_samples_in_class_folders_and_in_an_npz(tmp_path):
     write_images(tmp_path / "classes", classes=2, per_class=3)
     stream = open_samples(str(tmp_path / "classes"))

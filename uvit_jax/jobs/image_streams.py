@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import itertools
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from jaxtyping import UInt8
 
 from uvit_jax.data.ahead import ahead
 from uvit_jax.data.crops import CROPS
-from uvit_jax.data.folders import open_folder
+from uvit_jax.data.folders import ImageFolder, open_folder
 from uvit_jax.data.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.npz_images import NpzImages, open_npz_images
 from uvit_jax.data.originals import Original, Originals, open_originals
@@ -31,6 +32,9 @@ from uvit_jax.parallel.mesh import batch_parts, batch_sharding
 from uvit_jax.telemetry.images import to_uint8
 from uvit_jax.training.codec import Codec
 
+LOG = logging.getLogger("uvit_jax")
+
+_GRID = "grid.png"  # of the job `sample`
 _ROWS = 256  # read at a time
 _READERS = 4  # images under way for each thread
 
@@ -72,13 +76,24 @@ def regrouped(batches: Iterator[UInt8[np.ndarray, "b h w c"]], rows: int) -> Ite
 def open_samples(path: str) -> ImageStream:
     """Finished samples as they are: an `.npz`, or a folder of image files of one size.
 
+    The `grid.png` that the job `sample` writes beside its samples is none of them, where there are others.
+
     Raises:
       UserError: for a path that is neither, or images of several sizes (when the other one is met).
     """
     if path.endswith(".npz"):
         return _of_npz(open_npz_images(pathlib.Path(path)))
-    folder = open_folder(pathlib.Path(path))
+    folder = _without_grid(open_folder(pathlib.Path(path)))
     return _of_originals(folder, None, str(path), {}, threads=os.cpu_count() or 1)
+
+
+def _without_grid(folder: ImageFolder) -> ImageFolder:
+    """The same folder but for its own grid.png; a metadata.jsonl that names it means it."""
+    kept = [i for i, file in enumerate(folder.files) if file != _GRID]
+    if len(kept) == len(folder) or not kept or folder.class_names or folder.captions:
+        return folder
+    LOG.info("%s is left out: it shows the other %d images", folder.root / _GRID, len(kept))
+    return dataclasses.replace(folder, files=[folder.files[i] for i in kept], labels=folder.labels[kept])
 
 
 def open_reference_images(experiment: Experiment, name: str, size: int, mesh: Mesh) -> ImageStream:
