@@ -31,7 +31,8 @@ flags, each also an environment variable (--create-flag and --env excepted):
   --runtime VERSION  UVIT_RUNTIME     image of the TPU VMs; by default the one for TYPE
   --create-flag FLAG                  for `queued-resources create`, as --create-flag=--reserved; repeatable
   --repo URL         UVIT_REPO        code to clone instead of copying this checkout
-  --ref REF          UVIT_REF         its branch, tag or commit; HEAD
+  --ref REF          UVIT_REF         its branch, tag or whole commit hash, as it is when this command begins; HEAD.
+                                      A run that is there goes on with its code, and takes newer when it starts anew
   --dirty            UVIT_DIRTY=1     copy tracked files as they are, changes not committed included
   --env NAME=VALUE                    variable of the program, as HF_TOKEN=...; repeatable
   --max-restarts N   UVIT_MAX_RESTARTS  restarts on the same slice within an hour of each other; 3
@@ -154,11 +155,13 @@ program_flag() { # NAME: the value of the program's flag of that name, nothing w
 
 # --- The stages of a run.
 
-pack() { # VERSION becomes the name of the code, RUN of the code and the command
-  local archive=$TEMPORARY/uvit-code.tar.gz
+pack() { # VERSION becomes the name of the code, RUN of the code as asked for and the command: a branch may move on
+  local archive=$TEMPORARY/uvit-code.tar.gz asked=""
   cp "$ROOT/launch/worker.sh" "$TEMPORARY/uvit-worker.sh"
   if [[ $REPO ]]; then
-    VERSION="$REPO ${REF:=HEAD}"
+    asked="$REPO ${REF:=HEAD}"
+    look_up
+    VERSION="$REPO $COMMIT"
     : >"$archive"
   elif [[ $DIRTY ]]; then
     VERSION="$(git -C "$ROOT" rev-parse HEAD) and $(git -C "$ROOT" diff HEAD -- "${CODE[@]}" | cksum)"
@@ -167,7 +170,21 @@ pack() { # VERSION becomes the name of the code, RUN of the code and the command
     VERSION=$(git -C "$ROOT" rev-parse HEAD)
     [[ $DRY_RUN ]] || git -C "$ROOT" archive --format=tar.gz -o "$archive" HEAD -- "${CODE[@]}"
   fi
-  RUN=$(printf '%s\n' "$VERSION" ${VARIABLES[@]+"${VARIABLES[@]}"} "${ARGS[@]}" | cksum | tr ' ' -)
+  RUN=$(printf '%s\n' "${asked:-$VERSION}" ${VARIABLES[@]+"${VARIABLES[@]}"} "${ARGS[@]}" | cksum | tr ' ' -)
+}
+
+look_up() { # COMMIT becomes what REF is in REPO now, its meaning the one that `git fetch` gives it
+  local found name
+  COMMIT=$REF
+  if [[ $REF =~ ^[0-9a-fA-F]{40}$ ]]; then return; fi
+  if [[ $DRY_RUN ]]; then printf '%s\n' "$(quoted git ls-remote "$REPO" "$REF")" >&3 && return; fi
+  found=$(GIT_TERMINAL_PROMPT=0 git ls-remote "$REPO" "$REF" </dev/null 2>"$TEMPORARY/err") ||
+    die 2 "--repo is '$REPO', which git can't read: $(sed -n '/^fatal: /{s///p;q;}' "$TEMPORARY/err" | grep . || why)"
+  for name in "$REF" "refs/$REF" "refs/tags/$REF" "refs/heads/$REF"; do
+    COMMIT=$(awk -v name="$name" '$2 == name {print $1}' <<<"$found")
+    if [[ $COMMIT ]]; then return; fi
+  done
+  die 2 "--ref is '$REF', which $REPO doesn't have, expected a branch, a tag or a whole commit hash of it"
 }
 
 tracked_files() { # each with a zero byte behind it, but those that are deleted
@@ -219,8 +236,8 @@ acquire() { # returns once the slice is there; one that was lost is deleted and 
 start() { # 3 where a worker refuses, another code where workers can't be reached or set up
   say "installing on all workers of $NAME: a minute or two where it is new"
   retry 5 nodes copy >&2 || return
-  retry 5 everywhere install "$VERSION" "${REPO:-archive}" "${REF:-HEAD}" "$BUCKET" "$MOUNT" >&2 || return
-  if [[ $RESTARTING ]]; then retry 5 everywhere stop >&2 || return; fi
+  if [[ $RESTARTING ]]; then retry 5 everywhere stop >&2 || return; fi # all of them, so that all get the same code
+  retry 5 everywhere install "$RUN" "$VERSION" "${REPO:-archive}" "$COMMIT" "$BUCKET" "$MOUNT" >&2 || return
   say "starting: python -m uvit_jax.main $(quoted "${ARGS[@]}")"
   retry 5 everywhere start "$RUN" ${VARIABLES[@]+"${VARIABLES[@]}"} -- "${ARGS[@]}" >&2
 }
@@ -240,6 +257,7 @@ follow() { # shows the first worker's log; OUTCOME becomes its exit code, "gone"
       line=$part$line part=""
       case $line in
         "uvit-worker: line "*) LINE=${line##* } ;;
+        "uvit-worker: code "*) compare_code "${line#uvit-worker: code }" ;;
         "uvit-worker: running") running=1 ;;
         "uvit-worker: gone") OUTCOME=gone ;;
         "uvit-worker: exit "*) OUTCOME=${line##* } ;;
@@ -252,6 +270,14 @@ follow() { # shows the first worker's log; OUTCOME becomes its exit code, "gone"
     if [[ $STATE != ACTIVE ]] || { ! nodes_ready && [[ $LOST ]]; }; then OUTCOME=lost && return; fi
     if [[ -z $running ]]; then say "the connection broke; the run goes on" && pause; fi
   done
+}
+
+compare_code() { # VERSION of what runs
+  if [[ $VERSION && $1 != "$VERSION" && ! $COMPARED ]]; then
+    say "the run goes on with its code, ${1##* }, and takes ${VERSION##* } when it starts anew: to have that now," \
+      "end it with launch/tpu_vm.sh down --name $NAME --zone $ZONE"
+  fi
+  COMPARED=1
 }
 
 judge() { # of a run that ended badly: one worker's mistake is all the others' lost connection
@@ -339,7 +365,7 @@ leave() {
 }
 
 main() {
-  EXPECTED="" STATE="" LOST="" SEEN="" MADE=""
+  EXPECTED="" STATE="" LOST="" SEEN="" MADE="" VERSION="" COMMIT="" COMPARED=""
   TEMPORARY=$(mktemp -d)
   trap leave EXIT
   trap interrupted INT TERM

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # What launch/tpu_vm.sh runs on each worker of a TPU slice, over ssh: installs, starts, stops, shows the log.
 #
-#   worker.sh install VERSION SOURCE REF BUCKET MOUNT   VERSION as installed already: nothing to do
-#   worker.sh start RUN [NAME=VALUE ...] -- ARGS...     python -m uvit_jax.main ARGS, which outlives this connection
-#   worker.sh stop                                      SIGTERM, and SIGKILL to what is left a while later
-#   worker.sh follow LINE SECONDS                       the log from LINE on (0: its last lines), then how it ended
-#   worker.sh report [SECONDS]                          one line: how the run is, once it ended or SECONDS later
+#   worker.sh install RUN VERSION SOURCE REF BUCKET MOUNT   VERSION as installed, or RUN goes on: nothing to do
+#   worker.sh start RUN [NAME=VALUE ...] -- ARGS...         python -m uvit_jax.main ARGS, which outlives this connection
+#   worker.sh stop                                          SIGTERM, and SIGKILL to what is left a while later
+#   worker.sh follow LINE SECONDS                           the log from LINE on (0: its last lines), then how it ended
+#   worker.sh report [SECONDS]                              one line: how the run is, once it ended or SECONDS later
 #
 # Everything lies in ~/uvit: code/ venv/ run.log run.id run.pid run.exit (the code it ended with). Lines for the launcher
 # begin with "uvit-worker: "; exit code 3 means refused, for a reason that another try doesn't mend.
@@ -19,10 +19,13 @@ cd "$HOME/uvit"
 export PATH=$HOME/.local/bin:$PATH
 
 install() {
-  local version=$1 source=$2 ref=$3 bucket=$4 mount=$5
+  local run=$1 version=$2 source=$3 ref=$4 bucket=$5 mount=$6
   printf '%s\n' "$bucket" "$mount" >bucket
   if [[ -e installed && $(<installed) == "$version" ]]; then return; fi
-  if running; then refuse_beside; fi
+  if running; then
+    [[ $(<run.id) == "$run" ]] || refuse_beside
+    return # with the code it has: what is called main may be something else by now
+  fi
   if [[ $bucket != none ]] && ! command -v gcsfuse >/dev/null; then install_gcsfuse; fi
   # The images of TPU VMs have a Python older than 3.11.
   if ! command -v uv >/dev/null; then curl -LsSf --retry 5 https://astral.sh/uv/install.sh | sh; fi
@@ -128,6 +131,7 @@ follow() {
     line=$((lines > 100 ? lines - 99 : 1))
   fi
   echo "uvit-worker: line $line"
+  [[ ! -e installed ]] || echo "uvit-worker: code $(<installed)"
   if running; then
     timeout "$seconds" tail -s 0.2 -n "+$line" -f --pid="$(<run.pid)" run.log || true
   else

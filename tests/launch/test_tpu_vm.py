@@ -27,10 +27,16 @@ def checkout(tmp_path_factory) -> pathlib.Path:
     for name in ("uvit_jax/__init__.py", "configs/imagenet512.py", "pyproject.toml", "README.md", "LICENSE"):
         (checkout / name).parent.mkdir(exist_ok=True)
         (checkout / name).write_text(f"{name}\n")
-    git = ("git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
-    for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "first")):
-        subprocess.run([*git, *command], check=True)
+    git(checkout, "init", "-q")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "first")
     return checkout
+
+
+def git(folder: pathlib.Path, *command: str) -> str:
+    config = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
+    done = subprocess.run(["git", "-C", str(folder), *config, *command], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 class Cloud:
@@ -82,6 +88,25 @@ class Cloud:
     @property
     def exists(self) -> bool:
         return "states" in json.loads((self.folder / "cloud.json").read_text())
+
+
+def start_and_leave(cloud: Cloud, command: list[str]) -> None:
+    """Launches, waits for the log's first line, and presses Ctrl-C."""
+    first = subprocess.Popen(
+        command,
+        env=cloud.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background of a shell inherit a Ctrl-C that is ignored, and bash then can't trap it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert first.stdout is not None
+    assert first.stdout.readline() == "worker0 start 1\n"
+    os.killpg(first.pid, signal.SIGINT)
+    assert "what runs on run1 goes on" in first.communicate(timeout=60)[1]
+    assert first.returncode == 130
 
 
 @pytest.fixture
@@ -319,21 +344,7 @@ def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
     cloud.goes("hang")
     cloud.environ["UVIT_SETTLE_SECONDS"] = "0"
     command = ["bash", str(cloud.checkout / "launch" / "tpu_vm.sh"), *FLAGS, "--", *CONFIG]
-    first = subprocess.Popen(
-        command,
-        env=cloud.environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # Tests that run in the background of a shell inherit a Ctrl-C that is ignored, and bash then can't trap it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert first.stdout is not None
-    assert first.stdout.readline() == "worker0 start 1\n"
-    os.killpg(first.pid, signal.SIGINT)
-    assert "what runs on run1 goes on" in first.communicate(timeout=60)[1]
-    assert first.returncode == 130
+    start_and_leave(cloud, command)
     assert cloud.exists
     other = cloud.run(args=(*CONFIG, "--config.train.steps=5"))
     assert other.returncode == 2  # another command is not started beside it, nor is the run ended
@@ -398,12 +409,77 @@ def test_changes_not_committed_are_refused_or_copied(tmp_path, checkout):
     assert "has no config file configs/imagenet512.py" in cloud.run("--dirty").stderr
 
 
+@pytest.fixture
+def repository(tmp_path, checkout) -> pathlib.Path:
+    """A copy of the checkout, whose branch main is to move on."""
+    shutil.copytree(checkout / ".git", tmp_path / "repository" / ".git")
+    git(tmp_path / "repository", "reset", "-q", "--hard")
+    return tmp_path / "repository"
+
+
 @pytest.mark.slow
-def test_code_is_cloned_where_a_repository_is_named(cloud, checkout):
+@pytest.mark.parametrize("ref", ["main", "v1", "a commit"])
+def test_code_is_cloned_where_a_repository_is_named(cloud, repository, ref):
+    git(repository, "tag", "-a", "v1", "-m", "first")
+    commit = git(repository, "rev-parse", "HEAD")
     cloud.goes(workers=1)
-    done = cloud.run("--repo", f"file://{checkout}", "--ref", "main", "--keep")
+    done = cloud.run("--repo", f"file://{repository}", "--ref", commit if ref == "a commit" else ref, "--keep")
     assert done.returncode == 0, done.stderr
-    assert (cloud.folder / "run1" / "worker0" / "uvit" / "code" / "configs" / "imagenet512.py").exists()
+    assert git(cloud.folder / "run1" / "worker0" / "uvit" / "code", "rev-parse", "HEAD") == commit
+
+
+def push_fix(repository: pathlib.Path) -> str:
+    (repository / "README.md").write_text("fixed\n")
+    git(repository, "commit", "-qam", "fix")
+    return git(repository, "rev-parse", "HEAD")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ref", ["main", "HEAD"])
+def test_a_fix_that_was_pushed_is_what_runs_next(cloud, repository, ref):
+    cloud.goes("2 0", workers=1)
+    flags = ("--repo", f"file://{repository}", "--ref", ref, "--keep")
+    assert cloud.run(*flags).returncode == 2
+    push_fix(repository)
+    assert cloud.run(*flags).returncode == 0
+    assert (cloud.folder / "run1" / "worker0" / "uvit" / "code" / "README.md").read_text() == "fixed\n"
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_keeps_its_code_until_it_starts_anew(cloud, repository):
+    cloud.goes("hang 0", workers=2)
+    cloud.environ["UVIT_SETTLE_SECONDS"] = "0"
+    begun_with = git(repository, "rev-parse", "HEAD")
+    flags = ("--repo", f"file://{repository}", "--ref", "main", "--keep")
+    command = ["bash", str(cloud.checkout / "launch" / "tpu_vm.sh"), *FLAGS, *flags, "--", *CONFIG]
+    start_and_leave(cloud, command)
+    fix = push_fix(repository)
+    homes = [cloud.folder / "run1" / f"worker{i}" / "uvit" for i in (0, 1)]
+    again = subprocess.Popen(command, env=cloud.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert again.stdout is not None
+    assert again.stdout.readline() == "worker0 start 1\n"
+    assert [(home / "code" / "README.md").read_text() for home in homes] == ["README.md\n"] * 2
+    os.kill(int((homes[0] / "run.pid").read_text()), signal.SIGTERM)
+    told = again.communicate(timeout=60)[1]
+    assert again.returncode == 0
+    assert told.count(f"the run goes on with its code, {begun_with}, and takes {fix} when it starts anew") == 1
+    assert [(home / "code" / "README.md").read_text() for home in homes] == ["fixed\n"] * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--repo", "{}/missing"), "--repo is '{}/missing', which git can't read: '{}/missing' does not appear to be"),
+        (("--repo", "file://{}", "--ref", "mian"), "--ref is 'mian', which file://{} doesn't have, expected a branch"),
+        (("--repo", "file://{}", "--ref", "ain"), "--ref is 'ain', which file://{} doesn't have, expected a branch"),
+    ],
+)
+def test_a_repository_that_cannot_be_read_is_told_before_anything_is_asked(cloud, checkout, flags, says):
+    done = cloud.run(*(flag.format(checkout) for flag in flags))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {says.format(*[checkout] * 2)}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not cloud.calls
 
 
 def test_flags_come_from_the_environment_too(cloud):
