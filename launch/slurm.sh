@@ -52,7 +52,7 @@ VENV=${UVIT_VENV:-.venv}
   die "there is no virtual environment $VENV, expected one with uvit_jax's [cuda] extra, or UVIT_VENV"
 
 # One task that ends doesn't take the others along (some sites let it): they may be writing the same checkpoint.
-COMMAND=(srun --kill-on-bad-exit=0 python -m uvit_jax.main "$@")
+COMMAND=(srun --kill-on-bad-exit=0 bash launch/slurm_task.sh python -m uvit_jax.main "$@")
 if [[ $DRY_RUN ]]; then
   printf '%q ' "${COMMAND[@]}"
   echo
@@ -89,7 +89,8 @@ for ((restarts = 0; ; restarts++)); do
     wait "$step" || code=$?
   done
   case $code in
-    0 | 2) exit "$code" ;;
+    0) exit 0 ;;
+    254) exit 2 ;; # of any task: launch/slurm_task.sh
     143)
       [[ $notice ]] || scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]' || exit 143
       requeue

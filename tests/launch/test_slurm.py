@@ -13,14 +13,18 @@ from tests.launch.programs import executable, workers_programs
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ("--config", "configs/imagenet512.py")
 
-# srun, as far as one task and its signals go: flags are dropped, SIGTERM is handed on.
+# srun, as far as tasks and their signals go: flags are dropped, SIGTERM is handed on, the largest exit code comes out.
 SRUN = """#!/bin/bash
 echo "srun $*" >>"$STAND_IN/slurm.log"
 while [[ $1 == --* ]]; do shift; done
-"$@" & task=$!
-trap 'kill -TERM $task' TERM
-until wait $task; code=$?; ! kill -0 $task 2>/dev/null; do :; done
-exit $code
+tasks=() largest=0
+trap 'kill -TERM "${tasks[@]}"' TERM
+for ((i = 0; i < TASKS; i++)); do HOME=$STAND_IN/worker$i "$@" & tasks+=($!); done
+for task in "${tasks[@]}"; do
+  until wait $task; code=$?; ! kill -0 $task 2>/dev/null; do :; done
+  largest=$((code > largest ? code : largest))
+done
+exit $largest
 """
 SCONTROL = """#!/bin/bash
 echo "scontrol $*" >>"$STAND_IN/slurm.log"
@@ -36,9 +40,11 @@ class Cluster:
         executable(folder / "bin" / "srun", SRUN)
         executable(folder / "bin" / "scontrol", SCONTROL)
         executable(folder / "uvit_jax" / "main.py", "")
+        (folder / "launch").symlink_to(ROOT / "launch")
         self.environ = {
             "PATH": f"{folder}/bin:/usr/bin:/bin",
-            "HOME": str(folder / "worker0"),
+            "HOME": str(folder),
+            "TASKS": "1",
             "STAND_IN": str(folder),
             "SLURM_JOB_ID": "7",
             "SLURM_SUBMIT_DIR": str(folder),
@@ -82,7 +88,7 @@ def test_the_program_gets_the_arguments_as_they_are(cluster):
     assert code == 0, err
     assert cluster.starts() == [["-m", "uvit_jax.main", *args]]
     assert out == "worker0 start 1\nthe last line\n"
-    assert cluster.log[0].startswith("srun --kill-on-bad-exit=0 python -m uvit_jax.main")
+    assert cluster.log[0].startswith("srun --kill-on-bad-exit=0 bash launch/slurm_task.sh python -m uvit_jax.main")
 
 
 def test_a_dry_run_prints_the_command_and_runs_none(cluster):
@@ -154,6 +160,13 @@ def test_a_mistake_of_the_users_is_not_started_again(cluster):
     assert cluster.run(*CONFIG)[0] == 2
     assert len(cluster.starts()) == 1
     assert len(cluster.log) == 1
+
+
+def test_a_mistake_that_one_task_tells_while_the_others_are_aborted_counts_as_one(cluster):
+    cluster.environ["TASKS"] = "3"
+    cluster.goes("134@worker1=2")
+    assert cluster.run(*CONFIG)[0] == 2
+    assert len(cluster.starts()) == 1
 
 
 @pytest.mark.parametrize(
