@@ -19,6 +19,7 @@
 # Exit codes of the program: 0 is done, 2 a mistake in the command: neither is started again. 143 is a checkpoint saved
 # on notice: the job goes back into the queue where the time limit or a preemption gave the notice, and ends where
 # scancel did. Anything else is a crash: started again on the same nodes, by way of the queue where the notice has come.
+# --job sample saves nothing on notice and begins anew each time: one that takes longer than --time never ends.
 #
 #SBATCH --job-name=uvit
 #SBATCH --nodes=1
