@@ -161,11 +161,15 @@ def homes(node, scenario):
 
 
 def kill(cloud, scenario):
+    import contextlib
+
     for node in cloud["nodes"]:
         for home in homes(node, scenario):
             if runs(home):
                 with open(f"{home}/uvit/run.pid") as pid:
-                    os.killpg(int(pid.read()), 9)
+                    group = int(pid.read())
+                with contextlib.suppress(ProcessLookupError):  # killed before, when its machine was taken away
+                    os.killpg(group, 9)
 
 
 def save(cloud):
