@@ -10,6 +10,7 @@ from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.network import abstract_network
+from uvit_jax.training.optimizer import OptimizerConfig, make_optimizer
 from uvit_jax.training.state import abstract, create_sharded
 
 CONFIG = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2)
@@ -39,8 +40,8 @@ def at_step(state, step):
     return type(state)(state.step + step, state.params, state.ema, state.opt_state)
 
 
-def template(mesh, config=CONFIG):
-    return abstract(abstract_network(config)[2], OPTIMIZER, mesh)
+def template(mesh, config=CONFIG, optimizer=OPTIMIZER):
+    return abstract(abstract_network(config)[2], optimizer, mesh)
 
 
 def test_state_and_data_position_come_back_bit_for_bit(tmp_path, mesh, state, batches):
@@ -76,6 +77,49 @@ def test_another_architecture_is_refused_by_name_before_anything_is_read(tmp_pat
     wider = UViTConfig(image_size=4, in_channels=1, embed_dim=12, depth=3, num_heads=2)
     with pytest.raises(UserError, match=r"another architecture: .* has shape \(.*8.*\), the config's has \(.*12"):
         Checkpoints(tmp_path).restore(template(mesh, wider), batches)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 1.0), (1.0, 0.0)], ids=["on", "off"])
+def test_a_run_goes_on_with_clipping_turned(tmp_path, mesh, batches, before, after):
+    made, wanted = (make_optimizer(OptimizerConfig(grad_clip=clip), 10) for clip in (before, after))
+    state = create_sharded(abstract_network(CONFIG)[2], made, 0, mesh)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 1), batches)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore(template(mesh, optimizer=wanted), batches)
+    checkpoints.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+
+
+def test_an_optimizer_of_another_structure_is_told_and_nothing_is_to_be_deleted(tmp_path, mesh, state, batches):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 1), batches)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+    other = optax.chain(optax.clip_by_global_norm(1.0), OPTIMIZER)
+    with pytest.raises(UserError, match=r"/1 holds an optimizer's state of another structure: 0/count .*") as caught:
+        checkpoints.restore(template(mesh, optimizer=other), batches)
+    checkpoints.close()
+    assert not any(word in str(caught.value) for word in ("damaged", "delete"))
+
+
+def test_a_step_that_another_host_sees_is_waited_for(tmp_path, mesh, state, batches):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 1), batches)
+    checkpoints.close()
+    late, other = Checkpoints(tmp_path), Checkpoints(tmp_path)
+    other.save(at_step(state, 2), batches)
+    other.close()
+    assert late.latest_step == 1  # what it listed when it was opened
+    late.await_step(2)
+    assert int(late.restore(template(mesh), batches, 2).step) == 2
+    assert int(late.restore(template(mesh), batches, 1).step) == 1
+    with pytest.raises(
+        UserError, match=r"holds no step 3 on .*, which another host of the run sees, expected a folder"
+    ):
+        late.await_step(3, seconds=0.1)
+    late.close()
 
 
 def test_weights_alone_can_be_read_and_a_missing_step_names_those_there_are(tmp_path, mesh, state, batches):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -88,6 +89,21 @@ def test_gradient_clipping_bounds_the_global_norm():
     updates, _ = optimizer.update({"w": jnp.array([30.0])}, optimizer.init(params), params)
     # With both betas 0 the update is -lr g / (|g| + eps) of the clipped gradient g = 0.5.
     np.testing.assert_allclose(updates["w"], -2e-4 * 0.5 / 1.5, rtol=1e-5)
+
+
+def test_clipping_is_the_same_as_optax_chained_before_adamw():
+    config = OptimizerConfig(grad_clip=0.5, warmup_steps=2)
+    chained = optax.chain(optax.clip_by_global_norm(0.5), make_optimizer(dataclasses.replace(config, grad_clip=0.0), 9))
+    params = {"w": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
+    updates = []
+    for optimizer in (make_optimizer(config, 9), chained):
+        state, now = optimizer.init(params), params
+        for size in (0.1, 3.0, 30.0):
+            grads = jax.tree.map(lambda p, size=size: size * jnp.cos(7 * p), now)
+            update, state = optimizer.update(grads, state, now)
+            now = optax.apply_updates(now, update)
+        updates.append(now)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *updates)))
 
 
 def test_ema_is_the_weighted_mean():

@@ -2,6 +2,8 @@
 
 import contextlib
 import pathlib
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +77,22 @@ class Checkpoints:
             raise UserError(f"{self.directory} holds no step {step}, expected one of {', '.join(map(str, self.steps))}")
         return self.steps[-1] if step is None else step
 
+    def await_step(self, step: int, *, seconds: float = 60.0) -> None:
+        """Returns once this process sees the checkpoint of a step that another has seen: a listing may be an old one.
+
+        Raises:
+          UserError: if it still isn't there after so many seconds.
+        """
+        deadline = time.monotonic() + seconds
+        while step not in self.steps:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{self.directory} holds no step {step} on {socket.gethostname()}, which another host of the run "
+                    "sees, expected a folder on a file system that all hosts share"
+                )
+            time.sleep(0.2)
+            self._manager.reload()
+
     def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
         """Starts writing the state and the data iterator's position; waits for an earlier save to end."""
         self._manager.save(
@@ -87,16 +105,15 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """The newest state, laid out as `abstract` says; the iterator goes on where it stood.
+    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, step: int | None = None) -> TrainState:
+        """The state of a step (default: the newest), laid out as `abstract` says; the iterator goes on where it stood.
 
         Raises:
-          UserError: if the checkpoint's arrays are not those of `abstract`.
+          UserError: if the checkpoint's arrays, or its optimizer's, are not those of `abstract`.
         """
-        step = self.latest_step
-        if step is None:
-            raise UserError(f"{self.directory} holds no checkpoint")
+        step = self.find_step(step)
         self._check(step, "params", abstract.params)
+        self._check(step, "optimizer", abstract.opt_state)
         items = self._read(
             step,
             ocp.args.Composite(
@@ -141,7 +158,7 @@ class Checkpoints:
             f"{self.directory / str(step)} is damaged ({fault}): delete that folder to go on from the one before"
         )
 
-    def _check(self, step: int, item: str, abstract: Params) -> None:
+    def _check(self, step: int, item: str, abstract: Any) -> None:
         """Compares the names and shapes on disk with those wanted, before anything is read."""
         with self._telling_damage(step):
             found = _shapes(self._manager.item_metadata(step)[item])
@@ -150,9 +167,13 @@ class Checkpoints:
         expected = _shapes(abstract)
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
+                fault, advice = "is of another architecture", ""
+                if item == "optimizer":
+                    fault = "holds an optimizer's state of another structure"
+                    advice = ": a new run can start from its weights with config.init_from"
                 raise UserError(
-                    f"{self.directory / str(step)} is of another architecture: {name} has shape "
-                    f"{found.get(name, 'none (it is absent)')}, the config's has {expected.get(name, 'none')}"
+                    f"{self.directory / str(step)} {fault}: {name} has shape "
+                    f"{found.get(name, 'none (it is absent)')}, the config's has {expected.get(name, 'none')}{advice}"
                 )
 
 

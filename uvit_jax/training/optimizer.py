@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,10 @@ def learning_rate(
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW with torch's semantics (arXiv:1711.05101): p -= lr (m / (sqrt(v) + eps) + weight_decay p)."""
+    """AdamW with torch's semantics (arXiv:1711.05101): p -= lr (m / (sqrt(v) + eps) + weight_decay p).
+
+    Its state is AdamW's own whether gradients are clipped or not, so that a run may go on with the other.
+    """
     adamw = optax.adamw(
         lambda step: learning_rate(config, step, total_steps),
         b1=config.betas[0],
@@ -70,4 +74,12 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
-    return optax.chain(optax.clip_by_global_norm(config.grad_clip), adamw) if config.grad_clip else adamw
+    if not config.grad_clip:
+        return adamw
+    clip = optax.clip_by_global_norm(config.grad_clip)
+
+    def update(grads: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        clipped, _ = clip.update(grads, optax.EmptyState())
+        return adamw.update(clipped, state, params)
+
+    return optax.GradientTransformation(adamw.init, update)
