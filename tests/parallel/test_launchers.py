@@ -79,6 +79,30 @@ def test_tasks_of_one_node_share_its_gpus(changes, devices):
     assert launched(SRUN | changes).local_devices == devices
 
 
+@pytest.mark.parametrize(
+    ("bind", "devices"),
+    [
+        ("gres/gpu:per_task:2", None),
+        ("gpu:per_task:2", None),
+        ("gres/gpu:verbose,per_task:2", None),
+        ("gres/gpu:mask:0x3,0xc", None),
+        ("gres/nic:none+gres/gpu:map_gpu:0,1", None),
+        ("gres/gpu:none", (1,)),
+        ("gres/gpu:closest", (1,)),
+        ("gres/nic:per_task:2", (1,)),
+    ],
+)
+def test_gpus_that_slurm_gave_to_a_task_alone_are_all_taken(bind, devices):
+    # --gpus-per-task=2 shows each of a node's tasks two GPUs of its own, always as 0 and 1.
+    environ = SRUN | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2", "SLURMD_TRES_BIND": bind}
+    assert launched(environ).local_devices == devices
+
+
+def test_what_slurm_gave_to_mpiruns_daemon_is_shared_by_its_processes():
+    environ = MPIRUN | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURMD_TRES_BIND": "gres/gpu:per_task:2"}
+    assert launched(environ).local_devices == (0,)
+
+
 def test_mpirun_says_the_place_and_before_version_5_where_it_runs():
     # The job's number stands above the lowest 12 bits.
     port = 61440 + (1314521088 >> 12) % 4096

@@ -55,7 +55,20 @@ def _slurm(environ: Mapping[str, str]) -> Place | None:
     # "4(x2),3": tasks on each node; all that matters is whether there are several on one.
     on_node = max(map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))))
     local = number_in(environ, "SLURM_LOCALID") or 0
-    return Place(f"{first}:{_port(environ, job)}", tasks, rank, _share_of_gpus(environ, local, on_node))
+    devices = None if _slurm_binds_gpus(environ) else _share_of_gpus(environ, local, on_node)
+    return Place(f"{first}:{_port(environ, job)}", tasks, rank, devices)
+
+
+def _slurm_binds_gpus(environ: Mapping[str, str]) -> bool:
+    """Whether each of srun's tasks sees no GPUs but its own.
+
+    slurmd says the step's binding in SLURMD_TRES_BIND, from 19.05 on, whether it was asked for (--gpu-bind,
+    --tres-bind) or follows from --gpus-per-task (from 21.08 on; before that all tasks see all GPUs) or from
+    --ntasks-per-gpu: as "gres/gpu:per_task:2", without "gres/" in older versions. SLURM_GPUS_PER_TASK says less: it
+    stands beside --gpu-bind=none too, and is gone from 23.11 on. "closest" tasks may have the same GPUs in sight: those
+    are shared as without a binding.
+    """
+    return re.search(r"\bgpu:(verbose,)?(per_task|single|map|mask)", environ.get("SLURMD_TRES_BIND", "")) is not None
 
 
 def _open_mpi(environ: Mapping[str, str]) -> Place | None:
