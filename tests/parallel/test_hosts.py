@@ -83,6 +83,16 @@ def test_the_config_goes_before_jaxs_variables_and_those_before_the_launchers():
             "config.distributed.process_id is 2, expected 0 to 1: num_processes is 2",
         ),
         ({}, {"JAX_PROCESS_ID": "first"}, "JAX_PROCESS_ID is 'first', expected a whole number"),
+        (
+            {},
+            SLURM | {"JAX_COORDINATOR_ADDRESS": "head"},
+            "JAX_COORDINATOR_ADDRESS is 'head', expected 'host:port' of process 0",
+        ),
+        (
+            {"num_processes": 2, "process_id": 1},
+            {"JAX_COORDINATOR_ADDRESS": "head:port"},
+            "JAX_COORDINATOR_ADDRESS is 'head:port', expected 'host:port' of process 0",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_named(fields, environ, message):

@@ -54,8 +54,8 @@ class DistributedConfig:
     def __post_init__(self):
         if self.start not in ("auto", "off"):
             raise UserError(f"start is {self.start!r}, expected 'auto' or 'off'")
-        if self.coordinator and not re.fullmatch(r".+:\d+", self.coordinator):
-            raise UserError(f"coordinator is {self.coordinator!r}, expected 'host:port' of process 0")
+        if self.coordinator:
+            _check_coordinator("coordinator", self.coordinator)
         if self.num_processes < 0:
             raise UserError(f"num_processes is {self.num_processes}, expected at least 1, or 0 for the environment's")
         if self.process_id < -1:
@@ -71,15 +71,16 @@ def find_place(config: DistributedConfig, environ: Mapping[str, str]) -> Place |
     MPI or a TPU pod do, value by value.
 
     Raises:
-      UserError: where some of the values are given and others are not to be found.
+      UserError: where some of the values are given and others are not to be found, or one can't be.
     """
     if config.start == "off":
         return None
     found = launched(environ) or Place()
+    address = config.coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
     count, number = number_in(environ, "JAX_NUM_PROCESSES"), number_in(environ, "JAX_PROCESS_ID")
     place = dataclasses.replace(
         found,
-        coordinator=config.coordinator or environ.get("JAX_COORDINATOR_ADDRESS") or found.coordinator,
+        coordinator=address or found.coordinator,
         num_processes=config.num_processes or count or found.num_processes,
         process_id=next((n for n in (config.process_id, number) if n is not None and n >= 0), found.process_id),
     )
@@ -95,6 +96,10 @@ def find_place(config: DistributedConfig, environ: Mapping[str, str]) -> Place |
         raise UserError(
             f"config.distributed.process_id is {place.process_id}, expected 0 to {place.num_processes - 1}: "
             f"num_processes is {place.num_processes}"
+        )
+    if address:
+        _check_coordinator(
+            "config.distributed.coordinator" if config.coordinator else "JAX_COORDINATOR_ADDRESS", address
         )
     return place
 
@@ -248,6 +253,11 @@ def _check_devices() -> None:
             raise SharedError(
                 f"the hosts disagree: process {process} has {count} devices and process 0 has {counts[0]}"
             )
+
+
+def _check_coordinator(name: str, address: str) -> None:
+    if not re.fullmatch(r".+:\d+", address):
+        raise UserError(f"{name} is {address!r}, expected 'host:port' of process 0")
 
 
 def _check_port(coordinator: str) -> None:
