@@ -153,7 +153,6 @@ def test_only_what_is_asked_for_is_computed(root, tmp_path):
         ({"metrics": "clip"}, r"^config\.evaluate\.metrics has 'clip', but config\.evaluate\.clip is empty"),
         ({"metrics": "fod"}, r"^config\.evaluate\.metrics is 'fod', expected one of 'all', 'fid', 'sfid', 'is'"),
         ({"sweep": "steps=5,9"}, r"^config\.evaluate\.sweep is 'steps=5,9', expected none where samples is '.*ours"),
-        ({"captions": "data"}, r"^config\.evaluate\.captions is 'data', expected none where samples is '.*ours\.npz'"),
     ],
 )
 def test_what_can_not_be_scored_is_told_in_one_sentence(root, tmp_path, changes, message):

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests.interop.pth_files import write_weights
 from tests.jobs.evaluate_runs import write_run
 from tests.jobs.images import write_images, write_kl
 from tests.jobs.test_latents import experiment as latent_experiment
+from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import evaluate, prepare, sample
 from uvit_jax.jobs.config import Experiment
@@ -82,6 +84,22 @@ def test_a_reference_of_the_folder_is_made_at_the_size_that_is_asked_for_and_com
         UserError, match=r"24\.npz is of images of 24x24x3, but the samples have 16x16x3: expected a ref"
     ):
         report_of(root, tmp_path / "other", evaluate__reference=str(tmp_path / "24.npz"))
+
+
+@pytest.mark.slow
+def test_latents_scaled_back_otherwise_are_another_evaluation(root, tmp_path):
+    write_weights(tmp_path / "weights.pth", uvit_weights(evaluation(root).model, 5))
+    asked = {
+        "init_from": str(tmp_path / "weights.pth"),
+        "data__source": "/nowhere",
+        "evaluate__reference": str(root / "images"),
+    }
+    for scale in (0.18215, 0.9):
+        evaluate.run(evaluation(root, **asked, autoencoder__scale=scale), tmp_path / "run")
+    reports = [json.loads(path.read_text()) for path in tmp_path.glob("run/evaluations/*/evaluation.json")]
+    scales = {report["samples"]["latents normalized by"]["scale"][0]: report["metrics"][FD] for report in reports}
+    assert scales.keys() == {0.18215, 0.9}
+    assert len(set(scales.values())) == 2
 
 
 @pytest.mark.slow

@@ -2,18 +2,23 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from tests.interop.pth_files import write_weights
 from tests.jobs.evaluate_runs import evaluation as digits_evaluation
 from tests.jobs.evaluate_runs import write_run, write_whole_clip
 from tests.jobs.images import write_clip, write_coco, write_kl
 from tests.jobs.test_text import experiment as text_experiment
+from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
 from uvit_jax.interop.clip import open_text_encoder
 from uvit_jax.interop.clip_vision import open_image_encoder
+from uvit_jax.interop.official import read_weights
 from uvit_jax.interop.tokenizer import open_tokenizer
 from uvit_jax.jobs import evaluate, prepare, train
 from uvit_jax.jobs.config import Experiment
@@ -85,6 +90,9 @@ def test_captions_of_a_data_set_are_drawn_without_any_encoder_and_scored(root, t
     captions = {"evaluate__captions": str(root / "data"), "text_encoder__name": ""}
     report = report_of(root, tmp_path, **captions)
     assert report["samples"]["captions"] == str(root / "data")
+    manifest = json.loads((root / "data" / "manifest.json").read_text())
+    assert report["samples"]["text encoder"] == manifest["text_encoder"]
+    assert report["samples"]["text encoder sha256"] == manifest["text_encoder_sha256"]
     images = np.load(tmp_path / "samples.npz")["arr_0"]
     assert len(images) == COUNT
     assert 0 < report["metrics"]["clip_score"] < 100
@@ -102,6 +110,28 @@ def test_a_file_of_prompts_that_was_changed_is_another_evaluation(root, tmp_path
     prompts.write_text("two cats\n")
     with pytest.raises(UserError, match=r"holds another evaluation \(samples texts sha256 = "):
         report_of(root, tmp_path / "out", **asked)
+
+
+@pytest.mark.slow
+def test_another_encoder_under_the_same_name_is_another_evaluation(root, tmp_path):
+    clip = shutil.copytree(root / "clip", tmp_path / "clip")
+    write_weights(tmp_path / "weights.pth", uvit_weights(evaluation(root).model, 5))  # of no text encoder in particular
+    asked = {
+        "sample__prompts": "a red bus",
+        "evaluate__metrics": "fid",
+        "text_encoder__name": str(clip),
+        "text_encoder__tokenizer": str(clip / "merges.txt.gz"),
+        "init_from": str(tmp_path / "weights.pth"),
+        "data__source": "/nowhere",
+        "evaluate__reference": str(root / "coco" / "train2017"),
+        "prepare__split": "train",
+        "evaluate__out": str(tmp_path / "out"),
+    }
+    evaluate.run(evaluation(root, **asked), tmp_path / "run")
+    state = read_weights(clip / "model.safetensors")
+    save_file({name: 1.5 * array for name, array in state.items()}, clip / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds another evaluation \(samples text encoder sha256 = "):
+        evaluate.run(evaluation(root, **asked), tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from uvit_jax.jobs.extractors import choose_metrics, open_extractor
 from uvit_jax.metrics.own_features import own_features
 from uvit_jax.metrics.scores import METRICS, metric_name
 
-EVERYTHING = {"has_spatial": True, "has_images": True, "has_texts": True, "num_samples": 50_000}
+EVERYTHING = {"has_spatial": True, "num_reference": 10_000, "has_texts": True, "num_samples": 50_000}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_weights_that_cannot_be_had_name_the_field(tmp_path, inception):
 
 def test_all_metrics_are_all_that_can_be_had():
     assert choose() == (tuple(METRICS), {})
-    metrics, refused = choose(extractor=own_features(), has_images=False, clip="", has_texts=False)
+    metrics, refused = choose(extractor=own_features(), num_reference=0, clip="", has_texts=False)
     assert metrics == ("fid",)
     assert refused == {
         "sfid": "own features v1 has no spatial features",
@@ -95,14 +95,16 @@ def test_all_metrics_are_all_that_can_be_had():
 
 
 def test_metrics_asked_for_come_once_and_in_their_own_order():
-    assert choose("recall, fid,recall ,is", has_images=True) == (("fid", "is", "recall"), {})
+    assert choose("recall, fid,recall ,is", num_reference=6) == (("fid", "is", "recall"), {})
 
 
 @pytest.mark.parametrize(
     ("metrics", "changes", "message"),
     [
         ("fid,is", {"extractor": own_features()}, "has 'is', but own features v1 has no logits features"),
-        ("kid", {"has_images": False}, "has 'kid', but the reference has neither features nor images"),
+        ("kid", {"num_reference": 0}, "has 'kid', but the reference has neither features nor images"),
+        ("recall", {"num_reference": 3}, "has 'recall', but the reference has 3 images, expected at least 4"),
+        ("density", {"num_reference": 5}, "has 'density', but the reference has 5 images, expected at least 6"),
         ("sfid", {"has_spatial": False}, "has 'sfid', but the reference has no spatial statistics"),
         ("clip", {"clip": ""}, "has 'clip', but config.evaluate.clip is empty"),
         ("clip", {"has_texts": False}, "has 'clip', but the samples are of no texts"),
@@ -116,12 +118,18 @@ def test_a_metric_asked_for_that_cannot_be_had_is_told(metrics, changes, message
         choose(metrics, **changes)
 
 
+def test_a_reference_of_few_images_has_few_metrics_of_them():
+    metrics, refused = choose(num_reference=3)
+    assert metrics == ("fid", "sfid", "is", "kid", "clip")
+    assert set(refused) == {"precision", "recall", "density", "coverage"}
+
+
 def test_few_samples_have_few_metrics_and_one_has_none():
     assert choose(num_samples=3)[0] == ("fid", "sfid", "kid", "density", "coverage", "clip")
     with pytest.raises(
         UserError, match=r"is 'all', but none can be had: for one, the number of samples is 1, expected"
     ):
-        choose(num_samples=1, has_images=False, has_texts=False)
+        choose(num_samples=1, num_reference=0, has_texts=False)
 
 
 @pytest.mark.parametrize("text", ["", "fid,,is", "FID", "ssim"])

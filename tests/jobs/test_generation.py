@@ -6,9 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from tests.interop.pth_files import write_weights
 from tests.jobs.evaluate_runs import evaluation, parts_of, write_run
+from tests.jobs.images import write_images, write_kl
+from tests.jobs.test_latents import experiment as latent_experiment
+from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
-from uvit_jax.jobs.generation import Generation, open_conditions
+from uvit_jax.jobs import prepare
+from uvit_jax.jobs.generation import Generation, open_conditions, open_generation_parts
 from uvit_jax.jobs.weights import open_weights
 
 COUNT = 40
@@ -58,3 +63,67 @@ def test_a_sample_that_is_no_image_is_told_by_its_number(run, first, number, of)
     with pytest.raises(UserError, match=rf"^sample {number} holds NaN \(\d of the {of} in its batch do\), expected"):
         images(generation, damaged, first)
     assert len(images(generation, damaged, 4, 13)) == 9
+
+
+@pytest.mark.parametrize(("weights", "step"), [("ema", 4), ("params", 4), ("params", 8)])
+def test_a_run_named_as_the_start_gives_the_weights_and_the_step_asked_for(tmp_path, weights, step):
+    # They stand in the report of an evaluation, so that they must not be others.
+    run = write_run(tmp_path / "other", steps=(4, 8))
+    asked = evaluation(init_from=str(run), sample__weights=weights, sample__step=step)
+    opened = open_weights(parts_of(asked), tmp_path / "here")
+    own = open_weights(parts_of(evaluation(sample__weights=weights, sample__step=step)), run)
+    assert opened.sha256 == own.sha256
+    assert opened.record == {"kind": weights, "step": step, "from": str(run)}
+    assert opened.folder == f"other_step_{step:08d}"
+
+
+def test_a_file_has_no_steps(tmp_path):
+    file = tmp_path / "weights.pth"
+    write_weights(file, uvit_weights(evaluation().model, 1))
+    assert open_weights(parts_of(evaluation(init_from=str(file))), tmp_path).folder == "weights"
+    with pytest.raises(UserError, match=r"^config\.sample\.step is 4, and config\.init_from is .*: expected no step"):
+        open_weights(parts_of(evaluation(init_from=str(file), sample__step=4)), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory) -> pathlib.Path:
+    """A run on latents that were prepared with a scale of 0.5, and a file of weights."""
+    root = tmp_path_factory.mktemp("scaled")
+    write_images(root / "images")
+    write_kl(root / "kl.safetensors")
+    prepare.run(latents(root, autoencoder__scale=0.5), root)
+    write_run(root / "run", latents(root))
+    write_weights(root / "weights.pth", uvit_weights(latents(root).model, 5))
+    return root
+
+
+def latents(root, **changes):
+    return latent_experiment(root, "kl", **{"model__depth": 1, **changes})
+
+
+def scale_of(root, workdir: str, **changes) -> float:
+    parts, _ = open_generation_parts(latents(root, **changes), root / workdir)
+    assert parts.card.normalization is not None
+    (scale,) = set(parts.card.normalization.scale)
+    return scale
+
+
+def test_latents_are_scaled_back_as_the_run_whose_weights_they_are_of_learned_them(scaled):
+    run, file = str(scaled / "run"), str(scaled / "weights.pth")
+    gone = {"data__source": "/nowhere"}
+    assert scale_of(scaled, "run", **gone) == 0.5
+    assert scale_of(scaled, "elsewhere", init_from=run, **gone) == 0.5
+    # A file's weights are of no data that are known here, in another run's workdir too.
+    assert scale_of(scaled, "run", init_from=file, **gone) == 0.18215
+    assert scale_of(scaled, "run", init_from=file, autoencoder__scale=0.9, **gone) == 0.9
+
+
+@pytest.mark.parametrize("init_from", ["", "run"])
+def test_a_scale_that_the_latents_do_not_have_is_refused(scaled, init_from):
+    asked = {"autoencoder__scale": 0.9, "init_from": str(scaled / init_from) if init_from else ""}
+    with pytest.raises(
+        UserError, match=r"^config\.autoencoder\.scale is 0\.9, but the latents .* scaled by 0\.5: leave"
+    ):
+        scale_of(scaled, "elsewhere" if init_from else "run", **asked, data__source="/nowhere")
+    same = {**asked, "autoencoder__scale": 0.5}
+    assert scale_of(scaled, "elsewhere" if init_from else "run", **same, data__source="/nowhere") == 0.5

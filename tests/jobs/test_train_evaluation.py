@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.jobs.images import write_images, write_kl
 from tests.jobs.runs import assert_same_bits, final_state, tiny_experiment
+from tests.jobs.test_latents import experiment as latent_experiment
 from tests.telemetry.test_writers import scalars
 from uvit_jax.errors import Preempted, UserError
-from uvit_jax.jobs import evaluate, train
+from uvit_jax.jobs import evaluate, prepare, train
 from uvit_jax.jobs.scoring import Scoring
 from uvit_jax.telemetry.writers import read_metrics
 
@@ -117,3 +119,17 @@ def test_what_it_lacks_is_told_before_training(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         train.run(experiment(**changes), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_latents_without_a_decoder_are_refused_before_training(tmp_path):
+    write_images(tmp_path / "images")
+    write_kl(tmp_path / "kl.safetensors")
+    size = {"model__image_size": 8, "prepare__image_size": 32}
+    prepare.run(latent_experiment(tmp_path, "kl", **size), tmp_path)
+    np.savez(tmp_path / "foreign.npz", mu=np.zeros(336), sigma=np.eye(336))
+    undecoded = {"autoencoder__name": "", "evaluate__every": 2, "evaluate__reference": str(tmp_path / "foreign.npz")}
+    with pytest.raises(
+        UserError, match=r"^config\.autoencoder\.name is empty, expected '.*kl\.safetensors' or another"
+    ):
+        train.run(latent_experiment(tmp_path, "kl", **size, **undecoded), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()

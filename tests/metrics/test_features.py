@@ -138,3 +138,12 @@ def test_features_are_the_same_bits_on_every_mesh(tmp_path):
     gaps = json.loads(result.stdout)
     assert len(gaps) == (1 + 3) * 5
     assert gaps == dict.fromkeys(gaps, 0.0)
+
+
+def test_kinds_are_worked_on_in_one_order_whatever_order_they_are_asked_in(mesh):
+    # Hosts fetch them kind by kind, together; the order of a set is another one in each process.
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    for kinds in (["spatial", "pool"], ("pool", "spatial")):
+        pending = Extraction(small_extractor(), mesh, kinds).start(images)
+        assert list(pending.widths) == ["pool", "spatial"]
+    assert small_extractor().reference_kinds == ("pool", "spatial")

@@ -1,8 +1,9 @@
 """What samples are made of: classes, prompts or captions in turn, or nothing; and what they are called in pictures."""
 
 import dataclasses
+import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -43,11 +44,13 @@ class Conditions:
       values: labels `[k]` or states of texts `[k, l, d]`; None for a model without either.
       null: the empty label, or states of the empty text or of a negative prompt `[l, d]`; None without guidance.
       names: what each value is called; empty where there are none.
+      record: what made states of the texts, for a report.
     """
 
     values: Values | None = None
     null: int | Float[np.ndarray, "l d"] | None = None
     names: tuple[str, ...] = ()
+    record: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def labels(self) -> bool:
@@ -125,8 +128,15 @@ def prompt_conditions(experiment: Experiment, text: TextStates) -> Conditions:
     """
     prompts = read_prompts(experiment.sample.prompts)
     check_context(experiment, text.shape, f"{text.encoder.name!r} (config.text_encoder.name) has")
-    *states, null = text([*prompts, experiment.sample.negative_prompt])
-    return Conditions(np.stack(states), null if experiment.diffusion.p_uncond else None, prompts)
+    texts = [*prompts, experiment.sample.negative_prompt]
+    *states, null = text(texts)
+    record = {
+        "text encoder": text.encoder.name,
+        "text encoder sha256": text.encoder.sha256,
+        "text encoder dtype": experiment.text_encoder.dtype,
+        "token ids sha256": hashlib.sha256(text.tokenizer.tokenize(texts).tobytes()).hexdigest(),
+    }
+    return Conditions(np.stack(states), null if experiment.diffusion.p_uncond else None, prompts, record)
 
 
 def caption_conditions(experiment: Experiment, source: RecordSource, count: int) -> Conditions:
@@ -186,7 +196,9 @@ def data_captions(experiment: Experiment, source: RecordSource, count: int) -> C
             raise UserError(f"{source.folder} holds no captions, expected a data set prepared with a text encoder")
         names.append(texts[int(draw % np.uint64(len(texts)))])
     null = source.empty_context if experiment.diffusion.p_uncond else None
-    return Conditions(_CaptionStates(source, images, draws), null, tuple(names))
+    manifest = source.manifest
+    record = {"text encoder": manifest.text_encoder, "text encoder sha256": manifest.text_encoder_sha256}
+    return Conditions(_CaptionStates(source, images, draws), null, tuple(names), record)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

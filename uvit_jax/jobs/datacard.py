@@ -60,6 +60,17 @@ class DataCard:
                 f"({self.autoencoder_sha256[:12]})"
             )
 
+    def check_scale(self, wanted: float | None) -> None:
+        """Raises a UserError where `config.autoencoder.scale` is given and is not the one of the latents learned."""
+        if wanted is None or self.normalization is None or set(self.normalization.scale) == {wanted}:
+            return
+        found = sorted(set(self.normalization.scale))
+        scales = f"{found[0]:g}" if len(found) == 1 else f"{found[0]:.4g} to {found[-1]:.4g}, channel by channel"
+        raise UserError(
+            f"config.autoencoder.scale is {wanted}, but the latents that the model learned of {self.name!r} are scaled "
+            f"by {scales}: leave it at None"
+        )
+
     def save(self, workdir: pathlib.Path) -> None:
         """Writes the workdir's data.json."""
         with atomic_write(workdir / FILE) as file:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from uvit_jax.data.sources import SOURCES
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.evaluation import Evaluation, folder_name
+from uvit_jax.jobs.evaluation import Evaluation
 from uvit_jax.jobs.evaluation_report import REPORT, drawn_samples, found_samples
 from uvit_jax.jobs.extractors import choose_metrics, open_extractor
 from uvit_jax.jobs.generation import (
@@ -23,6 +23,7 @@ from uvit_jax.jobs.references import (
     Shape,
     is_statistics,
     make_reference,
+    num_features,
     obtain_reference,
     reference_name,
     with_features,
@@ -30,7 +31,7 @@ from uvit_jax.jobs.references import (
 from uvit_jax.jobs.scoring import ClipPair
 from uvit_jax.jobs.sweep import Point, points_of, report_sweep
 from uvit_jax.jobs.weights import Weights, check_lengths, open_weights
-from uvit_jax.jobs.workdir import open_workdir
+from uvit_jax.jobs.workdir import folder_name, open_workdir
 from uvit_jax.metrics.features import Extraction
 from uvit_jax.metrics.scores import OF_SAMPLES, kinds
 from uvit_jax.parallel import hosts
@@ -67,7 +68,7 @@ def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
     if not out.endswith(".npz"):
         raise UserError(f"config.evaluate.out is {out!r}, expected a name that ends in .npz for the reference")
     open_workdir(pathlib.Path(out).parent)
-    extraction = Extraction(extractor, mesh, tuple(extractor.widths.keys() - {"logits"}))
+    extraction = Extraction(extractor, mesh, extractor.reference_kinds)
     make_reference(experiment, stream, extraction, pathlib.Path(out))
     h, w, c = stream.shape
     return f"made the reference of {stream.count:,} images of {h}x{w}x{c} with {extractor.name}: see {out}"
@@ -180,13 +181,13 @@ def _open_evaluation(
     config = experiment.evaluate
     extractor = hosts.together(open_extractor, experiment)
     clip = hosts.together(lambda: ClipPair(experiment, mesh) if config.clip and has_texts else None)
-    every = Extraction(extractor, mesh, tuple(kind for kind in ("pool", "spatial") if kind in extractor.widths))
+    every = Extraction(extractor, mesh, extractor.reference_kinds)
     reference = obtain_reference(experiment, workdir, every, shape)
     metrics, refused = choose_metrics(
         experiment,
         extractor,
         has_spatial=reference.spatial is not None,
-        has_images=reference.features is not None or reference.images,
+        num_reference=hosts.together(num_features, reference),
         has_texts=has_texts,
         num_samples=num_samples,
     )

@@ -1,7 +1,6 @@
 """One evaluation in one folder: samples drawn or found, scored, reported; killed at any moment it goes on."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 import pathlib
@@ -201,12 +200,6 @@ class _Kept:
         room = self._limit - self.rows.count
         if room > 0:
             self.rows.append(images[:room])
-
-
-def folder_name(title: str, plan: dict[str, Any]) -> str:
-    """A name for a report's folder: something to read, and a word of its own for the plan."""
-    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{title}_{digest}"
 
 
 def _report_of(out: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any] | None:

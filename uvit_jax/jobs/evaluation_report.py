@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import pathlib
 import platform
@@ -16,7 +15,7 @@ from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.generation import Generation
 from uvit_jax.jobs.image_streams import ImageStream
 from uvit_jax.jobs.weights import Weights
-from uvit_jax.jobs.workdir import HOW_FIELDS
+from uvit_jax.jobs.workdir import HOW_FIELDS, version
 from uvit_jax.metrics.reference import Reference
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.atomic import atomic_write
@@ -33,9 +32,11 @@ def drawn_samples(generation: Generation, weights: Weights, count: int, captions
     """What samples drawn from a model are, for a report; all hosts call this together."""
     parts = generation.parts
     experiment, sample = parts.experiment, parts.experiment.sample
-    decoder: dict[str, str] = {}
+    decoder: dict[str, Any] = {}
     if parts.codec is not None:
+        normalization = parts.card.normalization
         decoder = {
+            "latents normalized by": dataclasses.asdict(normalization) if normalization else {},
             "decoder": experiment.autoencoder.name,
             "decoder sha256": sha256_of(dict(flatten_dict(parts.codec.autoencoder.params))),
             "decoder dtype": experiment.autoencoder.dtype,
@@ -63,12 +64,11 @@ def _asked(generation: Generation, count: int, captions: str) -> dict[str, Any]:
     sample = experiment.sample
     if experiment.model.context_dim:
         texts = {"captions": captions} if captions else {"prompts": sample.prompts}
-        encoder = generation.parts.card.text_encoder or experiment.text_encoder.name
         return {
             **texts,
             "texts sha256": hashlib.sha256("\n".join(conditions.names).encode()).hexdigest(),
             "negative prompt": sample.negative_prompt,
-            "text encoder": encoder,
+            **conditions.record,
         }
     if not experiment.model.num_classes:
         return {}
@@ -113,7 +113,7 @@ def reference_facts(reference: Reference) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What computed the numbers."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    found = {name: version(name) for name in _PACKAGES}
     device = jax.devices()[0]
     return {**found, "python": platform.python_version(), "devices": f"{jax.device_count()} x {device.device_kind}"}
 

@@ -18,6 +18,8 @@ _INCEPTION = {"pool": "pool2048", "spatial": "spatial2023", "logits": "logits100
 _UNVERIFIED = "other_inception_"
 # Samples that a metric needs: for a covariance or pairs, parts of the Inception Score, neighbours beside oneself.
 _LEAST = {"fid": 2, "sfid": 2, "is": 10, "kid": 2, "precision": 4, "recall": 4}
+# Images of the reference whose features a metric needs: pairs, and the k nearest neighbours beside oneself.
+_LEAST_OF_REFERENCE = {"kid": 2, "precision": 4, "recall": 4, "density": 6, "coverage": 6}
 
 
 def open_extractor(experiment: Experiment) -> FeatureExtractor:
@@ -56,13 +58,14 @@ def choose_metrics(
     extractor: FeatureExtractor,
     *,
     has_spatial: bool,
-    has_images: bool,
+    num_reference: int,
     has_texts: bool,
     num_samples: int,
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """The metrics to compute and, where "all" is asked for, why each other one is not.
 
-    has_spatial, has_images: what the reference offers; has_texts: whether samples are of texts.
+    has_spatial: whether the reference has spatial statistics; num_reference: images of it that there are features of;
+    has_texts: whether samples are of texts.
 
     Raises:
       UserError: for one that is asked for by name and can't be had.
@@ -75,8 +78,10 @@ def choose_metrics(
             refused[name] = f"{extractor.name} has no {lacking[0]} features"
         elif name == "sfid" and not has_spatial:
             refused[name] = "the reference has no spatial statistics (mu_s, sigma_s)"
-        elif name in OF_SAMPLES and not has_images:
+        elif name in OF_SAMPLES and not num_reference:
             refused[name] = "the reference has neither features nor images"
+        elif name in OF_SAMPLES and num_reference < _LEAST_OF_REFERENCE[name]:
+            refused[name] = f"the reference has {num_reference} images, expected at least {_LEAST_OF_REFERENCE[name]}"
         elif num_samples < _LEAST.get(name, 1):
             refused[name] = f"the number of samples is {num_samples}, expected at least {_LEAST[name]}"
         elif name == "clip" and not config.clip:

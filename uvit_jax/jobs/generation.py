@@ -122,11 +122,7 @@ def open_generation_parts(
         check_init_from(experiment.init_from)
     autoencoder = open_experiment_autoencoder(experiment)
     parts = assemble(experiment, _card(experiment, workdir, autoencoder), autoencoder, section="sample")
-    if parts.card.normalization is not None and autoencoder is None:
-        raise UserError(
-            f"config.autoencoder.name is empty, expected {parts.card.autoencoder!r} or another decoder of its latents: "
-            "a hub name, a folder or a weights file"
-        )
+    check_decoder(parts)
     if not experiment.model.context_dim:
         return parts, None
     if captions is not None:
@@ -143,6 +139,15 @@ def open_generation_parts(
     text = open_text_states(experiment, parts.mesh)
     parts.card.check_text(text.encoder)
     return parts, text
+
+
+def check_decoder(parts: Parts) -> None:
+    """Raises a UserError for a model of latents without an autoencoder: its samples can't be seen, nor scored."""
+    if parts.card.normalization is not None and parts.codec is None:
+        raise UserError(
+            f"config.autoencoder.name is empty, expected {parts.card.autoencoder!r} or another decoder of its latents: "
+            "a hub name, a folder or a weights file"
+        )
 
 
 def open_captions(name: str) -> RecordSource:
@@ -178,8 +183,13 @@ def check_captions(parts: Parts, captions: RecordSource) -> None:
 def agree_on_generation(parts: Parts, text: TextStates | None, workdir: pathlib.Path) -> None:
     """Compares what the hosts read: the data's description, prompts and the checkpoints there are."""
     prompts = read_prompts(parts.experiment.sample.prompts) if text else ()
-    steps = sorted(path.name for path in workdir.glob("checkpoints/[0-9]*"))
-    hosts.agree({**identity(parts.card), "config.sample.prompts": prompts, "the content of --workdir": steps})
+    folders = {"--workdir": str(workdir), "config.init_from": parts.experiment.init_from}
+    steps = {
+        f"the content of {name}": sorted(path.name for path in pathlib.Path(folder).glob("checkpoints/[0-9]*"))
+        for name, folder in folders.items()
+        if folder
+    }
+    hosts.agree({**identity(parts.card), "config.sample.prompts": prompts, **steps})
 
 
 def open_conditions(
@@ -200,9 +210,16 @@ def open_conditions(
 
 
 def _card(experiment: Experiment, workdir: pathlib.Path, autoencoder: Autoencoder | None) -> DataCard:
-    """What is known of the data: the workdir says it, or the data set where it is at hand, or the config alone."""
-    card = read_card(workdir)
+    """What is known of the data: the run whose weights these are says it, or the data set where it is at hand, or the
+    config alone.
+    """
+    run: pathlib.Path | None = workdir
+    if samples_from_elsewhere(experiment, workdir):
+        run = pathlib.Path(experiment.init_from)
+        run = run if run.is_dir() else None
+    card = read_card(run) if run else None
     if card is not None:
+        card.check_scale(experiment.autoencoder.scale)
         return card
     if experiment.data.source in SOURCES or pathlib.Path(experiment.data.source, "manifest.json").exists():
         return card_of_source(experiment, open_source(experiment), autoencoder)

@@ -112,6 +112,13 @@ def reference_record(stream: ImageStream, extractor: FeatureExtractor) -> dict[s
     }
 
 
+def num_features(reference: Reference) -> int:
+    """Images of the reference of which there are features, or can be."""
+    if reference.features is not None:
+        return len(reference.features)
+    return open_npz_images(reference.path).shape[0] if reference.images else 0
+
+
 def with_features(reference: Reference, extraction: Extraction, shape: Shape) -> Reference:
     """The reference with features of the images that its file holds, where it holds those alone."""
     if reference.features is not None or not reference.images:

@@ -1,6 +1,7 @@
 """The job `sample`: a workdir's weights in, images out, as PNGs or one .npz, and a grid of the first of them."""
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import time
@@ -11,8 +12,8 @@ import numpy as np
 from uvit_jax.jobs import pictures
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.generation import Generation, agree_on_generation, open_conditions, open_generation_parts
-from uvit_jax.jobs.weights import open_weights
-from uvit_jax.jobs.workdir import open_workdir
+from uvit_jax.jobs.weights import Weights, open_weights
+from uvit_jax.jobs.workdir import folder_name, open_workdir
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.atomic import atomic_write
 from uvit_jax.telemetry.images import npz_writer, save_png
@@ -22,6 +23,8 @@ LOG = logging.getLogger("uvit_jax")
 
 # The grid shows this many samples at most: a page that a screen can hold.
 GRID_SAMPLES = 100
+# What has no part in what a sample is.
+_HOW = ("num_samples", "batch_size", "format", "out", "weights", "step")
 
 
 def run(experiment: Experiment, workdir: pathlib.Path) -> str:
@@ -35,7 +38,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     agree_on_generation(parts, text, workdir)
     conditions = hosts.together(lambda: open_conditions(parts, text, count=config.num_samples))
     weights = open_weights(parts, workdir)
-    out = pathlib.Path(config.out) if config.out else workdir / "samples" / f"{weights.folder}_seed_{config.seed}"
+    out = pathlib.Path(config.out) if config.out else workdir / "samples" / _folder(experiment, weights)
     open_workdir(out)
     LOG.info("sampling %d images with %s", config.num_samples, weights.title)
 
@@ -51,7 +54,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     ):
         for batch in generation.batches(weights.params, 0, config.num_samples):
             write(first, batch)
-            shown.append(batch[: max(GRID_SAMPLES - first, 0)])
+            if first < GRID_SAMPLES:
+                shown.append(batch[: GRID_SAMPLES - first].copy())  # a view would keep the whole batch
             first += len(batch)
             progress.update(first)
     seconds = time.monotonic() - began
@@ -65,6 +69,13 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         title = f"{weights.title}, {config.solver} {config.steps}, guidance {config.guidance_scale:g}"
         pictures.save_grid(np.concatenate(shown), conditions, out / "grid.png", title)
     return f"sampled {config.num_samples} images in {seconds:.1f} s: see {out}/grid.png, {made}"
+
+
+def _folder(experiment: Experiment, weights: Weights) -> str:
+    """A name for the folder: something to read, and a word of its own for all that decides what sample i is."""
+    asked = {name: value for name, value in dataclasses.asdict(experiment.sample).items() if name not in _HOW}
+    asked |= {"weights": weights.record, "source": experiment.data.source if experiment.sample.labels == "data" else ""}
+    return folder_name(f"{weights.folder}_seed_{experiment.sample.seed}", asked)
 
 
 @contextlib.contextmanager

@@ -184,7 +184,8 @@ class EvaluateConfig:
       resize: to 299x299 as "pytorch-fid", "tf1" (ADM's evaluator) or "clean" (clean-fid) does.
       dtype: what Inception-v3 computes in; statistics are float64 either way.
       clip: a CLIP with both towers, by hub name or folder, for the CLIP score of prompts or captions; empty for none.
-      captions: a prepared data set with captions that samples are of, for a model of text; empty for `sample.prompts`.
+      captions: a prepared data set with captions, for a model of text, that samples are drawn of; empty for
+        `sample.prompts`.
       save: the samples too, as "png" files or an "npz" in ADM's format (arr_0, arr_1); empty for neither.
       sweep: a field and its values, as "guidance=0:1:0.1", "steps=10,20,50" or "ema=1000,10000" (its length in steps),
         each evaluated in turn.
@@ -227,8 +228,6 @@ class EvaluateConfig:
             check_choice("metrics", name, ("all", *METRICS))
         if self.samples and self.sweep:
             raise UserError(f"sweep is {self.sweep!r}, expected none where samples is {self.samples!r}: they are there")
-        if self.samples and self.captions:
-            raise UserError(f"captions is {self.captions!r}, expected none where samples is {self.samples!r}")
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -309,7 +308,7 @@ class SampleConfig(SamplerConfig):
       weights: "ema" or "params".
       step: of the checkpoint; -1 for the newest.
       format: "png", one file a sample, or "npz", one file with `images` uint8 [n, h, w, c] and `labels` [n].
-      out: folder; empty for one in the workdir's samples/ named after step and seed.
+      out: folder; empty for one in the workdir's samples/ named after step, seed and all else that is asked for.
     """
 
     num_samples: int = 64

@@ -113,7 +113,7 @@ class Parts:
         """Shape (h, w, c) of the images that samples become."""
         h, w, c = self.experiment.model.sample_shape
         if self.codec is None:
-            return h, w, c
+            return (h, w, c) if self.card.normalization is None else (h, w, _colours(c))
         factor = self.codec.autoencoder.factor
         return h * factor, w * factor, 3
 
@@ -126,12 +126,16 @@ class Parts:
         if self.codec is not None:
             return self.codec.decoder(self.codec.params, jax.device_put(x, self.batch_sharding))
         if self.card.normalization is not None:
-            return x[..., : 3 if x.shape[-1] >= 3 else 1] / 2
+            return x[..., : _colours(x.shape[-1])] / 2
         return x
 
     def to_images(self, x: Float[Array, "b h w c"]) -> Float[np.ndarray, "b i j d"]:
         """`decoded` samples, brought to the host."""
         return fetch(self.decoded(x))
+
+
+def _colours(channels: int) -> int:
+    return 3 if channels >= 3 else 1
 
 
 def open_source(experiment: Experiment) -> Source:

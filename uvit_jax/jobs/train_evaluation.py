@@ -7,7 +7,7 @@ from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.jobs.checks import check_mesh
 from uvit_jax.jobs.extractors import open_extractor
-from uvit_jax.jobs.generation import Generation, check_captions, open_captions, open_conditions
+from uvit_jax.jobs.generation import Generation, check_captions, check_decoder, open_captions, open_conditions
 from uvit_jax.jobs.image_streams import ImageStream
 from uvit_jax.jobs.references import obtain_reference
 from uvit_jax.jobs.scoring import Scoring
@@ -35,9 +35,11 @@ class TrainEvaluation:
         (`text` encodes them) nor `config.evaluate.captions`.
 
         Raises:
-          UserError: for an extractor or a reference that can't be had, or batches that the mesh doesn't divide.
+          UserError: for latents without a decoder, an extractor or a reference that can't be had, or batches that the
+            mesh doesn't divide.
         """
         experiment = parts.experiment
+        hosts.together(check_decoder, parts)
         self._count = experiment.evaluate.train_samples
         hosts.together(check_mesh, experiment, experiment.mesh.sizes(parts.mesh.size), "sample")
         captions = hosts.together(_captions, parts, source, text)
@@ -45,8 +47,8 @@ class TrainEvaluation:
         self._generation = Generation(parts, conditions, experiment.sample.batch_size)
         self._shape = parts.image_shape
         extractor = hosts.together(open_extractor, experiment)
-        kinds = tuple(kind for kind in ("pool", "spatial") if kind in extractor.widths)
-        self._reference = obtain_reference(experiment, workdir, Extraction(extractor, parts.mesh, kinds), self._shape)
+        every = Extraction(extractor, parts.mesh, extractor.reference_kinds)
+        self._reference = obtain_reference(experiment, workdir, every, self._shape)
         self._extraction = Extraction(extractor, parts.mesh, ["pool"])
         self._name = metric_name("fid", extractor)
         sample = experiment.sample

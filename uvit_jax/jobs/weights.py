@@ -56,23 +56,34 @@ def samples_from_elsewhere(experiment: Experiment, workdir: pathlib.Path) -> boo
 
 
 def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
-    """The weights of `config.init_from`, or the workdir's own where its run began with those.
+    """The weights of `config.init_from`, or the workdir's own where its run began with those; of a run the kind and the
+    step that `config.sample` asks for.
 
     Raises:
       UserError: for a step that is not there, or weights of another architecture than the config's.
     """
     config, init_from = parts.experiment.sample, parts.experiment.init_from
-    if samples_from_elsewhere(parts.experiment, workdir):
-        name = pathlib.Path(init_from).stem
-        kind = "ema" if pathlib.Path(init_from).is_dir() else "as published in the file"
-        return Weights(initial_weights(parts, init_from), name, name, {"kind": kind, "from": init_from})
-    hosts.together(check_architecture, parts.experiment, workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    elsewhere = samples_from_elsewhere(parts.experiment, workdir)
+    run = pathlib.Path(init_from) if elsewhere else workdir
+    if elsewhere and not run.is_dir():
+        if config.step >= 0:
+            raise UserError(
+                f"config.sample.step is {config.step}, and config.init_from is {init_from!r}: expected no step (-1) "
+                "with a file, which holds the weights of one"
+            )
+        record: dict[str, str | int | float] = {"kind": "as published in the file", "from": init_from}
+        return Weights(initial_weights(parts, init_from), run.stem, run.stem, record)
+    hosts.together(check_architecture, parts.experiment, run)
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     params, step = checkpoints.restore_weights(
         parts.abstract_params, weights=config.weights, step=None if config.step < 0 else config.step
     )
-    title = f"the {config.weights} weights of step {step:,}"
-    return Weights(params, title, f"step_{step:08d}", {"kind": config.weights, "step": step})
+    title, folder = f"the {config.weights} weights of step {step:,}", f"step_{step:08d}"
+    record = {"kind": config.weights, "step": step}
+    if elsewhere:
+        name = run.resolve().name
+        return Weights(params, f"{name}: {title}", f"{name}_{folder}", {**record, "from": init_from})
+    return Weights(params, title, folder, record)
 
 
 def averaged_weights(parts: Parts, workdir: pathlib.Path, length: float) -> Weights:

@@ -1,6 +1,7 @@
 """The folder of a run: whether it can be written to, and what an earlier run left in it."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -28,11 +29,12 @@ def agree_on_run(job: str, experiment: Experiment, workdir: pathlib.Path) -> Non
       SharedError: naming the first field in which they differ.
     """
     config = {f"config.{name}": value for name, value in _flat(to_save(experiment)).items()}
-    versions = {f"the version of {name}": _version(name) for name in ("uvit-jax", "jax", "jaxlib")}
+    versions = {f"the version of {name}": version(name) for name in ("uvit-jax", "jax", "jaxlib")}
     hosts.agree({"--job": job, "--workdir": str(workdir.absolute()), **versions, **config})
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Of an installed package; "unknown" for one that is not, as a checkout on the path is."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -128,6 +130,12 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
         for section, fields in config.items()
         for field, value in (fields.items() if isinstance(fields, dict) else [("", fields)])
     }
+
+
+def folder_name(title: str, plan: dict[str, Any]) -> str:
+    """A name for the folder of samples or a report: something to read, and a word of its own for what was asked."""
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{title}_{digest}"
 
 
 def check_architecture(experiment: Experiment, workdir: pathlib.Path) -> None:

@@ -48,6 +48,11 @@ class FeatureExtractor:
         """What must be the same for two sets of features to be comparable."""
         return {"name": self.name, "sha256": self.sha256, **self.settings}
 
+    @property
+    def reference_kinds(self) -> tuple[str, ...]:
+        """The kinds that references are made of: all but the logits, which are of samples alone."""
+        return tuple(kind for kind in self.widths if kind != "logits")
+
 
 class Extraction:
     """An extractor on the mesh: every device holds it whole and works on its own images.
@@ -59,7 +64,9 @@ class Extraction:
 
     def __init__(self, extractor: FeatureExtractor, mesh: Mesh, kinds: Sequence[str], *, chunk: int = 0):
         """kinds: of features, some of `extractor.widths`. chunk: images of a device at a time; 0 for `CHUNK`'s."""
-        self.extractor, self.mesh, self._kinds = extractor, mesh, tuple(kinds)
+        self.extractor, self.mesh = extractor, mesh
+        # In one order everywhere: hosts fetch them kind by kind, together.
+        self._kinds = tuple(kind for kind in extractor.widths if kind in kinds)
         self.rows = (chunk or CHUNK.get(mesh.devices.flat[0].platform, _CHUNK_ELSEWHERE)) * batch_parts(mesh)
         self._params = place(extractor.params, replicated(mesh))
         batch = PartitionSpec(BATCH_AXES)
