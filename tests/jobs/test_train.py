@@ -1,5 +1,9 @@
 import json
+import pathlib
+import shutil
+import weakref
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +12,9 @@ from tests.jobs.runs import assert_same_bits, final_state, tiny_experiment
 from uvit_jax.errors import Preempted, UserError
 from uvit_jax.jobs import sample, train
 from uvit_jax.jobs.saved_config import get_config
+from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.writers import read_metrics
+from uvit_jax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,46 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step(tmp_path):
         train.run(experiment, tmp_path)
 
 
+def test_a_host_with_an_old_listing_goes_on_from_the_step_of_the_others(trained, tmp_path, monkeypatch):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    train.run(tiny_experiment(), workdir)  # another host's view: the run has come to step 8
+    hidden = Checkpoints.latest_step.fget
+    monkeypatch.setattr(Checkpoints, "latest_step", property(lambda self: min(4, hidden(self) or 4)))
+    monkeypatch.setattr(hosts, "largest", lambda value: 8 if value == 4 else value)
+    monkeypatch.setattr(train, "fit", lambda train_step, state, batches, **options: state)
+    with pytest.raises(Preempted, match=r"^preempted at step 8:"):  # where it began, for nothing is trained here
+        train.run(tiny_experiment(train__steps=9), workdir)
+
+
+def test_a_picture_that_fails_costs_no_checkpoint(tmp_path, monkeypatch):
+    def failing(self, state):
+        raise UserError("no picture")
+
+    monkeypatch.setattr(train._Gallery, "draw_step", failing)
+    with pytest.raises(UserError, match=r"^no picture$"):
+        train.run(tiny_experiment(train__image_every=4), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_no_checkpoint_is_of_numbers_that_are_none(tmp_path, monkeypatch, name):
+    # The steps from the fifth on, between two logs, have none; the fourth's checkpoint is the last good one.
+    fit = train.fit
+
+    def breaking(train_step, *arguments, **options):
+        def step(state, batch):
+            state, metrics = train_step(state, batch)
+            return state, metrics | {name: jnp.where(state.step > 4, jnp.nan, metrics[name])}
+
+        return fit(step, *arguments, **options)
+
+    monkeypatch.setattr(train, "fit", breaking)
+    with pytest.raises(UserError, match=r"^the (loss|norm of the gradients) is nan at step 6: lower config\.optimizer"):
+        train.run(tiny_experiment(train__log_every=8, train__save_every=2), tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+
+
 def test_samples_are_files_named_by_label_and_a_grid(trained, tmp_path):
     experiment = tiny_experiment(sample__num_samples=5, sample__labels="3,7", sample__out=str(tmp_path / "out"))
     message = sample.run(experiment, trained[0])
@@ -121,6 +167,37 @@ def test_samples_are_files_named_by_label_and_a_grid(trained, tmp_path):
         "grid.png",
     ]
     assert Image.open(tmp_path / "out" / names[0]).size == (8, 8)
+
+
+def test_samples_of_other_requests_have_folders_of_their_own(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    asked = [{}, {"sample__labels": "3"}, {"sample__weights": "params"}, {"sample__guidance_scale": 1.0}, {}]
+    lines = [sample.run(tiny_experiment(sample__num_samples=3, **changes), workdir) for changes in asked]
+    folders = [line.split(": see ")[1].split("/grid.png")[0] for line in lines]
+    assert folders[0] == folders[-1]
+    assert len(set(folders)) == len(asked) - 1
+    assert all(pathlib.Path(folder).name.startswith("step_00000008_seed_0_") for folder in folders)
+    more = sample.run(tiny_experiment(sample__num_samples=4, sample__batch_size=2), workdir)
+    assert f"{folders[0]}/grid.png" in more  # sample i is the same one
+
+
+def test_images_are_let_go_once_they_are_written(trained, tmp_path, monkeypatch):
+    alive, most = [], 0
+
+    def batches(self, params, first, count):
+        nonlocal most
+        for _ in range(first, count, 2):
+            batch = np.zeros((2, 8, 8, 1), np.uint8)
+            alive.append(weakref.ref(batch))
+            yield batch
+            del batch
+            most = max(most, sum(ref() is not None for ref in alive))
+
+    monkeypatch.setattr(sample, "GRID_SAMPLES", 3)
+    monkeypatch.setattr(sample.Generation, "batches", batches)
+    sample.run(tiny_experiment(sample__num_samples=20, sample__out=str(tmp_path)), trained[0])
+    assert len(alive) == 10
+    assert most <= 2
 
 
 def test_sample_i_depends_on_seed_and_i_alone(trained, tmp_path):

@@ -146,6 +146,7 @@ def test_two_processes_know_their_places(answers):
     first, second = answers[0]
     assert (first["place"], second["place"]) == ([0, True, True, 4], [1, False, True, 4])
     assert first["secret"] == second["secret"]
+    assert first["largest"] == second["largest"] == [1, 0]
 
 
 def test_a_value_that_differs_is_told_on_both_with_its_name_and_its_process(answers):

@@ -70,6 +70,7 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
         "fault of 0": attempt(hosts.together, fail_on, 0),
         "fault of 1": attempt(hosts.together, fail_on, 1),
         "secret": hosts.same_secret(),
+        "largest": [hosts.largest(process), hosts.largest(-process)],
         "shared": attempt(workdir.open_workdir, folder / "shared" / "run"),
     }
     workdir._SECONDS_UNTIL_SEEN = 0.3

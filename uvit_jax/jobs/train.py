@@ -6,7 +6,7 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -86,10 +86,11 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     if main_host:
         _write_overview(template, workdir / "parameters.txt")
     checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
-    if checkpoints.latest_step is None:
+    newest = _newest_step(checkpoints)
+    if newest is None:
         state = _first_state(parts, optimizer, template)
     else:
-        state = checkpoints.restore(template, batches)
+        state = checkpoints.restore(template, batches, newest)
     start = int(state.step)
     num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     mesh_text = " x ".join(f"{axis} {size}" for axis, size in parts.mesh.shape.items())
@@ -121,7 +122,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
                     log_every=config.log_every,
                     on_step=progress.update,
                     on_log=_logger(parts, writer, progress),
-                    hooks=(draw, save, measure),
+                    hooks=(save, draw, measure),  # no picture that fails costs a checkpoint
+                    check=_check_finite,
                     should_stop=preempted,
                 )
         stopped = int(state.step) < config.steps
@@ -176,6 +178,16 @@ def _check_workdir(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
 def _write_overview(template: TrainState, path: pathlib.Path) -> None:
     with atomic_write(path) as file:
         file.write(get_parameter_overview(template.params, include_stats="sharding").encode() + b"\n")
+
+
+def _newest_step(checkpoints: Checkpoints) -> int | None:
+    """The step to go on from, the same on all hosts, each of which lists the folder by itself; None for a fresh run."""
+    own = checkpoints.latest_step
+    newest = hosts.largest(-1 if own is None else own)
+    if newest < 0:
+        return None
+    hosts.together(checkpoints.await_step, newest)
+    return newest
 
 
 def _first_state(parts: Parts, optimizer: optax.GradientTransformation, template: TrainState) -> TrainState:
@@ -280,9 +292,7 @@ def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[
     throughput = Throughput(forward_flops(config.model), parts.mesh.devices.flatten().tolist())
 
     def log(step: int, window: Window) -> None:
-        loss = window.metrics["loss"]
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {step}: lower config.optimizer.lr or compute in float32")
+        _check_finite(step, window.metrics)
         rates = throughput.window(
             steps=window.steps, images=window.steps * config.train.batch_size, seconds=window.seconds
         )
@@ -290,9 +300,18 @@ def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[
         waits = {"data_wait": window.data_seconds, "log_wait": window.log_seconds, "save_wait": window.hook_seconds}
         shares = {name: seconds / window.seconds for name, seconds in waits.items()}
         writer.write(step, {"images": step * config.train.batch_size, **window.metrics, "lr": lr, **rates, **shares})
-        progress.update(step, loss=loss, images_per_sec=rates["images_per_sec"])
+        progress.update(step, loss=window.metrics["loss"], images_per_sec=rates["images_per_sec"])
 
     return log
+
+
+def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """Raises a UserError once training has broken down."""
+    for name, what in (("loss", "loss"), ("grad_norm", "norm of the gradients")):
+        if not math.isfinite(metrics[name]):
+            raise UserError(
+                f"the {what} is {metrics[name]} at step {step}: lower config.optimizer.lr or compute in float32"
+            )
 
 
 class _Gallery:

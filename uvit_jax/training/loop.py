@@ -74,12 +74,16 @@ def fit(
     on_step: Callable[[int], None],
     on_log: Callable[[int, Window], None],
     hooks: Sequence[Hook] = (),
+    check: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     should_stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
     """Trains from `state.step` to `steps`, or to the first step of which `should_stop` says so; returns the last state.
 
     A run that is stopped between two logs forgets its metrics since the first of them: the run that goes on averages
     over the steps from there to the second. Nothing else depends on where a run is stopped.
+
+    `check(step, metrics)` sees a step's own metrics before a hook has its state, and may raise: a state that is no
+    number any more is not to be saved.
 
     The host never waits for the step it has just started, but before a hook and at the end: it stays `STEPS_IN_FLIGHT`
     - 1 steps ahead of the devices. Metrics stay on them until the step they are logged with has ended; by then the
@@ -93,6 +97,8 @@ def fit(
         last = step if should_stop(step) else steps
         due = [hook for hook in hooks if hook.is_due(step, last)]
         account.wait(0 if due or step == last else STEPS_IN_FLIGHT - 1)
+        if due:
+            check(step, {name: float(value) for name, value in jax.device_get(metrics).items()})
         for hook in due:
             account.spend("hook" if hook.timed else "untimed", hook.run, state)
         if step == last:
