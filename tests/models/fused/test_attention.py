@@ -152,8 +152,8 @@ def test_channels_of_a_head_are_powers_of_two():
         ((2, 258, 3, 16, 72), jnp.float32, "gpu", "xla", "float32"),
         ((2, 4096, 3, 16, 72), jnp.bfloat16, "tpu", "xla", "tpu"),
         ((2, 4096, 3, 16, 72), jnp.bfloat16, "gpu", "cudnn", "4096"),
-        ((2, 258, 3, 16, 36), jnp.bfloat16, "gpu", "cudnn", "36"),
-        ((2, 258, 3, 16, 256), jnp.bfloat16, "gpu", "cudnn", "256"),
+        ((2, 258, 3, 16, 36), jnp.bfloat16, "gpu", "xla", "36"),
+        ((2, 258, 3, 16, 256), jnp.bfloat16, "gpu", "xla", "256"),
     ],
 )
 def test_triton_is_taken_where_it_fits_and_says_why_where_not(shape, dtype, platform, expected, word, caplog):
@@ -164,8 +164,9 @@ def test_triton_is_taken_where_it_fits_and_says_why_where_not(shape, dtype, plat
         assert not caplog.records
         assert resolve("triton", shape, dtype, platform) == expected
     assert resolve("xla", shape, dtype, platform) == "xla"
-    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    assert resolve("cudnn", shape, dtype, platform) == ("cudnn" if half and platform == "gpu" else "xla")
+    # What jax would refuse (`_src/cudnn/fused_attention_stablehlo.py`) goes to nobody's crash.
+    half, fits = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16), shape[-1] in (64, 72)
+    assert resolve("cudnn", shape, dtype, platform) == ("cudnn" if half and fits and platform == "gpu" else expected)
 
 
 def test_a_fall_back_is_said_once(caplog):
@@ -173,7 +174,7 @@ def test_a_fall_back_is_said_once(caplog):
         for _ in range(2):
             resolve("triton", (2, 258, 3, 16, 44), jnp.bfloat16, "gpu")
     assert [record.getMessage() for record in caplog.records] == [
-        "attention = triton falls back to cudnn: the Triton kernel takes a head_dim that is a multiple of 8 up to 128, "
+        "attention = triton falls back to xla: the Triton kernel takes a head_dim that is a multiple of 8 up to 128, "
         "not 44"
     ]
 

@@ -155,5 +155,5 @@ def test_is_taken_where_it_fits_and_says_why_where_not(monkeypatch, caplog):
         assert resolve("hopper", (65, 258, 3, 4, 72), "bfloat16", "gpu") == "hopper"
         assert resolve("auto", (66, 334, 3, 4, 64), "bfloat16", "gpu") == "cudnn"
         assert not caplog.records
-        assert resolve("hopper", (2, 258, 3, 4, 20), "bfloat16", "gpu") == "cudnn"
-    assert "hopper falls back to cudnn: the Hopper kernel takes a head_dim" in caplog.text
+        assert resolve("hopper", (2, 258, 3, 4, 20), "bfloat16", "gpu") == "xla"
+    assert "hopper falls back to xla: the Hopper kernel takes a head_dim" in caplog.text

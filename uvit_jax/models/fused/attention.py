@@ -94,11 +94,14 @@ def _misfit(
     return None
 
 
-def why_not_cudnn(dtype: DTypeLike, platform: str) -> str | None:
-    """Why attention in this dtype can't be given to cuDNN; None where it can."""
-    if platform == "gpu" and jnp.dtype(dtype).name in _HALVES:
-        return None
-    return f"cuDNN's kernel takes bfloat16 and float16 on platform gpu, not {jnp.dtype(dtype).name} on {platform}"
+def why_not_cudnn(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
+    """Why attention with q, k and v of this shape `[b, t, 3, h, k]` can't be given to cuDNN; None where it can."""
+    if platform != "gpu" or jnp.dtype(dtype).name not in _HALVES:
+        return f"cuDNN's kernel takes bfloat16 and float16 on platform gpu, not {jnp.dtype(dtype).name} on {platform}"
+    head_dim = shape[-1]
+    if head_dim % 8 or head_dim > MAX_HEAD_DIM:  # of every GPU; Hopper's takes 256
+        return f"cuDNN's kernel takes a head_dim that is a multiple of 8 up to {MAX_HEAD_DIM}, not {head_dim}"
+    return None
 
 
 def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> Implementation:
@@ -115,7 +118,7 @@ def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) 
         "hopper": why_not_hopper(shape, dtype, platform),
         "triton": why_not_triton(shape, dtype, platform),
         "mosaic": why_not_mosaic(shape, dtype, platform),
-        "cudnn": why_not_cudnn(dtype, platform),
+        "cudnn": why_not_cudnn(shape, dtype, platform),
     }
     # Hopper's programs take whole heads: with fewer of them than programs Triton's, a block each, should end earlier.
     fills = batch * heads >= hopper_blocks.tuning(head_dim).forward.programs * pallas_mosaic_gpu.multiprocessors()
