@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from uvit_jax.models.fused.attention import mosaic_attention, packed_attention, resolve
 from uvit_jax.models.fused.fp8 import fp8_product
 from uvit_jax.models.init import NORMAL_02
+from uvit_jax.models.layers import spread
 from uvit_jax.models.layout import ONE_DEVICE, Layout, stream
 from uvit_jax.models.weights import bias_of
 
@@ -47,7 +48,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         product, bias = self.product(x)
-        return product + bias.astype(product.dtype)
+        return product + spread(bias, product)
 
     def product(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], Float[Array, " d"]]:
         """The projected product and the projection's bias, which is left to who adds the product."""
@@ -74,11 +75,14 @@ class Attention(nnx.Module):
 
     def _packed(self, x: Float[Array, "b t d"]) -> Float[Array, "b t 3 h k"]:
         """The queries, keys and values of every head."""
-        if not self.fp8:
+        if not self.fp8 and self.qkv.bias is None:
             return self.qkv(x)
         kernel = self.qkv.kernel[...]
+        if not self.fp8:
+            packed = jnp.einsum("btd,dshk->btshk", x, kernel.astype(self.dtype))
+            return packed + spread(bias_of(self.qkv), packed)
         packed = fp8_product(x, kernel.reshape(kernel.shape[0], -1)).reshape(*x.shape[:2], *kernel.shape[1:])
-        return packed if self.qkv.bias is None else packed + self.qkv.bias[...].astype(packed.dtype)
+        return packed if self.qkv.bias is None else packed + spread(bias_of(self.qkv), packed)
 
     def _planes(self, x: Float[Array, "b t d"]) -> Float[Array, "3 b t c"]:
         """Queries, keys and values with the heads side by side, by a product that writes them so.
@@ -91,4 +95,4 @@ class Attention(nnx.Module):
         planes = jnp.einsum("btd,dsc->sbtc", x, weight.reshape(*weight.shape[:2], -1))
         if self.qkv.bias is None:
             return planes
-        return planes + bias_of(self.qkv).astype(self.dtype).reshape(3, 1, 1, -1)
+        return planes + spread(bias_of(self.qkv).reshape(3, 1, 1, -1), planes)

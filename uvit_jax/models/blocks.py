@@ -15,6 +15,7 @@ from uvit_jax.models.fused import norm as fused
 from uvit_jax.models.fused.products import product
 from uvit_jax.models.fused.weight_gradient import gradient_parts
 from uvit_jax.models.init import NORMAL_02
+from uvit_jax.models.layers import linear, spread
 from uvit_jax.models.layout import ONE_DEVICE, Layout, hidden, stream
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.models.weights import bias_of, scale_of
@@ -134,8 +135,8 @@ class AddNorm(nnx.Module):
             *r, h = add_norm(streams, (bias, scale_of(self.norm), bias_of(self.norm)))
         else:
             *r, h = add_norm(streams, (bias, jnp.ones(d), jnp.zeros(d)))
-            scale, shift = jnp.split(self.modulation(time)[:, None], 2, axis=-1)
-            h = h * (1 + scale) + shift
+            scale, shift = jnp.split(linear(self.modulation, time)[:, None], 2, axis=-1)
+            h = h * (1 + spread(scale, h)) + spread(shift, h)
         return [stream(self.layout, x) for x in (*r, h)]
 
 

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from uvit_jax.models.init import torch_uniform
+from uvit_jax.models.layers import convolution, linear
 
 
 def timestep_embedding(t: Num[Array, " b"], dim: int) -> Float[Array, "b {dim}"]:
@@ -61,7 +62,7 @@ class LinearPatchEmbed(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        return self.proj(patchify(x, self.patch_size))
+        return linear(self.proj, patchify(x, self.patch_size))
 
 
 class ConvStackPatchEmbed(nnx.Module):
@@ -92,9 +93,9 @@ class ConvStackPatchEmbed(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         for conv in self.stages:
-            x = jax.nn.relu(conv(x))
+            x = jax.nn.relu(convolution(conv, x))
         b, h, w, c = x.shape
-        return self.proj(x.reshape(b, h * w, c))
+        return linear(self.proj, x.reshape(b, h * w, c))
 
 
 PATCH_EMBEDS = {"linear": LinearPatchEmbed, "conv_stack": ConvStackPatchEmbed}
@@ -124,4 +125,4 @@ class TimeMLP(nnx.Module):
         self.fc2 = nnx.Linear(4 * embed_dim, embed_dim, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
 
     def __call__(self, time: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        return self.fc2(jax.nn.silu(self.fc1(time)))
+        return linear(self.fc2, jax.nn.silu(linear(self.fc1, time)))

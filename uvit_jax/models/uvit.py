@@ -14,6 +14,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.models.blocks import AddNorm, Block, Pending
 from uvit_jax.models.embeddings import PATCH_EMBEDS, TimeMLP, conv3x3, sincos_2d, timestep_embedding, unpatchify
 from uvit_jax.models.init import NORMAL_02
+from uvit_jax.models.layers import convolution, linear, lookup, spread
 from uvit_jax.models.layout import ONE_DEVICE, Layout
 from uvit_jax.models.uvit_config import UViTConfig
 
@@ -94,13 +95,14 @@ class UViT(nnx.Module):
 
         tokens = []
         if self.label_embed is not None:
-            tokens.append(self.label_embed(jnp.asarray(label))[:, None])
+            tokens.append(lookup(self.label_embed, jnp.asarray(label), dtype)[:, None])
         if config.time == "token":
             tokens.append(time[:, None])
         if self.context_embed is not None:
-            tokens.append(self.context_embed(jnp.asarray(context)))
+            tokens.append(linear(self.context_embed, jnp.asarray(context)))
         tokens.append(self.patch_embed(jnp.asarray(x)))
-        h = self.layout.tokens(jnp.concatenate(tokens, axis=1) + self._positions().astype(dtype))
+        h = jnp.concatenate(tokens, axis=1)
+        h = self.layout.tokens(h + spread(self._positions(), h))
 
         adaln_time = time if config.time == "adaln" else None
         pending = self._run_blocks(h, adaln_time)
@@ -108,10 +110,10 @@ class UViT(nnx.Module):
         h = self.norm(*pending, adaln_time)[1][:, config.num_extra_tokens :]
         if self.conv_before is not None:
             grid = h.reshape(h.shape[0], *config.grid, config.embed_dim)
-            h = self.conv_before(grid).reshape(h.shape)
-        image = unpatchify(self.head(h), config.grid, config.patch_size)
+            h = convolution(self.conv_before, grid).reshape(h.shape)
+        image = unpatchify(linear(self.head, h), config.grid, config.patch_size)
         if self.conv_after is not None:
-            image = self.conv_after(image)
+            image = convolution(self.conv_after, image)
         return image.astype(jnp.float32)
 
     def _positions(self) -> Float[Array, "t d"]:

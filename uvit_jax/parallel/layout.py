@@ -68,8 +68,9 @@ class MeshLayout:
                 return leaf
             whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
             if path_name(path).endswith("embedding"):
-                # A table that is looked up: scattering rows into parts of it would first reshuffle the rows.
-                return self._constrain(self._constrain(leaf.astype(dtype), spec), whole)
+                # A table that is looked up: scattering rows into parts of it would first reshuffle the rows. It stays
+                # in float32, in which the gradients of a row that is met often are summed.
+                return self._constrain(leaf, whole)
             return _gather(leaf, dtype, NamedSharding(self.mesh, spec), NamedSharding(self.mesh, whole))
 
         return jax.tree_util.tree_map_with_path(gather, params) if self.gathers else params

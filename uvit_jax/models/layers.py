@@ -1,0 +1,61 @@
+"""Layers whose parameters meet thousands of rows each: what they add is in the layers' dtype, and the gradients of it
+are summed in float32. Left to the transpose of a broadcast they would be summed in bfloat16, percents off.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from uvit_jax.models.weights import bias_of
+
+AnyArray = jax.Array | np.ndarray
+
+
+def spread(row: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`row` in the dtype and, by NumPy's rules, the shape of y; its gradient is summed in float32."""
+    return _spread(row, y.shape, jnp.dtype(y.dtype))
+
+
+def linear(layer: nnx.Linear, x: Float[AnyArray, "*b k"]) -> Float[Array, "*b n"]:
+    """The layer's x W + b, in its dtype."""
+    y = jnp.asarray(x, layer.dtype) @ layer.kernel[...].astype(layer.dtype)
+    return y + spread(bias_of(layer), y)
+
+
+def convolution(layer: nnx.Conv, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b i j d"]:
+    """The layer's 3x3 convolution with padding 1 and its bias, in its dtype (`embeddings.conv3x3`)."""
+    assert isinstance(layer.strides, int)
+    y = jax.lax.conv_general_dilated(
+        jnp.asarray(x, layer.dtype),
+        layer.kernel[...].astype(layer.dtype),
+        (layer.strides, layer.strides),
+        [(1, 1), (1, 1)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y + spread(bias_of(layer), y)
+
+
+def lookup(layer: nnx.Embed, ids: Int[AnyArray, " b"], dtype: DTypeLike) -> Float[Array, "b d"]:
+    """The table's rows of these ids; cast after they are looked up, so that a row met often sums in float32."""
+    return jnp.take(layer.embedding[...], jnp.asarray(ids), axis=0).astype(dtype)
+
+
+def _broadcast(row: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    return jnp.broadcast_to(row.astype(dtype), shape)
+
+
+def _forward(row: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[Array, Array]:
+    return _broadcast(row, shape, dtype), row
+
+
+def _backward(shape: tuple[int, ...], dtype: jnp.dtype, row: Array, dy: Array) -> tuple[Array]:
+    aligned = (1,) * (dy.ndim - row.ndim) + row.shape
+    axes = [axis for axis, (size, whole) in enumerate(zip(aligned, shape, strict=True)) if size != whole]
+    return (jnp.sum(dy, axes, dtype=jnp.float32).reshape(row.shape).astype(row.dtype),)
+
+
+_spread = jax.custom_vjp(_broadcast, nondiff_argnums=(1, 2))
+_spread.defvjp(_forward, _backward)
