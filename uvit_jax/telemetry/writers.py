@@ -109,12 +109,6 @@ class MetricWriter:
             self._events.add(step, summary.image(tag, image, dataformats="HWC"))
             self._flush_if_due()
 
-    def write_text(self, tag: str, step: int, text: str) -> None:
-        """A TensorBoard text; TensorBoard renders it as Markdown."""
-        if self.active:
-            self._events.add(step, summary.text(tag, text))
-            self._flush_if_due()
-
     def flush(self) -> None:
         """Everything written so far is on the disk, not only with the operating system."""
         if self.active:

@@ -12,8 +12,6 @@ from uvit_jax.models.latents import Normalization, sample_moments
 # inputs(frozen, stored, key) -> x0; frozen are the parameters of an autoencoder, or nothing.
 Inputs = Callable[[Any, Num[Array, "b h w c"], Key[Array, ""]], Float[Array, "b i j z"]]
 
-KINDS = ("pixels", "moments", "latents")
-
 
 def pixels(frozen: Any, stored: Num[Array, "b h w c"], key: Key[Array, ""]) -> Float[Array, "b h w c"]:
     """Images in [-1, 1]: bytes are divided by 127.5 and lowered by 1, floats are there already."""

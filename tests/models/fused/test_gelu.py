@@ -75,21 +75,6 @@ def test_extreme_inputs_stay_finite(implementation):
     np.testing.assert_array_equal(slope[[0, 1, 3, 5, 6]], [0, 0, 0.5, 1, 1])
 
 
-@pytest.mark.parametrize("implementation", SLOW_XLA)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_product_that_writes_gelu_again_has_the_gradients_of_the_one_that_keeps_it(implementation, dtype):
-    u, bias, kernel, _ = arguments((2, 19, 72), dtype)
-    keeps = lambda u, b, k: gelu.bias_gelu(u, b, implementation="xla") @ k  # noqa: E731
-    writes = functools.partial(gelu.bias_gelu_linear, implementation=implementation)
-    out, vjp = jax.vjp(writes, u, bias, kernel)
-    expected, expected_vjp = jax.vjp(keeps, u, bias, kernel)
-    dy = jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(dtype)
-    # Wider than one kernel's: a gradient goes through a product in bfloat16, which versions of jax round differently.
-    assert_close((out, vjp(dy)), (expected, expected_vjp(dy)), 3 * TOLERANCE[dtype])
-    # What it keeps: the three arguments, and no array of u's size more.
-    assert sum(a.size == u.size for a in jax.tree.leaves(vjp)) == 1
-
-
 @pytest.mark.parametrize(
     ("rows", "cols", "programs"),
     [(4, 16, 7), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 128, 0), (8, 32, 1)))],
@@ -99,9 +84,8 @@ def test_no_tuning_changes_the_result(rows, cols, programs):
     tuning = Tuning(rows=rows, cols=cols, programs=programs)
     g = gelu_triton.bias_gelu_forward(u, bias, tuning=tuning, interpret=True)
     assert_close(g, plain(u, bias), 2e-6)
-    du, dbias, again = gelu_triton.bias_gelu_backward(dg, u, bias, with_output=True, tuning=tuning, interpret=True)
-    assert_close((du, dbias), gelu.bias_gelu_gradients_xla(dg, u, bias), 2e-6)
-    np.testing.assert_array_equal(again, g)
+    gradients = gelu_triton.bias_gelu_backward(dg, u, bias, tuning=tuning, interpret=True)
+    assert_close(gradients, gelu.bias_gelu_gradients_xla(dg, u, bias), 2e-6)
 
 
 @pytest.mark.parametrize("implementation", SLOW_XLA)
@@ -122,6 +106,6 @@ def test_under_a_checkpoint_policy_gelu_is_computed_again_from_its_named_input(i
 @pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="from 0.11 on, lowering compiles with the GPU's plugin")
 def test_kernels_lower_to_triton_without_a_gpu():
     u, bias, kernel, _ = arguments((3, 258, 4608), jnp.bfloat16)
-    loss = lambda *a: jnp.sum(gelu.bias_gelu_linear(*a, implementation="triton").astype(jnp.float32))  # noqa: E731
+    loss = lambda u, b, k: jnp.sum((gelu.bias_gelu(u, b, implementation="triton") @ k).astype(jnp.float32))  # noqa: E731
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(u, bias, kernel).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("xla.gpu.triton") >= 1

@@ -1,4 +1,4 @@
-"""Bias and exact GELU of the MLP as one operation that keeps only its input, and the product that follows it."""
+"""Bias and exact GELU of the MLP as one operation that keeps only its input."""
 
 import functools
 
@@ -16,10 +16,9 @@ def bias_gelu(
     """g = GELU(u + bias), the exact GELU z Phi(z), computed in float32 and rounded to u's dtype.
 
     It keeps u for its own backward pass (one kernel: reads dg and u, writes du, sums the bias's gradient). The product
-    after it needs g for its weight's gradient. Three ways to have it there: let it be kept (no work, the most memory);
+    after it needs g for its weight's gradient. Two ways to have it there: let it be kept (no work, the most memory), or
     name u "fc1" with `checkpoint_name` and save it by a `jax.checkpoint` policy, so that g is computed again by the
-    forward kernel (one read and one write more); or call `bias_gelu_linear`, whose backward kernel writes g along
-    (one write more).
+    forward kernel (one read and one write more).
 
     Args:
       u: bfloat16 or float32.
@@ -43,55 +42,15 @@ def _bias_gelu_fwd(u, bias, implementation):
 
 def _bias_gelu_bwd(implementation, saved, dg):
     u, bias = saved
-    du, dbias, _ = _gradients(dg, u, bias, implementation, with_output=False)
-    return du, dbias.astype(bias.dtype)
+    if implementation == "xla":
+        du, dbias = bias_gelu_gradients_xla(dg, u, bias)
+    else:
+        flat = functools.partial(jnp.reshape, shape=(-1, u.shape[-1]))
+        du, dbias = gelu_triton.bias_gelu_backward(flat(dg), flat(u), bias, interpret=implementation == "interpret")
+    return du.reshape(u.shape), dbias.astype(bias.dtype)
 
 
 _bias_gelu.defvjp(_bias_gelu_fwd, _bias_gelu_bwd)
-
-
-def bias_gelu_linear(
-    u: Float[Array, "b t f"], bias: Float[Array, " f"], kernel: Float[Array, "f d"], *, implementation: Implementation
-) -> Float[Array, "b t d"]:
-    """GELU(u + bias) @ kernel, keeping u but not the GELU's output, which the backward pass's kernel writes again.
-
-    Args:
-      u: bfloat16 or float32.
-      bias: float32.
-      kernel: in u's dtype; its gradient comes in the same.
-      implementation: as in `bias_gelu`.
-    """
-    return _bias_gelu_linear(u, bias, kernel, implementation)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _bias_gelu_linear(u, bias, kernel, implementation):
-    return _bias_gelu(u, bias, implementation) @ kernel
-
-
-def _bias_gelu_linear_fwd(u, bias, kernel, implementation):
-    return _bias_gelu_linear(u, bias, kernel, implementation), (u, bias, kernel)
-
-
-def _bias_gelu_linear_bwd(implementation, saved, dy):
-    u, bias, kernel = saved
-    dg = jnp.einsum("btd,fd->btf", dy, kernel)
-    du, dbias, g = _gradients(dg, u, bias, implementation, with_output=True)
-    return du, dbias.astype(bias.dtype), jnp.einsum("btf,btd->fd", g, dy).astype(kernel.dtype)
-
-
-_bias_gelu_linear.defvjp(_bias_gelu_linear_fwd, _bias_gelu_linear_bwd)
-
-
-def _gradients(dg, u, bias, implementation, *, with_output):
-    """du, the bias's gradient and, with_output, GELU(u + bias)."""
-    if implementation == "xla":
-        return *bias_gelu_gradients_xla(dg, u, bias), bias_gelu_xla(u, bias) if with_output else None
-    flat = functools.partial(jnp.reshape, shape=(-1, u.shape[-1]))
-    du, dbias, g = gelu_triton.bias_gelu_backward(
-        flat(dg), flat(u), bias, with_output=with_output, interpret=implementation == "interpret"
-    )
-    return du.reshape(u.shape), dbias, None if g is None else g.reshape(u.shape)
 
 
 def bias_gelu_xla(u: Float[Array, "*b f"], bias: Float[Array, " f"]) -> Float[Array, "*b f"]:

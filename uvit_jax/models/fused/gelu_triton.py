@@ -48,33 +48,31 @@ def bias_gelu_forward(
     return g
 
 
-@traced_once("with_output", "tuning", "interpret")
+@traced_once("tuning", "interpret")
 def bias_gelu_backward(
     dg: Float[Array, "n f"],
     u: Float[Array, "n f"],
     bias: Float[Array, " f"],
     *,
-    with_output: bool = False,
     tuning: Tuning = BACKWARD,
     interpret: bool = False,
-) -> tuple[Float[Array, "n f"], Float[Array, " f"], Float[Array, "n f"] | None]:
-    """(du, the bias's gradient in float32, with_output GELU(u + bias) once more, which the same pass can write)."""
+) -> tuple[Float[Array, "n f"], Float[Array, " f"]]:
+    """(du, the bias's gradient in float32)."""
     grid = make_grid(u.shape, tuning)
-    du, partial, *g = launch(
+    du, partial = launch(
         _backward_kernel,
         grid,
         [dg, u, bias],
         [
             jax.ShapeDtypeStruct(u.shape, u.dtype),
             jax.ShapeDtypeStruct((grid.strides, u.shape[1]), jnp.float32),
-            *([jax.ShapeDtypeStruct(u.shape, u.dtype)] if with_output else []),
         ],
         name="bias_gelu_backward",
         warps=tuning.warps,
         interpret=interpret,
         flops=26 * u.size,
     )
-    return du, jnp.sum(partial, axis=0), g[0] if with_output else None
+    return du, jnp.sum(partial, axis=0)
 
 
 def tail(z: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -101,9 +99,7 @@ def _forward_kernel(grid: Grid, u_ref: Any, bias_ref: Any, g_ref: Any) -> None:
     grid.walk(body, ())
 
 
-def _backward_kernel(
-    grid: Grid, dg_ref: Any, u_ref: Any, bias_ref: Any, du_ref: Any, partial_ref: Any, g_ref: Any = None
-) -> None:
+def _backward_kernel(grid: Grid, dg_ref: Any, u_ref: Any, bias_ref: Any, du_ref: Any, partial_ref: Any) -> None:
     [cols] = grid.columns()
     bias = load(bias_ref.at[cols], grid.col_mask(cols))[None]
 
@@ -114,8 +110,6 @@ def _backward_kernel(
         q, bell = tail(z)
         du = dg * (jnp.where(z >= 0, 1.0 - q, q) + z * bell * INV_SQRT_2PI)
         store(du_ref.at[rows[:, None], cols[None]], du, mask)
-        if g_ref is not None:
-            store(g_ref.at[rows[:, None], cols[None]], jnp.maximum(z, 0.0) - jnp.abs(z) * q, mask)
         return total + du
 
     total = grid.walk(body, jnp.zeros((grid.rows, grid.cols), jnp.float32))
