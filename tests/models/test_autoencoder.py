@@ -78,8 +78,14 @@ def test_latents_of_another_autoencoder_are_refused(small):
         ({"multipliers": ()}, r"multipliers is \(\)"),
         ({"z_channels": 0}, "z_channels is 0, expected at least 1"),
         ({"dtype": "float64"}, "dtype is 'float64', expected one of"),
+        ({"dtype": "fp8"}, "dtype is 'fp8', expected one of 'float32', 'bfloat16'"),
     ],
 )
 def test_a_config_that_means_no_network_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         AutoencoderConfig(**fields)
+
+
+def test_a_tiny_autoencoder_computes_in_no_8_bits():
+    with pytest.raises(UserError, match="dtype is 'fp8', expected one of 'float32', 'bfloat16'"):
+        TinyAutoencoderConfig(dtype="fp8")

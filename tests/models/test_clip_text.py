@@ -104,6 +104,7 @@ def test_the_default_is_vit_l_14():
     [
         ({"activation": "relu"}, "activation is 'relu', expected one of"),
         ({"dtype": "float16"}, "dtype is 'float16', expected one of"),
+        ({"dtype": "fp8"}, "dtype is 'fp8', expected one of 'float32', 'bfloat16'"),
         ({"heads": 7}, "width is 768, expected a multiple of heads = 7"),
         ({"layers": 0}, "layers is 0, expected at least 1"),
         ({"mlp_ratio": 0}, "hidden_dim is 0, expected at least 1"),

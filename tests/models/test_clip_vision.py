@@ -126,6 +126,7 @@ def test_arrays_that_are_no_images_are_refused(x, message):
     [
         ({"activation": "relu"}, "activation is 'relu', expected one of"),
         ({"dtype": "float16"}, "dtype is 'float16', expected one of"),
+        ({"dtype": "fp8"}, "dtype is 'fp8', expected one of 'float32', 'bfloat16'"),
         ({"heads": 7}, "width is 1024, expected a multiple of heads = 7"),
         ({"patch_size": 15}, "image_size is 224, expected a multiple of patch_size = 15"),
         ({"layers": 0}, "layers is 0, expected at least 1"),

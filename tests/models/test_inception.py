@@ -125,6 +125,7 @@ def test_images_of_another_size_are_refused(shapes):
         shapes(np.zeros((1, 256, 256, 3), np.float32))
 
 
-def test_another_dtype_is_refused():
-    with pytest.raises(UserError, match="dtype is 'float16', expected one of 'float32', 'bfloat16'"):
-        Inception("float16", rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("dtype", ["float16", "fp8"])
+def test_another_dtype_is_refused(dtype):
+    with pytest.raises(UserError, match=f"dtype is '{dtype}', expected one of 'float32', 'bfloat16'"):
+        Inception(dtype, rngs=nnx.Rngs(0))

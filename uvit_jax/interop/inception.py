@@ -19,7 +19,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop.official import read_weights
 from uvit_jax.interop.state_dict import StateDict, check_names
 from uvit_jax.models.inception import BATCH_NORM_EPS, RESIZES, WIDTHS, Images, Inception, preprocess
-from uvit_jax.models.uvit_config import CHOICES, check_choice
+from uvit_jax.models.uvit_config import DTYPES, check_choice
 from uvit_jax.telemetry.atomic import atomic_write
 
 NAME = "pt_inception-2015-12-05"
@@ -86,7 +86,7 @@ def open_inception(
       UserError: for a file that is nowhere and can't be downloaded, one of another SHA-256 than the published one (or
         `sha256`), or weights of another network.
     """
-    check_choice("dtype", dtype, CHOICES["dtype"])
+    check_choice("dtype", dtype, DTYPES)
     check_choice("resize", resize, RESIZES)
     path = _published() if name == NAME else pathlib.Path(os.path.expanduser(name))
     found = _sha256_of(path)

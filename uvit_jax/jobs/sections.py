@@ -13,7 +13,7 @@ from uvit_jax.diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPDi
 from uvit_jax.errors import UserError
 from uvit_jax.metrics.scores import METRICS
 from uvit_jax.models.inception import RESIZES
-from uvit_jax.models.uvit_config import CHOICES, check_choice
+from uvit_jax.models.uvit_config import DTYPES, check_choice
 from uvit_jax.parallel.compiler import OVERLAPS
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
@@ -71,7 +71,7 @@ class AutoencoderSection:
     batch_size: int = 16
 
     def __post_init__(self):
-        check_choice("dtype", self.dtype, CHOICES["dtype"])
+        check_choice("dtype", self.dtype, DTYPES)
         _check_at_least(self, 1, "batch_size")
         if self.scale is not None and not 0 < self.scale < math.inf:
             raise UserError(f"scale is {self.scale}, expected a positive number, or None for the autoencoder's own")
@@ -95,7 +95,7 @@ class TextEncoderSection:
     batch_size: int = 32
 
     def __post_init__(self):
-        check_choice("dtype", self.dtype, CHOICES["dtype"])
+        check_choice("dtype", self.dtype, DTYPES)
         _check_at_least(self, 1, "batch_size")
 
 
@@ -222,7 +222,7 @@ class EvaluateConfig:
         _check_at_least(self, 0, "every")
         check_choice("features", self.features, ("own", "inception"))
         check_choice("resize", self.resize, RESIZES)
-        check_choice("dtype", self.dtype, CHOICES["dtype"])
+        check_choice("dtype", self.dtype, DTYPES)
         check_choice("save", self.save, ("", "png", "npz"))
         for name in self.asked:
             check_choice("metrics", name, ("all", *METRICS))

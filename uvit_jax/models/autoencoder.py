@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.models.init import torch_uniform
-from uvit_jax.models.uvit_config import CHOICES, check_choice
+from uvit_jax.models.uvit_config import DTYPES, check_choice
 
 AnyArray = Array | np.ndarray
 
@@ -48,7 +48,7 @@ class AutoencoderConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_choice("dtype", self.dtype, CHOICES["dtype"])
+        check_choice("dtype", self.dtype, DTYPES)
         for field in ("in_channels", "out_channels", "channels", "num_res_blocks", "z_channels"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} is {getattr(self, field)}, expected at least 1")

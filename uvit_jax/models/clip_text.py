@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from uvit_jax.errors import UserError
-from uvit_jax.models.uvit_config import CHOICES, check_choice
+from uvit_jax.models.uvit_config import DTYPES, check_choice
 
 TokenIds = Int[Array, "b l"] | Int[np.ndarray, "b l"]
 
@@ -45,7 +45,7 @@ class CLIPTextConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_choice("dtype", self.dtype, CHOICES["dtype"])
+        check_choice("dtype", self.dtype, DTYPES)
         check_choice("activation", self.activation, ACTIVATIONS)
         for field in ("vocab_size", "context_length", "width", "layers", "heads", "hidden_dim"):
             if getattr(self, field) < 1:

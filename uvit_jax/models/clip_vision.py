@@ -13,7 +13,7 @@ from uvit_jax.models.attention import Attention
 from uvit_jax.models.clip_text import ACTIVATIONS, activate
 from uvit_jax.models.embeddings import patchify
 from uvit_jax.models.resize import resize_matrix
-from uvit_jax.models.uvit_config import CHOICES, check_choice
+from uvit_jax.models.uvit_config import DTYPES, check_choice
 
 Images = Num[Array, "b h w c"] | Num[np.ndarray, "b h w c"]
 PerChannel = tuple[float, float, float]
@@ -56,7 +56,7 @@ class CLIPVisionConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_choice("dtype", self.dtype, CHOICES["dtype"])
+        check_choice("dtype", self.dtype, DTYPES)
         check_choice("activation", self.activation, ACTIVATIONS)
         for field in ("image_size", "patch_size", "width", "layers", "heads", "hidden_dim", "projection"):
             if getattr(self, field) < 1:

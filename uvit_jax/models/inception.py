@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from uvit_jax.errors import UserError
 from uvit_jax.models.autoencoder import AnyArray
 from uvit_jax.models.resize import resize as resize_images
-from uvit_jax.models.uvit_config import CHOICES, check_choice
+from uvit_jax.models.uvit_config import DTYPES, check_choice
 
 SIZE = 299  # of the images that go in, along each side
 CLASSES = 1008
@@ -77,7 +77,7 @@ class Inception(nnx.Module):
     """
 
     def __init__(self, dtype: str = "float32", *, rngs: nnx.Rngs):
-        check_choice("dtype", dtype, CHOICES["dtype"])
+        check_choice("dtype", dtype, DTYPES)
         options: dict[str, Any] = {"dtype": jnp.dtype(dtype), "rngs": rngs}
         self.conv2d_1a_3x3 = ConvReLU(3, 32, 3, strides=2, padding="VALID", **options)
         self.conv2d_2a_3x3 = ConvReLU(32, 32, 3, padding="VALID", **options)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.models.autoencoder import AnyArray, check_shape, convolution, double
-from uvit_jax.models.uvit_config import CHOICES, check_choice
+from uvit_jax.models.uvit_config import DTYPES, check_choice
 
 HALVINGS = 3
 BLOCKS = 3  # at each resolution but the finest, which has one
@@ -33,7 +33,7 @@ class TinyAutoencoderConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_choice("dtype", self.dtype, CHOICES["dtype"])
+        check_choice("dtype", self.dtype, DTYPES)
         for field in ("z_channels", "channels"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} is {getattr(self, field)}, expected at least 1")

@@ -6,6 +6,8 @@ import math
 
 from uvit_jax.errors import UserError
 
+# What every network here computes in; 8 bits are the U-ViT's alone.
+DTYPES = ("float32", "bfloat16")
 # The values of each ablation (arXiv:2209.12152, section 3.1), the paper's choice first.
 CHOICES = {
     "skip": ("concat", "add_then_linear", "linear_then_add", "add", "none"),
@@ -13,7 +15,7 @@ CHOICES = {
     "conv": ("after", "before", "none"),
     "patch_embed": ("linear", "conv_stack"),
     "pos_embed": ("learned", "sincos_2d"),
-    "dtype": ("float32", "bfloat16", "fp8"),
+    "dtype": (*DTYPES, "fp8"),
     "remat": ("none", "matmuls", "full"),
     "attention": ("auto", "xla", "cudnn", "triton", "hopper", "mosaic"),
     "kernels": ("auto", "xla", "triton"),
