@@ -325,6 +325,11 @@ class SampleConfig(SamplerConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.guidance == "autoguidance":
+            raise UserError(
+                "guidance is 'autoguidance', expected 'classifier_free': a second, weaker network, which the other "
+                "needs, can be given in Python only, as Sampler(weak_network=...)"
+            )
         _check_at_least(self, 1, "num_samples", "batch_size")
         _check_seed(self.seed)
         if not math.isfinite(self.guidance_scale):
