@@ -88,8 +88,13 @@ def test_an_unknown_field_like_no_other_is_named_with_those_there_are():
         ("optimizer__decay", "linear", "is 'linear', expected 'none' or 'cosine'"),
         ("optimizer__betas", (0.9, 1.0), r"is \(0.9, 1.0\), expected two numbers from 0 to below 1"),
         ("optimizer__lr", -1.0, "is -1.0, expected 0 or more"),
+        ("optimizer__eps", -1.0, "is -1.0, expected 0 or more"),
+        ("optimizer__lr", float("nan"), "is nan, expected 0 or more, and finite"),
+        ("optimizer__weight_decay", float("inf"), "is inf, expected 0 or more, and finite"),
+        ("optimizer__grad_clip", float("nan"), "is nan, expected 0 or more, and finite"),
         ("ema__rate", 1.0, "is 1.0, expected a number from 0 to below 1"),
         ("mesh__tensor", 0, "is 0, expected a positive number, or -1"),
+        ("sample__guidance", "autoguidance", r"is 'autoguidance', expected 'classifier_free': .*\(weak_network="),
         ("sample__num_samples", 0, "is 0, expected at least 1"),
         ("sample__batch_size", 0, "is 0, expected at least 1"),
         ("sample__seed", -1, "is -1, expected 0 to"),
@@ -97,6 +102,8 @@ def test_an_unknown_field_like_no_other_is_named_with_those_there_are():
         ("sample__format", "jpg", "is 'jpg', expected one of 'png', 'npz'"),
         ("sample__solver", "dpm_solver++", "is 'dpm_solver\\+\\+', .*"),
         ("sample__steps", 0, "is 0, "),
+        ("sample__atol", -1.0, "is -1.0, expected 0 or more"),
+        ("sample__max_evaluations", 0, "is 0, expected at least 1"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_the_whole_name_of_its_field(field, value, message):

@@ -1,6 +1,7 @@
 """A schedule, guidance and a solver as one compiled call: labels in, samples out."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,13 @@ class SamplerConfig:
             )
         Threshold(self.thresholding_ratio, self.thresholding_max)
         check_eta(self.eta)
+        for field in ("atol", "rtol"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise UserError(f"{field} is {getattr(self, field)}, expected 0 or more, and finite")
+        if not self.atol and not self.rtol:
+            raise UserError("atol and rtol are both 0, expected one of them above 0")
+        if self.max_evaluations < 1:
+            raise UserError(f"max_evaluations is {self.max_evaluations}, expected at least 1")
 
     @property
     def adaptive(self) -> bool:

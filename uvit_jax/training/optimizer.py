@@ -40,9 +40,9 @@ class OptimizerConfig:
             raise UserError(f"decay is {self.decay!r}, expected 'none' or 'cosine'")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas is {self.betas}, expected two numbers from 0 to below 1")
-        for field in ("lr", "warmup_steps", "weight_decay", "grad_clip"):
-            if getattr(self, field) < 0:
-                raise UserError(f"{field} is {getattr(self, field)}, expected 0 or more")
+        for field in ("lr", "warmup_steps", "eps", "weight_decay", "grad_clip"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise UserError(f"{field} is {getattr(self, field)}, expected 0 or more, and finite")
 
 
 def learning_rate(
