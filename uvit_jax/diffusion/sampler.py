@@ -171,7 +171,8 @@ class Sampler:
     """Draws samples of one shape with one compiled program (two where guidance is sometimes off).
 
     Sample i depends on (seed, i) alone: its initial noise and every later draw come from fold_in(key(seed), i), never
-    from its place in the batch, the batch's size or the number of devices.
+    from its place in the batch, the batch's size or the number of devices. Where the network's products are in 8 bits
+    (UViTConfig.dtype = "fp8") it depends on its batch a little: activations are scaled by the largest of the batch.
     """
 
     def __init__(
