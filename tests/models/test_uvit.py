@@ -3,6 +3,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -394,6 +395,12 @@ def test_the_same_key_gives_the_same_parameters_scanned_or_not():
 # --- Bad input.
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Without the tests' own checks of types and shapes, which would come first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -408,6 +415,11 @@ def test_the_same_key_gives_the_same_parameters_scanned_or_not():
         ({"image_size": 9}, "image_size is 9x9, expected positive multiples of patch_size = 2"),
         ({"image_size": (8, 7)}, "image_size is 8x7, expected positive multiples"),
         ({"image_size": 0}, "image_size is 0x0, expected positive multiples"),
+        ({"image_size": (8,)}, r"image_size is \(8,\), expected a whole number, or two: height and width"),
+        ({"image_size": (8, 8, 8)}, r"image_size is \(8, 8, 8\), expected a whole number, or two"),
+        ({"image_size": 8.0}, "image_size is 8.0, expected a whole number, or two"),
+        ({"depth": 3.0}, "depth is 3.0, expected a whole number"),
+        ({"num_classes": 4.0}, "num_classes is 4.0, expected a whole number"),
         ({"num_heads": 3}, "embed_dim is 16, expected a multiple of num_heads = 3"),
         ({"mlp_ratio": 0}, "mlp_ratio is 0, expected a positive number"),
         (LABELS | TEXT, "num_classes and context_dim are both set"),
@@ -426,6 +438,7 @@ def test_the_same_key_gives_the_same_parameters_scanned_or_not():
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_config_that_cannot_be_is_refused_with_field_value_and_expectation(fields, message):
     with pytest.raises(UserError, match=f"^{message}"):
         UViTConfig(**TINY | fields)
@@ -444,10 +457,18 @@ def test_a_config_that_cannot_be_is_refused_with_field_value_and_expectation(fie
         (LABELS, {"label": np.array([-1, 0])}, "label -1 is outside the table, expected 0 to 3"),
         (TEXT, {}, r"context was missing, but this model is conditioned on a text context \(context_dim = 6\)"),
         (TEXT, {"label": np.zeros(2, np.int32), "context": np.zeros((2, 3, 6))}, "label was given, but .* text"),
-        (TEXT, {"context": np.zeros((2, 3, 5))}, r"context has shape \(2, 3, 5\), expected \(batch, 3, 6\)"),
-        (TEXT, {"context": np.zeros((2, 4, 6))}, r"context has shape \(2, 4, 6\), expected \(batch, 3, 6\)"),
+        (TEXT, {"context": np.zeros((2, 3, 5))}, r"context has shape \(2, 3, 5\), expected \(2, 3, 6\)"),
+        (TEXT, {"context": np.zeros((2, 4, 6))}, r"context has shape \(2, 4, 6\), expected \(2, 3, 6\)"),
+        (TEXT, {"context": np.zeros((1, 3, 6))}, r"context has shape \(1, 3, 6\), expected \(2, 3, 6\)"),
+        ({}, {"t": np.float32(3)}, r"t has shape \(\), expected \(2,\), a time for each row of x"),
+        ({}, {"t": 3.0}, r"t has shape \(\), expected \(2,\)"),
+        ({"time": "adaln"}, {"t": np.zeros(1)}, r"t has shape \(1,\), expected \(2,\)"),
+        (LABELS, {"label": np.zeros(3, np.int32)}, r"label has shape \(3,\), expected \(2,\), an id for each row"),
+        (LABELS, {"label": np.zeros((2, 1), np.int32)}, r"label has shape \(2, 1\), expected \(2,\)"),
+        (LABELS, {"label": np.zeros(2, np.float32)}, "label is of float32, expected integers"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_call_that_does_not_fit_the_model_is_refused(fields, change, message):
     tiny = tiny_model(**fields)
     model = nnx.merge(tiny.graphdef, tiny.shapes)

@@ -87,7 +87,7 @@ class UViT(nnx.Module):
             (checked where the label's value is known, that is outside `jit`).
         """
         config = self.config
-        self._check_inputs(x, label, context)
+        self._check_inputs(x, t, label, context)
         dtype = jnp.dtype(config.compute_dtype)
         time = timestep_embedding(jnp.asarray(t), config.embed_dim).astype(dtype)
         if self.time_mlp is not None:
@@ -137,23 +137,30 @@ class UViT(nnx.Module):
         h, _ = run(out_blocks, h, skips, time, *how)
         return h, None, None
 
-    def _check_inputs(self, x: AnyArray, label: AnyArray | None, context: AnyArray | None) -> None:
+    def _check_inputs(self, x: AnyArray, t: AnyArray, label: AnyArray | None, context: AnyArray | None) -> None:
         config = self.config
         if tuple(x.shape[1:]) != config.sample_shape:
             raise UserError(
                 f"x has shape {tuple(x.shape)}, expected (batch, {', '.join(map(str, config.sample_shape))})"
             )
+        rows = x.shape[0]
+        if np.shape(t) != (rows,):
+            raise UserError(f"t has shape {np.shape(t)}, expected ({rows},), a time for each row of x")
         for name, value, wanted in (
             ("label", label, bool(config.num_classes)),
             ("context", context, bool(config.context_dim)),
         ):
             if (value is not None) != wanted:
                 raise UserError(f"{name} was {'missing' if wanted else 'given'}, but {_condition_of(config)}")
-        if context is not None and tuple(context.shape[1:]) != (config.context_length, config.context_dim):
+        if context is not None and np.shape(context) != (rows, config.context_length, config.context_dim):
             raise UserError(
-                f"context has shape {tuple(context.shape)}, "
-                f"expected (batch, {config.context_length}, {config.context_dim})"
+                f"context has shape {np.shape(context)}, "
+                f"expected ({rows}, {config.context_length}, {config.context_dim})"
             )
+        if label is not None and np.shape(label) != (rows,):
+            raise UserError(f"label has shape {np.shape(label)}, expected ({rows},), an id for each row of x")
+        if label is not None and not jnp.issubdtype(jnp.asarray(label).dtype, jnp.integer):
+            raise UserError(f"label is of {jnp.asarray(label).dtype}, expected integers")
         if label is not None and not isinstance(label, jax.core.Tracer):
             check_labels(label, config.num_classes)
 

@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import math
+import numbers
+from collections.abc import Sequence
 
 from uvit_jax.errors import UserError
 
@@ -20,6 +22,8 @@ CHOICES = {
     "attention": ("auto", "xla", "cudnn", "triton", "hopper", "mosaic"),
     "kernels": ("auto", "xla", "triton"),
 }
+# What a model may have none of.
+_OPTIONAL = ("num_classes", "context_dim", "context_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +86,16 @@ class UViTConfig:
     def __post_init__(self):
         for field, choices in CHOICES.items():
             check_choice(field, getattr(self, field), choices)
+        for field in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads", *_OPTIONAL):
+            if not isinstance(getattr(self, field), numbers.Integral):
+                raise UserError(f"{field} is {getattr(self, field)!r}, expected a whole number")
+        sides = self.image_size if isinstance(self.image_size, Sequence) else (self.image_size, self.image_size)
+        if len(sides) != 2 or not all(isinstance(side, numbers.Integral) for side in sides):
+            raise UserError(f"image_size is {self.image_size!r}, expected a whole number, or two: height and width")
         for field in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} is {getattr(self, field)}, expected at least 1")
-        for field in ("num_classes", "context_dim", "context_length"):
+        for field in _OPTIONAL:
             if getattr(self, field) < 0:
                 raise UserError(f"{field} is {getattr(self, field)}, expected 0 (none) or more")
         height, width = self.input_size
@@ -125,10 +135,10 @@ class UViTConfig:
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the input."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        height, width = self.image_size
-        return height, width
+        if isinstance(self.image_size, Sequence):
+            height, width = self.image_size
+            return height, width
+        return self.image_size, self.image_size
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
