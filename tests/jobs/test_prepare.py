@@ -128,6 +128,30 @@ def half_made(job: Experiment) -> pathlib.Path:
     return out
 
 
+def test_a_command_that_failed_before_its_first_shard_may_be_corrected(images, tmp_path):
+    with pytest.raises(UserError, match=r"c0/000\.png"):
+        prepare.run(experiment(images, tmp_path / "out", prepare__crop="none"), tmp_path)
+    assert "prepared 12 images" in prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+    assert Manifest.load(tmp_path / "out").crop == "adm"
+    assert json.loads((tmp_path / "out" / ".prepare" / "plan.json").read_text())["crop"] == "adm"
+
+
+def test_a_folder_whose_shards_were_deleted_starts_over_without_their_notes(images, tmp_path, monkeypatch):
+    prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+    for path in (tmp_path / "out").glob("[!.]*"):
+        path.unlink()
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "_make_shard", fail)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.run(experiment(images, tmp_path / "out", model__image_size=8), tmp_path)
+    assert [path.name for path in (tmp_path / "out" / ".prepare").iterdir()] == ["plan.json"]
+    assert "(8x8x3 uint8" in prepare.run(experiment(images, tmp_path / "out", model__image_size=8), tmp_path)
+
+
 def rename_a_class(folder: pathlib.Path) -> None:
     (folder / "c0").rename(folder / "z0")
 

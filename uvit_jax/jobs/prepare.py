@@ -108,8 +108,14 @@ def _already(out: pathlib.Path) -> str:
 
 
 def _check_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
-    """Notes what is asked for, or compares it with what an earlier run was asked for."""
+    """Notes what is asked for or, once a shard is finished, compares it with what that was asked for."""
     path, plan = out / _NOTES / "plan.json", json.loads(json.dumps(plan))
+    if not (out / MANIFEST).exists() and not any(out.glob("*.array_record")):
+        # A run that failed before its first shard, or whose shards were deleted, binds no other.
+        for note in (out / _NOTES).glob("*.array_record.json"):
+            note.unlink()
+        _write_json(path, plan)
+        return
     if not path.exists():
         if (out / MANIFEST).exists():
             raise UserError(
