@@ -147,13 +147,13 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, mesh, state, ba
         Checkpoints(tmp_path, read_only=True).restore_weights(template(mesh).ema, weights="ema")
 
 
-@pytest.mark.parametrize("damage", [lambda size: b"", lambda size: bytes(size)], ids=["cut", "zeros"])
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: bytes(len(data))], ids=["cut", "zeros"])
 def test_arrays_that_cannot_be_read_are_damage(tmp_path, mesh, state, batches, damage):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(at_step(state, 3), batches)
     checkpoints.close()
-    for path in (tmp_path / "3" / "params").rglob("d/*"):
-        path.write_bytes(damage(path.stat().st_size))
+    largest = max((tmp_path / "3" / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(damage(largest.read_bytes()))
     with pytest.raises(UserError, match=r"/3 is damaged \(.*delete that folder") as caught:
         Checkpoints(tmp_path).restore(template(mesh), batches)
     assert "\n" not in str(caught.value)

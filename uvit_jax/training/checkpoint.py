@@ -154,7 +154,8 @@ class Checkpoints:
             # Orbax tells of arrays that TensorStore can't read by a bare Exception; others of that kind are no damage.
             if type(error) is not Exception and not isinstance(error, ValueError | KeyError | OSError):
                 raise
-            raise self._damaged(step, " ".join(str(error).split())[:150]) from error
+            told = " ".join(str(error).split()).partition(". See full TensorStore details")[0]
+            raise self._damaged(step, told[:150]) from error
 
     def _damaged(self, step: int, fault: str) -> UserError:
         return UserError(
