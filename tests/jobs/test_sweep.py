@@ -12,6 +12,7 @@ from PIL import Image
 from tests.jobs.evaluate_runs import COUNT, evaluation, write_run
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import evaluate
+from uvit_jax.jobs import sweep as jobs_sweep
 from uvit_jax.jobs.evaluation import Evaluation
 from uvit_jax.jobs.generation import Generation
 from uvit_jax.jobs.sweep import Point, points_of, report_sweep
@@ -219,3 +220,13 @@ def test_the_best_is_the_least_of_a_distance_and_the_greatest_of_any_other(tmp_p
         line = report_sweep("guidance=0:2:1", points, reports, [tmp_path] * 3, tmp_path)
         assert f": the {word} {name} is {3 - value}" in line
         assert f"at guidance {value}: " in line
+
+
+def test_a_score_is_drawn_with_its_deviations(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(jobs_sweep, "sweep_chart", lambda *_, **options: drawn.append(options["deviations"]))
+    metrics = [{"fid": 3.0, "fid_bias": 0.5, "kid": 0.02, "kid_std": 0.001 * i} for i in (1, 2)]
+    reports = [{"metrics": each, "samples": {"count": COUNT}} for each in metrics]
+    points = [Point("guidance", value) for value in (0.0, 1.0)]
+    report_sweep("guidance=0,1", points, reports, [tmp_path] * 2, tmp_path)
+    assert drawn == [{"kid": [0.001, 0.002]}]

@@ -124,6 +124,11 @@ def report_sweep(
     field, values = points[0].field, [point.value for point in points]
     names = [name for name in reports[0]["metrics"] if not name.endswith(("_std", "_bias"))]
     series = {name: [report["metrics"][name] for report in reports] for name in names}
+    deviations = {
+        name: [report["metrics"][f"{name}_std"] for report in reports]
+        for name in names
+        if f"{name}_std" in reports[0]["metrics"]
+    }
     count, distances = reports[0]["samples"]["count"], [name for name in names if _is_distance(name)]
     rows = [
         {"value": value, **report["metrics"], "report": str(out / REPORT)}
@@ -133,7 +138,7 @@ def report_sweep(
         found = {"sweep": sweep, "field": field, "samples a point": count, "points": rows}
         file.write(json.dumps(found, indent=2).encode() + b"\n")
     title = f"{count:,} samples a point"
-    sweep_chart(FIELDS[field], values, series, folder / _CHART, title=title, distances=distances)
+    sweep_chart(FIELDS[field], values, series, folder / _CHART, title=title, distances=distances, deviations=deviations)
     first = series[names[0]]
     word, best = ("least", int(np.argmin(first))) if names[0] in distances else ("greatest", int(np.argmax(first)))
     return (

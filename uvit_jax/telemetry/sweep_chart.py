@@ -2,14 +2,20 @@
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from uvit_jax.telemetry.atomic import atomic_write
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _INK, _GREY, _BLUE, _TEAL = "#222222", "#888888", "#1f5fa8", "#2a8a7f"
 # An axis is logarithmic where its values, all above 0, span more than this.
 _LOG_SPAN = 20
+# Scores without a deviation of their own are told apart where they differ by more than this share of their size.
+_SHARE = 0.005
 
 
 def sweep_chart(
@@ -20,55 +26,79 @@ def sweep_chart(
     *,
     title: str,
     distances: Collection[str] = (),
+    deviations: Mapping[str, Sequence[float | int]] | None = None,
 ) -> None:
-    """Writes a PNG with one panel a score, one below another, all against the swept values; the best value of each is
-    marked and written above it. The file appears whole or not at all.
+    """Writes a PNG with one panel a score, one below another, all against the swept values; where a score's values can
+    be told apart, the best is marked and written above the panel. The file appears whole or not at all.
 
     Args:
       axis: what the values are.
       values: swept.
       series: scores by name, one for each value.
       distances: names of those scores that are better the less they are.
+      deviations: of those scores that have one, by their names: drawn as a band. Values can be told apart where they
+        differ by more than the largest of them, or, without any, by more than 0.5 % of their size.
 
     Raises:
       UserError: the folder can't be made or written to.
     """
     from matplotlib.figure import Figure  # 0.4 s that processes which draw nothing don't pay
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     order = np.argsort(values, kind="stable")
-    x = np.asarray(values, float)[order]
+    x, deviations = np.asarray(values, float)[order], deviations or {}
     figure = Figure(
         figsize=(7, 1.0 + 1.8 * len(series)), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
     )
     panels = np.atleast_1d(figure.subplots(len(series), 1, sharex=True))
     for panel, (name, scores) in zip(panels, series.items(), strict=True):
-        y, is_distance = np.asarray(scores, float)[order], name in distances
-        color, word = (_BLUE, "least") if is_distance else (_TEAL, "greatest")
-        best = int(np.argmin(y) if is_distance else np.argmax(y))
-        panel.plot(x, y, color=color, marker="o", markersize=4, linewidth=1.6)
-        panel.plot(x[best], y[best], marker="o", markersize=11, fillstyle="none", color=color)
+        deviation = np.asarray(deviations[name], float)[order] if name in deviations else None
+        _draw(panel, x, np.asarray(scores, float)[order], deviation, is_distance=name in distances)
         panel.set_title(name.replace("_", " "), loc="left", fontsize=10, color=_INK)
-        panel.set_title(f"{word} {y[best]:.4g} at {x[best]:,g}", loc="right", fontsize=10, color=color)
-        panel.margins(y=0.15)
+    if _is_wide(x):
+        panels[-1].set_xscale("log")
+        panels[-1].xaxis.set_minor_formatter(NullFormatter())
+    elif (x == x.round()).all():
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    panels[-1].set_xlabel(axis)
+    figure.suptitle(title, x=0.99, ha="right", fontsize=9, color=_GREY)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+def _draw(panel: "Axes", x: np.ndarray, y: np.ndarray, deviation: np.ndarray | None, *, is_distance: bool) -> None:
+    """One score, its deviations as a band; the best value is marked where it can be told from the others."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    color, word = (_BLUE, "least") if is_distance else (_TEAL, "greatest")
+    panel.plot(x, y, color=color, marker="o", markersize=4, linewidth=1.6)
+    panel.margins(y=0.15)
+    panel.ticklabel_format(axis="y", style="plain", useOffset=False)
+    difference = _SHARE * np.abs(y).max()
+    if deviation is not None:
+        panel.fill_between(x, y - deviation, y + deviation, color=color, alpha=0.12, linewidth=0)
+        difference = deviation.max()
+    if np.ptp(y) > difference:
+        best = int(np.argmin(y) if is_distance else np.argmax(y))
+        panel.plot(x[best], y[best], marker="o", markersize=11, fillstyle="none", color=color)
+        said = f"{word} {y[best]:.4g} at {x[best]:,.10g}"
         if _is_wide(y):
             panel.set_yscale("log")
             panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.yaxis.set_minor_locator(NullLocator())
-        panel.grid(color="#e8e8e8", linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(colors=_INK)
-    if _is_wide(x):
-        panels[-1].set_xscale("log")
-        panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        panels[-1].xaxis.set_minor_formatter(NullFormatter())
-    panels[-1].set_xlabel(axis)
-    figure.suptitle(title, x=0.99, ha="right", fontsize=9, color=_GREY)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png")
+    else:
+        if difference:  # What can't be told apart looks flat.
+            panel.set_ylim(y.min() - 2 * difference, y.max() + 2 * difference)
+        ends = [f"{end:.4g}" for end in (y.min(), y.max())]
+        said = f"{ends[0]} throughout" if len(set(ends)) == 1 else f"{' to '.join(ends)}, too close to tell"
+    panel.set_title(said, loc="right", fontsize=10, color=color)
+    panel.grid(color="#e8e8e8", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(colors=_INK)
 
 
 def _is_wide(values: np.ndarray) -> bool:
