@@ -157,3 +157,20 @@ def test_arrays_that_cannot_be_read_are_damage(tmp_path, mesh, state, batches, d
     with pytest.raises(UserError, match=r"/3 is damaged \(.*delete that folder") as caught:
         Checkpoints(tmp_path).restore(template(mesh), batches)
     assert "\n" not in str(caught.value)
+
+
+def test_what_orbax_says_of_an_array_it_cannot_read_is_told_without_the_details(tmp_path, mesh, state, batches):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 3), batches)
+    checkpoints.close()
+
+    def fails(step, args):
+        raise Exception(
+            "Encountered error while reading array index: (slice(0, 16, 1),). See full TensorStore details: x"
+        )
+
+    reader = Checkpoints(tmp_path)
+    reader._manager.restore = fails
+    with pytest.raises(UserError, match=r"/3 is damaged \(Encountered error .* index: \(1,\)\): delete"):
+        reader.restore(template(mesh), batches)
+    reader.close()
