@@ -165,9 +165,7 @@ def test_what_orbax_says_of_an_array_it_cannot_read_is_told_without_the_details(
     checkpoints.close()
 
     def fails(step, args):
-        raise Exception(
-            "Encountered error while reading array index: (slice(0, 16, 1),). See full TensorStore details: x"
-        )
+        raise Exception("Encountered error while reading array index: (1,). See full TensorStore details: x")
 
     reader = Checkpoints(tmp_path)
     reader._manager.restore = fails
