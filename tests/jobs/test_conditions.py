@@ -6,7 +6,7 @@ from tests.jobs.digits_config import KEEPING, UNCONDITIONAL, experiment
 from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import ArraySource, digits
 from uvit_jax.errors import UserError
-from uvit_jax.jobs.conditions import data_captions, data_labels, label_conditions, read_prompts
+from uvit_jax.jobs.conditions import Conditions, data_captions, data_labels, label_conditions, read_prompts
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -190,3 +190,23 @@ def test_captions_are_refused_where_there_are_none_and_with_a_negative_prompt(tm
         ).null
         is None
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "texts", "count", "columns"),
+    [
+        (10, False, 100, 10),  # each class a column
+        (3, False, 3, 3),
+        (3, False, 24, 6),  # twice three classes side by side: 6 by 4
+        (4, False, 100, 12),
+        (2, True, 8, 4),
+        (8, True, 8, 8),
+        (9, True, 9, 3),  # too many to have columns of their own
+        (1000, False, 100, 10),
+        (0, False, 24, 5),
+    ],
+)
+def test_a_grid_is_about_square_and_a_column_of_it_is_of_one_value(values, texts, count, columns):
+    states = np.zeros((values, 1, 1)) if texts else np.arange(values)
+    conditions = Conditions(states if values else None)
+    assert conditions.columns(count) == columns

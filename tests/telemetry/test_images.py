@@ -7,6 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from uvit_jax.errors import UserError
+from uvit_jax.telemetry import images as telemetry
 from uvit_jax.telemetry.images import denoising_strip, labelled_grid, npz_writer, save_png, to_uint8
 
 
@@ -98,6 +99,17 @@ def test_labels_and_title_stay_on_the_page_and_off_the_tiles(label, title):
     assert columns[0] >= margin
     assert rows[-1] < page.height - margin
     assert columns[-1] < page.width - margin
+
+
+def test_a_title_is_broken_between_its_parts_and_not_inside_them():
+    title, font = "the ema weights of step 60, dpmsolver++, 5 evaluations, guidance 1", telemetry._font(15)
+    lines = telemetry._wrap_parts(title, font, 320, 3)
+    assert lines == ["the ema weights of step 60,", "dpmsolver++, 5 evaluations, guidance 1"]
+    assert max(map(font.getlength, lines)) <= 320
+    assert telemetry._wrap_parts(title, font, 1000, 3) == [title]
+    # A part that needs more than a line, or more parts than lines, are broken anywhere.
+    for width, most in ((100, 9), (320, 1)):
+        assert telemetry._wrap_parts(title, font, width, most) == telemetry._wrap(title, font, width, most)
 
 
 def test_a_label_stands_below_its_own_tile():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -65,11 +66,13 @@ class Conditions:
         """What is written beside these samples."""
         return [self.names[i % len(self.names)] for i in indices] if self.names else None
 
-    @property
-    def columns(self) -> int | None:
-        """Columns of a picture in which each value has its own; None where that reads badly."""
-        count = 0 if self.values is None else len(self.values)
-        return count if 2 < count <= (16 if self.labels else 8) else None
+    def columns(self, count: int) -> int:
+        """Columns of a picture of this many samples: about a square and, where values are few, each column of one."""
+        values = 0 if self.values is None else len(self.values)
+        each = values if 1 <= values <= (16 if self.labels else 8) else 1
+        # One column a value, or several such groups side by side; of two alike, the wider.
+        widths = range(each * -(-count // each), 0, -each)
+        return min(widths, key=lambda columns: abs(math.log(columns / -(-count // columns))))
 
 
 def label_conditions(experiment: Experiment, class_names: Sequence[str]) -> Conditions:

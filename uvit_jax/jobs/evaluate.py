@@ -19,6 +19,7 @@ from uvit_jax.jobs.generation import (
     open_generation_parts,
 )
 from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, open_samples
+from uvit_jax.jobs.pictures import title_of
 from uvit_jax.jobs.references import (
     Shape,
     is_statistics,
@@ -170,7 +171,7 @@ def _evaluate(
     )
     name = f"{weights.folder}_{sample.solver}_{sample.steps}_guidance_{sample.guidance_scale:g}"
     out = _out(experiment, workdir, name, evaluation.plan(samples), point)
-    title = f"{weights.title}, {sample.solver} {sample.steps}, guidance {sample.guidance_scale:g}"
+    title = title_of(weights.title, sample)
     return evaluation.run(stream, samples, out, title, generation.conditions), out
 
 

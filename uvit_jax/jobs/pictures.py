@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from uvit_jax.jobs.conditions import Conditions
+from uvit_jax.jobs.sections import SampleConfig
 from uvit_jax.jobs.setup import Parts
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch
@@ -22,12 +23,17 @@ def save_grid(
     images: UInt8[np.ndarray, "n h w c"], conditions: Conditions, path: pathlib.Path, title: str
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Writes a grid of the first samples with what they are of; returns the picture as an array."""
-    # A column for each condition where that reads well, else about a square.
-    columns = conditions.columns or int(np.ceil(np.sqrt(len(images))))
     names = conditions.names_of(np.arange(len(images)))
-    page = telemetry.labelled_grid(images, names, columns, title=title)
+    page = telemetry.labelled_grid(images, names, conditions.columns(len(images)), title=title)
     telemetry.save_png(page, path)
     return np.asarray(page)
+
+
+def title_of(weights: str, sample: SampleConfig) -> str:
+    """What a grid of samples is called: the weights, and how they were sampled."""
+    count = sample.evaluations
+    steps = "adaptive steps" if count is None else f"{count} evaluation{'s' * (count != 1)}"
+    return f"{weights}, {sample.solver}, {steps}, guidance {sample.guidance_scale:g}"
 
 
 def save_strip(parts: Parts, params: Params, conditions: Conditions, path: pathlib.Path) -> None:

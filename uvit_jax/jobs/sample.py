@@ -66,7 +66,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         if config.prompts:
             with atomic_write(out / "prompts.txt") as file:
                 file.write("".join(f"{name}\n" for name in conditions.names_of(indices) or ()).encode())
-        title = f"{weights.title}, {config.solver} {config.steps}, guidance {config.guidance_scale:g}"
+        title = pictures.title_of(weights.title, config)
         pictures.save_grid(np.concatenate(shown), conditions, out / "grid.png", title)
     return f"sampled {config.num_samples} images in {seconds:.1f} s: see {out}/grid.png, {made}"
 

@@ -45,7 +45,7 @@ def labelled_grid(
 
     Each pixel becomes `scale` x `scale` pixels; None takes the smallest scale that makes tiles at least 64 pixels
     high and wide, or 128 or 192 where labels would be cut at 64. Labels wrap to the tile's width in up to three lines
-    and end in "…" where that isn't enough.
+    and end in "…" where that isn't enough; a title does, too, broken at its commas where it can be.
 
     Raises:
       ValueError: there are no images, no column or scale, not one label an image, or neither 1 nor 3 channels.
@@ -64,7 +64,7 @@ def labelled_grid(
     title_font = _font(15)
     if title:
         width = max(width, min(320, math.ceil(title_font.getlength(title))))
-    title_lines = _wrap(title or "", title_font, width, 3)
+    title_lines = _wrap_parts(title or "", title_font, width, 3)
     rows = [range(first, min(first + columns, n)) for first in range(0, n, columns)]
     tops = [_MARGIN + (_height(title_font, len(title_lines)) + 8 if title_lines else 0)]
     for row in rows:
@@ -236,6 +236,20 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float | int, max_lines
         lines.append(rest[:cut])
         rest = rest[cut:].lstrip()
     return lines
+
+
+def _wrap_parts(text: str, font: ImageFont.FreeTypeFont, width: float | int, max_lines: int) -> list[str]:
+    """As `_wrap`, but broken between the parts of a list "a, b, c" where none of them needs more than a line."""
+    first, *rest = " ".join(text.split()).split(", ")
+    lines = [first]
+    for part in rest:
+        if font.getlength(f"{lines[-1]}, {part},") <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines[-1] += ","
+            lines.append(part)
+    fits = len(lines) <= max_lines and all(font.getlength(line) <= width for line in lines)
+    return lines if fits else _wrap(text, font, width, max_lines)
 
 
 def _write(
