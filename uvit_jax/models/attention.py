@@ -55,7 +55,9 @@ class Attention(nnx.Module):
         b, t, _ = x.shape
         kernel, bias = self.proj.kernel[...], bias_of(self.proj)
         heads, head_dim, d = kernel.shape
-        implementation = resolve(self.implementation, (b, t, 3, heads, head_dim), self.dtype, self.layout.platform)
+        examples, own_heads = self.layout.of_one_device(b, heads)
+        own = examples, t, 3, own_heads, head_dim
+        implementation = resolve(self.implementation, own, self.dtype, self.layout.platform)
         if implementation == "mosaic":
             attend = functools.partial(mosaic_attention, head_dim=head_dim)
             out = self.layout.attend_planes(attend, self._planes(x))

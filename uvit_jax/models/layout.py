@@ -52,6 +52,10 @@ class Layout(Protocol):
         """The hidden channels of an MLP."""
         ...
 
+    def of_one_device(self, examples: int, heads: int) -> tuple[int, int]:
+        """How many of these examples and heads `attend` gives to a device."""
+        ...
+
     def attend(self, kernel: Kernel, qkv: Float[Array, "b t 3 h k"]) -> Float[Array, "b t h k"]:
         """The attention kernel, run by each device on its own examples and heads."""
         ...
@@ -112,6 +116,10 @@ class OneDevice:
     def hidden(self, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
         """As it is."""
         return x
+
+    def of_one_device(self, examples: int, heads: int) -> tuple[int, int]:
+        """All of them."""
+        return examples, heads
 
     def attend(self, kernel: Kernel, qkv: Float[Array, "b t 3 h k"]) -> Float[Array, "b t h k"]:
         """The kernel on everything."""

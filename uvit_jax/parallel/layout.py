@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from uvit_jax.parallel.mesh import BATCH_AXES
+from uvit_jax.parallel.mesh import BATCH_AXES, batch_parts
 from uvit_jax.parallel.sharding import partition_spec, path_name
 
 _EXAMPLES = PartitionSpec(BATCH_AXES)
@@ -82,6 +82,10 @@ class MeshLayout:
     def hidden(self, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
         """Examples and channels split."""
         return self._constrain(x, _HIDDEN)
+
+    def of_one_device(self, examples: int, heads: int) -> tuple[int, int]:
+        """How many of these examples and heads `attend` gives to a device, in the largest part."""
+        return -(-examples // batch_parts(self.mesh)), -(-heads // self.mesh.shape["tensor"])
 
     def attend(self, kernel: Callable[[Array], Array], qkv: Float[Array, "b t 3 h k"]) -> Float[Array, "b t h k"]:
         """The kernel on each device's own examples and heads: the partitioner can't see inside of it."""

@@ -105,7 +105,7 @@ def why_not_cudnn(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> st
 
 
 def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> Implementation:
-    """The kernel a name stands for with q, k and v of this shape `[b, t, 3, h, k]`.
+    """The kernel a name stands for where a device has q, k and v of this shape `[b, t, 3, h, k]`.
 
     "auto" is the first that fits of Hopper's (for a batch that fills a GPU) and Triton's on a GPU, Mosaic's on a TPU,
     cuDNN's on a GPU in half precision (the only one it has) and XLA's. The name of one that doesn't fit stands for
