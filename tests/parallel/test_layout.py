@@ -20,6 +20,14 @@ def test_a_device_has_its_own_examples_and_heads(sizes, expected):
     assert ONE_DEVICE.of_one_device(24, 6) == (24, 6)
 
 
+def test_one_device_is_the_default_one():
+    assert ONE_DEVICE.platform == jax.default_backend()
+    with jax.default_device(jax.devices()[0]):
+        assert ONE_DEVICE.platform == "cpu"
+    with jax.default_device("gpu"):
+        assert ONE_DEVICE.platform == "gpu"
+
+
 def test_a_kernel_is_chosen_by_what_one_device_has(monkeypatch):
     # So that a batch which fills one GPU isn't taken to fill eight, nor a TPU asked for the memory of all heads.
     asked = []

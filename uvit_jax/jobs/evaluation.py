@@ -135,7 +135,7 @@ class Evaluation:
             }
             hosts.together(_write, out, report, kept, conditions, title, self.save)
             scores.close()
-            shutil.rmtree(state)
+            shutil.rmtree(state, ignore_errors=True)  # a network's file system may keep names of open files
         else:
             hosts.together(lambda: None)
         return report

@@ -1,5 +1,6 @@
 """Weights that a run starts from or samples with: official files, and the checkpoints of another run."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -74,10 +75,10 @@ def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
         record: dict[str, str | int | float] = {"kind": "as published in the file", "from": init_from}
         return Weights(initial_weights(parts, init_from), run.stem, run.stem, record)
     hosts.together(check_architecture, parts.experiment, run)
-    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    params, step = checkpoints.restore_weights(
-        parts.abstract_params, weights=config.weights, step=None if config.step < 0 else config.step
-    )
+    with _checkpoints(run) as checkpoints:
+        params, step = checkpoints.restore_weights(
+            parts.abstract_params, weights=config.weights, step=None if config.step < 0 else config.step
+        )
     title, folder = f"the {config.weights} weights of step {step:,}", f"step_{step:08d}"
     record = {"kind": config.weights, "step": step}
     if elsewhere:
@@ -96,11 +97,11 @@ def averaged_weights(parts: Parts, workdir: pathlib.Path, length: float) -> Weig
     """
     experiment = parts.experiment
     hosts.together(check_architecture, experiment, workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
-    params, combination = ema_of_length(
-        checkpoints, parts.abstract_params, rate=experiment.ema.rate, length=length, step=step
-    )
+    with _checkpoints(workdir) as checkpoints:
+        step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
+        params, combination = ema_of_length(
+            checkpoints, parts.abstract_params, rate=experiment.ema.rate, length=length, step=step
+        )
     title = f"the EMA of length {length:g} at step {step:,}"
     record: dict[str, str | int | float] = {
         "kind": "ema made of checkpoints",
@@ -120,10 +121,10 @@ def check_lengths(parts: Parts, workdir: pathlib.Path, lengths: Sequence[float])
             "of the run itself, of whose checkpoints averages of other lengths are made"
         )
     check_architecture(experiment, workdir)
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
-    for length in lengths:
-        combination_for(checkpoints, rate=experiment.ema.rate, length=length, step=step)
+    with _checkpoints(workdir) as checkpoints:
+        step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
+        for length in lengths:
+            combination_for(checkpoints, rate=experiment.ema.rate, length=length, step=step)
 
 
 def check_init_from(init_from: str) -> None:
@@ -142,9 +143,14 @@ def initial_weights(parts: Parts, init_from: str) -> Params:
     template = parts.abstract_params
     if path.is_dir():
         hosts.together(check_architecture, parts.experiment, path)
-        return Checkpoints(path / "checkpoints", read_only=True).restore_weights(template, weights="ema")[0]
+        with _checkpoints(path) as checkpoints:
+            return checkpoints.restore_weights(template, weights="ema")[0]
     params = hosts.together(_read_official, parts, path)
     return place(params, jax.tree.map(lambda leaf: leaf.sharding, template))
+
+
+def _checkpoints(run: pathlib.Path) -> contextlib.AbstractContextManager[Checkpoints]:
+    return contextlib.closing(Checkpoints(run / "checkpoints", read_only=True))
 
 
 def _read_official(parts: Parts, path: pathlib.Path) -> Params:

@@ -83,8 +83,11 @@ class OneDevice:
 
     @property
     def platform(self) -> str:
-        """That of the default device."""
-        return jax.default_backend()
+        """That of the default device, `jax.default_device`'s where it is set."""
+        default = jax.config.jax_default_device  # type: ignore[attr-defined]
+        if isinstance(default, jax.Device):
+            return default.platform
+        return default or jax.default_backend()
 
     @property
     def alone(self) -> bool:
