@@ -1,9 +1,13 @@
+import jax
 import numpy as np
 import pytest
 
+from tests.jobs.runs import tiny_experiment
 from uvit_jax.jobs import pictures
-from uvit_jax.jobs.conditions import Conditions
+from uvit_jax.jobs.conditions import Conditions, label_conditions
+from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.sections import SampleConfig
+from uvit_jax.jobs.setup import assemble
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,12 @@ def test_few_classes_stand_side_by_side_more_than_once(tmp_path):
     # Six columns of tiles 64 pixels wide, with gaps between, by four rows.
     assert page.shape[1] == 2 * 14 + 6 * (64 + 8) - 8
     assert page.shape[0] < page.shape[1]
+
+
+def test_a_strip_of_an_adaptive_sampler_has_steps_of_its_own(tmp_path):
+    experiment = tiny_experiment(sample__method="adaptive", sample__order=3, sample__steps=1, model__depth=1)
+    parts = assemble(experiment, DataCard("none"))
+    params = jax.jit(parts.init_params)(jax.random.key(0))
+    conditions = label_conditions(experiment, ())
+    pictures.save_strip(parts, params, conditions, tmp_path / "strip.png")
+    assert (tmp_path / "strip.png").stat().st_size > 0

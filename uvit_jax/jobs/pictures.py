@@ -40,7 +40,8 @@ def save_strip(parts: Parts, params: Params, conditions: Conditions, path: pathl
     """Writes one batch being denoised: a row a sample, a column a time. All hosts draw, the first one writes."""
     experiment = parts.experiment
     if experiment.sample.adaptive:  # Its steps are each sample's own: there are no common times to show.
-        sample = dataclasses.replace(experiment.sample, method="multistep", order=2)
+        steps = max(experiment.sample.steps, 2)  # which the adaptive method has no use for, so that it may be 1
+        sample = dataclasses.replace(experiment.sample, method="multistep", order=2, steps=steps)
         parts = dataclasses.replace(parts, experiment=dataclasses.replace(experiment, sample=sample))
     rows = 8 if conditions.values is None else min(len(conditions.values), 10)
     indices = np.arange(round_up(rows, batch_parts(parts.mesh)), dtype=np.int32)
