@@ -9,8 +9,8 @@
 # SBATCH_ACCOUNT, --qos, --time, --constraint. Where a node hasn't 8 GPUs, give both numbers:
 # --gpus-per-node=4 --ntasks-per-node=4. The workdir and the data are folders that all nodes see.
 #
-# One process a GPU, each seeing all GPUs of its node: JAX takes the one that SLURM_LOCALID counts. With
-# --gpus-per-task or --gpu-bind each would see one alone, and all but the first would find none.
+# One process a GPU, each seeing all GPUs of its node, of which it takes the one that SLURM_LOCALID counts; those that
+# it alone sees, with --gpus-per-task or --gpu-bind, it takes all.
 #
 # UVIT_VENV      the virtual environment, .venv of the checkout by default; "none" for the python that is there
 # UVIT_SETUP     a shell line before anything else, as "module load cuda"
