@@ -1,5 +1,7 @@
 """The exceptions a person is meant to read: their text is shown alone, without a traceback."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Bad input from a person: one sentence naming the field or file, the value found and the value expected."""
@@ -11,3 +13,26 @@ class Failed(Exception):
 
 class Preempted(Exception):
     """A job that was told to stop and has kept what it did: its one line is printed and the exit code is 143."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a mistyped one is meant to be, a few letters away or longer; None where none is near."""
+    if not word:
+        return None
+    words = sorted(known, key=lambda other: _edits(word, other))
+    if words and _edits(word, words[0]) <= max(1, len(word) // 4):
+        return words[0]
+    return next((other for other in words if other.startswith(word)), None)
+
+
+def _edits(one: str, other: str) -> int:
+    """Letters changed, added, left out or swapped with their neighbour between two words."""
+    rows = [list(range(len(other) + 1))]
+    for i, a in enumerate(one, 1):
+        row = [i]
+        for j, b in enumerate(other, 1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (a != b)))
+            if i > 1 and j > 1 and (a, one[i - 2]) == (other[j - 2], b):
+                row[-1] = min(row[-1], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]

@@ -1,12 +1,11 @@
 """What a U-ViT is: every number and every ablation of the paper as one frozen, checked dataclass."""
 
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Sequence
 
-from uvit_jax.errors import UserError
+from uvit_jax.errors import UserError, nearest
 
 # What every network here computes in; 8 bits are the U-ViT's alone.
 DTYPES = ("float32", "bfloat16")
@@ -165,6 +164,6 @@ class UViTConfig:
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises a UserError that names the field, the value and the known ones unless value is one of them."""
     if value not in choices:
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        close = nearest(str(value), choices)
+        hint = f" (did you mean {close!r}?)" if close else ""
         raise UserError(f"{field} is {value!r}, expected one of {', '.join(map(repr, choices))}{hint}")
