@@ -19,15 +19,18 @@ def error_of(result) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.model.dpeth=5"], 'no such field: dpeth\' Did you mean "depth"'),
-        (["--config.train.steps=many"], "config.train.steps"),
+        (["--config.model.dpeth=5"], "config.model has no field 'dpeth', did you mean 'depth'?"),
+        (["--config.train.steps=many"], "error: config.train.steps is 'many', expected int\n"),
+        (["--config.data.flip=maybe"], "error: config.data.flip is 'maybe', expected bool\n"),
+        (["--config.optimizer.betas=0.9"], "config.optimizer.betas is (0.9,), expected two numbers\n"),
+        (["--steps=3"], "Unknown command line flag 'steps'\n"),
         (["--config.model.depth=4"], "config.model.depth is 4, expected an odd number"),
         (["--job=paint"], "paint"),
         (["--config.mesh.data=3"], "data = 3, fsdp = 1, tensor = 1 don't multiply to the number of devices, 1"),
         (["--workdir=LICENSE/run"], "workdir LICENSE/run can't be written to"),
         (["stray"], "'stray' is no flag"),
     ],
-    ids=["misspelt", "type", "depth", "job", "mesh", "workdir", "stray"],
+    ids=["misspelt", "type", "bool", "numbers", "flag", "depth", "job", "mesh", "workdir", "stray"],
 )
 def test_a_mistake_ends_in_one_clear_sentence(arguments, message):
     assert message in error_of(run(*arguments, timeout=60))
@@ -35,6 +38,13 @@ def test_a_mistake_ends_in_one_clear_sentence(arguments, message):
 
 def test_a_missing_config_file_is_named():
     assert "configs/digitz.py" in error_of(run(config="configs/digitz.py", tiny=False, timeout=60))
+
+
+def test_a_config_file_that_fails_is_told_in_one_sentence(tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text("def get_config():\n    config = {}\n")
+    message = error_of(run(config=str(config), tiny=False, timeout=60))
+    assert message.startswith(f"error: config file {config}: get_config() returns None, expected")
 
 
 def test_a_variant_of_a_config_without_any_is_refused():

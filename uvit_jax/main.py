@@ -4,16 +4,19 @@ import importlib
 import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from uvit_jax.errors import Failed, Preempted, UserError
+from uvit_jax.jobs.config_file import check_flags, read_config
 
 if TYPE_CHECKING:
     from uvit_jax.jobs.config import Experiment
@@ -22,9 +25,25 @@ JOBS = ("train", "sample", "evaluate", "prepare", "preflight")
 # This one asks no devices for anything, and so joins no other hosts.
 _ALONE = ("preflight",)
 
+
+class _ConfigFile(flags.ArgumentParser):
+    """Reads the value of --config, and tells of fields that are to be set on the command line but are not there."""
+
+    def parse(self, argument: str) -> ml_collections.ConfigDict:
+        config = read_config(argument)
+        # Where ml_collections looks for them.
+        found = [re.match(r"--?(?:no)?config\.([^=]*)", arg) for arg in sys.argv[1:]]
+        check_flags(config, [field[1] for field in found if field])
+        return config.lock()
+
+    def flag_type(self) -> str:
+        return "config file"
+
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, as configs/digits.py or configs/digits.py:variant; a field of it is --config.a.b=c."
 )
+flags.FLAGS["config"].parser = _ConfigFile()
 _JOB = flags.DEFINE_enum("job", "train", JOBS, "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name of the config>.")
 
@@ -53,12 +72,7 @@ def _main(argv: Sequence[str]) -> None:
         # Imported late: --help needs no jax.
         from uvit_jax.jobs.config import resolve
 
-        try:
-            config = _CONFIG.value.copy_and_resolve_references()
-        except OSError:
-            raise UserError(
-                f"there is no config file {_config_path()[0]}, expected a path as configs/digits.py"
-            ) from None
+        config = _CONFIG.value.copy_and_resolve_references()
         _run_job(_JOB.value, resolve(config), _workdir())
     except UserError as error:
         _fail(error)
@@ -110,11 +124,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(_find_config(list(argv)))
     except UserError as error:
         _fail(error)
-    except (AttributeError, KeyError) as error:  # ml_collections' word for a --config.<field> that isn't there
-        _fail(f"the config has no such field: {_one_line(error)}")
+    except flags.IllegalFlagValueError as error:
+        _fail(_refused_value(error))
     except (flags.Error, TypeError, ValueError) as error:
-        if "get_config() takes 0 positional arguments" in str(error):
-            _fail("that config has no variants, expected --config without a colon and a name behind it")
         _fail(_one_line(error))
 
 
@@ -154,16 +166,19 @@ def _config_path() -> tuple[str, str]:
     return path, variant
 
 
+def _refused_value(error: flags.IllegalFlagValueError) -> str:
+    """What is wrong with a flag's value: in our own words, where we refused it or know its type."""
+    cause = error.__context__
+    if isinstance(cause, UserError):
+        return str(cause)
+    text = _one_line(error)
+    name, _, value = text.removeprefix("flag --").removesuffix(f": {_one_line(cause)}").partition("=")
+    kind = flags.FLAGS[name].flag_type() if name in flags.FLAGS else ""
+    return f"{name} is {value!r}, expected {kind}" if kind in ("int", "float", "bool") else text
+
+
 def _one_line(error: object) -> str:
-    """An exception of a library in one line: of a traceback in it, the end."""
-    # Our own words, wherever a library passed them on.
-    _, ours, told = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
-    if ours:
-        return " ".join(told.split())
-    # A KeyError's text is a repr, of another one's where it was passed on.
-    text = str(error).replace("\\n", " ").replace("\\", "").strip("'\"")
-    head, traceback, tail = text.partition("Traceback (most recent call last):")
-    return " ".join([*head.split(), tail.strip().splitlines()[-1]] if traceback else text.split())
+    return " ".join(str(error).split())
 
 
 def _fail(message: object) -> NoReturn:

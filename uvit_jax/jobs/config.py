@@ -2,9 +2,6 @@
 
 import ast
 import dataclasses
-import difflib
-import importlib.util
-import pathlib
 import types
 import typing
 from collections.abc import Mapping
@@ -13,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from uvit_jax.errors import UserError
+from uvit_jax.jobs.config_file import check_flags, check_known, read_config
 from uvit_jax.jobs.sections import (
     AutoencoderSection,
     DataConfig,
@@ -82,20 +80,13 @@ def load_experiment(name: str, overrides: Mapping[str, str] | None = None) -> Ex
     overrides: values of fields by their dotted names, as text.
 
     Raises:
-      UserError: for a file that isn't there, a field that isn't or whose value can't be, or as `resolve`.
+      UserError: for a fault of the file, a field that isn't there or whose value can't be, or as `resolve`.
     """
-    path, _, variant = name.partition(":")
-    spec = importlib.util.spec_from_file_location("config", path)
-    if spec is None or spec.loader is None or not pathlib.Path(path).exists():
-        raise UserError(f"there is no config file {path}, expected a path as configs/digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(*[variant] if variant else [])
+    config = read_config(name)
     for field, text in (overrides or {}).items():
+        check_flags(config, [field])
         section, _, last = field.rpartition(".")
         within = config[section] if section else config
-        if last not in within:
-            raise UserError(f"config.{field} is no field of the config")
         try:
             within[last] = text if isinstance(within[last], str) else ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -111,11 +102,14 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
     """
     hints = typing.get_type_hints(Experiment)
     values = config.to_dict()
-    _check_known("config", values, hints)
+    check_known("config", values, hints)
     made: dict[str, Any] = {}
     for name, hint in hints.items():
         if dataclasses.is_dataclass(hint):
-            made[name] = _section(name, hint, values.get(name, {}))
+            fields = values.get(name, {})
+            if not isinstance(fields, dict):
+                raise UserError(f"config.{name} is {fields!r}, expected a section with fields of its own")
+            made[name] = _section(name, hint, fields)
         elif name in values:
             made[name] = _checked(f"config.{name}", values[name], hint)
     experiment = Experiment(**made)
@@ -146,7 +140,7 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
 
 def _section(name: str, section: Any, values: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(section)
-    _check_known(f"config.{name}", values, hints)
+    check_known(f"config.{name}", values, hints)
     values = {field: _checked(f"config.{name}.{field}", value, hints[field]) for field, value in values.items()}
     try:
         return section(**values)
@@ -157,8 +151,18 @@ def _section(name: str, section: Any, values: dict[str, Any]) -> Any:
 def _checked(field: str, value: Any, hint: Any) -> Any:
     value = tuple(value) if isinstance(value, list) else value
     if not _fits(value, hint):
-        raise UserError(f"{field} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+        raise UserError(f"{field} is {value!r}, expected {_words(hint)}")
     return value
+
+
+def _words(hint: Any) -> str:
+    """A field's type in words."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, parts))
+    if origin is tuple:
+        return "two numbers"  # there are no other tuples
+    return "None" if hint is types.NoneType else hint.__name__
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -171,11 +175,3 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _check_known(where: str, found: dict[str, Any], known: Any) -> None:
-    unknown = [name for name in found if name not in known]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else f", expected one of {', '.join(sorted(known))}"
-        raise UserError(f"{where} has no field {unknown[0]!r}{hint}")
