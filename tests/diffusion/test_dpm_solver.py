@@ -160,7 +160,10 @@ BAD = [
     ({"prediction": "eps"}, "prediction is 'eps', expected one of noise, x0, v, flow"),
     ({"order": 4}, "order is 4, but method 'multistep' has the orders 1, 2, 3"),
     ({"order": 1, "method": "singlestep_fast"}, "order is 1, but method 'singlestep_fast' has the orders 2, 3"),
-    ({"order": 3, "algorithm": "sde-dpmsolver++"}, "multistep method of order 1 or 2, found 'multistep' of order 3"),
+    (
+        {"order": 3, "algorithm": "sde-dpmsolver++"},
+        "method is 'multistep' and order 3, expected 'multistep' of order 1 or 2",
+    ),
     ({"algorithm": "sde-dpmsolver++"}, "this solver draws noise: give it a key, or the noises themselves"),
     ({"algorithm": "dpmsolver", "thresholding": True}, "thresholding bounds x_0, but algorithm 'dpmsolver' works on"),
     ({"thresholding": True, "thresholding_ratio": 1.5}, r"thresholding needs a ratio in \(0, 1\]"),

@@ -88,7 +88,7 @@ def test_rescaling_restores_the_standard_deviation():
 
 
 def test_bad_intervals_and_rescales_are_named():
-    with pytest.raises(UserError, match=r"guidance_interval is \(0.6, 0.2\), expected 0 <= low < high <= 1"):
+    with pytest.raises(UserError, match=r"interval is \(0.6, 0.2\), expected 0 <= low < high <= 1"):
         classifier_free(network, LABELS, NULL, 1.0, interval=(0.6, 0.2))
     with pytest.raises(UserError, match=r"guidance_rescale is 1.5, expected a number from 0 to 1"):
         classifier_free(network, LABELS, NULL, 1.0, rescale=1.5)

@@ -150,7 +150,9 @@ def check_arguments(
     if order not in ORDERS[method]:
         raise UserError(f"order is {order}, but method {method!r} has the orders {', '.join(map(str, ORDERS[method]))}")
     if algorithm == "sde-dpmsolver++" and (method != "multistep" or order == 3):
-        raise UserError(f"'sde-dpmsolver++' is a multistep method of order 1 or 2, found {method!r} of order {order}")
+        raise UserError(
+            f"method is {method!r} and order {order}, expected 'multistep' of order 1 or 2 for 'sde-dpmsolver++'"
+        )
     if method != "adaptive" and steps < order:
         raise UserError(f"steps is {steps}, expected at least the order, {order}")
     if thresholding and FORMS[algorithm] != "x0":

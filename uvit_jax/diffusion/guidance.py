@@ -96,7 +96,7 @@ def guided(
 def check_interval(interval: tuple[float, float] | None) -> None:
     """Raises UserError unless the interval is None or 0 <= low < high <= 1."""
     if interval is not None and not 0.0 <= interval[0] < interval[1] <= 1.0:
-        raise UserError(f"guidance_interval is {tuple(interval)}, expected 0 <= low < high <= 1")
+        raise UserError(f"interval is {tuple(interval)}, expected 0 <= low < high <= 1")
 
 
 def check_rescale(rescale: float) -> None:

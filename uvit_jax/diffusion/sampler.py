@@ -72,7 +72,11 @@ class SamplerConfig:
             if getattr(self, field) not in known:
                 raise UserError(f"{field} is {getattr(self, field)!r}, expected one of {', '.join(known)}")
         check_ends(self.t_start, self.t_end)
-        guidance.check_interval((self.guidance_low, self.guidance_high))
+        if not 0 <= self.guidance_low < self.guidance_high <= 1:
+            raise UserError(
+                f"guidance_low is {self.guidance_low} and guidance_high {self.guidance_high}, expected "
+                "0 <= guidance_low < guidance_high <= 1"
+            )
         guidance.check_rescale(self.guidance_rescale)
         if self.solver in ALGORITHMS:
             check_arguments(
