@@ -26,7 +26,7 @@ def error_of(result) -> str:
         (["--steps=3"], "Unknown command line flag 'steps'\n"),
         (["--config.model.depth=4"], "config.model.depth is 4, expected an odd number"),
         (["--job=paint"], "paint"),
-        (["--config.mesh.data=3"], "data = 3, fsdp = 1, tensor = 1 don't multiply to the number of devices, 1"),
+        (["--config.mesh.data=3"], "config.mesh.data = 3, config.mesh.fsdp = 1, config.mesh.tensor = 1 don't mul"),
         (["--workdir=LICENSE/run"], "workdir LICENSE/run can't be written to"),
         (["stray"], "'stray' is no flag"),
     ],

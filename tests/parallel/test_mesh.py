@@ -40,7 +40,8 @@ def test_minus_one_takes_the_rest_of_the_devices(config, devices, sizes):
     ],
 )
 def test_sizes_that_do_not_multiply_to_the_devices_are_refused(config, devices):
-    message = f"data = {config.data}, fsdp = {config.fsdp}, tensor = {config.tensor} don't multiply .* devices, 8$"
+    sizes = f"config.mesh.data = {config.data}, config.mesh.fsdp = {config.fsdp}, config.mesh.tensor = {config.tensor}"
+    message = f"^{sizes} don't multiply .* expected a product of 8: --config.mesh.data=-1 --config.mesh.fsdp=1 .* takes"
     with pytest.raises(UserError, match=message):
         config.sizes(devices)
 
@@ -102,5 +103,5 @@ def test_data_goes_over_slices_then_fsdp_and_never_tensor(config, slices, crosse
 
 
 def test_a_mesh_whose_tensor_axis_would_cross_slices_is_refused():
-    with pytest.raises(UserError, match="tensor = 8 can't be laid over 4 slices, expected data \\* fsdp to be"):
+    with pytest.raises(UserError, match="config.mesh.data = 1, .fsdp = 2, .tensor = 8 can't be laid over 4 slices, expected data \\* fsdp to be"):
         slices_along(MeshConfig(data=1, fsdp=2, tensor=8), 4, 4)

@@ -49,8 +49,11 @@ class MeshConfig:
         rest, left_over = divmod(num_devices, known)
         data, fsdp, tensor = (rest if size == -1 else size for size in wanted)
         if left_over or data * fsdp * tensor != num_devices:
-            asked = ", ".join(f"{axis} = {size}" for axis, size in zip(AXES, wanted, strict=True))
-            raise UserError(f"{asked} don't multiply to the number of devices, {num_devices}")
+            asked = ", ".join(f"config.mesh.{axis} = {size}" for axis, size in zip(AXES, wanted, strict=True))
+            raise UserError(
+                f"{asked} don't multiply to the number of devices, expected a product of {num_devices}: "
+                "--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1 takes all there are"
+            )
         return data, fsdp, tensor
 
 
@@ -88,7 +91,7 @@ def _lay_over_slices(sizes: tuple[int, int, int], slices: int, devices: Sequence
     over_fsdp = slices // over_data
     if fsdp % over_fsdp:
         raise UserError(
-            f"data = {data}, fsdp = {fsdp}, tensor = {tensor} can't be laid over {slices} slices, expected data * fsdp "
+            f"config.mesh.data = {data}, .fsdp = {fsdp}, .tensor = {tensor} can't be laid over {slices} slices, expected data * fsdp "
             f"to be a multiple of {slices}: tensor must stay within a slice"
         )
     inner = (data // over_data, fsdp // over_fsdp, tensor)
