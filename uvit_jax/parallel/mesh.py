@@ -91,8 +91,8 @@ def _lay_over_slices(sizes: tuple[int, int, int], slices: int, devices: Sequence
     over_fsdp = slices // over_data
     if fsdp % over_fsdp:
         raise UserError(
-            f"config.mesh.data = {data}, .fsdp = {fsdp}, .tensor = {tensor} can't be laid over {slices} slices, expected data * fsdp "
-            f"to be a multiple of {slices}: tensor must stay within a slice"
+            f"config.mesh.data = {data}, .fsdp = {fsdp}, .tensor = {tensor} can't be laid over {slices} slices, "
+            f"expected data * fsdp to be a multiple of {slices}: tensor must stay within a slice"
         )
     inner = (data // over_data, fsdp // over_fsdp, tensor)
     return mesh_utils.create_hybrid_device_mesh(
