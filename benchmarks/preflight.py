@@ -4,8 +4,8 @@
     python benchmarks/preflight.py --out preflight --only cifar10 v6e    # what has both in its name
 
 Needs `pip install 'uvit-jax[tpu]'`. Each config is compiled as it is, in a process of its own (a large model takes
-minutes), with a mesh of pure data parallelism; hours are those of the config's own steps and batch at 40 % MFU, or at
-what the roofline allows where that is less. Writes `OUT/table.md` and, for each, `OUT/<config>/<slice>/preflight.json`.
+minutes), with a mesh of pure data parallelism; hours are those of the config's own steps and batch at 40 % MFU, or,
+where the roofline allows less, by the schedule. Writes `OUT/table.md` and, for each, `OUT/<config>/<slice>/preflight.json`.
 """
 
 import argparse

@@ -45,7 +45,10 @@ def test_the_local_device_is_preflighted_without_the_data(local):
     assert report["roofline"] is None
     assert report["schedule"] is None
     assert report["run"] is None
-    assert line.startswith("compiled for cpu (1 chip): 0.0")
+    assert line.startswith("compiled for cpu (1 chip): ")
+    assert " MiB a chip, of a memory that isn't known" in line
+    # TPU's compiler may be installed, and compiled nothing.
+    assert report["versions"]["libtpu"] is None
     assert line.endswith("preflight.json")
     table(report)
 
@@ -174,11 +177,13 @@ def report_of(total=9.23, fits=True, **changes):
             "steps": 500_000,
             "asked_mfu": 0.4,
             "mfu": 0.4,
+            "mfu_source": "asked",
             "step_seconds": 0.0406,
             "images_per_second": 25_237.0,
             "hours": 5.64,
             "chip_hours": 1443.0,
         },
+        "schedule": None,
         "sampler": None,
         "search": None,
     } | changes
@@ -235,10 +240,38 @@ def test_the_table_tells_what_the_chip_waits_for():
 def test_the_closing_line_is_the_gist():
     assert closing_line(report_of()) == (
         "fits: 9.23 of 15.75 GiB a chip on v5e:16x16 (256 chips), step >= 19.6 ms, MFU <= 83%, "
-        "5.64 h (1,443 chip-hours) at 40% MFU"
+        "5.64 hours (1,443 chip-hours) at 40% MFU"
     )
     refused = report_of(total=21.39, fits=False, roofline=None)
     assert closing_line(refused) == "does not fit: 21.39 of 15.75 GiB a chip on v5e:16x16 (256 chips)"
+
+
+def test_what_is_small_is_told_in_small_units():
+    run = report_of()["run"] | {"hours": 7.23e-05, "chip_hours": 5.78e-04}
+    small = report_of(total=36.7 / 1024, run=run)
+    assert closing_line(small).startswith("fits: 36.70 MiB of 15.75 GiB a chip on v5e:16x16 (256 chips), ")
+    assert closing_line(small).endswith(", 0.26 seconds (2.08 chip-seconds) at 40% MFU")
+    assert table(small).endswith(" images/s, 0.26 seconds, 2.08 chip-seconds")
+    minutes = report_of(run=run | {"hours": 0.05, "chip_hours": 0.4})
+    assert closing_line(minutes).endswith(", 3 minutes (0.4 chip-hours) at 40% MFU")
+    assert closing_line(report_of(run=run | {"mfu": 0.0034})).endswith(" at 0.3% MFU")
+    batch = {"tries": [{"per_replica": 4, "total": 36 * 2**20, "fits": True}], "largest_per_replica": 4}
+    mesh = {"compiled": [{"mesh": {"data": 4}, "total": 36 * 2**20, "bound": 1.0, "no_overlap": 2.0, "fits": True}]}
+    found = {"batch": batch | {"largest_global": 16}, "mesh": mesh | {"best": {"data": 4}, "estimated": 1}}
+    lines = table(report_of(search=found)).splitlines()
+    assert "largest batch for each replica: 4 (16 in all); tried, MiB" in lines
+    assert "  4  36.00  fits" in lines
+    assert "best mesh for this batch: data 4; of 1 estimated, compiled, MiB" in lines
+
+
+def test_the_table_says_whose_word_a_run_slower_than_asked_is():
+    run = report_of()["run"] | {"asked_mfu": 0.9}
+    said = {"roofline": "by the roofline's bound", "schedule": "by the schedule's step"}
+    for source, words in said.items():
+        line = table(report_of(run=run | {"mfu_source": source})).splitlines()[-1]
+        assert f" at 40.0% MFU ({words}: 90% can't be reached): " in line
+    line = table(report_of(run=run | {"asked_mfu": 0.0, "mfu_source": "roofline"})).splitlines()[-1]
+    assert " at 40.0% MFU (by the roofline's bound): " in line
 
 
 def test_the_benchmarks_table_has_a_line_for_each_config_and_slice():
@@ -267,6 +300,16 @@ def test_hours_are_those_of_the_share_asked_for_but_never_faster_than_the_roofli
     assert costs["hours"] == pytest.approx(experiment.train.steps * seconds / 3600)
     assert costs["chip_hours"] == pytest.approx(256 * costs["hours"])
     assert costs["images_per_second"] == pytest.approx(16 / seconds)
+
+
+@pytest.mark.parametrize(("asked", "source"), [(0.4, "asked"), (0.9, "schedule"), (0.0, "roofline")])
+def test_a_share_that_the_roofline_rules_out_gives_way_to_the_schedule(asked, source):
+    experiment = tiny_experiment(preflight__mfu=asked)
+    costs = preflight.run_costs(experiment, hardware(), report_of(schedule={"step": 0.026}))
+    assert costs["mfu_source"] == source
+    if source == "schedule":
+        assert costs["step_seconds"] == pytest.approx(0.026)
+        assert costs["hours"] == pytest.approx(experiment.train.steps * 0.026 / 3600)
 
 
 @pytest.mark.parametrize("start", [1, 4, 64, 300, 5000])
@@ -368,8 +411,9 @@ def test_the_tiny_run_fits_a_tpu_that_is_not_there(tmp_path):
     pytest.importorskip("libtpu")
     line = preflight.run(tiny_experiment(preflight__topology="v5e:2x2", model__scan_blocks=True), tmp_path)
     report = json.loads((tmp_path / "preflight.json").read_text())
-    assert line.startswith("fits: 0.0")
-    assert "of 15.75 GiB a chip on v5e:2x2 (4 chips), step >= " in line
+    assert line.startswith("fits: ")
+    assert report["versions"]["libtpu"]
+    assert " MiB of 15.75 GiB a chip on v5e:2x2 (4 chips), step >= " in line
     assert report["batch"] == {"global": 16, "per_chip": 4, "per_replica": 4}
     # Pure data parallelism: every gradient, and the loss, is summed over the four chips once.
     (row,) = report["collectives"]

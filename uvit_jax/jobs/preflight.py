@@ -22,6 +22,7 @@ from uvit_jax.jobs.workdir import open_workdir
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel.chips import find_chip
 from uvit_jax.parallel.mesh import batch_parts
+from uvit_jax.parallel.roofline import mfu
 from uvit_jax.parallel.topology import parse_topology, topology_devices
 from uvit_jax.telemetry.atomic import atomic_write
 
@@ -118,7 +119,10 @@ def describe(parts: Parts, hardware: Hardware) -> dict[str, Any]:
             "ici_bandwidth": hardware.ici_bandwidth,
             "dcn_bandwidth": chip and chip.dcn_bandwidth,
         },
-        "versions": {name: _version(name) for name in ("jax", "libtpu")},
+        "versions": {
+            "jax": _version("jax"),
+            "libtpu": _version("libtpu") if hardware.devices[0].platform == "tpu" else None,
+        },
         "model": {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(parts.abstract_params)),
             "forward_flops": forward_flops(model),
@@ -170,7 +174,8 @@ def run_costs(experiment: Experiment, hardware: Hardware, report: dict[str, Any]
     """Hours and chip-hours of the whole run at `config.preflight.mfu`; None for what doesn't fit, or a chip whose speed
     isn't known.
 
-    Where the roofline allows less than that share, or for a share of 0, it is the roofline's.
+    For a share of 0 it is the roofline's. Where the roofline allows less than the share, nothing is left but what the
+    compiler says: the schedule's step or, without a schedule, the bound.
     """
     if hardware.chip is None or report["memory"]["fits"] is False:
         return None
@@ -180,13 +185,19 @@ def run_costs(experiment: Experiment, hardware: Hardware, report: dict[str, Any]
     highest = report["roofline"] and report["roofline"]["highest_mfu"]
     if highest is None and not assumed:
         return None
-    share = min(filter(None, (assumed, highest)))
+    share, source = assumed, "asked"
+    if highest is not None and not 0 < assumed <= highest:
+        share, source = highest, "roofline"
+        if assumed and (schedule := report["schedule"]):
+            scheduled = mfu(model_flops, schedule["step"], chips, hardware.chip)
+            share, source = min((share, source), (scheduled, "schedule"))
     seconds = model_flops / (share * chips * hardware.chip.peak_flops)
     hours = seconds * steps / 3600
     return {
         "steps": steps,
         "asked_mfu": assumed,
         "mfu": share,
+        "mfu_source": source,
         "step_seconds": seconds,
         "images_per_second": experiment.train.batch_size / seconds,
         "hours": hours,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-GiB = 2**30
+GiB, MiB = 2**30, 2**20
 _FLOPS = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 # What isn't plain from its name.
 _NOTES = {
@@ -18,17 +18,18 @@ def closing_line(report: dict[str, Any]) -> str:
     hardware, memory = report["hardware"], report["memory"]
     where = hardware["text"]
     total, capacity = memory["total"], memory["capacity"]
-    used = "more" if total is None else f"{total / GiB:.2f}"
     if memory["fits"] is None:
-        return f"compiled for {where}: {used} GiB a chip, of a memory that isn't known"
-    share = f"{used} of {'an unknown number of' if capacity is None else f'{capacity / GiB:.2f}'} GiB a chip on {where}"
+        return f"compiled for {where}: {_bytes(total)} a chip, of a memory that isn't known"
+    there = _bytes(capacity)
+    used = "more" if total is None else _bytes(total).removesuffix(there[-4:])  # one unit is told once
+    share = f"{used} of {there} a chip on {where}"
     if not memory["fits"]:
         return f"does not fit: {share}"
     parts = [f"fits: {share}"]
     if line := report["roofline"]:
-        parts.append(f"step >= {_seconds(line['bound'])}, MFU <= {line['highest_mfu']:.0%}")
+        parts.append(f"step >= {_seconds(line['bound'])}, MFU <= {_share(line['highest_mfu'])}")
     if run := report["run"]:
-        parts.append(f"{_number(run['hours'])} h ({_number(run['chip_hours'])} chip-hours) at {run['mfu']:.0%} MFU")
+        parts.append(f"{_time(run['hours'])} ({_time(run['chip_hours'], 'chip-')}) at {_share(run['mfu'])} MFU")
     return ", ".join(parts)
 
 
@@ -59,7 +60,7 @@ def _head(report: dict[str, Any]) -> str:
 
 def _memory(title: str, memory: dict[str, Any]) -> str:
     total = memory["total"]
-    unit, scale = ("GiB", GiB) if total is None or total >= GiB else ("MiB", 2**20)
+    unit, scale = _unit(total)
 
     def amount(size: int | None) -> str:
         return "?" if size is None else f"{size / scale:,.2f}"
@@ -137,11 +138,14 @@ def _schedule(schedule: dict[str, Any]) -> str:
 def _run(run: dict[str, Any] | None) -> str:
     if run is None:
         return ""
-    less = "" if run["mfu"] >= run["asked_mfu"] else f" (the roofline's: {run['asked_mfu']:.0%} can't be reached)"
+    why = {"asked": "", "roofline": "by the roofline's bound", "schedule": "by the schedule's step"}[run["mfu_source"]]
+    if why and run["asked_mfu"]:
+        why += f": {run['asked_mfu']:.0%} can't be reached"
+    less = f" ({why})" if why else ""
     return (
         f"run of {run['steps']:,} steps at {run['mfu']:.1%} MFU{less}: {_seconds(run['step_seconds'])} a step, "
-        f"{_number(run['images_per_second'])} images/s, {_number(run['hours'])} hours, "
-        f"{_number(run['chip_hours'])} chip-hours"
+        f"{_number(run['images_per_second'])} images/s, {_time(run['hours'])}, "
+        f"{_time(run['chip_hours'], 'chip-')}"
     )
 
 
@@ -154,13 +158,14 @@ def _sampler(sampler: dict[str, Any]) -> str:
 
 
 def _batches(found: dict[str, Any]) -> str:
+    unit, scale = _unit(*(one["total"] for one in found["tries"]))
     rows = [
-        (f"{one['per_replica']:,}", "?" if one["total"] is None else f"{one['total'] / GiB:.2f}", _verdict(one))
+        (f"{one['per_replica']:,}", "?" if one["total"] is None else f"{one['total'] / scale:.2f}", _verdict(one))
         for one in sorted(found["tries"], key=lambda one: one["per_replica"])
     ]
     largest = found["largest_per_replica"]
     answer = "none fits" if largest is None else f"{largest:,} ({found['largest_global']:,} in all)"
-    return _rows(f"largest batch for each replica: {answer}; tried, GiB", rows)
+    return _rows(f"largest batch for each replica: {answer}; tried, {unit}", rows)
 
 
 def _meshes(found: dict[str, Any]) -> str:
@@ -169,12 +174,13 @@ def _meshes(found: dict[str, Any]) -> str:
             return _verdict(row)
         return f"bound {_seconds(row['bound'])}, no overlap {_seconds(row['no_overlap'])}, {_verdict(row)}"
 
+    unit, scale = _unit(*(row["total"] for row in found["compiled"]))
     rows = [
-        (_mesh(row["mesh"]), "?" if row["total"] is None else f"{row['total'] / GiB:.2f}", speed(row))
+        (_mesh(row["mesh"]), "?" if row["total"] is None else f"{row['total'] / scale:.2f}", speed(row))
         for row in found["compiled"]
     ]
     answer = "none fits" if found["best"] is None else _mesh(found["best"])
-    return _rows(f"best mesh for this batch: {answer}; of {found['estimated']} estimated, compiled, GiB", rows)
+    return _rows(f"best mesh for this batch: {answer}; of {found['estimated']} estimated, compiled, {unit}", rows)
 
 
 def _rows(title: str, rows: Sequence[tuple[str, str, str]]) -> str:
@@ -191,9 +197,33 @@ def _mesh(mesh: dict[str, int]) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
+def _unit(*sizes: int | None) -> tuple[str, int]:
+    """In what sizes are told, and its bytes: GiB, or MiB where all of them are small."""
+    known = [size for size in sizes if size is not None]
+    return ("MiB", MiB) if known and max(known) < GiB else ("GiB", GiB)
+
+
+def _bytes(size: int | None) -> str:
+    if size is None:
+        return "an unknown number of GiB"
+    unit, scale = _unit(size)
+    return f"{size / scale:.2f} {unit}"
+
+
+def _time(hours: float, of: str = "") -> str:
+    """ "5.64 hours", or minutes or seconds where it is less than a tenth of an hour or than a minute."""
+    if hours >= 0.1:
+        return f"{_number(hours)} {of}hours"
+    return f"{_number(60 * hours)} {of}minutes" if 60 * hours >= 1 else f"{_number(3600 * hours)} {of}seconds"
+
+
 def _number(value: float | int) -> str:
     """Three digits, or as many as a whole number has."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}"
 
 
 def _seconds(seconds: float | int) -> str:
