@@ -1,6 +1,6 @@
 """Solvers against each other and against their cost: error over network evaluations, overhead, compile time.
 
-    python benchmarks/solvers.py accuracy --out docs/solvers.png   # one minute
+    python benchmarks/solvers.py accuracy --out docs/solvers.png   # 40 s on two CPU cores
     python benchmarks/solvers.py overhead                          # a few minutes on a CPU: 50 steps of U-ViT-S
 
 Accuracy is measured in double precision on data whose noise prediction is known exactly: in each dimension a mixture of
