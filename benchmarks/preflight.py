@@ -5,7 +5,8 @@
 
 Needs `pip install 'uvit-jax[tpu]'`. Each config is compiled as it is, in a process of its own (a large model takes
 minutes), with a mesh of pure data parallelism; hours are those of the config's own steps and batch at 40 % MFU, or,
-where the roofline allows less, by the schedule. Writes `OUT/table.md` and, for each, `OUT/<config>/<slice>/preflight.json`.
+where the roofline allows less, by the schedule. Writes `OUT/table.md` and, for each, a `preflight.json` in
+`OUT/<config>/<slice>/`.
 """
 
 import argparse
