@@ -90,6 +90,14 @@ def test_the_same_command_again_trains_no_further(trained):
     assert_same_bits(before, final_state(workdir))
 
 
+def test_fewer_steps_than_the_run_has_made_are_refused_and_change_nothing(trained):
+    workdir, _ = trained
+    before = (workdir / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"^config\.train\.steps is 7, expected at least 8, .* or another --workdir"):
+        train.run(tiny_experiment(train__steps=7), workdir)
+    assert (workdir / "config.json").read_bytes() == before
+
+
 def test_a_preempted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(train.PreemptionNotice, "__call__", lambda self, step: step == 5)

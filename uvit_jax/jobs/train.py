@@ -170,8 +170,19 @@ def _open(experiment: Experiment, workdir: pathlib.Path) -> tuple[Source, Parts,
 
 
 def _check_workdir(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
-    """What the config says otherwise than the one that the workdir's run was started with."""
+    """What the config says otherwise than the one that the workdir's run was started with.
+
+    Raises:
+      UserError: for another architecture, or a run that is past `config.train.steps`.
+    """
     check_architecture(experiment, workdir)
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", read_only=True)) as checkpoints:
+        reached = checkpoints.latest_step or 0
+    if reached > experiment.train.steps:
+        raise UserError(
+            f"config.train.steps is {experiment.train.steps}, expected at least {reached}, the step that the run in "
+            f"{workdir} is at, or another --workdir"
+        )
     return changes(experiment, saved_config(workdir) or {})
 
 
