@@ -98,6 +98,7 @@ def test_an_unknown_field_like_no_other_is_named_with_those_there_are():
         ("sample__num_samples", 0, "is 0, expected at least 1"),
         ("sample__batch_size", 0, "is 0, expected at least 1"),
         ("sample__seed", -1, "is -1, expected 0 to"),
+        ("sample__step", -7, "is -7, expected that of a checkpoint, or -1 for the newest"),
         ("sample__weights", "emma", "is 'emma', .*did you mean 'ema'"),
         ("sample__format", "jpg", "is 'jpg', expected one of 'png', 'npz'$"),
         ("sample__solver", "dpm_solver++", "is 'dpm_solver\\+\\+', .*"),

@@ -192,6 +192,11 @@ def test_another_text_tower_than_the_data_s_is_refused(root, trained, tmp_path):
         sample.run(experiment(root, sample__prompts="one", **other), trained)
 
 
+def test_labels_of_a_model_of_text_are_refused(root):
+    with pytest.raises(UserError, match=r"^config\.sample\.labels is '0', expected 'all' for a model of text"):
+        experiment(root, sample__labels="0")
+
+
 def test_prompts_of_a_model_without_text_and_negative_ones_without_guidance_are_refused(root):
     with pytest.raises(UserError, match=r"^config\.sample\.prompts is 'one', expected none for a model without text"):
         experiment(root, sample__prompts="one", model__context_dim=0, model__context_length=0, model__num_classes=4)

@@ -130,6 +130,11 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
     if (sample.prompts or sample.negative_prompt) and not experiment.model.context_dim:
         field, value = ("prompts", sample.prompts) if sample.prompts else ("negative_prompt", sample.negative_prompt)
         raise UserError(f"config.sample.{field} is {value!r}, expected none for a model without text")
+    if experiment.model.context_dim and sample.labels.strip() not in ("", "all"):
+        raise UserError(
+            f"config.sample.labels is {sample.labels!r}, expected 'all' for a model of text, which "
+            "config.sample.prompts asks for samples"
+        )
     if sample.negative_prompt and not sample.guidance_scale:
         raise UserError(
             f"config.sample.negative_prompt is {sample.negative_prompt!r}, but config.sample.guidance_scale is 0: "

@@ -332,6 +332,8 @@ class SampleConfig(SamplerConfig):
             )
         _check_at_least(self, 1, "num_samples", "batch_size")
         _check_seed(self.seed)
+        if self.step < -1:
+            raise UserError(f"step is {self.step}, expected that of a checkpoint, or -1 for the newest")
         if not math.isfinite(self.guidance_scale):
             raise UserError(f"guidance_scale is {self.guidance_scale}, expected a finite number")
         check_choice("weights", self.weights, ("ema", "params"))
