@@ -233,7 +233,7 @@ def test_the_table_tells_what_the_chip_waits_for():
         "  communication  9.98  at the networks' full speed",
         "  hidden            4  of that beside computation: 4 collectives are asynchronous",
         "  exposed        5.98  the rest, in which the chip waits",
-        "  step           26.1  computation and what is exposed",
+        "  step           26.1  computation and what is exposed: MFU 62.2%",
     ]
 
 

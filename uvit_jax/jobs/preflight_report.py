@@ -118,18 +118,18 @@ def _program(figures: dict[str, Any]) -> list[str]:
         rows.append(("no overlap", _number(1e3 * line["no_overlap"]), "one after the other"))
         sections.append(_rows("roofline, ms (no call is faster; a bound, no prediction)", rows))
     if schedule := figures.get("schedule"):
-        sections.append(_schedule(schedule))
+        sections.append(_schedule(schedule, line["highest_mfu"] * line["bound"] / schedule["step"] if line else None))
     return sections
 
 
-def _schedule(schedule: dict[str, Any]) -> str:
+def _schedule(schedule: dict[str, Any], mfu: float | None) -> str:
     """What the chip does one after another, and what at once."""
     notes = {
         "compute": "by the compiler's own cycles for each operation",
         "communication": "at the networks' full speed",
         "hidden": f"of that beside computation: {schedule['asynchronous']:,} collectives are asynchronous",
         "exposed": "the rest, in which the chip waits",
-        "step": "computation and what is exposed",
+        "step": "computation and what is exposed" + (f": MFU {mfu:.1%}" if mfu else ""),
     }
     rows = [(name, _number(1e3 * schedule[name]), note) for name, note in notes.items()]
     return _rows("schedule, ms (an estimate, not measured)", rows)
