@@ -81,6 +81,15 @@ def test_making_a_reference_ends_with_what_it_is_of_and_where(tmp_path):
     assert line == f"made the reference of 20 images of 8x8x1 with own features v1: see {tmp_path}/run/reference.npz"
 
 
+def test_a_folder_that_cannot_be_made_is_named_by_its_field(root, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"^config\.evaluate\.out {tmp_path}/file/out can't be written to"):
+        score(root, "ours.npz", tmp_path / "file" / "out")
+    made = evaluation(evaluate__make_reference=True, evaluate__out=str(tmp_path / "file" / "a.npz"))
+    with pytest.raises(UserError, match=rf"^the folder of config\.evaluate\.out {tmp_path}/file can't be written to"):
+        evaluate.run(made, tmp_path / "work")
+
+
 def test_every_kind_of_file_gives_the_same_numbers_and_its_report_says_which_it_was(root, tmp_path):
     reports = {name: score(root, name, tmp_path / name) for name in ("ours.npz", "adm.npz", "folder")}
     expected = reports["ours.npz"]["metrics"]

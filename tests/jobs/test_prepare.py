@@ -233,14 +233,23 @@ def test_only_what_is_missing_is_made_again(images, tmp_path):
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
-def test_an_image_that_cannot_be_read_stops_the_job_or_is_left_out_as_asked(tmp_path):
+def test_a_folder_that_cannot_be_made_is_named_by_its_field(tmp_path):
+    write_images(tmp_path / "images")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"^config\.prepare\.out {tmp_path}/file/out can't be written to"):
+        prepare.run(experiment(tmp_path / "images", tmp_path / "file" / "out"), tmp_path)
+
+
+def test_an_image_that_cannot_be_read_stops_the_job_or_is_left_out_as_asked(tmp_path, caplog):
     write_images(tmp_path / "images")
     bad = tmp_path / "images" / "c1" / "002.png"
     bad.write_bytes(bad.read_bytes()[:60])
     with pytest.raises(UserError, match=r"c1/002\.png.*config\.prepare\.on_error=skip leaves such images out"):
         prepare.run(experiment(tmp_path / "images", tmp_path / "out"), tmp_path)
     skipping = experiment(tmp_path / "images", tmp_path / "out", prepare__on_error="skip")
-    assert "11 images, 1 left out" in prepare.run(skipping, tmp_path)
+    with caplog.at_level("INFO", "uvit_jax"):
+        assert "11 images, 1 left out" in prepare.run(skipping, tmp_path)
+    assert f"left out 1 image that can't be read: see {tmp_path}/out/skipped.txt" in caplog.messages
     assert all_of(tmp_path / "out")["label"].tolist() == [0] * 4 + [1] * 3 + [2] * 4
     assert "c1/002.png" in (tmp_path / "out" / "skipped.txt").read_text()
     assert Manifest.load(tmp_path / "out").skipped == 1

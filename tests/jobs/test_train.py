@@ -177,10 +177,18 @@ def test_samples_are_files_named_by_label_and_a_grid(trained, tmp_path):
     assert Image.open(tmp_path / "out" / names[0]).size == (8, 8)
 
 
+def test_a_folder_for_samples_that_cannot_be_made_is_named_by_its_field(trained, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"^config\.sample\.out {tmp_path}/file/out can't be written to"):
+        sample.run(tiny_experiment(sample__out=str(tmp_path / "file" / "out")), trained[0])
+
+
 def test_samples_of_other_requests_have_folders_of_their_own(trained, tmp_path):
     workdir = shutil.copytree(trained[0], tmp_path / "run")
     asked = [{}, {"sample__labels": "3"}, {"sample__weights": "params"}, {"sample__guidance_scale": 1.0}, {}]
-    lines = [sample.run(tiny_experiment(sample__num_samples=3, **changes), workdir) for changes in asked]
+    lines = [sample.run(tiny_experiment(sample__num_samples=1, **changes), workdir) for changes in asked]
+    assert lines[0].startswith("sampled 1 image in ")
+    assert lines[0].endswith("/grid.png, 1 PNG")
     folders = [line.split(": see ")[1].split("/grid.png")[0] for line in lines]
     assert folders[0] == folders[-1]
     assert len(set(folders)) == len(asked) - 1

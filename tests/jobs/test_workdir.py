@@ -28,6 +28,8 @@ def test_a_workdir_that_cannot_be_made_is_refused_with_its_path(tmp_path):
     for workdir in (tmp_path / "file" / "run", tmp_path / "file"):
         with pytest.raises(UserError, match=rf"^workdir {workdir} can't be written to \(.+\), expected a folder"):
             open_workdir(workdir)
+        with pytest.raises(UserError, match=rf"^config\.sample\.out {workdir} can't be written to"):
+            open_workdir(workdir, "config.sample.out")
 
 
 def test_a_run_is_described_by_its_saved_config(tmp_path):

@@ -37,6 +37,7 @@ from uvit_jax.metrics.features import Extraction
 from uvit_jax.metrics.scores import OF_SAMPLES, kinds
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.mesh import make_mesh
+from uvit_jax.telemetry.counts import counted
 
 # Shown in the line that the job ends with, the first of those there are.
 _HEADLINES = 4
@@ -68,11 +69,13 @@ def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
     out = experiment.evaluate.out or str(workdir / "reference.npz")
     if not out.endswith(".npz"):
         raise UserError(f"config.evaluate.out is {out!r}, expected a name that ends in .npz for the reference")
-    open_workdir(pathlib.Path(out).parent)
+    open_workdir(
+        pathlib.Path(out).parent, "the folder of config.evaluate.out" if experiment.evaluate.out else "workdir"
+    )
     extraction = Extraction(extractor, mesh, extractor.reference_kinds)
     make_reference(experiment, stream, extraction, pathlib.Path(out))
     h, w, c = stream.shape
-    return f"made the reference of {stream.count:,} images of {h}x{w}x{c} with {extractor.name}: see {out}"
+    return f"made the reference of {counted(stream.count, 'image')} of {h}x{w}x{c} with {extractor.name}: see {out}"
 
 
 def _reference_size(experiment: Experiment, name: str) -> int:
@@ -195,7 +198,8 @@ def _open_evaluation(
     if any(name in OF_SAMPLES for name in metrics):
         reference = with_features(reference, every, shape)
     extraction = Extraction(extractor, mesh, kinds(metrics))
-    return Evaluation(metrics, refused, extraction, reference, clip if "clip" in metrics else None, config.save)
+    clip, out_name = clip if "clip" in metrics else None, "config.evaluate.out" if config.out else "workdir"
+    return Evaluation(metrics, refused, extraction, reference, clip, config.save, out_name)
 
 
 def _out(
@@ -215,4 +219,5 @@ def _summary(report: dict, out: pathlib.Path) -> str:
     # What only a text model has, and is asked for by a name of its own, is not left out.
     names = [*names[:_HEADLINES], *(name for name in names[_HEADLINES:] if name == "clip_score")]
     numbers = ", ".join(f"{name} {report['metrics'][name]:.4g}" for name in names)
-    return f"evaluated {report['samples']['count']:,} images: {numbers}: see {out}/{REPORT}, evaluation.txt, grid.png"
+    images = counted(report["samples"]["count"], "image")
+    return f"evaluated {images}: {numbers}: see {out}/{REPORT}, evaluation.txt, grid.png"

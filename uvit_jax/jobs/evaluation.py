@@ -47,6 +47,7 @@ class Evaluation:
       reference: what samples are compared with.
       clip: for the CLIP score.
       save: "png", "npz" or neither.
+      out_name: the field that names the folders of reports, for the sentence of an error.
     """
 
     metrics: tuple[str, ...]
@@ -55,6 +56,7 @@ class Evaluation:
     reference: Reference
     clip: ClipPair | None
     save: str
+    out_name: str = "workdir"
 
     def plan(self, samples: dict[str, Any]) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON has it."""
@@ -93,7 +95,7 @@ class Evaluation:
         """
         plan = self.plan(samples)
         hosts.agree({"what is evaluated": plan})
-        open_workdir(out)
+        open_workdir(out, self.out_name)
         state, first_host = out / _STATE, hosts.is_first()
         done = hosts.together(_report_of, out, plan)
         if done is not None:

@@ -25,6 +25,7 @@ from uvit_jax.jobs.ingredients import Example, Ingredients, open_ingredients
 from uvit_jax.jobs.workdir import open_workdir
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.atomic import atomic_write
+from uvit_jax.telemetry.counts import counted
 from uvit_jax.telemetry.progress import Progress
 
 LOG = logging.getLogger("uvit_jax")
@@ -56,7 +57,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     ingredients = hosts.together(open_ingredients, experiment)
     plan = dataclasses.asdict(ingredients.plan)
     hosts.agree({f"{name} of what is prepared": value for name, value in plan.items()})
-    open_workdir(out)
+    open_workdir(out, "config.prepare.out" if config.out else "config.data.source")
     shards = _shards(len(ingredients), config.images_per_shard)
     # The first host looks for all: a folder that they share may show another what stood in it a while ago.
     missing = hosts.first_says(hosts.together(lambda: _missing(out, plan, shards) if first else "")).split()
@@ -222,7 +223,8 @@ def _write_manifest(ingredients: Ingredients, out: pathlib.Path, names: list[str
     absent = [name for name in names if not _is_done(out, name)]
     if absent:
         raise UserError(
-            f"{out} lacks {len(absent)} shards (first: {absent[0]}), expected every host to write to one shared folder"
+            f"{out} lacks {counted(len(absent), 'shard')} (first: {absent[0]}), expected every host to write to one "
+            "shared folder"
         )
     # What killed runs were writing: every host is done by now.
     for left_over in (*out.glob(".*.tmp"), *(out / _NOTES).glob(".*.tmp")):
@@ -236,7 +238,8 @@ def _write_manifest(ingredients: Ingredients, out: pathlib.Path, names: list[str
     if skipped:
         with atomic_write(out / "skipped.txt") as file:
             file.write("".join(f"{name}\n" for name in skipped).encode())
-        LOG.info("%d images could not be read and were left out: see %s", len(skipped), out / "skipped.txt")
+        told = counted(len(skipped), "image")
+        LOG.info("left out %s that can't be read: see %s", told, out / "skipped.txt")
     if ingredients.empty_context is not None:
         rest = {"empty_context_sha256": save_empty_context(out, ingredients.empty_context())}
     ingredients.manifest(
@@ -253,12 +256,12 @@ def _summary(manifest: Manifest) -> str:
     mirrored = " and their mirror images" if manifest.mirror else ""
     shape = "x".join(map(str, manifest.shape))
     size = manifest.num_bytes / 2**20
-    captions = f" with {manifest.num_captions:,} captions" if manifest.num_captions else ""
+    captions = f" with {counted(manifest.num_captions, 'caption')}" if manifest.num_captions else ""
     skipped = f", {manifest.skipped} left out" if manifest.skipped else ""
     what = f"{manifest.kind} of " if manifest.kind != "pixels" else ""
     return (
-        f"{what}{manifest.num_examples:,} images{mirrored}{captions}{skipped} ({shape} {manifest.dtype}, "
-        f"{len(manifest.shards)} shards, {size:,.1f} MiB)"
+        f"{what}{counted(manifest.num_examples, 'image')}{mirrored}{captions}{skipped} ({shape} {manifest.dtype}, "
+        f"{counted(len(manifest.shards), 'shard')}, {size:,.1f} MiB)"
     )
 
 

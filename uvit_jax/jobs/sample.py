@@ -16,6 +16,7 @@ from uvit_jax.jobs.weights import Weights, open_weights
 from uvit_jax.jobs.workdir import folder_name, open_workdir
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.atomic import atomic_write
+from uvit_jax.telemetry.counts import counted
 from uvit_jax.telemetry.images import npz_writer, save_png
 from uvit_jax.telemetry.progress import Progress
 
@@ -39,8 +40,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     conditions = hosts.together(lambda: open_conditions(parts, text, count=config.num_samples))
     weights = open_weights(parts, workdir)
     out = pathlib.Path(config.out) if config.out else workdir / "samples" / _folder(experiment, weights)
-    open_workdir(out)
-    LOG.info("sampling %d images with %s", config.num_samples, weights.title)
+    open_workdir(out, "config.sample.out" if config.out else "workdir")
+    LOG.info("sampling %s with %s", counted(config.num_samples, "image"), weights.title)
 
     # --- Batch after batch: the sampler's program is compiled once, all hosts draw, and one writes.
     indices = np.arange(config.num_samples)
@@ -61,14 +62,14 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     seconds = time.monotonic() - began
 
     # --- What they are, and a picture of the first of them.
-    made = "samples.npz" if config.format == "npz" else f"{config.num_samples} PNGs"
+    made = "samples.npz" if config.format == "npz" else counted(config.num_samples, "PNG")
     if hosts.is_first():
         if config.prompts:
             with atomic_write(out / "prompts.txt") as file:
                 file.write("".join(f"{name}\n" for name in conditions.names_of(indices) or ()).encode())
         title = pictures.title_of(weights.title, config)
         pictures.save_grid(np.concatenate(shown), conditions, out / "grid.png", title)
-    return f"sampled {config.num_samples} images in {seconds:.1f} s: see {out}/grid.png, {made}"
+    return f"sampled {counted(config.num_samples, 'image')} in {seconds:.1f} s: see {out}/grid.png, {made}"
 
 
 def _folder(experiment: Experiment, weights: Weights) -> str:

@@ -46,13 +46,15 @@ def to_save(experiment: Experiment) -> dict[str, Any]:
     return dataclasses.asdict(dataclasses.replace(experiment, distributed=DistributedConfig()))
 
 
-def open_workdir(workdir: pathlib.Path) -> None:
+def open_workdir(workdir: pathlib.Path, name: str = "workdir") -> None:
     """Makes the folder; called by all hosts together.
+
+    name: what it is called in the sentence of an error: another field may have named it.
 
     Raises:
       UserError: if it can't be made or written to, or is not one and the same for all hosts.
     """
-    hosts.together(_open_workdir, workdir)
+    hosts.together(_open_workdir, workdir, name)
     if not hosts.are_several():
         return
     token = workdir / f".hosts-{hosts.same_secret()}"
@@ -82,7 +84,7 @@ def save_config(experiment: Experiment, workdir: pathlib.Path) -> None:
         file.write(json.dumps(to_save(experiment), indent=2).encode() + b"\n")
 
 
-def _open_workdir(workdir: pathlib.Path) -> None:
+def _open_workdir(workdir: pathlib.Path, name: str) -> None:
     # Named after the process: several may be asking at once.
     probe = workdir / f".write_test-{socket.gethostname()}-{os.getpid()}"
     try:
@@ -91,7 +93,7 @@ def _open_workdir(workdir: pathlib.Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"workdir {workdir} can't be written to ({error.strerror}), expected a folder of yours"
+            f"{name} {workdir} can't be written to ({error.strerror}), expected a folder of yours"
         ) from None
 
 
