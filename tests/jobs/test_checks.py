@@ -23,8 +23,8 @@ def test_a_model_that_fits_the_data_passes():
     [
         ({"model__image_size": 16}, source(), r"shape \(16, 16, 1\), but 'toy' has \(8, 8, 1\)"),
         ({}, source(shape=(8, 8, 3)), r"shape \(8, 8, 1\), but 'toy' has \(8, 8, 3\)"),
-        ({"model__num_classes": 10}, source(), "num_classes is 10, but 'toy' has 10 classes, and one more"),
-        (KEEPING | {"model__num_classes": 11}, source(), "num_classes is 11, but 'toy' has 10 classes$"),
+        ({"model__num_classes": 10}, source(), "num_classes is 10, expected 11: 'toy' has 10 classes, and one row is"),
+        (KEEPING | {"model__num_classes": 11}, source(), "num_classes is 11, expected 10: 'toy' has 10 classes$"),
         (
             {"model__num_classes": 0, "model__context_dim": 8, "model__context_length": 2},
             source(),

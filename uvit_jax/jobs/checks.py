@@ -7,6 +7,7 @@ from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.jobs.config import Experiment
+from uvit_jax.telemetry.counts import counted
 
 
 def check_source(experiment: Experiment, source: Source) -> None:
@@ -30,10 +31,11 @@ def check_source(experiment: Experiment, source: Source) -> None:
                 "(config.model.image_size and in_channels must fit config.data.source)"
             )
     if model.num_classes and experiment.num_real_classes != source.num_classes:
-        extra = ", and one more for the empty label as p_uncond is above 0" if experiment.diffusion.p_uncond else ""
+        dropped = experiment.diffusion.p_uncond > 0 and source.num_classes > 0
+        extra = ", and one row is for the empty label as config.diffusion.p_uncond is above 0" if dropped else ""
         raise UserError(
-            f"config.model.num_classes is {model.num_classes}, but {source.name!r} has "
-            f"{source.num_classes} classes{extra}"
+            f"config.model.num_classes is {model.num_classes}, expected {source.num_classes + dropped}: "
+            f"{source.name!r} has {counted(source.num_classes, 'class', 'classes')}{extra}"
         )
     if experiment.data.flip and not source.can_mirror:
         raise UserError(
