@@ -213,9 +213,12 @@ def test_a_run_killed_while_it_made_one_leaves_none(tmp_path, extraction, monkey
 @pytest.mark.parametrize("shape", [(16, 16, 1), (8, 16, 1)])
 def test_images_of_another_size_are_no_reference(tmp_path, extraction, shape):
     with pytest.raises(
-        UserError, match=r"^config\.evaluate\.reference is 'digits', whose images have shape \(8, 8, 1\)"
+        UserError,
+        match=r"^config\.data\.source is 'digits', whose images have shape \(8, 8, 1\), but the samples .*reference",
     ):
         obtain_reference(experiment(), tmp_path, extraction, shape)
+    with pytest.raises(UserError, match=r"^config\.evaluate\.reference is 'digits', whose"):
+        obtain_reference(experiment(evaluate__reference="digits"), tmp_path, extraction, shape)
     made = make(tmp_path, extraction)
     with pytest.raises(UserError, match=r"made\.npz is of images of 8x8x1, but the samples have"):
         obtain_reference(experiment(evaluate__reference=made), tmp_path, extraction, shape)

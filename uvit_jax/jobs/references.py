@@ -66,9 +66,10 @@ def obtain_reference(experiment: Experiment, workdir: pathlib.Path, extraction: 
         return reference
     stream = hosts.together(open_reference_images, experiment, name, shape[0], extraction.mesh)
     if stream.shape[:2] != shape[:2]:
+        field = "config.evaluate.reference" if experiment.evaluate.reference else "config.data.source"
         raise UserError(
-            f"config.evaluate.reference is {name!r}, whose images have shape {stream.shape}, expected {shape} as the "
-            "samples"
+            f"{field} is {name!r}, whose images have shape {stream.shape}, but the samples to be compared with them "
+            f"{shape}: expected a config.evaluate.reference of that size"
         )
     # One name for all hosts: each may have its own copy of the data, written at another time.
     path = workdir / "evaluations" / "references" / hosts.first_says(_kept_name(experiment, stream, extractor))
