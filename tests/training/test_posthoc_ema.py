@@ -218,6 +218,7 @@ def test_a_rough_average_is_told_with_its_error_and_what_makes_it_better(run, ca
         _, combination = ema_of_length(Checkpoints(directory, read_only=True), template, rate=RATE, length=4)
     assert combination.error > posthoc_ema.LARGE_ERROR
     (message,) = caplog.messages
+    assert message.startswith("warning: the EMA of length 4 ")
     assert f"off by {100 * combination.error:.0f}%" in message
     assert "config.train.keep_every of at most 4" in message
 

@@ -194,8 +194,8 @@ def ema_of_length(
     combination = combination_for(checkpoints, rate=rate, length=length, step=step)
     if combination.error > LARGE_ERROR:
         LOG.warning(
-            "the EMA of length %g at step %d is rough: the nearest combination of %d checkpoints is off by %.0f%%; "
-            "more of them come closer, kept with a config.train.keep_every of at most %d",
+            "warning: the EMA of length %g at step %d is rough: the nearest combination of %d checkpoints is off by "
+            "%.0f%%; more of them come closer, kept with a config.train.keep_every of at most %d",
             length,
             combination.steps[-1],
             len(combination.steps),
