@@ -136,6 +136,25 @@ def test_a_command_that_failed_before_its_first_shard_may_be_corrected(images, t
     assert json.loads((tmp_path / "out" / ".prepare" / "plan.json").read_text())["crop"] == "adm"
 
 
+def test_of_two_that_begin_a_folder_at_once_with_other_settings_one_stores_nothing(images, tmp_path, monkeypatch):
+    out, make, inside = tmp_path / "out", prepare._make_shard, []
+
+    def make_beside_another(*arguments):
+        if not inside:
+            inside.append(True)
+            prepare.run(experiment(images, out, model__image_size=8), tmp_path)
+        return make(*arguments)
+
+    monkeypatch.setattr(prepare, "_make_shard", make_beside_another)
+    with pytest.raises(
+        UserError, match=r"^another prepare has begun .*out with image_size = 8, while this one has 16:"
+    ):
+        prepare.run(experiment(images, out), tmp_path)
+    assert Manifest.load(out).image_size == 8
+    assert "every record" in prepare.run(experiment(images, out, prepare__verify=True), tmp_path)
+    assert not list(out.glob(".*.tmp"))
+
+
 def test_a_folder_whose_shards_were_deleted_starts_over_without_their_notes(images, tmp_path, monkeypatch):
     prepare.run(experiment(images, tmp_path / "out"), tmp_path)
     for path in (tmp_path / "out").glob("[!.]*"):

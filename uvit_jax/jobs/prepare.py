@@ -21,7 +21,7 @@ from uvit_jax.data.statistics import ChannelSums, channel_sums
 from uvit_jax.data.verification import verify
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.ingredients import Example, Ingredients, open_ingredients
+from uvit_jax.jobs.ingredients import Example, Ingredients, Plan, open_ingredients
 from uvit_jax.jobs.workdir import open_workdir
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.atomic import atomic_write
@@ -125,15 +125,30 @@ def _check_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
         _write_json(path, plan)
         return
     found = _read_json(path)
-    for field, value in plan.items():
+    for field in plan:
         if field not in found:
             _check_finished(out, path, field)
-        # The same weights may be found under another name.
-        elif found[field] != value and not plan.get(f"{field}_sha256"):
-            raise UserError(
-                f"{out} was begun with {field} = {found[field]!r}, but it is {value!r} now{_OF.get(field, '')}: "
-                "expected the same settings, or another config.prepare.out"
-            )
+    for field in _differing(found, plan):
+        raise UserError(
+            f"{out} was begun with {field} = {found[field]!r}, but it is {plan[field]!r} now{_OF.get(field, '')}: "
+            "expected the same settings, or another config.prepare.out"
+        )
+
+
+def _differing(found: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    """The fields in which two plans would store other things; the same weights may be found under another name."""
+    alike = [field for field in plan if plan.get(f"{field}_sha256")]
+    return [field for field in plan if field in found and found[field] != plan[field] and field not in alike]
+
+
+def _check_not_replaced(out: pathlib.Path, plan: Plan) -> None:
+    """Raises a UserError where another job, begun before any shard was there, has noted a plan of its own."""
+    found, own = _read_json(out / _NOTES / "plan.json"), json.loads(json.dumps(dataclasses.asdict(plan)))
+    for field in _differing(found, own):
+        raise UserError(
+            f"another prepare has begun {out} with {field} = {found[field]!r}, while this one has {own[field]!r}: "
+            "expected one at a time, or another config.prepare.out"
+        )
 
 
 def _check_finished(out: pathlib.Path, path: pathlib.Path, field: str) -> None:
@@ -205,6 +220,7 @@ def _make_shard(ingredients: Ingredients, out: pathlib.Path, name: str, images: 
                 batch = channel_sums(plan.kind, _stack(examples))
                 sums = batch if sums is None else sums + batch
             rate.add(len(examples) + len(names))
+        _check_not_replaced(out, plan)
     part = _Part(writer.shard, sums, max_label, tuple(skipped))
     _write_json(_part_path(out, name), dataclasses.asdict(part))
 
