@@ -4,11 +4,14 @@ python benchmarks/digits.py runs/digits/samples/benchmark/samples.npz
 """
 
 import argparse
+import pathlib
 
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
+from uvit_jax.data.npz_images import open_npz_images
+from uvit_jax.errors import UserError, run_script
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.moments import Moments
 
@@ -42,15 +45,32 @@ def scores(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
+def read(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images and the digits asked for, of an .npz that the job `sample` or `evaluate` has written.
+
+    Raises:
+      UserError: for a file that is none of them, or of other images.
+    """
+    found = open_npz_images(path)
+    if found.shape[1:] != (8, 8, 1):
+        raise UserError(f"{path} holds images of shape {found.shape[1:]}, expected digits, (8, 8, 1)")
+    name = {"images": "labels", "arr_0": "arr_1"}[found.entry]
+    with np.load(path) as saved:
+        labels = saved[name] if name in saved else np.empty(0)
+    if labels.shape != found.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{path} has {name} of shape {labels.shape}, expected a digit of each image")
+    return np.concatenate(list(found.batches(0, 1000))), labels
+
+
 def main() -> None:
     """Prints the scores of an .npz of samples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("samples", help=".npz with images and labels, from --job sample --config.sample.format=npz")
-    samples = np.load(parser.parse_args().samples)
-    print(f"{len(samples['images'])} samples, {np.bincount(samples['labels']).tolist()} of each digit")
-    for name, value in scores(samples["images"], samples["labels"]).items():
+    parser.add_argument("samples", help=".npz of --config.sample.format=npz, or of --config.evaluate.save=npz")
+    images, labels = read(pathlib.Path(parser.parse_args().samples))
+    print(f"{len(images)} samples, {np.bincount(labels).tolist()} of each digit")
+    for name, value in scores(images, labels).items():
         print(f"{name:45s} {value:.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

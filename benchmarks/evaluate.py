@@ -21,9 +21,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from uvit_jax.errors import run_script
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.jobs.conditions import label_conditions
-from uvit_jax.jobs.config import load_experiment
+from uvit_jax.jobs.config import load_experiment, parse_settings
 from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.evaluation import Evaluation
 from uvit_jax.jobs.generation import Generation
@@ -127,7 +128,7 @@ def _several(decode: Callable[..., Any], params: Any, z: jax.Array) -> list[Any]
 
 def measure_whole(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """The network alone, with the decoder, and a whole evaluation."""
-    experiment = load_experiment(options.config, dict(setting.split("=", 1) for setting in options.set))
+    experiment = load_experiment(options.config, parse_settings(options.set))
     experiment = dataclasses.replace(
         experiment,
         autoencoder=dataclasses.replace(experiment.autoencoder, dtype="bfloat16", batch_size=options.batch_size),
@@ -250,4 +251,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,8 +19,9 @@ import numpy as np
 
 from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.sources import SOURCES, ArraySource, Source, load_source
+from uvit_jax.errors import run_script
 from uvit_jax.jobs.abstract_batch import abstract_inputs, abstract_state, batch_fields
-from uvit_jax.jobs.config import load_experiment
+from uvit_jax.jobs.config import load_experiment, parse_settings
 from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.setup import assemble
 from uvit_jax.training.state import create_sharded
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["float32", "bfloat16"])
     parser.add_argument("--out", default="")
     options = parser.parse_args()
-    overrides = dict(setting.split("=", 1) for setting in options.set)
+    overrides = parse_settings(options.set)
     curves = {
         name: losses(options.config, options.batch_size, options.steps, {**FORMS[name], **overrides})
         for name in options.forms
@@ -106,4 +107,4 @@ def _difference(tenths: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

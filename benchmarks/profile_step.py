@@ -18,6 +18,9 @@ from typing import Any
 import jax
 from train_step import compile_step
 
+from uvit_jax.errors import run_script
+from uvit_jax.jobs.config import parse_settings
+
 STEPS = 3
 # Kinds of kernels by what their names hold, the first that fits.
 KINDS = (
@@ -88,7 +91,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--out", default="")
     options = parser.parse_args()
-    overrides = dict(setting.split("=", 1) for setting in options.set)
+    overrides = parse_settings(options.set)
     step = compile_step(options.config, options.batch_size, overrides)
     state, batch = step.state, step.batch
     for _ in range(3):
@@ -129,4 +132,4 @@ def write(folder: pathlib.Path, compiled: Any, rows: list[tuple[float, float, st
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -23,9 +23,9 @@ from reference import Row, add_arguments, finish, print_comparison, run_referenc
 from train_step import matmul_ceiling
 
 from uvit_jax.diffusion.sampler import Sampler
-from uvit_jax.errors import UserError
+from uvit_jax.errors import UserError, run_script
 from uvit_jax.jobs.conditions import Conditions, label_conditions
-from uvit_jax.jobs.config import Experiment, load_experiment
+from uvit_jax.jobs.config import Experiment, load_experiment, parse_settings
 from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.setup import Parts, assemble
 from uvit_jax.models.flops import forward_flops
@@ -177,7 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     # The decoder in the network's dtype, as an evaluation on a GPU has it; --set may say otherwise.
     overrides = {"autoencoder.dtype": "bfloat16", "autoencoder.batch_size": "64"}
-    overrides |= dict(setting.split("=", 1) for setting in options.set)
+    overrides |= parse_settings(options.set)
     name, experiment = options.config, load_experiment(options.config, overrides)
     count = evaluations(experiment)
     # Before JAX takes the GPU's memory for itself.
@@ -199,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from typing import Any
 
+from uvit_jax.errors import run_script
 from uvit_jax.jobs.config import load_experiment
 
 # Slices of each generation by their chips; v5e's pods end at 256, four of them are joined by the data center's network.
@@ -271,4 +272,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

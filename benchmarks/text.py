@@ -15,7 +15,9 @@ import tempfile
 
 import numpy as np
 
+from uvit_jax.data.coco import coco_splits
 from uvit_jax.data.records import RecordSource
+from uvit_jax.errors import UserError, run_script
 from uvit_jax.jobs import prepare, sample, train
 from uvit_jax.jobs.config import default_config, resolve
 
@@ -23,7 +25,15 @@ IMAGES = 16
 
 
 def subset(source: pathlib.Path, split: str, out: pathlib.Path, count: int) -> None:
-    """The first images of a COCO folder with the first caption of each, as a COCO folder."""
+    """The first images of a COCO folder with the first caption of each, as a COCO folder.
+
+    Raises:
+      UserError: for a folder that is none, or `out` where there is something already.
+    """
+    if split not in coco_splits(source):
+        raise UserError(f"{source} has no annotations/captions_{split}.json, expected a folder of COCO's layout")
+    if out.exists():
+        raise UserError(f"{out} is there already, expected another --out")
     name = f"annotations/captions_{split}.json"
     saved = json.loads((source / name).read_text())
     images = sorted(saved["images"], key=lambda image: image["id"])[:count]
@@ -120,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -33,9 +33,9 @@ from uvit_jax.data.empty_context import save_empty_context
 from uvit_jax.data.manifest import Manifest
 from uvit_jax.data.records import ShardWriter
 from uvit_jax.data.sources import SOURCES
-from uvit_jax.errors import Preempted
+from uvit_jax.errors import Preempted, run_script
 from uvit_jax.jobs import train
-from uvit_jax.jobs.config import Experiment, load_experiment
+from uvit_jax.jobs.config import Experiment, load_experiment, parse_settings
 from uvit_jax.parallel.compile_cache import keep_compiled_programs
 from uvit_jax.parallel.gpu_memory import use_cuda_allocator
 from uvit_jax.telemetry.atomic import atomic_write
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where the temporary files go (default: the system's)")
     parser.add_argument("--out", help="a JSON file for what was found")
     options = parser.parse_args()
-    overrides = dict(setting.split("=", 1) for setting in options.set)
+    overrides = parse_settings(options.set)
     if options.batch_size:
         overrides["train.batch_size"] = str(options.batch_size)
     experiment = load_experiment(options.config, overrides)
@@ -334,4 +334,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from reference import Row, add_arguments, finish, print_comparison, run_reference, show_rate
 
+from uvit_jax.errors import run_script
 from uvit_jax.jobs.abstract_batch import abstract_inputs, abstract_state, lower_train_step
-from uvit_jax.jobs.config import Experiment, load_experiment
+from uvit_jax.jobs.config import Experiment, load_experiment, parse_settings
 from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.setup import assemble
 from uvit_jax.models.flops import forward_flops
@@ -226,7 +227,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     add_arguments(parser, batch_size=128)
     options = parser.parse_args()
-    overrides = dict(setting.split("=", 1) for setting in options.set)
+    overrides = parse_settings(options.set)
     experiments = {name: load_experiment(name, overrides) for name in options.configs}
     # Before JAX takes the GPU's memory for itself.
     theirs = {
@@ -246,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,4 +1,7 @@
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -6,8 +9,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from benchmarks import train_loop
-from benchmarks.digits import scores
-from tests.jobs.runs import TINY, tiny_experiment
+from benchmarks.digits import read, scores
+from tests.jobs.runs import ROOT, TINY, environment, tiny_experiment
+from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import load_experiment
 from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.setup import assemble
@@ -24,6 +28,43 @@ def test_scores_tell_real_digits_from_collapsed_and_mislabelled_ones():
     assert scores(images, (data.target + 1) % 10)["svm_agreement"] < 0.01
     collapsed = np.repeat(images[:10], 180, axis=0)[: len(images)]
     assert scores(collapsed, np.repeat(data.target[:10], 180)[: len(images)])["frechet_distance"] > 1.2
+
+
+def test_samples_are_read_as_the_jobs_write_them(tmp_path):
+    images, labels = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1), np.array([3, 7])
+    for names in (("images", "labels"), ("arr_0", "arr_1")):
+        np.savez(tmp_path / "samples.npz", **dict(zip(names, (images, labels), strict=True)))
+        found = read(tmp_path / "samples.npz")
+        assert np.array_equal(found[0], images)
+        assert found[1].tolist() == [3, 7]
+    np.savez(tmp_path / "samples.npz", images=images)
+    with pytest.raises(UserError, match=r"has labels of shape \(0,\), expected a digit of each image"):
+        read(tmp_path / "samples.npz")
+    np.savez(tmp_path / "samples.npz", images=images.reshape(2, 4, 16, 1), labels=labels)
+    with pytest.raises(UserError, match=r"holds images of shape \(4, 16, 1\), expected digits"):
+        read(tmp_path / "samples.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train_step.py configs/nosuch.py", "there is no config file configs/nosuch.py"),
+        (
+            "train_step.py configs/digits.py --set model.dept=3",
+            "config.model has no field 'dept', did you mean 'depth'?",
+        ),
+        ("train_step.py configs/digits.py --set model.depth", "--set has 'model.depth', expected section.field=value"),
+        ("digits.py nosuch.npz", "nosuch.npz can't be read"),
+        ("text.py nosuch", "nosuch has no annotations/captions_train2017.json"),
+    ],
+)
+def test_a_mistake_ends_in_one_clear_sentence(arguments, message):
+    script, *rest = arguments.split()
+    command = [sys.executable, str(pathlib.Path("benchmarks", script)), *rest]
+    ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: {message}")
+    assert ended.stderr.count("\n") == 1
 
 
 def windows(**others):

@@ -1,6 +1,7 @@
 """The exceptions a person is meant to read: their text is shown alone, without a traceback."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -13,6 +14,15 @@ class Failed(Exception):
 
 class Preempted(Exception):
     """A job that was told to stop and has kept what it did: its one line is printed and the exit code is 143."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Runs the whole of a script; a mistake ends it with its one sentence and the exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -92,6 +92,18 @@ def load_experiment(name: str, overrides: Mapping[str, str] | None = None) -> Ex
         except (ValueError, SyntaxError):
             raise UserError(f"config.{field} is {text!r}, expected a value as {within[last]!r}") from None
     return resolve(config)
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """Fields and their values as text, of "section.field=value".
+
+    Raises:
+      UserError: for a setting without a value.
+    """
+    for setting in settings:
+        if "=" not in setting:
+            raise UserError(f"--set has {setting!r}, expected section.field=value")
+    return dict(setting.split("=", 1) for setting in settings)
 
 
 def resolve(config: ml_collections.ConfigDict) -> Experiment:
