@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from benchmarks import train_loop
 from benchmarks.digits import read, scores
+from benchmarks.text import subset
 from tests.jobs.runs import ROOT, TINY, environment, tiny_experiment
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import load_experiment
@@ -65,6 +66,13 @@ def test_a_mistake_ends_in_one_clear_sentence(arguments, message):
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {message}")
     assert ended.stderr.count("\n") == 1
+
+
+def test_captioned_images_are_not_laid_over_others(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "captions_train2017.json").touch()
+    with pytest.raises(UserError, match=r"annotations is there already, expected another --out"):
+        subset(tmp_path, "train2017", tmp_path / "annotations", 16)
 
 
 def windows(**others):
