@@ -1,4 +1,5 @@
 import json
+import math
 import pathlib
 import shutil
 import weakref
@@ -13,6 +14,7 @@ from uvit_jax.errors import Preempted, UserError
 from uvit_jax.jobs import sample, train
 from uvit_jax.jobs.saved_config import get_config
 from uvit_jax.parallel import hosts
+from uvit_jax.telemetry import writers
 from uvit_jax.telemetry.writers import read_metrics
 from uvit_jax.training.checkpoint import Checkpoints
 
@@ -68,6 +70,7 @@ def test_the_lines_of_a_step_are_on_the_disk_before_its_checkpoint(tmp_path, mon
     monkeypatch.setattr(train.Checkpoints, "save", recorded(lambda state, batches: ("save", int(state.step)), save))
     monkeypatch.setattr(train.MetricWriter, "write", recorded(lambda step, scalars: ("line", step), write))
     monkeypatch.setattr(train.MetricWriter, "flush", recorded(lambda: ("flush",), flush))
+    monkeypatch.setattr(writers, "_SECONDS_BETWEEN_FLUSHES", math.inf)  # a busy machine takes them
     train.run(tiny_experiment(train__save_every=3, train__log_every=2), tmp_path)
     assert events[: events.index(("save", 8)) + 1] == [
         ("line", 2),

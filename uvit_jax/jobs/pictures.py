@@ -13,6 +13,7 @@ from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.telemetry import images as telemetry
+from uvit_jax.telemetry.counts import counted
 from uvit_jax.training.state import Params
 
 # Of the picture of denoising: noise, image, and as many states between as a screen shows side by side.
@@ -32,7 +33,7 @@ def save_grid(
 def title_of(weights: str, sample: SampleConfig) -> str:
     """What a grid of samples is called: the weights, and how they were sampled."""
     count = sample.evaluations
-    steps = "adaptive steps" if count is None else f"{count} evaluation{'s' * (count != 1)}"
+    steps = "adaptive steps" if count is None else counted(count, "evaluation")
     return f"{weights}, {sample.solver}, {steps}, guidance {sample.guidance_scale:g}"
 
 

@@ -53,6 +53,8 @@ class Parts:
     @property
     def sampling_network(self) -> Network:
         """The network for what takes no gradient: it computes nothing twice, whatever `model.remat` says."""
+        if self.experiment.model.remat == "none":
+            return self.network
         return abstract_network(dataclasses.replace(self.experiment.model, remat="none"), self.mesh)[1]
 
     @property

@@ -75,6 +75,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     for change in hosts.together(_check_workdir, experiment, workdir):
         LOG.info(change)
     evaluation = TrainEvaluation(parts, source, text, workdir) if experiment.evaluate.every else None
+    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
+    newest = _newest_step(checkpoints, config.steps)
     if main_host:
         save_config(experiment, workdir)
         parts.card.save(workdir)
@@ -85,8 +87,6 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     template = abstract(parts.init_params, optimizer, parts.mesh)
     if main_host:
         _write_overview(template, workdir / "parameters.txt")
-    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
-    newest = _newest_step(checkpoints)
     if newest is None:
         state = _first_state(parts, optimizer, template)
     else:
@@ -170,19 +170,8 @@ def _open(experiment: Experiment, workdir: pathlib.Path) -> tuple[Source, Parts,
 
 
 def _check_workdir(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
-    """What the config says otherwise than the one that the workdir's run was started with.
-
-    Raises:
-      UserError: for another architecture, or a run that is past `config.train.steps`.
-    """
+    """What the config says otherwise than the one that the workdir's run was started with."""
     check_architecture(experiment, workdir)
-    with contextlib.closing(Checkpoints(workdir / "checkpoints", read_only=True)) as checkpoints:
-        reached = checkpoints.latest_step or 0
-    if reached > experiment.train.steps:
-        raise UserError(
-            f"config.train.steps is {experiment.train.steps}, expected at least {reached}, the step that the run in "
-            f"{workdir} is at, or another --workdir"
-        )
     return changes(experiment, saved_config(workdir) or {})
 
 
@@ -191,12 +180,21 @@ def _write_overview(template: TrainState, path: pathlib.Path) -> None:
         file.write(get_parameter_overview(template.params, include_stats="sharding").encode() + b"\n")
 
 
-def _newest_step(checkpoints: Checkpoints) -> int | None:
-    """The step to go on from, the same on all hosts, each of which lists the folder by itself; None for a fresh run."""
+def _newest_step(checkpoints: Checkpoints, steps: int) -> int | None:
+    """The step to go on from, the same on all hosts, each of which lists the folder by itself; None for a fresh run.
+
+    Raises:
+      UserError: for a run that has made more steps than are asked for.
+    """
     own = checkpoints.latest_step
     newest = hosts.largest(-1 if own is None else own)
     if newest < 0:
         return None
+    if newest > steps:
+        raise UserError(
+            f"config.train.steps is {steps}, expected at least {newest}, the step that the run in "
+            f"{checkpoints.directory.parent} is at, or another --workdir"
+        )
     hosts.together(checkpoints.await_step, newest)
     return newest
 
