@@ -118,7 +118,9 @@ class _Forward:
 
     def _fetch_query(self, number: Any) -> None:
         example, head, _, block = self.locate(number)
-        self.program.fetch(self.query, 0, self.qkv, (example, block * ROWS, head), self.query_ready)
+        self.program.start(
+            self.program.copies(self.query, 0, self.qkv, (example, block * ROWS, head), self.query_ready)
+        )
 
     def _fetch_keys(self, number: Any) -> None:
         self._fetch_all(number, self.keys, self.program.heads, self._after, self.keys_ready)
@@ -129,11 +131,13 @@ class _Forward:
     def _fetch_all(self, number: Any, tile: list[Any], first_head: int, rest: tuple[int, int], ready: Any) -> None:
         example, head, *_ = self.locate(number)
         program, head = self.program, first_head + head
+        copies = []
         if program.whole:
-            program.fetch(tile, 0, self.qkv, (example, 0, head), ready, self._wide)
+            copies += program.copies(tile, 0, self.qkv, (example, 0, head), ready, self._wide)
         if program.rest:
             where = example, program.whole * ROWS, head
-            program.fetch(self.tails, 0, self.qkv, where, ready, rest)
+            copies += program.copies(self.tails, 0, self.qkv, where, ready, rest)
+        program.start(copies)
 
     def _task(self, number: Array, _: None) -> None:
         program = self.program
@@ -276,18 +280,24 @@ class _Backward:
         """A block of queries, with d_out, or of keys, with values; and the vectors of its tokens."""
         program, heads, (example, token, head) = self.program, self.program.heads, where
         number = jnp.where(of_queries, head, heads + head)
-        program.fetch(tiles[0], slot, self.qkv, (example, token, number), barrier)
+        d_out = program.copies(tiles[1], slot, self.d_out, (example, token, head), barrier)
+        values = program.copies(tiles[1], slot, self.qkv, (example, token, 2 * heads + head), barrier)
 
-        @pl.when(of_queries)
-        def d_out() -> None:
-            program.fetch(tiles[1], slot, self.d_out, (example, token, head), barrier)
+        def either(d_out: Callable[[], None], values: Callable[[], None]) -> None:
+            pl.when(of_queries)(d_out)
+            pl.when(jnp.logical_not(of_queries))(values)
 
-        @pl.when(jnp.logical_not(of_queries))
-        def values() -> None:
-            program.fetch(tiles[1], slot, self.qkv, (example, token, 2 * heads + head), barrier)
+        def vectors() -> None:
+            view = self.lse_and_delta.at[example, head, :, pl.ds(token, ROWS)]
+            plgpu.copy_gmem_to_smem(view, self.vectors.at[vector], barrier)
 
-        view = self.lse_and_delta.at[example, head, :, pl.ds(token, ROWS)]
-        plgpu.copy_gmem_to_smem(view, self.vectors.at[vector], barrier)
+        program.start(
+            [
+                *program.copies(tiles[0], slot, self.qkv, (example, token, number), barrier),
+                *(functools.partial(either, *each) for each in zip(d_out, values, strict=True)),
+                vectors,
+            ]
+        )
 
     def _task(self, number: Array, _: None) -> None:
         example, head, kind, block = self.locate(number)

@@ -17,6 +17,7 @@ Sums = list[Array]  # of a block, a part each
 LOG2_E = math.log2(math.e)
 ROWS = 64  # tokens of a block: the rows of a warpgroup's matrix product
 INTERPRETED = 3  # programs in the interpreter
+WARPS = 4  # of a warpgroup
 COLUMNS = 16  # of a product that is as narrow as a block's tokens let it be, or a multiple of them
 
 
@@ -142,7 +143,7 @@ class Program:
         """Tokens of a span of a slot as the copy engine takes them."""
         return [(tile if self.interpret else tile[0]).at[slot, pl.ds(*span)] for tile in tiles]
 
-    def fetch(
+    def copies(
         self,
         tiles: list[Any],
         slot: Any,
@@ -150,12 +151,29 @@ class Program:
         where: tuple[Any, Any, Any],
         barrier: Any,
         span: tuple[int, int] = (0, ROWS),
-    ) -> None:
-        """Starts the copies of tokens into a span of a slot: where is (example, first token, head)."""
+    ) -> list[Callable[[], None]]:
+        """Of tokens into a span of a slot, to be given to `start`: where is (example, first token, head)."""
         example, token, head = where
-        for memory, part in zip(self._copied(tiles, slot, span), self.parts, strict=True):
+
+        def copy(memory: Any, part: Part) -> None:
             rows, channels = _from(token, span[1], head), _from(part.start, part.width, head)
             plgpu.copy_gmem_to_smem(source.at[example, rows, head, channels], memory, barrier)
+
+        memories = self._copied(tiles, slot, span)
+        return [functools.partial(copy, *each) for each in zip(memories, self.parts, strict=True)]
+
+    def start(self, copies: Sequence[Callable[[], None]]) -> None:
+        """Starts copies, each by a warp of its own while the others go on: it takes some 30 instructions."""
+
+        def turn(warp: Array) -> None:
+            for first in range(min(WARPS, len(copies))):
+
+                @pl.when(warp == first)
+                def mine(first: int = first) -> None:
+                    for copy in copies[first::WARPS]:
+                        copy()
+
+        plgpu.warp_map(turn)
 
     def block(self, tiles: list[Any], slot: Any, span: tuple[int, int] = (0, ROWS)) -> list[Any]:
         """Tokens of a span of a slot as matrix products take them."""
