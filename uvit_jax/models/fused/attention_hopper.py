@@ -25,6 +25,7 @@ from uvit_jax.models.fused.hopper_blocks import (
     inner,
     mask_columns,
     remainder,
+    together,
 )
 from uvit_jax.models.fused.pallas_mosaic_gpu import plgpu
 from uvit_jax.models.fused.traced_once import traced_once
@@ -147,7 +148,7 @@ class _Forward:
         plgpu.barrier_wait(self.query_ready)
         pl.when(first)(lambda: plgpu.barrier_wait(self.keys_ready))
         logits = self._logits()
-        plgpu.commit_smem()  # all warps have done with the query, and perhaps the keys
+        together()  # all warps have done with the query, and perhaps the keys
         pl.when(more)(lambda: self._fetch_query(number + 1))
         pl.when(next_head)(lambda: self._fetch_keys(number + 1))
 
@@ -159,7 +160,7 @@ class _Forward:
 
         @pl.when(next_head)
         def fetch_next() -> None:
-            plgpu.commit_smem()  # all warps have done with the values
+            together()  # all warps have done with the values
             self._fetch_values(number + 1)
 
         sums = [x * along(1 / total, 0, part.width) for x, part in zip(sums, program.parts, strict=True)]

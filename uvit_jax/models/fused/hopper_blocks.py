@@ -238,7 +238,7 @@ class Program:
         for step in range(self.blocks):
             slot = remainder(task * self.blocks + step, self.slots)
             use(step, slot)
-            plgpu.commit_smem()  # all warps have done with the slot
+            together()  # all warps have done with the slot
             later = step + self.slots
             if later < self.blocks:
                 fetch(task, later, slot)
@@ -305,6 +305,11 @@ class Program:
     def barriers(self, arrivals: int, number: int) -> Any:
         """Each waits for so many copies."""
         return plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)
+
+
+def together() -> None:
+    """Waits for the other warps."""
+    plgpu.wait_smem_to_gmem(7, wait_read_only=True)
 
 
 def remainder(index: Any, size: int) -> Array:
