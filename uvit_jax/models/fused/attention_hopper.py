@@ -22,7 +22,6 @@ from uvit_jax.models.fused.hopper_blocks import (
     Program,
     Tiling,
     along,
-    inner,
     mask_columns,
     remainder,
     together,
@@ -177,7 +176,7 @@ class _Forward:
         if program.rest:
             keys.append(program.block(self.tails, 0, (self._after[0], self._tail[1])))
         query = program.block(self.query, 0)
-        logits = inner([(query, key) for key in keys])
+        logits = program.inner([(query, key) for key in keys], [None] * len(keys))
         logits[-1] = mask_columns(logits[-1], program.rest or self._wide[1], -jnp.inf)
         return logits
 
@@ -321,10 +320,10 @@ class _Backward:
 
         def use(step: int, slot: Any) -> None:
             nonlocal sums
-            logits, d_weights = self._products(step, slot, own)
             width = program.columns(step)
-            weights = self._weights(step, logits, along(lse, 0, width))
-            d_logits = program.among_zeros(weights * (d_weights - along(delta, 0, width)))
+            self._await(slot)
+            logits, centered = self._products(step, slot, own, along(-delta, 0, width))
+            d_logits = program.among_zeros(self._weights(step, logits, along(lse, 0, width)) * centered)
             (sums,) = program.add_products([sums], [lambda: (0, d_logits, program.block(self.walked, slot))])
 
         program.walk(self._fetch, use, number, more)
@@ -336,17 +335,17 @@ class _Backward:
 
         def use(step: int, slot: Any) -> None:
             nonlocal d_key, d_value
-            logits, d_weights = self._products(step, slot, own)
             width = program.columns(step)
+            self._await(slot)
             lse, delta = self._load(slot, 1, width)
+            logits, centered = self._products(step, slot, own, along(-delta, 1, width))
             weights = self._weights(step, logits, along(lse, 1, width))
 
             def for_values() -> tuple[int, Array, list[Any]]:
                 return 1, program.among_zeros(weights), program.block(self.other_walked, slot)
 
             def for_keys() -> tuple[int, Array, list[Any]]:
-                d_logits = program.among_zeros(weights * (d_weights - along(delta, 1, width)))
-                return 0, d_logits, program.block(self.walked, slot)
+                return 0, program.among_zeros(weights * centered), program.block(self.walked, slot)
 
             d_key, d_value = program.add_products([d_key, d_value], [for_values, for_keys])
 
@@ -361,12 +360,14 @@ class _Backward:
         lse, delta = (plgpu.load(self.vectors.at[slot, i, span], layout=layout) for i in range(2))
         return lse, delta
 
-    def _products(self, step: int, slot: Any, own: Array) -> list[Array]:
-        """Of the owned rows and of the tokens in the slot: logits, and the weights' gradient."""
+    def _await(self, slot: Any) -> None:
         plgpu.barrier_wait(self.ready.at[slot])
+
+    def _products(self, step: int, slot: Any, own: Array, minus_delta: Array) -> list[Array]:
+        """Of the owned rows and of the tokens in the slot: logits, and the weights' gradient less delta."""
         span, block = (0, self.program.columns(step)), self.program.block
         pairs = ((self.owned, self.walked), (self.other_owned, self.other_walked))
-        return inner([(block(a, own), block(b, slot, span)) for a, b in pairs])
+        return self.program.inner([(block(a, own), block(b, slot, span)) for a, b in pairs], [None, minus_delta])
 
     def _weights(self, step: int, logits: Array, lse: Array) -> Array:
         # A token of zeros, where there is none, may have any weight, infinity too.

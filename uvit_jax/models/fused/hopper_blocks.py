@@ -219,6 +219,27 @@ class Program:
 
         return pl.run_state(run)([[plgpu.ACC.init(x) for x in each] for each in sums])
 
+    def inner(
+        self, pairs: Sequence[tuple[list[Any], list[Any]]], first: Sequence[Array | None]
+    ) -> list[Float[Array, "r c"]]:
+        """first + a b^T of each pair of blocks, at once; where there is no first, 0."""
+
+        def add(accumulators: Sequence[Any]) -> None:
+            for accumulator, (a, b) in zip(accumulators, pairs, strict=True):
+                for x, y in zip(a, b, strict=True):
+                    plgpu.wgmma(accumulator, x, y.transpose((1, 0)))
+
+        def product(*accumulators: Any) -> list[Array]:
+            add(accumulators)
+            return [accumulator[...] for accumulator in accumulators]
+
+        shapes = [(ROWS, b[0].shape[0]) for _, b in pairs]
+        if self.interpret:
+            products = pl.run_scoped(product, *[plgpu.ACC(shape, jnp.float32) for shape in shapes])
+            return [y if x is None else x + y for x, y in zip(first, products, strict=True)]
+        begin = [jnp.zeros(shape, jnp.float32) if x is None else x for x, shape in zip(first, shapes, strict=True)]
+        return pl.run_state(add)([plgpu.ACC.init(_matrix(x)) for x in begin])
+
     def among_zeros(self, weights: Array, before: int = 0) -> Array:
         """The weights of some tokens, with zeros for those before and after in a block: products sum over blocks."""
         weights = weights.astype(self.dtype)
@@ -342,18 +363,6 @@ def mask_columns(x: Float[Array, "r c"], tokens: int, value: float) -> Float[Arr
         return x
     columns = plgpu.broadcasted_iota(jnp.int32, x.shape, 1, layout=plgpu.Layout.WGMMA)
     return jnp.where(columns < tokens, x, value)
-
-
-def inner(pairs: list[tuple[list[Any], list[Any]]]) -> list[Float[Array, "r c"]]:
-    """a b^T of each pair of blocks, at once."""
-
-    def run(*accumulators: Any) -> list[Array]:
-        for accumulator, (a, b) in zip(accumulators, pairs, strict=True):
-            for x, y in zip(a, b, strict=True):
-                plgpu.wgmma(accumulator, x, y.transpose((1, 0)))
-        return [accumulator[...] for accumulator in accumulators]
-
-    return pl.run_scoped(run, *[plgpu.ACC((ROWS, b[0].shape[0]), jnp.float32) for _, b in pairs])
 
 
 def _product(left: Array, right: Any, width: int) -> Float[Array, "r c"]:
