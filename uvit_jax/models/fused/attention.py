@@ -121,7 +121,7 @@ def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) 
         "cudnn": why_not_cudnn(shape, dtype, platform),
     }
     # Hopper's programs take whole heads: with fewer of them than programs Triton's, a block each, should end earlier.
-    fills = batch * heads >= hopper_blocks.tuning(head_dim).forward.programs * pallas_mosaic_gpu.multiprocessors()
+    fills = batch * heads >= hopper_blocks.TUNING.forward.programs * pallas_mosaic_gpu.multiprocessors()
     fitting = (kernel for kernel, reason in found.items() if reason is None and (kernel != "hopper" or fills))
     best: Implementation = next(fitting, "xla")
     if name == "auto":
@@ -144,7 +144,7 @@ def packed_attention(
     if implementation == "triton":
         return triton_attention(qkv, Tuning(), False)
     if implementation == "hopper":
-        return hopper_attention(qkv, hopper_blocks.tuning(qkv.shape[-1]), False)
+        return hopper_attention(qkv, hopper_blocks.TUNING, False)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if implementation == "xla" or qkv.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(query, key, value, implementation=implementation)

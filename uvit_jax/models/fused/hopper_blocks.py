@@ -41,6 +41,10 @@ class Tuning:
     backward: Tiling
 
 
+# The fastest found, by `benchmarks/attention.py` on an H100; registers allow two programs.
+TUNING = Tuning(Tiling(2), Tiling(2, 3))
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """Channels `start` to `start + width` of a head: 16, 32 or 64, as wide as a swizzled row of shared memory."""
@@ -54,15 +58,6 @@ def parts_of(head_dim: int) -> tuple[Part, ...]:
     whole, rest = divmod(head_dim, 64)
     tail = [Part(64 * whole, next(width for width in (16, 32, 64) if width >= rest))] if rest else []
     return (*(Part(64 * i, 64) for i in range(whole)), *tail)
-
-
-def tuning(head_dim: int) -> Tuning:
-    """The fastest found, by `benchmarks/attention.py` on an H100.
-
-    Registers allow two programs. Whether ptxas finds a place for all values depends on little: at head_dim 72 it does
-    with three stages of the backward pass and not with two.
-    """
-    return Tuning(Tiling(2), Tiling(2, 3 if len(parts_of(head_dim)) > 1 else 2))
 
 
 @dataclasses.dataclass(frozen=True)
