@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -157,3 +158,23 @@ def test_is_taken_where_it_fits_and_says_why_where_not(monkeypatch, caplog):
         assert not caplog.records
         assert resolve("hopper", (2, 258, 3, 4, 20), "bfloat16", "gpu") == "xla"
     assert "hopper falls back to xla: the Hopper kernel takes a head_dim" in caplog.text
+
+
+@needs_mosaic
+def test_ptxas_is_asked_for_its_version_once(monkeypatch):
+    from jax.experimental.mosaic.gpu import fragmented_array
+
+    asked = []
+    extension = types.SimpleNamespace(_get_ptxas_isa_version=lambda: asked.append(1) or 90)
+    monkeypatch.setattr(fragmented_array, "mgpu_lib", types.SimpleNamespace(_mosaic_gpu_ext=extension))
+    pallas_mosaic_gpu.keep_version_of_ptxas()
+    assert [extension._get_ptxas_isa_version() for _ in range(3)] == [90, 90, 90]
+    assert len(asked) == 1
+
+
+@needs_mosaic
+def test_a_jax_that_asks_for_no_version_is_left_alone(monkeypatch):
+    from jax.experimental.mosaic.gpu import fragmented_array
+
+    monkeypatch.setattr(fragmented_array, "mgpu_lib", None)
+    pallas_mosaic_gpu.keep_version_of_ptxas()

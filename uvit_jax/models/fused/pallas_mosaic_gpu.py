@@ -1,5 +1,6 @@
 """Pallas's Mosaic backend for GPUs where the installed jax has the one that the kernels are written for."""
 
+import functools
 from typing import Any
 
 import jax
@@ -21,3 +22,17 @@ def on_hopper() -> bool:
 def multiprocessors() -> int:
     """Of the default device; of an H100 in a server where it is none."""
     return getattr(jax.devices()[0], "core_count", None) or 132
+
+
+def keep_version_of_ptxas() -> None:
+    """Pallas runs ptxas to ask for its version wherever a bool becomes a number: 1.8 of the 5 s that lowering takes."""
+    from jax.experimental.mosaic.gpu import fragmented_array
+
+    extension = getattr(getattr(fragmented_array, "mgpu_lib", None), "_mosaic_gpu_ext", None)
+    ask = getattr(extension, "_get_ptxas_isa_version", None)
+    if extension is not None and ask is not None:
+        extension._get_ptxas_isa_version = functools.cache(ask)
+
+
+if AVAILABLE:
+    keep_version_of_ptxas()
