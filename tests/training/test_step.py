@@ -106,6 +106,37 @@ def test_clipping_is_the_same_as_optax_chained_before_adamw():
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *updates)))
 
 
+def test_the_optimizer_is_optax_adamw_to_the_bit_and_traced_once_a_shape(monkeypatch):
+    made, traces = [], []
+
+    def adamw(*args, **kwargs):
+        plain = optax_adamw(*args, **kwargs)
+        made.append(plain)
+
+        def update(grads, state, params):
+            traces.append(grads.shape)
+            return plain.update(grads, state, params)
+
+        return optax.GradientTransformation(plain.init, update)
+
+    optax_adamw = optax.adamw
+    monkeypatch.setattr(optax, "adamw", adamw)
+    optimizer = make_optimizer(OptimizerConfig(lr=1e-2, warmup_steps=2, decay="cosine"), 9)
+    blocks = [{"kernel": np.full((3, 2), 0.1 * i, "f4"), "bias": np.full(2, -0.2 * i, "f4")} for i in range(4)]
+    results = []
+    for update in (optimizer.update, made[0].update):
+        step = jax.jit(update)
+        state, now = optimizer.init(blocks), blocks
+        for _ in range(4):
+            updates, state = step(jax.tree.map(lambda p: jnp.cos(7 * p), now), state, now)
+            now = optax.apply_updates(now, updates)
+        results.append((now, state))
+    assert sorted(traces) == [(2,), (3, 2)]
+    assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
+    assert int(results[0][1][0].count) == 4
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *results)))
+
+
 def test_ema_is_the_weighted_mean():
     assert float(ema.update({"w": jnp.array(1.0)}, {"w": jnp.array(3.0)}, 0.75)["w"]) == 1.5
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -67,12 +68,14 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
     Its state is AdamW's own whether gradients are clipped or not, so that a run may go on with the other.
     """
-    adamw = optax.adamw(
-        lambda step: learning_rate(config, step, total_steps),
-        b1=config.betas[0],
-        b2=config.betas[1],
-        eps=config.eps,
-        weight_decay=config.weight_decay,
+    adamw = _array_by_array(
+        optax.adamw(
+            lambda step: learning_rate(config, step, total_steps),
+            b1=config.betas[0],
+            b2=config.betas[1],
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
     )
     if not config.grad_clip:
         return adamw
@@ -83,3 +86,32 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         return adamw.update(clipped, state, params)
 
     return optax.GradientTransformation(adamw.init, update)
+
+
+def _array_by_array(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same updates and state of an optimizer that treats every array by itself, traced once for those of a shape.
+
+    U-ViT-H has 355 arrays of 12 shapes; twenty operations for each were a fifth of the time before compilation.
+    """
+    update_one = jax.jit(optimizer.update)
+
+    def update(grads: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        like_grads: Any = jax.tree.structure(grads)
+
+        def is_tree_of_all(node: Any) -> bool:
+            return like_grads == jax.tree.structure(node)
+
+        # A state is made of trees like the parameters' (the moments) and of arrays for all of them (the count).
+        nodes, around = jax.tree.flatten(state, is_leaf=is_tree_of_all)
+        leaves = jax.tree.leaves(grads)
+        columns = [jax.tree.leaves(node) if is_tree_of_all(node) else [node] * len(leaves) for node in nodes]
+        states = [jax.tree.unflatten(around, row) for row in zip(*columns, strict=True)]
+        updated = [update_one(*each) for each in zip(leaves, states, jax.tree.leaves(params), strict=True)]
+        rows = [jax.tree.leaves(new_state) for _, new_state in updated]
+        new_nodes = [
+            jax.tree.unflatten(like_grads, column) if is_tree_of_all(node) else column[0]
+            for node, column in zip(nodes, zip(*rows, strict=True), strict=True)
+        ]
+        return jax.tree.unflatten(like_grads, [leaf for leaf, _ in updated]), jax.tree.unflatten(around, new_nodes)
+
+    return optax.GradientTransformation(optimizer.init, update)

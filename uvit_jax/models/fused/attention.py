@@ -113,7 +113,7 @@ def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) 
     """
     if name == "xla":
         return "xla"
-    batch, _, _, heads, head_dim = shape
+    batch, _, _, heads, _ = shape
     found: dict[Implementation, str | None] = {
         "hopper": why_not_hopper(shape, dtype, platform),
         "triton": why_not_triton(shape, dtype, platform),
