@@ -313,7 +313,7 @@ class Program:
             compiler_params=plgpu.CompilerParams(
                 approx_math=True,
                 lowering_semantics=plgpu.LoweringSemantics.Lane,
-                unsafe_no_auto_barriers=True,  # `commit_smem` is where warps wait for each other
+                unsafe_no_auto_barriers=True,  # `together` and `commit_smem` are where warps wait for each other
                 reduction_scratch_bytes=0,  # no sum or maximum is over a matrix's rows
             ),
         )
@@ -324,7 +324,11 @@ class Program:
 
 
 def together() -> None:
-    """Waits for the other warps."""
+    """Waits for the other warps, which have read shared memory; what they write there needs `commit_smem`.
+
+    Pallas has no name for that barrier alone: it comes with a wait until at most 7 copies are on their way, which are
+    never so many.
+    """
     plgpu.wait_smem_to_gmem(7, wait_read_only=True)
 
 
