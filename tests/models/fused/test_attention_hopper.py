@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import re
+import sys
 import types
 
 import jax
@@ -173,8 +174,16 @@ def test_ptxas_is_asked_for_its_version_once(monkeypatch):
 
 
 @needs_mosaic
-def test_a_jax_that_asks_for_no_version_is_left_alone(monkeypatch):
+@pytest.mark.parametrize("library", [None, types.SimpleNamespace(_mosaic_gpu_ext=types.SimpleNamespace())])
+def test_a_jax_that_asks_for_no_version_is_left_alone(monkeypatch, library):
     from jax.experimental.mosaic.gpu import fragmented_array
 
-    monkeypatch.setattr(fragmented_array, "mgpu_lib", None)
+    monkeypatch.setattr(fragmented_array, "mgpu_lib", library)
+    pallas_mosaic_gpu.keep_version_of_ptxas()
+    assert library is None or not vars(library._mosaic_gpu_ext)
+
+
+def test_a_jax_whose_modules_have_moved_still_imports(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax.experimental.mosaic.gpu", None)
+    monkeypatch.setitem(sys.modules, "jax.experimental.mosaic.gpu.fragmented_array", None)
     pallas_mosaic_gpu.keep_version_of_ptxas()
