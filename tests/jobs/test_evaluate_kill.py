@@ -5,7 +5,6 @@ import pathlib
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,19 +12,12 @@ import pytest
 
 from tests.jobs.evaluate_runs import write_run
 from tests.jobs.runs import CACHE, ROOT, TINY, command, environment, tiny_experiment
+from tests.jobs.signalled import signalled
 from uvit_jax.telemetry.writers import read_metrics
 
 pytestmark = pytest.mark.slow
 
-COUNT = 600
-# A state is saved after every batch, not once a minute, so that kills come at every stage of a save.
-OFTEN = """
-import sys
-from uvit_jax import main
-from uvit_jax.jobs import scoring
-scoring.SECONDS_BETWEEN_SAVES = 0.0
-main.run(sys.argv)
-"""
+COUNT, BATCH = 600, 16
 ARGUMENTS = (
     "--job=evaluate",
     f"--config.evaluate.num_samples={COUNT}",
@@ -33,12 +25,16 @@ ARGUMENTS = (
     "--config.evaluate.save=npz",
     "--config.sample.steps=25",
 )
+SAVE = "uvit_jax.metrics.scores:Scores.save"  # after every batch
 
 
-def start(workdir: pathlib.Path, out: pathlib.Path, *arguments: str) -> subprocess.Popen:
-    _, _, _, *given = command(*ARGUMENTS, f"--workdir={workdir}", f"--config.evaluate.out={out}", *arguments)
+def evaluate(workdir: pathlib.Path, out: pathlib.Path, *arguments: str) -> list[str]:
+    return command(*ARGUMENTS, f"--workdir={workdir}", f"--config.evaluate.out={out}", *arguments)
+
+
+def start(command: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", OFTEN, *given],
+        command,
         cwd=ROOT,
         env=environment() | CACHE,
         stdout=subprocess.PIPE,
@@ -48,15 +44,20 @@ def start(workdir: pathlib.Path, out: pathlib.Path, *arguments: str) -> subproce
     )
 
 
-def finish(process: subprocess.Popen) -> tuple[str, str]:
+def finish(command: list[str], code: int = 0) -> tuple[str, str]:
+    process = start(command)
     told = process.communicate(timeout=300)
-    assert process.returncode == 0, told[1][-3000:]
+    assert process.returncode == code, told[1][-3000:]
     return told
 
 
-def kill(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+def killed(command: list[str], *, call: int, seconds: float = 0.0) -> None:
+    finish(signalled(command, SAVE, call=call, seconds=seconds), -signal.SIGKILL)
+
+
+def count_of(state: pathlib.Path) -> int:
+    with np.load(state) as held:
+        return int(held["count"])
 
 
 def result(out: pathlib.Path) -> tuple[dict, bytes]:
@@ -69,46 +70,31 @@ def result(out: pathlib.Path) -> tuple[dict, bytes]:
 
 
 @pytest.fixture(scope="module")
-def never_killed(tmp_path_factory) -> tuple[pathlib.Path, tuple, float]:
+def never_killed(tmp_path_factory) -> tuple[pathlib.Path, tuple]:
     workdir = write_run(tmp_path_factory.mktemp("run"), tiny_experiment())
-    finish(start(workdir, workdir / "first"))  # compiles, and makes the reference
-    began = time.monotonic()
-    told = finish(start(workdir, workdir / "straight"))
+    told = finish(evaluate(workdir, workdir / "straight"))  # makes the reference, too
     assert told[0].startswith(f"evaluated {COUNT} images: own_feature_fd ")
-    return workdir, result(workdir / "straight"), time.monotonic() - began
+    return workdir, result(workdir / "straight")
 
 
 def test_kills_at_random_moments_change_no_number_and_no_image(never_killed, tmp_path):
-    workdir, expected, seconds = never_killed
-    moments, kills = random.Random(0), 0
-    while kills < 4:
-        process = start(workdir, tmp_path)
-        try:
-            process.wait(timeout=moments.uniform(0.4, 1) * seconds)
-            break
-        except subprocess.TimeoutExpired:
-            kill(process)
-            kills += 1
-    assert kills
-    finish(start(workdir, tmp_path))
+    workdir, expected = never_killed
+    moments, state, counts = random.Random(0), tmp_path / ".evaluation" / "state.npz", [0]
+    for _ in range(5):
+        killed(evaluate(workdir, tmp_path), call=moments.randint(1, 4), seconds=moments.uniform(0, 0.1))
+        counts.append(count_of(state) if state.exists() else 0)
+    assert counts == sorted(counts), "what was saved was lost"
+    assert counts[-1] < COUNT
+    finish(evaluate(workdir, tmp_path))
     assert result(tmp_path) == expected
 
 
 def test_what_was_saved_before_a_kill_is_not_drawn_again(never_killed, tmp_path):
-    workdir, expected, seconds = never_killed
-    process, state = start(workdir, tmp_path), tmp_path / ".evaluation" / "state.npz"
-    deadline = time.monotonic() + 5 * seconds
-    saved = 0
-    while process.poll() is None and time.monotonic() < deadline and saved < COUNT // 2:
-        if state.exists():
-            with np.load(state) as held:
-                saved = int(held["count"])
-        time.sleep(0.01)
-    kill(process)
-    assert COUNT // 2 <= saved < COUNT, "the kill came too late"
-    with np.load(state) as held:
-        saved = int(held["count"])
-    _, told = finish(start(workdir, tmp_path))
+    workdir, expected = never_killed
+    killed(evaluate(workdir, tmp_path), call=COUNT // 2 // BATCH)
+    saved = count_of(tmp_path / ".evaluation" / "state.npz")
+    assert 0 < saved < COUNT
+    _, told = finish(evaluate(workdir, tmp_path))
     assert f"going on: {saved} of {COUNT} are scored already" in told
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["seconds"]["samples of this run"] == COUNT - saved
@@ -116,16 +102,10 @@ def test_what_was_saved_before_a_kill_is_not_drawn_again(never_killed, tmp_path)
 
 
 def test_half_of_another_evaluation_is_not_gone_on_with(never_killed, tmp_path):
-    workdir, _, seconds = never_killed
-    process, state = start(workdir, tmp_path), tmp_path / ".evaluation" / "state.npz"
-    deadline = time.monotonic() + 5 * seconds
-    while process.poll() is None and time.monotonic() < deadline and not state.exists():
-        time.sleep(0.01)
-    kill(process)
-    assert state.exists()
-    other = start(workdir, tmp_path, "--config.sample.seed=1")
-    _, told = other.communicate(timeout=300)
-    assert other.returncode == 2
+    workdir, _ = never_killed
+    killed(evaluate(workdir, tmp_path), call=2)
+    assert (tmp_path / ".evaluation" / "state.npz").exists()
+    _, told = finish(evaluate(workdir, tmp_path, "--config.sample.seed=1"), 2)
     assert told.splitlines()[-1] == (
         f"error: {tmp_path} holds half of another evaluation (samples sampler seed = 0 there, 1 now): expected another "
         f"config.evaluate.out, or {tmp_path}/.evaluation deleted"
@@ -138,26 +118,19 @@ def test_a_run_that_is_killed_while_it_evaluates_logs_each_evaluation_once(tmp_p
     flags = [f"--config.{name}={value}" for name, value in (TINY | arguments).items()]
 
     def train(workdir):
-        return subprocess.Popen(
-            command(*flags, f"--workdir={workdir}", tiny=False),
-            cwd=ROOT,
-            env=environment() | CACHE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return command(*flags, f"--workdir={workdir}", tiny=False)
 
     def evaluations(workdir):
         return [line for line in read_metrics(workdir / "metrics.jsonl") if "loss" not in line]
 
-    straight = train(tmp_path / "straight")
-    finish(straight)
+    finish(train(tmp_path / "straight"))
     for evaluated in range(2):  # killed as soon as the first evaluation is there, then as soon as the second is
-        process = train(tmp_path / "killed")
+        process = start(train(tmp_path / "killed"))
         metrics = tmp_path / "killed" / "metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and len(evaluations(tmp_path / "killed")) > evaluated):
             time.sleep(0.002)
-        kill(process)
+        process.kill()
+        process.communicate()
     finish(train(tmp_path / "killed"))
     assert [line["step"] for line in evaluations(tmp_path / "killed")] == [10, 20, 30]
     assert evaluations(tmp_path / "killed") == evaluations(tmp_path / "straight")

@@ -1,5 +1,6 @@
 """A run killed or told to stop at any moment and started again ends with the same bits as one never stopped."""
 
+import pathlib
 import random
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from tests.jobs.runs import ROOT, assert_same_bits, command, environment, final_state, run
+from tests.jobs.signalled import signalled
 from uvit_jax.telemetry.writers import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -16,28 +18,23 @@ pytestmark = pytest.mark.slow
 ARGUMENTS = ("--config.train.steps=60", "--config.train.save_every=3", "--config.train.log_every=5")
 
 
+SAVE = "uvit_jax.training.checkpoint:Checkpoints.save"
+
+
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight")
-    began = time.monotonic()
     result = run(*ARGUMENTS, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
-    return final_state(workdir), time.monotonic() - began
+    return final_state(workdir)
 
 
-def start(workdir, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(*ARGUMENTS, f"--workdir={workdir}"),
-        cwd=ROOT,
-        env=environment(),
-        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options,
-        start_new_session=True,
-    )
+def train(workdir: pathlib.Path) -> list[str]:
+    return command(*ARGUMENTS, f"--workdir={workdir}")
 
 
-def kill(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def ended(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 def finish(workdir, expected) -> None:
@@ -50,44 +47,32 @@ def finish(workdir, expected) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_resume_is_bit_exact_after_kills_at_random_moments(never_killed, tmp_path, seed):
-    expected, seconds = never_killed
     moments = random.Random(seed)
     for _ in range(3):
-        process = start(tmp_path)
-        try:
-            process.wait(timeout=moments.uniform(0.2, 1) * seconds)
-        except subprocess.TimeoutExpired:
-            kill(process)
-    finish(tmp_path, expected)
+        call, seconds = moments.randint(1, 5), moments.uniform(0, 0.2)
+        result = ended(signalled(train(tmp_path), SAVE, call=call, seconds=seconds))
+        assert result.returncode == -signal.SIGKILL, result.stderr
+    finish(tmp_path, never_killed)
 
 
 def test_resume_is_bit_exact_after_a_kill_during_a_save(never_killed, tmp_path):
-    expected, seconds = never_killed
-    kills = 0
     for _ in range(3):
-        process = start(tmp_path)
-        deadline = time.monotonic() + 3 * seconds
-        while process.poll() is None and time.monotonic() < deadline:
-            if list((tmp_path / "checkpoints").glob("*tmp*")):
-                kill(process)
-                kills += 1
-                break
+        process = subprocess.Popen(
+            train(tmp_path), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not list((tmp_path / "checkpoints").glob("*tmp*")):
             time.sleep(0.001)
-    assert kills == 3, "no save was ever in flight"
-    finish(tmp_path, expected)
+        assert process.poll() is None, "no save was ever in flight"
+        process.kill()
+        process.wait()
+    finish(tmp_path, never_killed)
 
 
 def test_a_sigterm_saves_at_once_and_the_same_command_goes_on_to_the_same_bits(never_killed, tmp_path):
-    expected, seconds = never_killed
-    process = start(tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 3 * seconds
-    metrics = tmp_path / "metrics.jsonl"
-    while process.poll() is None and time.monotonic() < deadline and not (metrics.exists() and metrics.read_text()):
-        time.sleep(0.001)
-    process.terminate()
-    told = process.communicate(timeout=60)[1]
-    assert process.returncode == 143
+    result = ended(signalled(train(tmp_path), SAVE, call=2, seconds=0.01, sends=signal.SIGTERM))
+    assert result.returncode == 143
     newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert 6 <= newest < 60
     last = f"preempted at step {newest}: the checkpoint is saved, the same command continues"
-    assert told.splitlines()[-1] == last
-    finish(tmp_path, expected)
+    assert result.stderr.splitlines()[-1] == last
+    finish(tmp_path, never_killed)

@@ -5,16 +5,17 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.jobs.images import write_images, write_kl
 from tests.jobs.runs import ROOT, environment
+from tests.jobs.signalled import signalled
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20
+KILLS, SHARDS = 20, 100
+BEGIN, FINISH = (f"uvit_jax.data.shard_writer:ShardWriter.{method}" for method in ("__enter__", "__exit__"))
 
 
 def command(root: pathlib.Path, out: pathlib.Path) -> list[str]:
@@ -31,6 +32,10 @@ def command(root: pathlib.Path, out: pathlib.Path) -> list[str]:
     return [sys.executable, "-m", "uvit_jax.main", "--job=prepare", "--config=configs/digits.py", *config]
 
 
+def ended(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+
+
 def files(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -39,39 +44,21 @@ def test_twenty_kills_at_random_moments_leave_the_same_bytes(tmp_path):
     write_images(tmp_path / "images", classes=8, per_class=100, size=(70, 64))
     write_kl(tmp_path / "kl.safetensors")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    began = time.monotonic()
-    result = subprocess.run(command(tmp_path, straight), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    result = ended(command(tmp_path, straight))
     assert result.returncode == 0, result.stderr
-    seconds, shards = time.monotonic() - began, len(list(straight.glob("*.array_record")))
-    assert shards == 100
+    assert len(list(straight.glob("*.array_record"))) == SHARDS
 
-    # Most kills fall where shards are written, whatever the start takes; each run gets a few shards further.
+    # Each run gets a few shards further, most of them; the others are killed at work on their first.
     moments, counts = random.Random(0), []
     for _ in range(KILLS):
-        process = subprocess.Popen(
-            command(tmp_path, killed),
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        if moments.random() < 0.2:
-            time.sleep(moments.uniform(0, 0.5 * seconds))
-        else:
-            before, deadline = len(list(killed.glob("*.array_record"))), time.monotonic() + 60
-            while process.poll() is None and time.monotonic() < deadline:
-                if len(list(killed.glob("*.array_record"))) > before:
-                    break
-                time.sleep(0.005)
-            time.sleep(moments.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        method, call = (FINISH, moments.randint(1, 4)) if moments.random() < 0.8 else (BEGIN, 1)
+        result = ended(signalled(command(tmp_path, killed), method, call=call, seconds=moments.uniform(0, 0.05)))
+        assert result.returncode == -signal.SIGKILL, result.stderr
         counts.append(len(list(killed.glob("*.array_record"))))
     assert counts == sorted(counts), "a finished shard was lost"
-    assert 10 < counts[-1] < shards, "the kills fell before or after all the work"
+    assert 10 < counts[-1] < SHARDS, "the kills fell before or after all the work"
 
-    result = subprocess.run(command(tmp_path, killed), cwd=ROOT, env=environment(), capture_output=True, text=True)
+    result = ended(command(tmp_path, killed))
     assert result.returncode == 0, result.stderr
     assert "going on" in result.stderr
     assert files(killed) == files(straight)

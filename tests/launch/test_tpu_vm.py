@@ -507,5 +507,5 @@ def test_time_waited_grows(cloud):
     cloud.environ["UVIT_POLL_SECONDS"] = "7"
     began = time.monotonic()
     assert cloud.run().returncode == 0
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 7 + 14 + 28
     assert [s for s in (cloud.folder / "slept").read_text().split() if s != "0.2"][-3:] == ["7", "14", "28"]
