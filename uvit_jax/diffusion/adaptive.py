@@ -62,67 +62,19 @@ def solve(
     check_ends(t_start, t_end)
     check_noise_fn(noise_fn, x_T)
     b, dtype = x_T.shape[0], x_T.dtype
-
-    def read(x: Samples, t: Any) -> Samples:
-        said = convert(noise_fn(x, t), x, t, schedule, source=prediction, target=FORMS[algorithm])
-        return threshold(said) if threshold is not None else said
-
-    def column(value: Any) -> Any:
-        return spread(value, x_T)
-
-    def lower_and_gain(state: "_State") -> tuple[Samples, Samples]:
-        """The lower-order state after the step, and the higher-order one less it, formed without cancellation."""
-        x, s, h = state.x, state.t, state.h
-        full = weights(algorithm, schedule, s, schedule.inverse_lambda(state.lambda_ + h), h)
-        base, w1, w2 = column(full.base), column(full.w1), column(full.w2)
-        r1, r2 = (0.5, None) if order == 2 else (1.0 / 3.0, 2.0 / 3.0)
-        first = schedule.inverse_lambda(state.lambda_ + r1 * h)
-        to_first = weights(algorithm, schedule, s, first, r1 * h)
-        m_0 = read(x, s)
-        m_1 = read(column(to_first.base) * x + column(to_first.w1) * m_0, first)
-        euler = base * x + w1 * m_0
-        slope_1 = (m_1 - m_0) / r1
-        bend = (0.5 * w1 if solver_type == "dpmsolver" else w2) * slope_1
-        if r2 is None:
-            return euler, bend
-        second = schedule.inverse_lambda(state.lambda_ + r2 * h)
-        to_second = weights(algorithm, schedule, s, second, r2 * h)
-        x_second = column(to_second.base) * x + column(to_second.w1) * m_0
-        m_2 = read(x_second + column(to_second.w2) * r2 * slope_1, second)
-        slope_2 = (m_2 - m_0) / r2
-        if solver_type == "dpmsolver":
-            return euler + bend, w2 * slope_2 - bend
-        d_1, d_2 = (r2 * slope_1 - r1 * slope_2) / (r2 - r1), 2.0 * (slope_2 - slope_1) / (r2 - r1)
-        return euler + bend, w2 * d_1 + column(full.w3) * d_2 - bend
-
-    def running(state: "_State") -> Any:
-        return jnp.any(_open(state.t)) & (state.evaluations + order <= tolerances.max_evaluations)
-
-    def _open(t: Any) -> Any:
-        return jnp.abs(t - t_end) > tolerances.time_error
-
-    def attempt(state: "_State") -> "_State":
-        lower, gain = lower_and_gain(state)
-        scale = jnp.maximum(tolerances.atol, tolerances.rtol * jnp.maximum(jnp.abs(lower), jnp.abs(state.x_lower)))
-        error = jnp.sqrt(jnp.mean(jnp.square(gain / scale), axis=tuple(range(1, x_T.ndim))))
-        if not tolerances.per_example:
-            error = jnp.broadcast_to(jnp.max(error), (b,))
-        accept = (error <= 1.0) & _open(state.t)
-        chosen = column(accept).astype(bool)
-        lambda_ = jnp.where(accept, state.lambda_ + state.h, state.lambda_)
-        # A step size needs no more than float32, and the reference rounds here: its samples are reproduced only so.
-        growth = (error ** (-1.0 / order)).astype(jnp.float32).astype(dtype)
-        return _State(
-            x=jnp.where(chosen, lower + gain, state.x),
-            x_lower=jnp.where(chosen, lower, state.x_lower),
-            t=jnp.where(accept, schedule.inverse_lambda(lambda_), state.t),
-            lambda_=lambda_,
-            h=jnp.minimum(tolerances.safety * state.h * growth, lambda_end - lambda_),
-            evaluations=state.evaluations + order,
-        )
-
-    t_first = jnp.full((b,), t_start, dtype)
-    lambda_end = schedule.lambda_(jnp.full((b,), t_end, dtype))
+    t_first, t_last = jnp.full((b,), t_start, dtype), jnp.full((b,), t_end, dtype)
+    solver = _Solver(
+        noise_fn=noise_fn,
+        schedule=schedule,
+        algorithm=algorithm,
+        order=order,
+        solver_type=solver_type,
+        prediction=prediction,
+        threshold=threshold,
+        tolerances=tolerances,
+        t_end=t_end,
+        lambda_end=schedule.lambda_(t_last),
+    )
     start = _State(
         x=x_T,
         x_lower=x_T,
@@ -131,8 +83,8 @@ def solve(
         h=jnp.full((b,), tolerances.first_step, dtype),
         evaluations=jnp.zeros((), jnp.int32),
     )
-    end = jax.lax.while_loop(running, attempt, start)
-    return Solution(end.x, end.evaluations, ~jnp.any(_open(end.t)))
+    end = jax.lax.while_loop(solver.goes_on, solver.attempt, start)
+    return Solution(end.x, end.evaluations, ~jnp.any(solver.is_open(end.t)))
 
 
 class _State(NamedTuple):
@@ -142,6 +94,85 @@ class _State(NamedTuple):
     lambda_: Any
     h: Any
     evaluations: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Solver:
+    """One solve's step and its end; the fields are `solve`'s arguments."""
+
+    noise_fn: NoiseFn
+    schedule: Schedule
+    algorithm: str
+    order: int
+    solver_type: str
+    prediction: str
+    threshold: Threshold | None
+    tolerances: Tolerances
+    t_end: float
+    lambda_end: Any  # [b]
+
+    def is_open(self, t: Any) -> Any:
+        """Which examples are still on their way."""
+        return jnp.abs(t - self.t_end) > self.tolerances.time_error
+
+    def goes_on(self, state: _State) -> Any:
+        """Whether any example is, and another attempt is within the bound."""
+        return jnp.any(self.is_open(state.t)) & (state.evaluations + self.order <= self.tolerances.max_evaluations)
+
+    def attempt(self, state: _State) -> _State:
+        """The state after a step, of those examples whose error allows it, and the size of the next step."""
+        lower, gain = self._lower_and_gain(state)
+        atol, rtol = self.tolerances.atol, self.tolerances.rtol
+        scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(lower), jnp.abs(state.x_lower)))
+        error = jnp.sqrt(jnp.mean(jnp.square(gain / scale), axis=tuple(range(1, gain.ndim))))
+        if not self.tolerances.per_example:
+            error = jnp.broadcast_to(jnp.max(error), error.shape)
+        accept = (error <= 1.0) & self.is_open(state.t)
+        chosen = spread(accept, state.x).astype(bool)
+        lambda_ = jnp.where(accept, state.lambda_ + state.h, state.lambda_)
+        # A step size needs no more than float32, and the reference rounds here: its samples are reproduced only so.
+        growth = (error ** (-1.0 / self.order)).astype(jnp.float32).astype(state.x.dtype)
+        return _State(
+            x=jnp.where(chosen, lower + gain, state.x),
+            x_lower=jnp.where(chosen, lower, state.x_lower),
+            t=jnp.where(accept, self.schedule.inverse_lambda(lambda_), state.t),
+            lambda_=lambda_,
+            h=jnp.minimum(self.tolerances.safety * state.h * growth, self.lambda_end - lambda_),
+            evaluations=state.evaluations + self.order,
+        )
+
+    def _lower_and_gain(self, state: _State) -> tuple[Samples, Samples]:
+        """The lower-order state after the step, and the higher-order one less it, formed without cancellation."""
+        x = state.x
+        r1, r2 = (0.5, None) if self.order == 2 else (1.0 / 3.0, 2.0 / 3.0)
+        _, base, w1, w2, w3 = self._part(state, 1.0)
+        first, base_1, w1_1, _, _ = self._part(state, r1)
+        m_0 = self._read(x, state.t)
+        m_1 = self._read(base_1 * x + w1_1 * m_0, first)
+        euler = base * x + w1 * m_0
+        slope_1 = (m_1 - m_0) / r1
+        bend = (0.5 * w1 if self.solver_type == "dpmsolver" else w2) * slope_1
+        if r2 is None:
+            return euler, bend
+        second, base_2, w1_2, w2_2, _ = self._part(state, r2)
+        m_2 = self._read(base_2 * x + w1_2 * m_0 + w2_2 * r2 * slope_1, second)
+        slope_2 = (m_2 - m_0) / r2
+        if self.solver_type == "dpmsolver":
+            return euler + bend, w2 * slope_2 - bend
+        d_1, d_2 = (r2 * slope_1 - r1 * slope_2) / (r2 - r1), 2.0 * (slope_2 - slope_1) / (r2 - r1)
+        return euler + bend, w2 * d_1 + w3 * d_2 - bend
+
+    def _read(self, x: Samples, t: Any) -> Samples:
+        """What the network says of x, in the algorithm's form."""
+        said = convert(self.noise_fn(x, t), x, t, self.schedule, source=self.prediction, target=FORMS[self.algorithm])
+        return self.threshold(said) if self.threshold is not None else said
+
+    def _part(self, state: _State, share: float) -> tuple[Any, Any, Any, Any, Any]:
+        """The time at this share of the step, and base, w1, w2 and w3 to it, spread over the axes of x."""
+        h = share * state.h
+        t = self.schedule.inverse_lambda(state.lambda_ + h)
+        found = weights(self.algorithm, self.schedule, state.t, t, h)
+        return t, *(spread(weight, state.x) for weight in found[:4])
 
 
 def converged_samples(solution: Solution, tolerances: Tolerances) -> Samples:

@@ -94,30 +94,18 @@ def sample(
             tolerances=tolerances,
         )
         return adaptive.converged_samples(solution, tolerances)
-    rows: list[Row]
-    if method == "multistep":
-        times = time_grid(schedule, spacing, steps, t_start, t_end)
-        rows = multistep_rows(
-            schedule,
-            times,
-            algorithm=algorithm,
-            order=order,
-            solver_type=solver_type,
-            lower_order_final=lower_order_final,
-        )
-        last = float(times[-1])
-    else:
-        rows, last = singlestep_rows(
-            schedule,
-            method=method,
-            steps=steps,
-            order=order,
-            spacing=spacing,
-            t_start=t_start,
-            t_end=t_end,
-            algorithm=algorithm,
-            solver_type=solver_type,
-        )
+    rows, last = _rows(
+        schedule,
+        steps=steps,
+        algorithm=algorithm,
+        method=method,
+        order=order,
+        spacing=spacing,
+        t_start=t_start,
+        t_end=t_end,
+        lower_order_final=lower_order_final,
+        solver_type=solver_type,
+    )
     if denoise_to_zero:
         rows = [*rows, denoising_row(schedule, last, form)]
     return run(
@@ -132,6 +120,44 @@ def sample(
         key=key,
         noises=noises,
         return_trajectory=return_trajectory,
+    )
+
+
+def _rows(
+    schedule: Schedule,
+    *,
+    steps: int,
+    algorithm: str,
+    method: str,
+    order: int,
+    spacing: Spacing,
+    t_start: float,
+    t_end: float,
+    lower_order_final: bool,
+    solver_type: str,
+) -> tuple[list[Row], float]:
+    """The solver's rows, one an evaluation, and the last time."""
+    if method == "multistep":
+        times = time_grid(schedule, spacing, steps, t_start, t_end)
+        rows = multistep_rows(
+            schedule,
+            times,
+            algorithm=algorithm,
+            order=order,
+            solver_type=solver_type,
+            lower_order_final=lower_order_final,
+        )
+        return rows, float(times[-1])
+    return singlestep_rows(
+        schedule,
+        method=method,
+        steps=steps,
+        order=order,
+        spacing=spacing,
+        t_start=t_start,
+        t_end=t_end,
+        algorithm=algorithm,
+        solver_type=solver_type,
     )
 
 
