@@ -90,17 +90,21 @@ class Cloud:
         return "states" in json.loads((self.folder / "cloud.json").read_text())
 
 
+# Tests that run in the background of a shell inherit a Ctrl-C that is ignored, and bash then can't trap it.
+HEEDS_CTRL_C = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+
+
 def start_and_leave(cloud: Cloud, command: list[str]) -> None:
     """Launches, waits for the log's first line, and presses Ctrl-C."""
     first = subprocess.Popen(
-        command,
+        [sys.executable, "-c", HEEDS_CTRL_C, *command],
         env=cloud.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Tests that run in the background of a shell inherit a Ctrl-C that is ignored, and bash then can't trap it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert first.stdout is not None
     assert first.stdout.readline() == "worker0 start 1\n"
