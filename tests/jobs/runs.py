@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -50,11 +51,16 @@ def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
+def run_command(line: Sequence[str], *, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess:
+    """Runs a command line to its end, with these environment variables besides."""
+    return subprocess.run(
+        line, cwd=ROOT, env=environment() | variables, capture_output=True, text=True, timeout=timeout
+    )
+
+
 def run(*arguments: str, timeout: float = 300, **options) -> subprocess.CompletedProcess:
     """Runs a job to its end."""
-    return subprocess.run(
-        command(*arguments, **options), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
-    )
+    return run_command(command(*arguments, **options), timeout=timeout)
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Jobs that get a signal at a moment of their own work, which a busy machine moves nowhere, and not of a clock."""
+"""Jobs that are sent a signal at a point of their own work, not of a clock: a busy machine does not move it."""
 
 import importlib
 import os
@@ -14,13 +14,13 @@ def signalled(
 ) -> list[str]:
     """The command of a job that is sent a signal while it works.
 
-    However late the moment is, the process gets the signal: if need be it waits for it at its end. Only where the
-    method was not called so often does it end as it would have.
+    The signal comes at the latest when the job is done: its process waits for it. A job that never makes that call ends
+    as it would have. An evaluation saves its state after every batch here, not once a minute.
 
     Args:
       command: as `runs.command` gives it.
       method: "package.module:Class.method".
-      call: which of its calls, from 1, after which the signal comes.
+      call: which of its calls, from 1, the signal comes in or after.
       seconds: from the start of that call to the signal.
     """
     interpreter, _, _, *arguments = command
@@ -31,7 +31,6 @@ def _main() -> None:
     from uvit_jax import main
     from uvit_jax.jobs import scoring
 
-    # An evaluation's state is saved after every batch, not once a minute.
     scoring.SECONDS_BETWEEN_SAVES = 0.0
     name, method, call, seconds = sys.argv[1:5]
     del sys.argv[1:5]

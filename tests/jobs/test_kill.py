@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.jobs.runs import ROOT, assert_same_bits, command, environment, final_state, run
+from tests.jobs.runs import ROOT, assert_same_bits, command, environment, final_state, run, run_command
 from tests.jobs.signalled import signalled
 from uvit_jax.telemetry.writers import read_metrics
 
@@ -16,8 +16,6 @@ pytestmark = pytest.mark.slow
 
 # Saving at every third step keeps a save in flight for most of the loop.
 ARGUMENTS = ("--config.train.steps=60", "--config.train.save_every=3", "--config.train.log_every=5")
-
-
 SAVE = "uvit_jax.training.checkpoint:Checkpoints.save"
 
 
@@ -33,10 +31,6 @@ def train(workdir: pathlib.Path) -> list[str]:
     return command(*ARGUMENTS, f"--workdir={workdir}")
 
 
-def ended(command: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-
-
 def finish(workdir, expected) -> None:
     result = run(*ARGUMENTS, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
@@ -50,7 +44,7 @@ def test_resume_is_bit_exact_after_kills_at_random_moments(never_killed, tmp_pat
     moments = random.Random(seed)
     for _ in range(3):
         call, seconds = moments.randint(1, 5), moments.uniform(0, 0.2)
-        result = ended(signalled(train(tmp_path), SAVE, call=call, seconds=seconds))
+        result = run_command(signalled(train(tmp_path), SAVE, call=call, seconds=seconds))
         assert result.returncode == -signal.SIGKILL, result.stderr
     finish(tmp_path, never_killed)
 
@@ -69,7 +63,7 @@ def test_resume_is_bit_exact_after_a_kill_during_a_save(never_killed, tmp_path):
 
 
 def test_a_sigterm_saves_at_once_and_the_same_command_goes_on_to_the_same_bits(never_killed, tmp_path):
-    result = ended(signalled(train(tmp_path), SAVE, call=2, seconds=0.01, sends=signal.SIGTERM))
+    result = run_command(signalled(train(tmp_path), SAVE, call=2, seconds=0.01, sends=signal.SIGTERM))
     assert result.returncode == 143
     newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert 6 <= newest < 60

@@ -3,13 +3,11 @@
 import pathlib
 import random
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from tests.jobs.images import write_images, write_kl
-from tests.jobs.runs import ROOT, environment
+from tests.jobs.runs import command, run_command
 from tests.jobs.signalled import signalled
 
 pytestmark = pytest.mark.slow
@@ -18,7 +16,7 @@ KILLS, SHARDS = 20, 100
 BEGIN, FINISH = (f"uvit_jax.data.shard_writer:ShardWriter.{method}" for method in ("__enter__", "__exit__"))
 
 
-def command(root: pathlib.Path, out: pathlib.Path) -> list[str]:
+def prepare(root: pathlib.Path, out: pathlib.Path) -> list[str]:
     fields = {
         "prepare.source": root / "images",
         "prepare.out": out,
@@ -29,11 +27,7 @@ def command(root: pathlib.Path, out: pathlib.Path) -> list[str]:
         "prepare.batch_size": 4,
     }
     config = [f"--config.{name}={value}" for name, value in fields.items()]
-    return [sys.executable, "-m", "uvit_jax.main", "--job=prepare", "--config=configs/digits.py", *config]
-
-
-def ended(command: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    return command("--job=prepare", *config, tiny=False)
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:
@@ -44,7 +38,7 @@ def test_twenty_kills_at_random_moments_leave_the_same_bytes(tmp_path):
     write_images(tmp_path / "images", classes=8, per_class=100, size=(70, 64))
     write_kl(tmp_path / "kl.safetensors")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    result = ended(command(tmp_path, straight))
+    result = run_command(prepare(tmp_path, straight))
     assert result.returncode == 0, result.stderr
     assert len(list(straight.glob("*.array_record"))) == SHARDS
 
@@ -52,13 +46,13 @@ def test_twenty_kills_at_random_moments_leave_the_same_bytes(tmp_path):
     moments, counts = random.Random(0), []
     for _ in range(KILLS):
         method, call = (FINISH, moments.randint(1, 4)) if moments.random() < 0.8 else (BEGIN, 1)
-        result = ended(signalled(command(tmp_path, killed), method, call=call, seconds=moments.uniform(0, 0.05)))
+        result = run_command(signalled(prepare(tmp_path, killed), method, call=call, seconds=moments.uniform(0, 0.05)))
         assert result.returncode == -signal.SIGKILL, result.stderr
         counts.append(len(list(killed.glob("*.array_record"))))
     assert counts == sorted(counts), "a finished shard was lost"
     assert 10 < counts[-1] < SHARDS, "the kills fell before or after all the work"
 
-    result = ended(command(tmp_path, killed))
+    result = run_command(prepare(tmp_path, killed))
     assert result.returncode == 0, result.stderr
     assert "going on" in result.stderr
     assert files(killed) == files(straight)

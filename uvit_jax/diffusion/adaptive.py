@@ -98,7 +98,7 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Solver:
-    """One solve's step and its end; the fields are `solve`'s arguments."""
+    """One solve's step and its end; the fields are `solve`'s arguments, and lambda at t_end."""
 
     noise_fn: NoiseFn
     schedule: Schedule
