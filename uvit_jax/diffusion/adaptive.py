@@ -1,6 +1,7 @@
 """DPM-Solver-12 and -23: step sizes chosen on the device, in one bounded `lax.while_loop`."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from uvit_jax.diffusion.exponential import FORMS, weights
 from uvit_jax.diffusion.predictions import convert, spread
 from uvit_jax.diffusion.schedules import Schedule
-from uvit_jax.diffusion.spacing import check_ends
+from uvit_jax.diffusion.spacing import begin, check_ends
 from uvit_jax.diffusion.tableau import NoiseFn, Samples, Threshold, check_noise_fn
 from uvit_jax.errors import UserError
 
@@ -21,7 +22,9 @@ class Tolerances:
 
     `first_step` is in lambda, `time_error` in t. With `per_example` every example has steps of its own, so its sample
     does not depend on the batch it is in; without, the batch shares the steps its worst example needs (the reference
-    code).
+    code). `max_step`, in lambda, bounds a step: where the image is still noise the two orders agree over any step, and
+    the reference code, which has no bound, then passes over where the image is made (45 % of N(0.7, 0.4^2)'s deviation
+    lost by "dpmsolver++" of order 2 on the linear schedule).
     """
 
     atol: float = 0.0078
@@ -31,6 +34,7 @@ class Tolerances:
     time_error: float = 1e-5
     max_evaluations: int = 3000
     per_example: bool = False
+    max_step: float = math.inf
 
 
 class Solution(NamedTuple):
@@ -59,6 +63,7 @@ def solve(
     one of order - 1 that shares its evaluations (arXiv:2206.00927, appendix C). noise_fn as in `dpm_solver.sample`.
     Raises UserError for bad input.
     """
+    x_T, t_start = begin(schedule, x_T, t_start, prediction, FORMS[algorithm])
     check_ends(t_start, t_end)
     check_noise_fn(noise_fn, x_T)
     b, dtype = x_T.shape[0], x_T.dtype
@@ -137,7 +142,10 @@ class _Solver:
             x_lower=jnp.where(chosen, lower, state.x_lower),
             t=jnp.where(accept, self.schedule.inverse_lambda(lambda_), state.t),
             lambda_=lambda_,
-            h=jnp.minimum(self.tolerances.safety * state.h * growth, self.lambda_end - lambda_),
+            h=jnp.minimum(
+                jnp.minimum(self.tolerances.safety * state.h * growth, self.tolerances.max_step),
+                self.lambda_end - lambda_,
+            ),
             evaluations=state.evaluations + self.order,
         )
 

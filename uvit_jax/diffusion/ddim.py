@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from uvit_jax.diffusion.schedules import Schedule
-from uvit_jax.diffusion.spacing import Spacing, time_grid
+from uvit_jax.diffusion.spacing import Spacing, begin, time_grid
 from uvit_jax.diffusion.tableau import NoiseFn, Row, Samples, Threshold, Trajectory, check_steps, denoising_row, run
 from uvit_jax.errors import UserError
 
@@ -36,6 +36,7 @@ def ddim(
     """
     check_steps(steps)
     check_eta(eta)
+    x_T, t_start = begin(schedule, x_T, t_start, prediction, "x0")
     times = time_grid(schedule, spacing, steps, t_start, t_end)
     rows = _posterior_rows(schedule, times, eta, "small")
     if denoise_to_zero:
@@ -87,6 +88,7 @@ def ddpm(
     check_steps(steps, at_least=2)
     if variance not in VARIANCES:
         raise UserError(f"variance is {variance!r}, expected one of {', '.join(VARIANCES)}")
+    x_T, t_start = begin(schedule, x_T, t_start, prediction, "x0")
     times = time_grid(schedule, spacing, steps - 1, t_start, t_end)
     rows = [*_posterior_rows(schedule, times, 1.0, variance), denoising_row(schedule, float(times[-1]), "x0")]
     return run(

@@ -8,7 +8,7 @@ from uvit_jax.diffusion.multistep import multistep_rows
 from uvit_jax.diffusion.predictions import check_prediction
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.diffusion.singlestep import singlestep_rows
-from uvit_jax.diffusion.spacing import Spacing, time_grid
+from uvit_jax.diffusion.spacing import Spacing, begin, time_grid
 from uvit_jax.diffusion.tableau import NoiseFn, Row, Samples, Threshold, Trajectory, denoising_row, run
 from uvit_jax.errors import UserError
 
@@ -75,6 +75,7 @@ def sample(
         thresholding=thresholding,
     )
     form = FORMS[algorithm]
+    x_T, t_start = begin(schedule, x_T, t_start, prediction, form)
     threshold = Threshold(thresholding_ratio, thresholding_max) if thresholding else None
     if method == "adaptive":
         if denoise_to_zero or return_trajectory:

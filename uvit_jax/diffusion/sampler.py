@@ -19,7 +19,7 @@ from uvit_jax.diffusion.heun import heun
 from uvit_jax.diffusion.predictions import check_prediction
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.diffusion.sde import euler_maruyama
-from uvit_jax.diffusion.spacing import SPACINGS, check_ends
+from uvit_jax.diffusion.spacing import SPACINGS, check_ends, check_start
 from uvit_jax.diffusion.tableau import Threshold, Trajectory, check_steps
 from uvit_jax.errors import UserError
 
@@ -32,6 +32,9 @@ Indices = Int[Array, "n"] | Int[np.ndarray, "n"]
 
 SOLVERS = (*ALGORITHMS, "euler_maruyama", "euler_ode", "ddim", "heun", "ddpm")
 _IMPL = "threefry2x32"  # whatever the default: under vmap the faster generators' numbers depend on the batch
+# Largest step of the adaptive method in lambda. At the default tolerances every order then errs by less
+# than 2 % in the deviation of N(0.7, 0.4^2), in 42 to 69 evaluations (`benchmarks/solvers.py exact`).
+MAX_STEP = 0.5
 THRESHOLDING_SOLVERS = ("dpmsolver++", "sde-dpmsolver++", "ddim", "ddpm")
 
 
@@ -167,8 +170,16 @@ class SamplerConfig:
 
     @property
     def tolerances(self) -> Tolerances:
-        """The adaptive method's, with steps of each example's own: a sample must not depend on its batch."""
-        return Tolerances(atol=self.atol, rtol=self.rtol, max_evaluations=self.max_evaluations, per_example=True)
+        """The adaptive method's: steps of each example's own, so that no sample depends on its batch, and no step above
+        MAX_STEP.
+        """
+        return Tolerances(
+            atol=self.atol,
+            rtol=self.rtol,
+            max_evaluations=self.max_evaluations,
+            per_example=True,
+            max_step=MAX_STEP,
+        )
 
 
 class Sampler:
@@ -202,6 +213,7 @@ class Sampler:
         of the adaptive method, or autoguidance without a weak network.
         """
         check_prediction(prediction)
+        check_start(schedule, config.t_start, prediction)
         if return_trajectory and config.adaptive:
             raise UserError("return_trajectory is True, but method 'adaptive' keeps no trajectory")
         if config.guidance == "autoguidance" and weak_network is None:
@@ -273,7 +285,8 @@ class Sampler:
     ) -> Any:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed, impl=_IMPL), indices)
         first, later = (jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in (0, 1))
-        x_T = self._place(jax.vmap(lambda own: jax.random.normal(own, self._shape))(first))
+        std = float(self._schedule.prior_std(np.float64(self._config.t_start)))
+        x_T = self._place(std * jax.vmap(lambda own: jax.random.normal(own, self._shape))(first))
         predict = self._predict(params, weak_params, condition, scale, guided)
         result = self._config.solve(
             predict,

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,8 @@ class Schedule:
     follows.
     """
 
+    path_form: ClassVar[Literal["v", "flow"]] = "v"
+
     def log_alpha(self, t: Times) -> Times:
         """log alpha(t)."""
         raise NotImplementedError
@@ -82,6 +84,17 @@ class Schedule:
     def squared_diffusion(self, t: Times) -> Times:
         """g(t)^2 of the forward SDE."""
         return self.beta(t)
+
+    def prior_std(self, t: Times) -> Times:
+        """Standard deviation of x_t where alpha is negligible: what initial noise is scaled by."""
+        return namespace(t).ones_like(t)
+
+    def path(self, t: Times) -> Times:
+        """tau of the probability-flow ODE dx / d tau = `path_form`, which is bounded up to t = 1.
+
+        With alpha = cos tau and sigma = sin tau that is v (arXiv:2202.00512, appendix D).
+        """
+        return namespace(t).arctan2(self.sigma(t), self.alpha(t))
 
     def model_time(self, t: Times) -> Times:
         """The time as the network is given it."""
@@ -169,12 +182,12 @@ class VPCosine(Schedule):
         return xp.where(to_go > 2.0 * SLOW_COSINE, d / self._rate, 1.0 - _unslowed(to_go, SLOW_COSINE))
 
     def beta(self, t: Times) -> Times:
-        """pi / (1 + s) tan(u)."""
+        """pi / (1 + s) tan(u), half of it in the slow stretch."""
         xp = namespace(t)
         early = t < 0.5
         late = xp.where(early, 0.5, self._to_go(t))
         tangent = xp.where(early, xp.tan((xp.where(early, t, 0.25) + self.s) * self._rate), 1.0 / xp.tan(late))
-        return 2.0 * self._rate * tangent
+        return 2.0 * self._rate * tangent * _speed(1.0 - t, SLOW_COSINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +276,8 @@ class RectifiedFlow(Schedule):
     alpha would vanish at t = 1, so the last 1e-4 runs at half speed and ends where t = 0.99995 would be.
     """
 
+    path_form: ClassVar[Literal["v", "flow"]] = "flow"
+
     def alpha(self, t: Times) -> Times:
         """1 - t."""
         return _slowed(1.0 - t, SLOW_FLOW)
@@ -292,13 +307,21 @@ class RectifiedFlow(Schedule):
         to_go = xp.exp(-xp.logaddexp(-l, xp.zeros_like(l)))
         return xp.where(to_go >= SLOW_FLOW, sigma, 1.0 - _unslowed(to_go, SLOW_FLOW))
 
+    def prior_std(self, t: Times) -> Times:
+        """sigma(t)."""
+        return self.sigma(t)
+
+    def path(self, t: Times) -> Times:
+        """sigma: d alpha = -d sigma, so dx / d sigma = noise - x_0, the flow."""
+        return self.sigma(t)
+
     def drift(self, t: Times) -> Times:
-        """d log_alpha / dt = -1 / (1 - t)."""
-        return -1.0 / self.alpha(t)
+        """d log_alpha / dt = -1 / (1 - t), half of it in the slow stretch."""
+        return -_speed(1.0 - t, SLOW_FLOW) / self.alpha(t)
 
     def squared_diffusion(self, t: Times) -> Times:
-        """d sigma^2 / dt - 2 f sigma^2 = 2 t / (1 - t)."""
-        return 2.0 * self.sigma(t) / self.alpha(t)
+        """d sigma^2 / dt - 2 f sigma^2 = 2 t / (1 - t), half of it in the slow stretch."""
+        return 2.0 * _speed(1.0 - t, SLOW_FLOW) * self.sigma(t) / self.alpha(t)
 
 
 def _slowed(to_go: Times, slow: float) -> Times:
@@ -307,6 +330,11 @@ def _slowed(to_go: Times, slow: float) -> Times:
     """
     # Not 0.5 * (to_go + slow): XLA would fold that into (1 + slow) - t and round 1 + slow.
     return namespace(to_go).maximum(to_go, 0.5 * to_go + 0.5 * slow)
+
+
+def _speed(to_go: Times, slow: float) -> Times:
+    """Derivative of `_slowed` with respect to to_go: 1, or 1/2 below `slow`."""
+    return namespace(to_go).where(to_go < slow, 0.5, 1.0)
 
 
 def _unslowed(to_go: Times, slow: float) -> Times:

@@ -1,10 +1,12 @@
 """Euler-Maruyama for the reverse SDE and Euler for the probability-flow ODE (arXiv:2011.13456, eq. 6 and 13)."""
 
+import math
+
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 from uvit_jax.diffusion.schedules import Schedule
-from uvit_jax.diffusion.spacing import Spacing, time_grid
+from uvit_jax.diffusion.spacing import Spacing, begin, time_grid, vanishes
 from uvit_jax.diffusion.tableau import NoiseFn, Row, Samples, Trajectory, check_steps, run
 
 
@@ -28,10 +30,15 @@ def euler_maruyama(
 
     A step from t to s, with score = -noise / sigma, is x + (f x - g^2 score) (s - t) + g sqrt(t - s) z; with `ode` the
     score counts half and nothing is drawn. The last step goes from t_end to 0 without noise. `noises` [steps, b, ...]
-    stand in sampling order (the last is not used); else `key`, as in `tableau.run`. Raises UserError for bad input, or
-    without key and noises where noise is needed.
+    stand in sampling order (the last is not used); else `key`, as in `tableau.run`. Where alpha vanishes at t = 1 the
+    SDE begins at a time that its first step, g^2 (t - s) <= 1, can follow. Raises UserError for bad input, or without
+    key and noises where noise is needed.
     """
     check_steps(steps, at_least=2)
+    latest = math.inf
+    if vanishes(schedule) and isinstance(spacing, str) and not ode:
+        latest = _stable_start(schedule, spacing, steps - 1, t_start, t_end)
+    x_T, t_start = begin(schedule, x_T, t_start, prediction, "flow", latest)
     times = time_grid(schedule, spacing, steps - 1, t_start, t_end)
     dt = np.append(times[1:], 0.0) - times
     g_squared = np.asarray(schedule.squared_diffusion(times))
@@ -52,3 +59,22 @@ def euler_maruyama(
         noises=noises,
         return_trajectory=return_trajectory,
     )
+
+
+def _stable_start(schedule: Schedule, spacing: str, intervals: int, latest: float, t_end: float) -> float:
+    """Latest time up to `latest` whose first step adds noise of variance g^2 (t - s) <= 1, by bisection.
+
+    A larger step leaves x far outside the noise that the network knows, however exact its prediction is.
+    """
+
+    def is_stable(t: float) -> bool:
+        step = t - float(time_grid(schedule, spacing, intervals, t, t_end)[1])
+        return bool(schedule.squared_diffusion(np.float64(t)) * step <= 1.0)
+
+    stable, unstable = t_end + 0.5 * (latest - t_end), latest
+    if is_stable(latest) or not is_stable(stable):
+        return latest
+    while unstable - stable > 1e-6:
+        middle = 0.5 * (stable + unstable)
+        stable, unstable = (middle, unstable) if is_stable(middle) else (stable, middle)
+    return stable

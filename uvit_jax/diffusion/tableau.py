@@ -4,7 +4,7 @@ A solver asks the network at times t_0, t_1, ... and each time forms its next st
 
     x_next = base_i * x_base + sum_k history_ik * m_{i-k} + noise_i * z_i
 
-m_i is what the network says at t_i (as noise or as x_0), x_base the last state that counts (singlestep and Heun methods
+m_i is what the network says at t_i (as noise, x_0, v or flow), x_base the last state that counts (singlestep and Heun methods
 also pass through states in between), z_i fresh noise. Multistep and singlestep DPM-Solvers, DDIM, DDPM, Heun and
 Euler-Maruyama differ only in these numbers, so the network is called at one place of the program, whatever the method
 and however many the steps.
@@ -23,7 +23,7 @@ from uvit_jax.diffusion.predictions import check_prediction, coefficients
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.errors import UserError
 
-Form = Literal["noise", "x0"]
+Form = Literal["noise", "x0", "v", "flow"]
 NoiseFn = Callable[[Float[Array, " b *rest"], Float[Array, " b"]], Float[Array, " b *rest"]]
 Samples = Float[Array, "b *rest"]
 
@@ -73,9 +73,7 @@ class Threshold:
 
 def denoising_row(schedule: Schedule, t: float, form: Form) -> Row:
     """The row that ends a solve with the x_0 predicted at its last time t, one evaluation more."""
-    if form == "x0":
-        return Row(t, 0.0, (1.0,))
-    base, weight = coefficients("noise", "x0", schedule.alpha(np.float64(t)), schedule.sigma(np.float64(t)))
+    base, weight = coefficients(form, "x0", schedule.alpha(np.float64(t)), schedule.sigma(np.float64(t)))
     return Row(t, float(base), (float(weight),))
 
 
