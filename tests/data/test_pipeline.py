@@ -17,6 +17,7 @@ from uvit_jax.data.records import RecordSource
 from uvit_jax.data.sources import ArraySource
 from uvit_jax.errors import UserError
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
+from uvit_jax.randomness import Stream, seed_sequence
 
 SIZE = 20
 # Example i is an image full of i, so that a batch tells which examples it holds.
@@ -158,9 +159,12 @@ def test_only_a_few_batches_are_read_ahead_and_none_to_reach_a_saved_position(ba
     assert 4 * 3 <= reads <= 4 * 8
 
 
-def test_the_order_is_that_of_grains_own_shuffle(batches):
-    grains = grain.MapDataset.range(SIZE).shuffle(seed=2**32 - 2).repeat().batch(6)
-    np.testing.assert_array_equal(take(batches(seed=2**32 - 2, batch_size=6), 14), [grains[k] for k in range(14)])
+def test_an_epochs_order_is_grains_shuffle_at_a_seed_of_its_own(batches):
+    seed = 2**32 - 2
+    seeds = [int(seed_sequence(seed, Stream.EPOCH, epoch).generate_state(1)[0]) for epoch in range(6)]
+    grains = [grain.MapDataset.range(SIZE).shuffle(seed=each) for each in seeds]
+    expected = np.array([order[i] for order in grains for i in range(SIZE)])[: 14 * 6].reshape(14, 6)
+    np.testing.assert_array_equal(take(batches(seed=seed, batch_size=6), 14), expected)
 
 
 def test_the_position_is_the_number_of_batches_handed_out(batches):
@@ -259,9 +263,9 @@ CAPTIONS = [3740187040, 1674070230, 3836412313, 428783249, 3003175713]
 
 @pytest.mark.parametrize("first", [0, 1, 4])
 def test_the_random_words_of_a_seed_stay_what_they_are(first):
-    words = pipeline._words(np.arange(first, 5), 3, pipeline._CAPTIONS)
+    words = pipeline._words(np.arange(first, 5), 3, Stream.TRAIN_CAPTION)
     assert [int(word) >> 32 for word in words] == CAPTIONS[first:]
-    words = pipeline._words(np.arange(first, 5), 3, pipeline._FLIPS)
+    words = pipeline._words(np.arange(first, 5), 3, Stream.FLIP)
     assert [int(word) >> 32 for word in words] == FLIPS[first:]
     assert pipeline._flips(np.arange(first, 5), 3).tolist() == [word >= 2**31 for word in FLIPS[first:]]
 
@@ -353,7 +357,7 @@ def test_prepared_captions_are_batches_in_their_own_dtype(batches, tmp_path, wor
     batch = next(batches(source, fields=TEXT_FIELDS, batch_size=15, workers=workers))
     assert batch.keys() == {"x", "context"}
     assert (batch["context"].dtype, batch["context"].shape) == (jnp.bfloat16, (15, *CONTEXT))
-    draws = pipeline._words(np.arange(15), 0, pipeline._CAPTIONS)
+    draws = pipeline._words(np.arange(15), 0, Stream.TRAIN_CAPTION)
     order = pipeline._shuffled(np.arange(15), 15, 0).tolist()
     for i, draw, context in zip(order, draws.tolist(), np.asarray(batch["context"]), strict=True):
         np.testing.assert_array_equal(context, source.context(i, draw % (1 + i % 4)))

@@ -14,11 +14,9 @@ from jaxtyping import Bool, Int, UInt64
 
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
+from uvit_jax.randomness import Stream, seed_sequence
 
 Batch = dict[str, jax.Array]
-# Keep the random bits of the flips and of the captions apart from each other and from any other use of the same seed.
-_FLIPS = 0x666C6970
-_CAPTIONS = 0x63617074
 
 
 def train_batches(
@@ -102,7 +100,7 @@ class _BatchReader:
         positions = k * self.batch_size + self.rows
         indices = _shuffled(positions, len(self.source), self.seed)
         mirrored = _flips(positions, self.seed) if self.flip else np.zeros(len(positions), bool)
-        draws = _words(positions, self.seed, _CAPTIONS) if "context" in self.fields else None
+        draws = _words(positions, self.seed, Stream.TRAIN_CAPTION) if "context" in self.fields else None
         return self.source.read(indices, mirrored, draws, self.fields)
 
 
@@ -122,21 +120,24 @@ def _local_rows(sharding: NamedSharding, batch_size: int) -> Int[np.ndarray, " r
 def _shuffled(positions: Int[np.ndarray, " n"], size: int, seed: int) -> Int[np.ndarray, " n"]:
     """The examples at these positions of the endless stream of epochs.
 
-    The order is that of Grain's own `MapDataset.shuffle(seed).repeat()`, whose layers take more than twice as long.
+    An epoch's order is that of Grain's `MapDataset.shuffle`, whose layers take more than twice as long.
+    Its seed is drawn from (seed, epoch): with seed + epoch, as in Grain's `repeat`, the second epoch of
+    seed 0 would be the first of seed 1.
     """
     shuffle = grain.experimental.index_shuffle
     epochs, places = np.divmod(positions, size)
-    seeds = (seed + epochs) % 2**32
+    drawn = {e: int(seed_sequence(seed, Stream.EPOCH, e).generate_state(1)[0]) for e in set(epochs.tolist())}
+    seeds = np.array([drawn[e] for e in epochs.tolist()])
     pairs = zip(places.tolist(), seeds.tolist(), strict=True)
     return np.array([shuffle(position, max_index=size - 1, seed=s, rounds=4) for position, s in pairs])
 
 
 def _flips(positions: Int[np.ndarray, " n"], seed: int) -> Bool[np.ndarray, " n"]:
     """For the same positions whether a mirror image is shown: the top bit of a random word."""
-    return _words(positions, seed, _FLIPS) >= 2**63
+    return _words(positions, seed, Stream.FLIP) >= 2**63
 
 
-def _words(positions: Int[np.ndarray, " n"], seed: int, stream: int) -> UInt64[np.ndarray, " n"]:
+def _words(positions: Int[np.ndarray, " n"], seed: int, stream: Stream) -> UInt64[np.ndarray, " n"]:
     """For the same (rising) positions a random word each, of the Philox stream of this seed and this number."""
     block = int(positions[0]) // 4  # Philox counts blocks of four words.
     places = positions - 4 * block

@@ -22,6 +22,7 @@ from uvit_jax.diffusion.sde import euler_maruyama
 from uvit_jax.diffusion.spacing import SPACINGS, check_ends, check_start
 from uvit_jax.diffusion.tableau import Threshold, Trajectory, check_steps
 from uvit_jax.errors import UserError
+from uvit_jax.randomness import Stream, stream_key
 
 Network = Callable[[Any, Float[Array, "n h w c"], Float[Array, " n"], Any], Float[Array, "n h w c"]]
 # Rows have a name of their own here, so that a wrong number of them is told by `_check`.
@@ -185,7 +186,7 @@ class SamplerConfig:
 class Sampler:
     """Draws samples of one shape with one compiled program (two where guidance is sometimes off).
 
-    Sample i depends on (seed, i) alone: its initial noise and every later draw come from fold_in(key(seed), i), never
+    Sample i depends on (seed, i) alone: its initial noise and every later draw come from key i of their stream, never
     from its place in the batch, the batch's size or the number of devices. Where the network's products are in 8 bits
     (UViTConfig.dtype = "fp8") it depends on its batch a little: activations are scaled by the largest of the batch.
     """
@@ -283,7 +284,7 @@ class Sampler:
     def _draw(
         self, params: Any, weak_params: Any, seed: Any, indices: Any, condition: Any, scale: Any, *, guided: bool
     ) -> Any:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed, impl=_IMPL), indices)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(stream_key(seed, Stream.SAMPLE, _IMPL), indices)
         first, later = (jax.vmap(jax.random.fold_in, (0, None))(keys, stream) for stream in (0, 1))
         std = float(self._schedule.prior_std(np.float64(self._config.t_start)))
         x_T = self._place(std * jax.vmap(lambda own: jax.random.normal(own, self._shape))(first))

@@ -4,10 +4,10 @@ A solver asks the network at times t_0, t_1, ... and each time forms its next st
 
     x_next = base_i * x_base + sum_k history_ik * m_{i-k} + noise_i * z_i
 
-m_i is what the network says at t_i (as noise, x_0, v or flow), x_base the last state that counts (singlestep and Heun methods
-also pass through states in between), z_i fresh noise. Multistep and singlestep DPM-Solvers, DDIM, DDPM, Heun and
-Euler-Maruyama differ only in these numbers, so the network is called at one place of the program, whatever the method
-and however many the steps.
+m_i is the network's output at t_i (as noise, x_0, v or flow), x_base the last state that counts (singlestep
+and Heun methods also pass through states in between), z_i fresh noise. Multistep and singlestep DPM-Solvers,
+DDIM, DDPM, Heun and Euler-Maruyama differ only in these numbers, so the network is called at one place of the
+program, whatever the method and however many the steps.
 """
 
 import dataclasses

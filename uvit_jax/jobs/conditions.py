@@ -17,6 +17,7 @@ from uvit_jax.jobs.checks import check_context
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.text import TextStates
 from uvit_jax.models.uvit import check_labels
+from uvit_jax.randomness import Stream, seed_sequence
 
 Condition = Int[np.ndarray, " n"] | Float[np.ndarray, "n l d"]
 
@@ -152,9 +153,6 @@ def caption_conditions(experiment: Experiment, source: RecordSource, count: int)
 
 _READ_AT_ONCE = 1024
 
-# Draws from a data set have streams of their own, apart from every other use of a seed.
-_LABELS, _IMAGES, _CAPTIONS = 0x1AB, 0x1AC, 0x1AD
-
 
 def data_labels(experiment: Experiment, source: Source, count: int) -> Conditions:
     """Labels as often as the data set has them: sample i has the label of an example drawn by (seed, i) alone.
@@ -167,7 +165,8 @@ def data_labels(experiment: Experiment, source: Source, count: int) -> Condition
             f"config.sample.labels is 'data', but {source.name!r} (config.data.source) has {source.num_classes} "
             f"classes and the model {experiment.num_real_classes}: expected a model of its labels"
         )
-    examples = np.asarray([_draw(experiment.sample.seed, _LABELS, i) % len(source) for i in range(count)], np.int64)
+    seed = experiment.sample.seed
+    examples = np.asarray([_draw(seed, Stream.LABEL, i) % len(source) for i in range(count)], np.int64)
     # Prepared images are read with their labels, and those of fifty thousand don't stand in memory at once.
     parts = np.split(examples, range(_READ_AT_ONCE, count, _READ_AT_ONCE))
     read = [source.read(part, np.zeros(len(part), bool), fields=["label"])["label"] for part in parts]
@@ -189,9 +188,9 @@ def data_captions(experiment: Experiment, source: RecordSource, count: int) -> C
             "captions of a data set"
         )
     seed = experiment.sample.seed
-    order = np.random.default_rng([_IMAGES, seed]).permutation(len(source))
+    order = np.random.default_rng(seed_sequence(seed, Stream.IMAGE)).permutation(len(source))
     images = order[np.arange(count) % len(source)]
-    draws = np.asarray([_draw(seed, _CAPTIONS, i) for i in range(count)], np.uint64)
+    draws = np.asarray([_draw(seed, Stream.CAPTION, i) for i in range(count)], np.uint64)
     names = []
     for image, draw in zip(images.tolist(), draws, strict=True):
         texts = source.captions(image)
@@ -225,6 +224,6 @@ class _CaptionStates:
         return read["context"]
 
 
-def _draw(seed: int, stream: int, i: int) -> int:
+def _draw(seed: int, stream: Stream, i: int) -> int:
     """A random word of 64 bits that is a function of these three numbers."""
-    return int(np.random.SeedSequence([seed, stream, i]).generate_state(1, np.uint64)[0])
+    return int(seed_sequence(seed, stream, i).generate_state(1, np.uint64)[0])

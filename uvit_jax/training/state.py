@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from uvit_jax.parallel.sharding import tree_shardings
+from uvit_jax.randomness import Stream, stream_key
 
 # Names (and positions in lists) to arrays or to further such dicts.
 Params = dict[Any, Any]
@@ -32,7 +33,7 @@ class TrainState:
 
 def create(init_params: Callable[[Array], Params], optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """The state before the first update: the EMA starts as a copy of the parameters."""
-    params = init_params(jax.random.key(seed))
+    params = init_params(stream_key(seed, Stream.INIT))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

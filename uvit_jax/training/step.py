@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from uvit_jax.diffusion.losses import denoising_loss
 from uvit_jax.diffusion.schedules import Schedule
+from uvit_jax.randomness import Stream, stream_key
 from uvit_jax.training import ema
 from uvit_jax.training.inputs import Inputs, pixels
 from uvit_jax.training.network import Network
@@ -129,7 +130,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, dict[str, Any]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(stream_key(seed, Stream.STEP), state.step)
         # A stream of its own: `draw` splits the key into 0, 1 and 2.
         x0 = inputs(frozen, batch["x"], jax.random.fold_in(key, 3))
         t, noise, condition = draw(objective, x0, batch.get("label", batch.get("context")), key)

@@ -1,0 +1,32 @@
+"""Every use of randomness, each in a stream of its own: no two of them share numbers at any seed."""
+
+import enum
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+
+class Stream(enum.IntEnum):
+    """What random numbers are for. A value is part of what a seed means: none is ever changed."""
+
+    INIT = 1  # the first weights
+    STEP = 2  # a training step: times, noises, dropped conditions, latents drawn from moments
+    SAMPLE = 3  # a sample: its initial noise and all that is drawn on its way
+    EPOCH = 4  # the order of the examples in an epoch
+    LABEL = 0x1AB  # whose label of a data set a sample has
+    IMAGE = 0x1AC  # whose captions of a data set samples have
+    CAPTION = 0x1AD  # which of an image's captions a sample has
+    TRAIN_CAPTION = 0x63617074  # which of its captions a visit of an example shows
+    FLIP = 0x666C6970  # whether a visit of an example shows its mirror image
+
+
+def stream_key(seed: Any, stream: Stream, impl: str | None = None) -> Key[Array, ""]:
+    """JAX's key of a stream; seed: an integer from 0 to 2^32 - 1, or a traced one."""
+    return jax.random.fold_in(jax.random.key(seed, impl=impl), stream)
+
+
+def seed_sequence(seed: int, stream: Stream, *numbers: int) -> np.random.SeedSequence:
+    """NumPy's entropy of (seed, stream, numbers): for `default_rng`, or for words of its own."""
+    return np.random.SeedSequence([seed, stream, *numbers])
