@@ -34,7 +34,7 @@ Indices = Int[Array, "n"] | Int[np.ndarray, "n"]
 SOLVERS = (*ALGORITHMS, "euler_maruyama", "euler_ode", "ddim", "heun", "ddpm")
 _IMPL = "threefry2x32"  # whatever the default: under vmap the faster generators' numbers depend on the batch
 # Largest step of the adaptive method in lambda. At the default tolerances every order then errs by less
-# than 2 % in the deviation of N(0.7, 0.4^2), in 42 to 69 evaluations (`benchmarks/solvers.py exact`).
+# than 2 % in the deviation of N(0.7, 0.4^2), in 42 to 69 evaluations (`benchmarks/solver_bias.py exact`).
 MAX_STEP = 0.5
 THRESHOLDING_SOLVERS = ("dpmsolver++", "sde-dpmsolver++", "ddim", "ddpm")
 
