@@ -16,7 +16,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.file_kinds import weights_kind
+from uvit_jax.interop.file_kinds import check_content
 from uvit_jax.interop.state_dict import StateDict, check_names, checked_array
 from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.inception import BATCH_NORM_EPS, RESIZES, WIDTHS, Images, Inception, preprocess
@@ -171,7 +171,7 @@ def _check_array(name: str, value: Any, shape: tuple[int, ...]) -> None:
 def _sha256_of(path: pathlib.Path) -> str:
     if not path.is_file():
         raise UserError(f"there is no Inception-v3 weights file {path.absolute()}, expected a path or {NAME!r}")
-    weights_kind(path)  # a web page, for one, is told as such, and not by its hash
+    check_content(path)  # a web page, for one, is told as such, and not by its hash
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

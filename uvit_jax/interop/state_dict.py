@@ -14,12 +14,12 @@ Arrays = dict[Path, np.ndarray]
 
 
 def check_names(state_dict: StateDict, expected: Collection[str], fault: str) -> None:
-    """Raises a UserError that opens with `fault` and names the first arrays missing and the first ones too many."""
+    """Raises a UserError that opens with `fault` and names the first array missing and the first one too many."""
     missing = [name for name in expected if name not in state_dict]
     unexpected = [name for name in state_dict if name not in expected]
     if missing or unexpected:
         parts = [
-            f"{len(names)} {what} (first: {', '.join(names[:3])})"
+            f"{len(names)} {what} (first: {names[0]})"
             for what, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]

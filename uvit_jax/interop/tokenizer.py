@@ -185,8 +185,10 @@ def _read(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         return _openai_vocab(path.read_bytes().decode())
     saved = json.loads(path.read_bytes())
     if "model" not in saved:
-        check_content(path.with_name("merges.txt"))
-        return saved, _merges(path.with_name("merges.txt").read_bytes().decode())
+        beside = path.with_name("merges.txt")
+        text = beside.read_bytes().decode()
+        check_content(beside)
+        return saved, _merges(text)
     model = saved["model"]
     if model.get("type", "BPE") != "BPE":
         raise UserError(f"{path} is a tokenizer of type {model['type']}, expected CLIP's, BPE")
