@@ -83,6 +83,21 @@ def test_what_training_saves_beside_weights_is_passed_over(tmp_path):
     assert read.keys() == {"w"}
 
 
+def test_a_tensor_of_a_derived_class_is_one(tmp_path):
+    storage = Storage("0", np.arange(3, dtype=np.float32))
+    plain = tensor(storage, (3,), (1,))
+    kind = Named("torch.nn.parameter", "Buffer")
+
+    def derived(rebuild):
+        return Named("torch._tensor", "_rebuild_from_type_v2", rebuild, kind, plain.arguments, {})
+
+    tree = {"w": derived(Named("torch._utils", "_rebuild_tensor_v2"))}
+    read = official.read_weights(write_pth(tmp_path / "w.pth", tree, [storage]))
+    np.testing.assert_array_equal(read["w"], [0, 1, 2])
+    with pytest.raises(UserError, match="is damaged"):
+        official.read_weights(write_pth(tmp_path / "w.pth", {"w": derived(Named("collections", "OrderedDict"))}))
+
+
 def test_a_whole_model_is_refused_and_its_state_dict_asked_for(tmp_path):
     path = write_pth(tmp_path / "w.pth", Named("libs.uvit", "UViT", ()))
     with pytest.raises(UserError, match=r"asks for libs\.uvit\.UViT, expected tensors alone: .*save the state_dict"):

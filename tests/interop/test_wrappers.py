@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.interop.pth_files import write_tree
+from tests.interop.pth_files import Storage, tensor, write_pth, write_tree
 from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
 from uvit_jax.interop import official
@@ -83,6 +83,23 @@ def test_several_networks_are_named_and_none_is_guessed(tmp_path, tree):
     named = " and ".join(map(repr, tree))
     with pytest.raises(UserError, match=rf"w\.pt holds \d networks of this kind, at {named}, expected one: save"):
         official.read_weights(write_tree(tmp_path / "w.pt", tree))
+
+
+def test_an_average_without_names_is_not_passed_over(tmp_path):
+    average = {"decay": 0.999, "shadow_params": [as_tensor(i, array) for i, array in enumerate(EMA.values())]}
+    tree = {"model": {name: as_tensor(f"m{name}", array) for name, array in OWN.items()}, "ema": average}
+    storages = [inner.arguments[0] for inner in (*tree["model"].values(), *average["shadow_params"])]
+    path = write_pth(tmp_path / "w.pt", tree, storages)
+    with pytest.raises(
+        UserError, match=r"holds trained weights at 'model' and an average .* \(ema\.shadow_params\.0, "
+    ):
+        official.read_weights(path)
+    assert_same(official.read_weights(path, weights="params"), OWN)
+
+
+def as_tensor(key, array):
+    array = np.ascontiguousarray(array)
+    return tensor(Storage(str(key), array), array.shape, tuple(step // 4 for step in array.strides))
 
 
 def test_a_network_with_one_kind_of_weights_is_not_chosen_from_an_average(tmp_path):

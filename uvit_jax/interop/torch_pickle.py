@@ -41,7 +41,7 @@ _BESIDE = re.compile(
     r"argparse\.Namespace|collections\.(defaultdict|Counter)|(__builtin__|builtins)\.(set|frozenset)"
     r"|pathlib\.\w+|datetime\.\w+|_codecs\.encode|typing\.\w+|easydict\.EasyDict|yacs\.config\.\w+"
     r"|numpy\.(dtype|ndarray)|numpy\.(_?core\.)multiarray\.(scalar|_reconstruct)"
-    r"|torch\.(Size|device|dtype|b?float\d+|u?int\d+|bool)"
+    r"|torch\.(Tensor|nn\.parameter\.\w+|Size|device|dtype|b?float\d+|u?int\d+|bool)"
     r"|(pytorch_lightning|lightning|lightning_fabric|omegaconf|ml_collections)\.[\w.]+"
 )
 _DEPTH = 8  # of dictionaries in each other, beyond which nobody keeps weights
@@ -121,7 +121,7 @@ def arrays_of(
 
 def _named(saved: Any, path: pathlib.Path) -> dict[str, Tensor]:
     """The tensors by name; the name of a dictionary that holds them all is left out."""
-    found = list(_walk(saved, (), _DEPTH))
+    found = list(_walk(saved, (), _DEPTH)) if isinstance(saved, dict) else []
     if not found:
         kind, keys = type(saved).__name__, list(saved)[:6] if isinstance(saved, dict) else []
         if "param_groups" in keys:
@@ -133,6 +133,8 @@ def _named(saved: Any, path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _walk(saved: Any, parents: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
+    if isinstance(saved, list | tuple):  # an average's arrays without names
+        saved = {str(number): value for number, value in enumerate(saved) if isinstance(value, Tensor)}
     for name, value in saved.items() if isinstance(saved, dict) and depth else ():
         if isinstance(name, str) and isinstance(value, Tensor):
             yield parents, name, value
@@ -191,6 +193,8 @@ class TensorUnpickler(pickle._Unpickler):
             return _tensor
         if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             return _parameter
+        if (module, name) == ("torch._tensor", "_rebuild_from_type_v2"):
+            return _of_type
         if module == "torch" and name in DTYPES:
             return _StorageType(np.dtype(DTYPES[name]))
         if _BESIDE.fullmatch(f"{module}.{name}"):
@@ -219,3 +223,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tens
 
 def _parameter(tensor: Any, *_: Any) -> Any:
     return tensor
+
+
+def _of_type(rebuild: Any, _type: Any, arguments: Any, *_: Any) -> Any:
+    """A tensor of a class derived from torch's, as nn.Buffer is."""
+    if rebuild not in (_tensor, _parameter):
+        raise ValueError(f"a tensor made by {rebuild!r}")
+    return rebuild(*arguments)

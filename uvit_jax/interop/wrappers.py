@@ -52,6 +52,13 @@ def own_names(
         wrapped = plain and all(name.startswith("module.") for name in plain.values())
         return {theirs: name.removeprefix("module.") if wrapped else name for theirs, name in plain.items()}
     place = _choose(list(found), path, weights)
+    chosen = [name for name in plain.values() if name.startswith(place)]
+    averaged_only = [name for name in plain.values() if not name.startswith(place) and _EMA.search(name)]
+    if weights == "ema" and not _EMA.search(place) and 2 * len(averaged_only) >= len(chosen):
+        raise UserError(
+            f"{path} holds trained weights at {place.removesuffix('.')!r} and an average whose arrays don't have their "
+            f"names ({averaged_only[0]}, ...), expected one of both by its names: save the one that is meant by itself"
+        )
     others = tuple(other for other in found if other != place and other.startswith(place))
     return {
         theirs: name.removeprefix(place)
