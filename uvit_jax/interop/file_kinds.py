@@ -122,7 +122,7 @@ def _check_zip(path: pathlib.Path) -> None:
     if names and all(name.endswith(".npy") for name in names):
         raise UserError(f"{path} is an .npz of NumPy arrays ({', '.join(names[:3])}): {_STATE_DICT}")
     if "data.pkl" not in files:
-        inside = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else "nothing"
+        inside = " ".join(", ".join(names[:3]).split()) + ", ..." * (len(names) > 3) if names else "nothing"
         raise UserError(f"{path} is a zip archive of {inside}, none of torch.save's: {_UNPACK}")
 
 
