@@ -75,6 +75,18 @@ def test_a_folder_of_runs_says_which_is_meant(tmp_path):
         check_init_from(str(tmp_path))
 
 
+def test_a_run_of_another_trainer_is_told_by_its_newest_file(tmp_path, weights):
+    for name in ("0050000.pt", "0100000.pt"):
+        put(tmp_path / "results" / "checkpoints", name, weights)
+    (tmp_path / "results" / "log.txt").touch()
+    newest = tmp_path / "results" / "checkpoints" / "0100000.pt"
+    with pytest.raises(UserError, match=rf"the folder holds checkpoints, log\.txt, .*: did you mean {newest}\?$"):
+        check_init_from(str(tmp_path / "results"))
+    with pytest.raises(UserError, match=r"holds 2 files of weights \(0050000\.pt, 0100000\.pt\): name one"):
+        check_init_from(str(newest.parent))
+    assert find_weights(str(newest)) == newest
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [

@@ -18,7 +18,7 @@ LOG = logging.getLogger("uvit_jax")
 _INSERTED = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 # latent-diffusion counts beside its average.
 _COUNTERS = ("model_ema.decay", "model_ema.num_updates")
-_EMA = re.compile(r"(^|[._])ema([._]|$)")
+_EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 
 
 def own_names(

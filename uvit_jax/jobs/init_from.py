@@ -62,8 +62,9 @@ def _in_folder(folder: pathlib.Path, weights: str) -> pathlib.Path:
         raise UserError(
             f"the folder holds {len(files)} files of weights ({', '.join(file.name for file in files[:8])}): name one"
         )
-    # Runs inside, and the steps that the official code has saved.
-    inside = [path for path in (*folder.glob("*"), *folder.glob("ckpts/*.ckpt")) if _holds_weights(path)]
+    # Runs inside, the steps that the official code has saved, the files of other trainers.
+    found = ([path for path in folder.glob(depth) if _holds_weights(path)] for depth in ("*", "*/*"))
+    inside = next(filter(None, found), None)
     advice = f": did you mean {max(inside, key=_natural)}?" if inside else ""
     listed = f"{', '.join(names[:8]) or 'nothing'}{', ...' * (len(names) > 8)}"
     raise UserError(
@@ -72,16 +73,18 @@ def _in_folder(folder: pathlib.Path, weights: str) -> pathlib.Path:
 
 
 def _holds_weights(path: pathlib.Path) -> bool:
-    return _is_workdir(path) or (path / _OFFICIAL["ema"]).is_file()
+    return _is_workdir(path) or (path / _OFFICIAL["ema"]).is_file() or (path.name.endswith(WEIGHTS) and path.is_file())
 
 
 def _natural(path: pathlib.Path) -> tuple[int, str]:
-    """Sorts 100000.ckpt behind 50000.ckpt."""
+    """A key that sorts 100000.ckpt behind 50000.ckpt."""
     return len(path.name), path.name
 
 
 def _is_workdir(folder: pathlib.Path) -> bool:
-    return (folder / _CHECKPOINTS).is_dir()
+    # Other trainers have a folder of that name, too, with files in it.
+    saved = folder / _CHECKPOINTS
+    return saved.is_dir() and ((folder / _CONFIG).is_file() or any(path.is_dir() for path in saved.glob("[0-9]*")))
 
 
 def _foreign(folder: pathlib.Path, names: list[str]) -> str:
