@@ -8,6 +8,10 @@ import zipfile
 
 import numpy as np
 
+from uvit_jax.interop.torch_pickle import DTYPES
+
+_STORAGES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+
 
 class Named:
     """Pickles as a call of a function that need not exist here."""
@@ -26,7 +30,7 @@ class TorchPickler(pickle._Pickler):
 
     def persistent_id(self, obj):
         if isinstance(obj, Storage):
-            return ("storage", Named("torch", "FloatStorage"), obj.key, "cpu", obj.array.size)
+            return ("storage", Named("torch", _STORAGES[obj.array.dtype]), obj.key, "cpu", obj.array.size)
         return None
 
     def save(self, obj, save_persistent_id=True):
@@ -70,7 +74,25 @@ def as_torch(weights):
     """The tree that torch.save pickles for a state dict, and its storages."""
     storages = {name: Storage(str(i), np.ascontiguousarray(array)) for i, (name, array) in enumerate(weights.items())}
     tree = {
-        name: tensor(storage, storage.array.shape, tuple(step // 4 for step in storage.array.strides))
+        name: tensor(
+            storage, storage.array.shape, tuple(step // storage.array.itemsize for step in storage.array.strides)
+        )
         for name, storage in storages.items()
     }
     return tree, list(storages.values())
+
+
+def write_tree(path: pathlib.Path, tree) -> pathlib.Path:
+    """A `.pth` of dictionaries in each other, whose arrays become tensors; all else is pickled as it is."""
+    storages = []
+
+    def converted(value):
+        if isinstance(value, dict):
+            return {name: converted(inner) for name, inner in value.items()}
+        if not isinstance(value, np.ndarray):
+            return value
+        value = np.ascontiguousarray(value).reshape(value.shape)
+        storages.append(Storage(str(len(storages)), value))
+        return tensor(storages[-1], value.shape, tuple(step // value.itemsize for step in value.strides))
+
+    return write_pth(path, converted(tree), storages)

@@ -115,7 +115,17 @@ def test_every_publication_of_a_tower_is_the_same_tower(weights, open_clip, conf
     write(tmp_path / "pipeline" / "text_encoder", weights, config)
     write(tmp_path / "bare", {key.removeprefix("text_model."): array for key, array in weights.items()}, config)
     write(tmp_path / "open_clip", open_clip, OPEN_CLIP_CONFIG, OPEN_CLIP)
+    stage = {f"cond_stage_model.transformer.{key}": array for key, array in weights.items()}
+    write(tmp_path / "stage", stage | {"first_stage_model.quant_conv.bias": np.ones(8, np.float32)}, config, "sd.bin")
+    stage = {f"cond_stage_model.model.{key}": array for key, array in open_clip.items()}
+    write(tmp_path / "open_stage", stage, OPEN_CLIP_CONFIG, OPEN_CLIP)
+    write(tmp_path / "variant", weights, config, "model.fp16.safetensors")
+    write(tmp_path / "variants" / "text_encoder", weights, config, "model.fp16.safetensors")
     for name in (
+        "stage/sd.bin",
+        "open_stage",
+        "variant",
+        "variants",
         "whole",
         "pipeline",
         "pipeline/text_encoder",
@@ -127,6 +137,24 @@ def test_every_publication_of_a_tower_is_the_same_tower(weights, open_clip, conf
         opened = open_text_encoder(str(tmp_path / name))
         assert opened.name == str(tmp_path / name)
         assert_same_tower(opened, expected)
+
+
+def test_two_towers_in_one_file_and_two_variants_in_a_folder_are_named(weights, config, tmp_path):
+    two = {f"{place}.{key}": array for place in ("embedders.0", "embedders.1") for key, array in weights.items()}
+    with pytest.raises(UserError, match=r"holds 2 networks of this kind, at 'embedders\.0' and 'embedders\.1'"):
+        open_text_encoder(write(tmp_path / "two", two, config))
+    for variant in ("fp16", "bf16"):
+        write(tmp_path / "variants", weights, config, f"model.{variant}.safetensors")
+    with pytest.raises(UserError, match=r"holds 2 variants of one tower \(model\.bf16\.safetensors, model\.fp16"):
+        open_text_encoder(f"{tmp_path}/variants")
+
+
+def test_a_pointer_in_the_place_of_a_tower_or_its_config_is_told(weights, config, tmp_path):
+    folder = write(tmp_path, weights, config)
+    for name in (HUB, "config.json"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+        with pytest.raises(UserError, match=rf"^{folder}/{name} is a git-LFS pointer to 9 bytes"):
+            open_text_encoder(folder)
 
 
 def test_half_precision_weights_become_float32_parameters(weights, config, tmp_path):

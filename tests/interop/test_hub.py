@@ -184,3 +184,22 @@ def test_offline_mode_is_named(unreachable, monkeypatch):
 def test_a_name_that_can_be_no_models_is_refused_without_asking(unreachable, name):
     with pytest.raises(UserError, match=r"there is no file or folder .*nor can .* be a hub's name \(org/model\)$"):
         find_model(name, ("config.json",))
+
+
+def test_an_address_is_refused_with_the_name_it_stands_for(unreachable):
+    with pytest.raises(
+        UserError, match=r"is an address, expected a file or folder .* or the hub's name 'org/model': do"
+    ):
+        find_model("https://huggingface.co/org/model/tree/main", ("config.json",))
+    with pytest.raises(UserError, match=r"is an address, expected .* or a hub's name \(org/model\)"):
+        find_model("gs://bucket/model", ("config.json",))
+
+
+def test_a_slip_in_a_path_that_could_be_a_hubs_name_is_told_both_ways(unreachable, tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "sd-vae-mse").mkdir()
+    with pytest.raises(UserError, match=r"models/sd-vae-mes \(did you mean models/sd-vae-mse\?\), .* not \(whole\) in"):
+        find_model("models/sd-vae-mes", ("config.json",))
+    with pytest.raises(UserError, match=r"models/kl \(the folder holds sd-vae-mse\), models/kl is not \(whole\) in"):
+        find_model("models/kl", ("config.json",))

@@ -57,6 +57,14 @@ def features(opened):
     return jax.jit(lambda params, images: opened.features(params, images, names))
 
 
+def test_a_web_page_or_a_pointer_in_the_place_of_the_weights_is_told_as_such(tmp_path):
+    path = tmp_path / FILE
+    for content, said in ((b"<html>Sign in", "is a web page"), (b"version https://git-lfs.github.com", "git-LFS")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"^{path} .*{said}"):
+            open_inception(str(path))
+
+
 @pytest.fixture
 def caches(tmp_path, monkeypatch):
     """An empty home, and nothing at the published address."""
@@ -198,7 +206,7 @@ def test_weights_of_another_network_are_refused_by_name(name, change, message, w
     if change is not None:
         changed[name] = np.ascontiguousarray(change(weights.get(name)))
     path, sha256 = write(tmp_path / "weights.safetensors", {})
-    monkeypatch.setattr(inception, "read_weights", lambda _: changed)  # without 95 MB to and from the disk
+    monkeypatch.setattr(inception, "read_arrays", lambda *_: changed)  # without 95 MB to and from the disk
     with pytest.raises(UserError, match=rf"^{path}: .*{message}"):
         open_inception(str(path), sha256=sha256)
 

@@ -3,6 +3,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
@@ -128,6 +129,66 @@ def test_an_array_of_another_shape_is_named_with_both_shapes(tiny):
     config, weights = tiny
     with pytest.raises(UserError, match=r"label_emb\.weight has shape \(7, 8\), expected \(4, 8\)"):
         official.load(weights | {"label_emb.weight": np.zeros((7, 8), np.float32)}, config)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_weights_of_another_precision_become_float32(tiny, dtype):
+    config, weights = tiny
+    params = official.params({name: array.astype(dtype) for name, array in weights.items()}, config)
+    expected = official.params(
+        {name: array.astype(dtype).astype(np.float32) for name, array in weights.items()}, config
+    )
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: np.where(a > 0, a, np.inf), r"norm\.bias has \d values NaN or infinite of 8, expected none"),
+        (lambda a: a.astype(np.float64) * 1e300, r"norm\.bias has 8 values NaN or infinite"),
+        (lambda a: a.astype(np.int8), r"norm\.bias is of dtype int8, expected floating point \(are the weights quant"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(tiny, change, message):
+    config, weights = tiny
+    with pytest.raises(UserError, match=message):
+        official.params(weights | {"norm.bias": change(weights["norm.bias"])}, config)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_size": 8},
+        {"embed_dim": 16},
+        {"depth": 5},
+        {"num_classes": 0},
+        {"num_classes": 7},
+        {"in_channels": 3, "patch_size": 4},
+        {"time_mlp": True, "qkv_bias": True},
+        {"skip": "none", "conv": "none"},
+        {"mlp_ratio": 2.0},
+        {"num_classes": 0, "context_dim": 6, "context_length": 3, "image_size": 8},
+    ],
+    ids=str,
+)
+def test_the_fields_in_which_weights_are_of_another_architecture_are_named(tiny, fields):
+    config, _ = tiny
+    others = dataclasses.replace(config, **fields)
+    config = (
+        dataclasses.replace(config, num_classes=0, context_dim=5, context_length=3)
+        if "context_dim" in fields
+        else config
+    )
+    with pytest.raises(UserError) as refused:
+        official.params(uvit_weights(others), config)
+    told = str(refused.value).partition("; the weights are of ")[2].split("), ")
+    expected = {
+        name: f"{name} = {value} (config.model.{name} is {getattr(config, name)}"
+        for name, value in dataclasses.asdict(others).items()
+        if value != getattr(config, name)
+    }
+    assert {field.rstrip(")") for field in told} == set(expected.values())
 
 
 def test_an_ablation_without_official_layout_is_refused(tiny):

@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
+from tests.interop.pth_files import write_tree
 from tests.interop.test_autoencoder import DIFFUSERS, golden_weights
 from tests.reference_weights import formula_weight, nhwc, read_golden
 from uvit_jax.errors import UserError
@@ -241,3 +242,90 @@ def test_folders_without_an_autoencoder_or_with_several_are_refused(taesd, tmp_p
 def test_an_unknown_dtype_is_refused(taesd, tmp_path):
     with pytest.raises(UserError, match="dtype is 'float64', expected one of"):
         open_autoencoder(write(tmp_path, taesd, TINY_CONFIG), dtype="float64")
+
+
+# --- Files as training programs, pipelines and downloads leave them.
+
+
+@pytest.mark.parametrize("variant", ["fp16", "non_ema", "bf16"])
+def test_a_variant_is_read_where_it_is_the_only_one(compvis, diffusers, tmp_path, variant):
+    name = f"diffusion_pytorch_model.{variant}.safetensors"
+    half = {key: array.astype(np.float16) for key, array in diffusers.items()}
+    opened = open_autoencoder(write(tmp_path / "vae", half, KL_CONFIG, name))
+    assert opened.scale == 0.5
+    assert {leaf.dtype for leaf in jax.tree.leaves(opened.params)} == {np.dtype(np.float32)}
+    assert_same_network(opened, open_autoencoder(str(tmp_path)))
+    assert_same_network(opened, open_autoencoder(f"{tmp_path}/vae/{name}"))
+    whole = open_autoencoder(write(tmp_path / "vae", diffusers, KL_CONFIG))  # beside the variant
+    assert whole.sha256 != opened.sha256
+
+
+def test_variants_without_the_whole_are_named(diffusers, tmp_path):
+    for variant in ("fp16", "non_ema"):
+        write(tmp_path, diffusers, KL_CONFIG, f"diffusion_pytorch_model.{variant}.safetensors")
+    with pytest.raises(UserError, match=r"holds 2 autoencoders \(.*\.fp16\.safetensors, .*\.non_ema\.safetensors\)"):
+        open_autoencoder(str(tmp_path))
+
+
+def test_the_autoencoder_of_a_whole_model_is_found_in_its_file(compvis, tmp_path):
+    state = {f"first_stage_model.{key}": array for key, array in compvis.items()}
+    state |= {"model.diffusion_model.out.weight": np.ones(3, np.float32), "betas": np.ones(5, np.float32)}
+    state |= {"model_ema.diffusion_modeloutweight": np.ones(3, np.float32)}
+    write_tree(tmp_path / "sd.ckpt", {"state_dict": state, "epoch": 3})
+    expected = open_autoencoder(f"{write(tmp_path, compvis, name='kl.safetensors')}/kl.safetensors")
+    assert_same_network(open_autoencoder(f"{tmp_path}/sd.ckpt"), expected)
+    write_tree(tmp_path / "wrapped.pt", {"state_dict": {f"module._orig_mod.{k}": a for k, a in compvis.items()}})
+    assert_same_network(open_autoencoder(f"{tmp_path}/wrapped.pt"), expected)
+
+
+def test_trained_and_averaged_weights_of_an_autoencoder_are_named(compvis, tmp_path):
+    average = {f"model_ema.{key.replace('.', '')}": array for key, array in compvis.items()}
+    write_tree(tmp_path / "kl.ckpt", {"state_dict": compvis | average})
+    with pytest.raises(UserError, match=r"holds 2 networks of this kind, at the top and 'model_ema', expected one"):
+        open_autoencoder(f"{tmp_path}/kl.ckpt")
+
+
+def test_a_folder_with_one_file_of_weights_is_that_file(compvis, diffusers, tmp_path):
+    write(tmp_path / "one", compvis, name="autoencoder_kl.safetensors")
+    assert open_autoencoder(f"{tmp_path}/one").scale == 0.18215
+    write(tmp_path / "one", compvis, name="autoencoder_kl_ema.safetensors")
+    with pytest.raises(UserError, match=r"holds 2 files of weights \(autoencoder_kl\.safetensors, autoencoder_kl_ema"):
+        open_autoencoder(f"{tmp_path}/one")
+    # Its factor stands in the config beside it, whatever the file is called.
+    write(tmp_path / "named", diffusers, KL_CONFIG, "sdxl_vae.safetensors")
+    assert open_autoencoder(f"{tmp_path}/named").scale == 0.5
+    assert open_autoencoder(f"{tmp_path}/named/sdxl_vae.safetensors").scale == 0.5
+    (tmp_path / "one" / "config.json").write_text('{"model": 3}')  # some other program's
+    assert open_autoencoder(f"{tmp_path}/one/autoencoder_kl.safetensors").scale == 0.18215
+
+
+def test_weights_in_several_files_are_put_together(compvis, diffusers, tmp_path):
+    names, index = list(diffusers), {}
+    for i in range(2):
+        file = f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"
+        write(tmp_path, {name: diffusers[name] for name in names[i::2]}, KL_CONFIG, file)
+        index |= dict.fromkeys(names[i::2], file)
+    (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": index}))
+    expected = open_autoencoder(f"{write(tmp_path / 'kl', compvis, name='kl.safetensors')}/kl.safetensors")
+    assert_same_network(open_autoencoder(str(tmp_path)), expected)
+
+
+def test_a_pointer_in_the_place_of_a_config_is_told(diffusers, tmp_path):
+    folder = write(tmp_path, diffusers)
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match=r"config\.json is a git-LFS pointer"):
+        open_autoencoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: np.where(a > 0, a, np.nan), r"conv_in\.bias has \d+ values NaN or infinite of 32, expected none"),
+        (lambda a: a.astype(np.int8), r"conv_in\.bias is of dtype int8, expected floating point"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(compvis, tmp_path, change, message):
+    name = "encoder.conv_in.bias"
+    write(tmp_path, compvis | {name: change(compvis[name])}, name="kl.safetensors")
+    with pytest.raises(UserError, match=message):
+        open_autoencoder(f"{tmp_path}/kl.safetensors")

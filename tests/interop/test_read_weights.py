@@ -77,8 +77,8 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
         official.read_weights(write_pth(tmp_path / "numbers.pth", {"step": 3}))
     with pytest.raises(UserError, match="there is no weights file"):
         official.read_weights(tmp_path / "absent.pth")
-    (tmp_path / "a.png").touch()
-    with pytest.raises(UserError, match=r"ends in '\.png', expected"):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(UserError, match=r"can't be read \(it is a PNG image\): expected weights"):
         official.read_weights(tmp_path / "a.png")
 
 

@@ -318,7 +318,11 @@ def test_files_of_something_else_are_refused_by_name(plain, merges, tmp_path):
     refused("captions.txt", b"a red bus\na cat", "it opens with 'a red bus', expected a line with #version")
     refused("three.txt", b"#version: 0.2\na b\na b c", "line 3 is 'a b c', expected two tokens")
     refused("tokens.txt", b"#version: 0.2\nab cd", "can't be read as a CLIP tokenizer")
-    refused("empty.json", b"", "empty.json can't be read as a CLIP tokenizer")
+    refused("empty.json", b"", r"empty.json is empty \(0 bytes\): download")
+    for name in ("bpe.txt.gz", "tokenizer.json", "merges.txt"):
+        refused(name, b"version https://git-lfs.github.com/spec/v1\nsize 9", f"{name} is a git-LFS pointer to 9 bytes")
+        refused(name, b"<!doctype html>", f"{name} is a web page")
+        (tmp_path / name).unlink()
     refused("list.json", b"[]", "list.json can't be read as a CLIP tokenizer")
     refused("tokenizer.json", b'{"model": {"type": "Unigram"}}', "is a tokenizer of type Unigram, expected CLIP's, BPE")
     byte_less = {token: i for token, i in plain.vocab.items() if token != "!"}

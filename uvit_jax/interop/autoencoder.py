@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder_files import AutoencoderFiles, find_autoencoder, read_config
-from uvit_jax.interop.autoencoder_layouts import Arrays, is_tiny, read_kl, read_tiny
-from uvit_jax.interop.official import read_weights
+from uvit_jax.interop.autoencoder_layouts import ANCHORS, Arrays, is_tiny, read_kl, read_tiny
 from uvit_jax.interop.state_dict import StateDict, sha256_of
+from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.autoencoder import AnyArray, AutoencoderConfig, AutoencoderKL, decode_tiled
 from uvit_jax.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
@@ -74,9 +74,11 @@ def open_autoencoder(name: str, *, dtype: str = "float32") -> Autoencoder:
 
     Args:
       name: a path, or a name on the Hugging Face hub (see `find_model`), of one of
-        - a CompVis file (`autoencoder_kl.pth`, `.ckpt`, or the same as `.safetensors`);
+        - a CompVis file (`autoencoder_kl.pth`, `.ckpt`, or the same as `.safetensors`), or a whole Stable Diffusion's,
+          of which its `first_stage_model.` is taken; or a folder with one such file;
         - a diffusers folder of an AutoencoderKL or AutoencoderTiny: `diffusion_pytorch_model.safetensors` or `.bin`
-          and `config.json` (also that file of weights), or a pipeline's folder, with those in its `vae`;
+          and `config.json` (also that file of weights), or a pipeline's folder, with those in its `vae`; a variant
+          (`.fp16.`, `.non_ema.`) where it is the only one;
         - a folder of the TAESD family: `*_encoder.pth` and `*_decoder.pth`, or `.safetensors` (also one of the two,
           where a folder has several).
       dtype: what the model computes in; parameters and results are float32.
@@ -146,8 +148,9 @@ def load_tiny_autoencoder(
 
 
 def _read(files: AutoencoderFiles) -> StateDict:
-    states = [read_weights(path) for path in files.weights]
-    return states[0] if len(states) == 1 else _in_one(*states)
+    if len(files.weights) == 1:
+        return read_arrays(files.weights[0], ANCHORS)
+    return _in_one(*(read_arrays(path) for path in files.weights))
 
 
 def _in_one(encoder_state: StateDict, decoder_state: StateDict) -> StateDict:

@@ -8,7 +8,8 @@ import re
 from typing import Any
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.hub import WEIGHTS, find_model
+from uvit_jax.interop.file_kinds import check_content
+from uvit_jax.interop.hub import INDEX, WEIGHTS, find_model
 from uvit_jax.models.autoencoder import GROUPS, AutoencoderConfig
 from uvit_jax.models.tiny_autoencoder import BLOCKS, HALVINGS, TinyAutoencoderConfig
 
@@ -19,7 +20,12 @@ _FOLDERS = (
     *(
         (f"{inner}{_CONFIG}", f"{inner}{_DIFFUSERS}{suffix}")
         for inner in ("", "vae/")
-        for suffix in (".safetensors", ".bin")
+        # Variants are named between the dots: fp16, non_ema.
+        for suffix in (".safetensors", ".bin", ".*.safetensors", ".*.bin")
+    ),
+    *(
+        (f"{inner}{_CONFIG}", f"{inner}{_DIFFUSERS}-*.safetensors", f"{inner}{_DIFFUSERS}.safetensors{INDEX}")
+        for inner in ("", "vae/")
     ),
     *((f"*_encoder{suffix}", f"*_decoder{suffix}") for suffix in (".safetensors", ".pth")),
 )
@@ -72,6 +78,7 @@ def read_config(path: pathlib.Path) -> PublishedConfig:
       UserError: for a file that is no JSON object, of a class that we have no network for, or with a scale or shift
         that is no such number.
     """
+    check_content(path)
     try:
         fields = json.loads(path.read_bytes())
     except ValueError as error:
@@ -106,7 +113,9 @@ def _of_file(path: pathlib.Path) -> AutoencoderFiles:
             return AutoencoderFiles((path,), beside if beside.is_file() else None)
         encoder, decoder = (path, beside) if "_encoder." in path.name else (beside, path)
         return AutoencoderFiles((encoder, decoder))
-    return AutoencoderFiles((path,))
+    # A file of another name may have an autoencoder's config.json beside it, or some other program's.
+    beside = path.with_name(_CONFIG)
+    return AutoencoderFiles((path,), beside if beside.is_file() and b'"Autoencoder' in beside.read_bytes() else None)
 
 
 def _in_folder(folder: pathlib.Path) -> AutoencoderFiles:
@@ -117,6 +126,14 @@ def _in_folder(folder: pathlib.Path) -> AutoencoderFiles:
             raise UserError(f"{folder} holds {len(found)} autoencoders ({names}), expected one, or one of these named")
         if found:
             return _of_file(found[0])
+    weights = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS))
+    if len(weights) == 1:
+        return _of_file(weights[0])
+    if weights:
+        names = ", ".join(path.name for path in weights[:8])
+        raise UserError(
+            f"{folder} holds {len(weights)} files of weights ({names}), expected one, or one of these named"
+        )
     names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     raise UserError(
         f"{folder} holds {names}, expected an autoencoder: {_DIFFUSERS}.safetensors or .bin with {_CONFIG} "

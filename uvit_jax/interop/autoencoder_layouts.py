@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.state_dict import StateDict, check_names
+from uvit_jax.interop.state_dict import StateDict, check_names, checked_array
 from uvit_jax.models.autoencoder import AutoencoderConfig
 from uvit_jax.models.tiny_autoencoder import BLOCKS, HALVINGS, TinyAutoencoderConfig
+
+# Every autoencoder has one of these: KL's in both layouts, diffusers' of the TAESD family, the family's own.
+ANCHORS = ("encoder.conv_in.weight", "encoder.layers.0.weight", "encoder.0.weight")
 
 Path = tuple[str | int, ...]
 Arrays = dict[Path, np.ndarray]
@@ -108,10 +111,7 @@ def _arrays(state_dict: StateDict, layout: Layout) -> Arrays:
     check_names(state_dict, layout, "the weights are of no autoencoder known here")
     arrays = {}
     for name, entry in layout.items():
-        array = np.asarray(state_dict[name])
-        if array.shape not in entry.shapes:
-            raise UserError(f"{name} has shape {array.shape}, expected {' or '.join(map(str, entry.shapes))}")
-        array = array.astype(np.float32).reshape(entry.shapes[0])
+        array = checked_array(name, state_dict[name], *entry.shapes).reshape(entry.shapes[0])
         arrays[entry.path] = np.ascontiguousarray(array.transpose(2, 3, 1, 0)) if array.ndim == 4 else array
     return arrays
 

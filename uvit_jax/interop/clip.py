@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop.clip_files import HUB_FOLDERS, OPEN_CLIP_FOLDERS, find_tower
-from uvit_jax.interop.clip_layouts import PROJECTION, hub_names, hub_shapes, our_arrays, read_config
-from uvit_jax.interop.official import read_weights
+from uvit_jax.interop.clip_layouts import ANCHORS, PROJECTION, hub_names, hub_shapes, our_arrays, read_config
 from uvit_jax.interop.state_dict import StateDict, sha256_of
 from uvit_jax.interop.tokenizer import Tokenizer
+from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.clip_text import CLIPText, CLIPTextConfig, TokenIds
 
 RANDOM = "random:"
@@ -22,7 +22,7 @@ RANDOM = "random:"
 # The folders a tower is published in, in the order they are preferred in: its config, and its weights.
 _FOLDERS = (
     *HUB_FOLDERS,
-    *((f"text_encoder/{config}", f"text_encoder/{weights}") for config, weights in HUB_FOLDERS),
+    *(tuple(f"text_encoder/{file}" for file in files) for files in HUB_FOLDERS),
     *OPEN_CLIP_FOLDERS,
 )
 
@@ -100,7 +100,7 @@ def open_text_encoder(name: str, *, dtype: str = "float32") -> TextEncoder:
         return random_text_encoder(int(seed), CLIPTextConfig(dtype=dtype))
     config_path, weights_path = find_tower(name, _FOLDERS, "text", "(here or in text_encoder)")
     config = read_config(config_path, dtype)
-    state_dict = hub_names(read_weights(weights_path))
+    state_dict = hub_names(read_arrays(weights_path, ANCHORS))
     if PROJECTION in state_dict and state_dict[PROJECTION].ndim == 2:
         config = dataclasses.replace(config, projection=len(state_dict[PROJECTION]))
     try:

@@ -4,11 +4,18 @@ import pathlib
 from collections.abc import Sequence
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.hub import WEIGHTS, find_model
+from uvit_jax.interop.hub import INDEX, WEIGHTS, find_model
 
 HUB_CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 # Config and weights, in the order they are preferred in.
-HUB_FOLDERS = ((HUB_CONFIG, "model.safetensors"), (HUB_CONFIG, "pytorch_model.bin"))
+HUB_FOLDERS = (
+    (HUB_CONFIG, "model.safetensors"),
+    (HUB_CONFIG, "pytorch_model.bin"),
+    # Variants, as fp16; and weights in several files.
+    (HUB_CONFIG, "model.*.safetensors"),
+    (HUB_CONFIG, "pytorch_model.*.bin"),
+    (HUB_CONFIG, "model-*.safetensors", f"model.safetensors{INDEX}"),
+)
 OPEN_CLIP_FOLDERS = (
     (OPEN_CLIP_CONFIG, "open_clip_model.safetensors"),
     (OPEN_CLIP_CONFIG, "open_clip_pytorch_model.bin"),
@@ -16,13 +23,13 @@ OPEN_CLIP_FOLDERS = (
 
 
 def find_tower(
-    name: str, folders: Sequence[tuple[str, str]], tower: str, where: str = "", beside: Sequence[str] = ()
+    name: str, folders: Sequence[tuple[str, ...]], tower: str, where: str = "", beside: Sequence[str] = ()
 ) -> tuple[pathlib.Path, pathlib.Path]:
     """The config and the weights of the tower that a path or a hub's name stands for.
 
     Args:
       name: as for `find_model`: a folder, or a file of weights.
-      folders: config and weights relative to a folder, the best first.
+      folders: config and weights relative to a folder, the best first; the last name is what is read.
       tower: "text" or "image".
       where: in what folders the hub's are looked for, for the sentence of an error.
       beside: files that are had from the hub with a HUB_CONFIG of its, if they can be had.
@@ -41,9 +48,13 @@ def find_tower(
         )
     if path.is_file():
         raise UserError(f"{path} is no file of weights, expected one of {', '.join(WEIGHTS)}, or a folder")
-    for config_file, weights_file in folders:
-        if (path / config_file).is_file() and (path / weights_file).is_file():
-            return path / config_file, path / weights_file
+    for config_file, *_, weights_file in folders:
+        found = sorted(path.glob(weights_file))
+        if (path / config_file).is_file() and len(found) > 1:
+            listed = ", ".join(file.name for file in found)
+            raise UserError(f"{path} holds {len(found)} variants of one tower ({listed}), expected one of these named")
+        if (path / config_file).is_file() and found:
+            return path / config_file, found[0]
     names = ", ".join(sorted(inside.name for inside in path.iterdir())[:8]) or "nothing"
     raise UserError(
         f"{path} holds {names}, expected a CLIP {tower} tower: {HUB_CONFIG} with model.safetensors or "
@@ -51,7 +62,7 @@ def find_tower(
     )
 
 
-def _find(name: str, folders: Sequence[tuple[str, str]], beside: Sequence[str]) -> pathlib.Path:
+def _find(name: str, folders: Sequence[tuple[str, ...]], beside: Sequence[str]) -> pathlib.Path:
     sets = ((HUB_CONFIG,), (OPEN_CLIP_CONFIG,)) if name.endswith(WEIGHTS) else folders
     if beside:
         try:

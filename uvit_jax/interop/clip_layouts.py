@@ -9,13 +9,20 @@ from typing import Any, TypeVar
 import numpy as np
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.state_dict import Arrays, Path, StateDict, check_names
+from uvit_jax.interop.file_kinds import check_content
+from uvit_jax.interop.state_dict import Arrays, Path, StateDict, check_names, checked_array
 from uvit_jax.models.clip_text import CLIPTextConfig
 from uvit_jax.models.clip_vision import CLIPVisionConfig
 
 Tower = CLIPTextConfig | CLIPVisionConfig
 Config = TypeVar("Config", bound=Tower)
 
+# Every text tower has one of these: the hub's in a whole CLIP or alone, OpenCLIP's.
+ANCHORS = (
+    "text_model.embeddings.token_embedding.weight",
+    "embeddings.token_embedding.weight",
+    "token_embedding.weight",
+)
 PROJECTION = "text_projection.weight"
 
 # What a whole CLIP holds beside its text tower, and constants that old files store.
@@ -43,6 +50,7 @@ def read_config(path: pathlib.Path, dtype: str) -> CLIPTextConfig:
 
 def parse_config(path: pathlib.Path, parse: Callable[[dict[str, Any]], Config]) -> Config:
     """The config that `parse` makes of a JSON file; what it stumbles over becomes a UserError that names the file."""
+    check_content(path)
     try:
         return parse(json.loads(path.read_bytes()))
     except UserError as error:
@@ -183,10 +191,7 @@ def our_arrays(state_dict: StateDict, config: CLIPTextConfig) -> Arrays:
 def checked(state_dict: StateDict, shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, np.ndarray]:
     """The arrays as float32, once their names and shapes are those of `what`, a tower."""
     check_names(state_dict, shapes, f"the weights are of another network than {what} of this config")
-    for name, shape in shapes.items():
-        if np.shape(state_dict[name]) != shape:
-            raise UserError(f"{name} has shape {np.shape(state_dict[name])}, expected {shape}")
-    return {name: np.asarray(array, np.float32) for name, array in state_dict.items()}
+    return {name: checked_array(name, state_dict[name], shape) for name, shape in shapes.items()}
 
 
 def norm_arrays(state: StateDict, name: str, path: Path) -> Arrays:

@@ -10,14 +10,15 @@ from jaxtyping import Array, Float
 from uvit_jax.errors import UserError
 from uvit_jax.interop.clip_files import HUB_FOLDERS, OPEN_CLIP_FOLDERS, find_tower
 from uvit_jax.interop.clip_vision_layouts import (
+    ANCHORS,
     PREPROCESSOR,
     VISUAL_PROJECTION,
     hub_vision_names,
     our_vision_arrays,
     read_vision_config,
 )
-from uvit_jax.interop.official import read_weights
 from uvit_jax.interop.state_dict import StateDict, sha256_of
+from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.clip_vision import CLIPVision, CLIPVisionConfig, Images
 
 
@@ -72,7 +73,7 @@ def open_image_encoder(name: str, *, dtype: str = "float32") -> ImageEncoder:
     config_path, weights_path = find_tower(name, folders, "image", beside=(PREPROCESSOR,))
     config = read_vision_config(config_path, dtype)
     try:
-        state_dict = hub_vision_names(read_weights(weights_path))
+        state_dict = hub_vision_names(read_arrays(weights_path, ANCHORS))
         if VISUAL_PROJECTION in state_dict and state_dict[VISUAL_PROJECTION].ndim == 2:
             config = dataclasses.replace(config, projection=len(state_dict[VISUAL_PROJECTION]))
         return _image_encoder(name, config, state_dict)

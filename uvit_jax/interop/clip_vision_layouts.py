@@ -26,6 +26,8 @@ VISUAL_PROJECTION = "visual_projection.weight"
 PREPROCESSOR = "preprocessor_config.json"
 
 _HUB, _OPEN_CLIP = "vision_model.", "visual."
+# Every image tower has one of these.
+ANCHORS = (f"{_HUB}embeddings.class_embedding", f"{_OPEN_CLIP}class_embedding")
 # OpenCLIP's names and the hub's (with its own spelling).
 _RENAMED = (
     (r"class_embedding$", "embeddings.class_embedding"),

@@ -11,9 +11,10 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from uvit_jax.errors import UserError
+from uvit_jax.errors import UserError, nearest
 
-WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+INDEX = ".index.json"  # of weights in several files
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", INDEX)
 SECONDS = 10.0  # to wait for the hub's answer before the machine counts as offline
 
 _NAME = re.compile(r"(?P<model>\w[\w.-]*/\w[\w.-]*)(?:[:/](?P<inside>[^:]+))?", re.ASCII)
@@ -39,18 +40,21 @@ def find_model(name: str, *alternatives: Sequence[str]) -> pathlib.Path:
     path = pathlib.Path(os.path.expanduser(name))  # pathlib's own raises for an unknown ~user
     if name and os.path.exists(path):
         return path
+    if "://" in name:
+        page = re.match(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name)
+        hub = f"the hub's name {page[1]!r}" if page else "a hub's name (org/model)"
+        raise UserError(f"{name!r} is an address, expected a file or folder of this machine or {hub}: download it")
+    not_here = nowhere(path)
     match = _NAME.fullmatch(name)
     if match is None or pathlib.PurePosixPath(match["model"]).suffix in WEIGHTS or ".." in name:
-        raise UserError(f"there is no file or folder {path.absolute()}, nor can {name!r} be a hub's name (org/model)")
+        raise UserError(f"{not_here}, nor can {name!r} be a hub's name (org/model)")
     model, inside = match["model"], (match["inside"] or "").strip("/")
     own = (inside,) if inside.endswith(WEIGHTS) else ()
     if not own and not alternatives:
-        raise UserError(
-            f"there is no file or folder {path.absolute()}, and of a hub's model one file, expected {name}/FILE"
-        )
+        raise UserError(f"{not_here}, and of a hub's model one file, expected {name}/FILE")
     base = inside.rpartition("/")[0] if own else inside
     sets = [own + tuple(f"{base}/{file}" if base else file for file in files) for files in alternatives or [()]]
-    folder = _cached(model, sets) or _download(model, sets, path)
+    folder = _cached(model, sets) or _download(model, sets, not_here)
     return folder / inside
 
 
@@ -71,12 +75,23 @@ def _cached(model: str, sets: Iterable[Sequence[str]]) -> pathlib.Path | None:
     return None
 
 
-def _download(model: str, sets: Sequence[Sequence[str]], path: pathlib.Path) -> pathlib.Path:
-    """The snapshot of a model with the first set that the hub has; `path` is where it was looked for as a path."""
+def nowhere(path: pathlib.Path) -> str:
+    """That nothing is at a path, with the nearest name in its folder or else what that holds, where it is one below."""
+    said, folder = f"there is no file or folder {path.absolute()}", path.parent
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return said
+    if close := nearest(path.name, names):
+        return f"{said} (did you mean {folder / close}?)"
+    listed = ", ".join(names[:5]) or "nothing"
+    return said if folder == pathlib.Path(".") else f"{said} (the folder holds {listed}{', ...' * (len(names) > 5)})"
+
+
+def _download(model: str, sets: Sequence[Sequence[str]], not_here: str) -> pathlib.Path:
+    """The snapshot of a model with the first set that the hub has; `not_here` says that it is no path."""
     hub = constants.ENDPOINT
-    tried = (
-        f"there is no file or folder {path.absolute()}, {model} is not (whole) in the cache {constants.HF_HUB_CACHE}"
-    )
+    tried = f"{not_here}, {model} is not (whole) in the cache {constants.HF_HUB_CACHE}"
     try:
         siblings = huggingface_hub.HfApi().model_info(model, timeout=SECONDS).siblings
         published = [sibling.rfilename for sibling in siblings or ()]

@@ -16,8 +16,9 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.official import read_weights
-from uvit_jax.interop.state_dict import StateDict, check_names
+from uvit_jax.interop.file_kinds import check_content
+from uvit_jax.interop.state_dict import StateDict, check_names, checked_array
+from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.inception import BATCH_NORM_EPS, RESIZES, WIDTHS, Images, Inception, preprocess
 from uvit_jax.models.uvit_config import DTYPES, check_choice
 from uvit_jax.telemetry.atomic import atomic_write
@@ -27,6 +28,7 @@ URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 # What pytorch-fid and torch-fidelity call the same file.
 _FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
+_ANCHORS = ("Conv2d_1a_3x3.conv.weight",)
 _SECONDS = 30.0  # to wait for the next bytes before the machine counts as offline
 _CHUNK = 2**20
 
@@ -91,7 +93,7 @@ def open_inception(
     path = _published() if name == NAME else pathlib.Path(os.path.expanduser(name))
     found = _sha256_of(path)
     _check_sha256(path, found, sha256.lower())
-    state_dict = read_weights(path)
+    state_dict = read_arrays(path, _ANCHORS)
     graphdef, shapes = _network(dtype)
     try:
         params = _params(state_dict, shapes)
@@ -135,7 +137,7 @@ def _params(state_dict: StateDict, shapes: dict[tuple[Any, ...], tuple[int, ...]
     expected |= {"fc.weight": classes, "fc.bias": classes[:1]}
     check_names(state_dict, expected, "the weights are not those of FID's Inception-v3")
     for name, shape in expected.items():
-        _check_array(name, np.asarray(state_dict[name]), shape)
+        _check_array(name, state_dict[name], shape)
     arrays: dict[tuple[Any, ...], np.ndarray] = {("fc", "kernel"): np.asarray(state_dict["fc.weight"], np.float32).T}
     for path, layout in layouts.items():
         folded = _fold(*(np.asarray(state_dict[name], np.float64) for name in layout))
@@ -160,11 +162,8 @@ def _fold(
     return {"kernel": kernel.astype(np.float32), "bias": (bias - mean * scale).astype(np.float32)}
 
 
-def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise UserError(f"{name} has shape {array.shape}, expected {shape}")
-    if not np.isfinite(array).all():
-        raise UserError(f"{name} has {np.count_nonzero(~np.isfinite(array))} values NaN or infinite, expected none")
+def _check_array(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    array = checked_array(name, value, shape)
     if name.endswith(".running_var") and array.min() < 0:
         raise UserError(f"{name} has the value {array.min()}, expected variances, 0 or more")
 
@@ -172,6 +171,7 @@ def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
 def _sha256_of(path: pathlib.Path) -> str:
     if not path.is_file():
         raise UserError(f"there is no Inception-v3 weights file {path.absolute()}, expected a path or {NAME!r}")
+    check_content(path)  # a web page, for one, is told as such, and not by its hash
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

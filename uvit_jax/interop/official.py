@@ -2,21 +2,22 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import nnx
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.state_dict import StateDict, check_names
-from uvit_jax.interop.torch_file import read_tensors
-from uvit_jax.interop.torch_legacy_file import is_legacy, read_legacy_tensors
+from uvit_jax.interop.official_fields import differences
+from uvit_jax.interop.state_dict import StateDict, check_names, checked_array
+from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.uvit import UViT, UViTConfig
+from uvit_jax.models.uvit_config import check_choice
+
+_ANCHORS = ("pos_embed",)  # what every official U-ViT has
 
 # Keys of the official network's configuration that we read; the rest of what it may hold changes no number.
 _CONFIG_FIELDS = {
@@ -91,24 +92,23 @@ def params(state_dict: StateDict, config: UViTConfig) -> dict[Any, Any]:
       config: the architecture; must be one the official code can express.
 
     Raises:
-      UserError: for an array missing, one too many, or one of another shape (the sentence names it), or for a config
+      UserError: for weights of another architecture (the sentence names the config's fields in which they differ), an
+        array missing, one too many, of another shape, of integers or with NaN (the sentence names it), or for a config
         with an ablation that has no official layout.
     """
     layout = _layout(config)
-    check_names(state_dict, layout, "the weights are of another architecture than the config")
+    try:
+        check_names(state_dict, layout, "the weights are of another architecture than the config")
+        arrays = {name: checked_array(name, state_dict[name], entry.shape) for name, entry in layout.items()}
+    except UserError as error:
+        raise UserError(f"{error}{differences(state_dict, config)}") from None
     tree: dict[Any, Any] = {}
     for name, entry in layout.items():
-        array = np.asarray(state_dict[name])
-        if array.shape != entry.shape:
-            raise UserError(
-                f"{name} has shape {array.shape}, expected {entry.shape} for the config given "
-                "(another resolution, width or number of classes?)"
-            )
         *parents, leaf = entry.path
         branch = tree
         for parent in parents:
             branch = branch.setdefault(parent, {})
-        branch[leaf] = entry.to_ours(array.astype(np.float32))
+        branch[leaf] = entry.to_ours(arrays[name])
     return tree
 
 
@@ -131,33 +131,21 @@ def dump(model: UViT) -> dict[str, np.ndarray]:
     return {name: entry.to_official(flat[entry.path]) for name, entry in _layout(model.config).items()}
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of a `.pth` (or `.pt`, `.bin`, `.ckpt`) or `.safetensors` file by name; nothing in it is executed.
+def read_weights(path: str | os.PathLike[str], *, weights: str = "ema") -> dict[str, np.ndarray]:
+    """The arrays of a U-ViT's file by their official names; nothing in it is executed.
+
+    The file is one of torch.save (either format) or of safetensors, whatever its name ends in. What training and
+    wrappers put around the names is left out: `{model, ema, opt}` and other dictionaries, `module.`, `_orig_mod.`,
+    Lightning's `state_dict` and `nnet.`, in any nesting. Of a file without a U-ViT's `pos_embed` all arrays are given.
+
+    weights: "ema" or "params", the averaged or the trained ones, for a file that holds both.
 
     Raises:
-      UserError: for a file that is missing, of another kind, damaged, or that asks for more than tensors.
+      UserError: for a file that is missing, of another kind (which is named), damaged, that asks for more than
+        tensors, or that holds several networks.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no weights file {path}")
-    if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                return {name: _tensor(file, name, path) for name in file.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
-            raise UserError(f"{path} is no whole safetensors file ({error})") from None
-    if path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
-        return read_legacy_tensors(path) if is_legacy(path) else read_tensors(path)
-    raise UserError(f"{path} ends in {path.suffix!r}, expected .pth, .pt, .bin, .ckpt or .safetensors")
-
-
-def _tensor(file: Any, name: str, path: pathlib.Path) -> np.ndarray:
-    """One array of an open safetensors file."""
-    try:
-        return file.get_tensor(name)
-    except AttributeError:  # of NumPy, which the library asks for a dtype that is none of NumPy's own
-        dtype = file.get_slice(name).get_dtype()
-        raise UserError(f"{path} holds {name} in {dtype}, expected float32, float16 or bfloat16") from None
+    check_choice("weights", weights, ("ema", "params"))
+    return read_arrays(path, _ANCHORS, weights=weights)
 
 
 def _plain_path(path: tuple) -> tuple[str | int, ...]:

@@ -1,4 +1,4 @@
-"""What all published weights have in common: arrays by name, checked against the names a model expects, and hashed."""
+"""What all published weights have in common: arrays by name, checked against those a model expects, and hashed."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -24,6 +24,30 @@ def check_names(state_dict: StateDict, expected: Collection[str], fault: str) ->
             if names
         ]
         raise UserError(f"{fault}: arrays {', '.join(parts)}")
+
+
+def checked_array(name: str, value: Any, *shapes: tuple[int, ...]) -> np.ndarray:
+    """The array as float32, once it is one of these shapes and of finite numbers, in whatever floating-point dtype.
+
+    Raises:
+      UserError: naming the array, for another shape, for integers, or for NaN and infinite values.
+    """
+    array = np.asarray(value)
+    if array.shape not in shapes:
+        raise UserError(f"{name} has shape {array.shape}, expected {' or '.join(map(str, shapes))}")
+    # NumPy has no bfloat16 of its own: the one we have counts as neither.
+    if array.dtype.kind in "biuOSUc":
+        raise UserError(f"{name} is of dtype {array.dtype}, expected floating point (are the weights quantized?)")
+    # Where float64 doesn't fit, the check below says so.
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        bad = np.count_nonzero(~np.isfinite(array))
+        raise UserError(
+            f"{name} has {bad:,} values NaN or infinite of {array.size:,}, expected none: the training that wrote the "
+            "weights diverged, or the file is damaged"
+        )
+    return array
 
 
 def sha256_of(arrays: Arrays, head: str = "") -> str:

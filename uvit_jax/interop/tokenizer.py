@@ -17,6 +17,7 @@ from jaxtyping import Int32
 from tokenizers import models, pre_tokenizers
 
 from uvit_jax.errors import UserError
+from uvit_jax.interop.file_kinds import check_content
 from uvit_jax.interop.hub import WEIGHTS, find_model
 
 LOG = logging.getLogger("uvit_jax")
@@ -175,6 +176,7 @@ def _find(name: str) -> pathlib.Path:
 
 def _read(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The vocabulary and the merges, the first one first, of a tokenizer's file and the one beside it."""
+    check_content(path)
     if path.suffix == ".gz":
         return _openai_vocab(gzip.decompress(path.read_bytes()).decode())
     if path.name == "merges.txt":
@@ -183,7 +185,10 @@ def _read(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         return _openai_vocab(path.read_bytes().decode())
     saved = json.loads(path.read_bytes())
     if "model" not in saved:
-        return saved, _merges(path.with_name("merges.txt").read_bytes().decode())
+        beside = path.with_name("merges.txt")
+        text = beside.read_bytes().decode()
+        check_content(beside)
+        return saved, _merges(text)
     model = saved["model"]
     if model.get("type", "BPE") != "BPE":
         raise UserError(f"{path} is a tokenizer of type {model['type']}, expected CLIP's, BPE")

@@ -34,8 +34,9 @@ class Experiment:
     """A whole config, checked: each section a frozen dataclass.
 
     Attributes:
-      init_from: weights to start from or to sample with: an official `.pth` or `.safetensors`, or the workdir of
-        another run, whose EMA weights are taken; empty for none.
+      init_from: weights to start from or to sample with: an official `.pth` or `.safetensors` (or a folder with one, or
+        with a step of the official code), or the workdir of another run. Where it holds both, EMA weights are taken,
+        or what `sample.weights` says; empty for none.
     """
 
     model: UViTConfig = dataclasses.field(default_factory=UViTConfig)

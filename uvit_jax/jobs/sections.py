@@ -305,7 +305,7 @@ class SampleConfig(SamplerConfig):
       guidance_scale: s of cond + s (cond - uncond); the paper's, one less than the usual w.
       seed: of the noise: sample i is a function of (seed, i).
       batch_size: samples made at a time.
-      weights: "ema" or "params".
+      weights: "ema" or "params", of a run or of a file that holds both.
       step: of the checkpoint; -1 for the newest.
       format: "png", one file a sample, or "npz", one file with `images` uint8 [n, h, w, c] and `labels` [n].
       out: folder; empty for one in the workdir's samples/ named after step, seed and all else that is asked for.

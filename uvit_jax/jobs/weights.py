@@ -13,6 +13,7 @@ import numpy as np
 from uvit_jax.errors import UserError
 from uvit_jax.interop import official
 from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.init_from import find_weights
 from uvit_jax.jobs.setup import Parts
 from uvit_jax.jobs.workdir import check_architecture, saved_config
 from uvit_jax.parallel import hosts
@@ -65,7 +66,7 @@ def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
     """
     config, init_from = parts.experiment.sample, parts.experiment.init_from
     elsewhere = samples_from_elsewhere(parts.experiment, workdir)
-    run = pathlib.Path(init_from) if elsewhere else workdir
+    run = hosts.together(find_weights, init_from, config.weights) if elsewhere else workdir
     if elsewhere and not run.is_dir():
         if config.step >= 0:
             raise UserError(
@@ -73,7 +74,7 @@ def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
                 "with a file, which holds the weights of one"
             )
         record: dict[str, str | int | float] = {"kind": "as published in the file", "from": init_from}
-        return Weights(initial_weights(parts, init_from), run.stem, run.stem, record)
+        return Weights(initial_weights(parts, init_from, config.weights), run.stem, run.stem, record)
     hosts.together(check_architecture, parts.experiment, run)
     with _checkpoints(run) as checkpoints:
         params, step = checkpoints.restore_weights(
@@ -128,24 +129,26 @@ def check_lengths(parts: Parts, workdir: pathlib.Path, lengths: Sequence[float])
 
 
 def check_init_from(init_from: str) -> None:
-    """Raises a UserError where `config.init_from` is set and nothing is there: before anything large is read."""
-    if init_from and not pathlib.Path(init_from).exists():
-        raise UserError(f"config.init_from is {init_from!r}, expected a weights file or a workdir: there is neither")
+    """Raises a UserError where `config.init_from` is set and leads to no weights: before anything large is read."""
+    if init_from:
+        find_weights(init_from)
 
 
-def initial_weights(parts: Parts, init_from: str) -> Params:
+def initial_weights(parts: Parts, init_from: str, weights: str = "ema") -> Params:
     """The weights in `config.init_from`, laid over the mesh: an official file's, or the EMA of a workdir's newest step.
+
+    weights: "ema" or "params", of a file (or a folder of the official code) that holds both.
 
     Raises:
       UserError: for a file that is missing, damaged or of another architecture than the config.
     """
-    path = pathlib.Path(init_from)
+    path = hosts.together(find_weights, init_from, weights)
     template = parts.abstract_params
     if path.is_dir():
         hosts.together(check_architecture, parts.experiment, path)
         with _checkpoints(path) as checkpoints:
             return checkpoints.restore_weights(template, weights="ema")[0]
-    params = hosts.together(_read_official, parts, path)
+    params = hosts.together(_read_official, parts, path, weights)
     return place(params, jax.tree.map(lambda leaf: leaf.sharding, template))
 
 
@@ -153,8 +156,8 @@ def _checkpoints(run: pathlib.Path) -> contextlib.AbstractContextManager[Checkpo
     return contextlib.closing(Checkpoints(run / "checkpoints", read_only=True))
 
 
-def _read_official(parts: Parts, path: pathlib.Path) -> Params:
+def _read_official(parts: Parts, path: pathlib.Path, weights: str) -> Params:
     try:
-        return official.params(official.read_weights(path), parts.experiment.model)
+        return official.params(official.read_weights(path, weights=weights), parts.experiment.model)
     except UserError as error:
         raise UserError(f"config.init_from is {str(path)!r}: {error}") from None
