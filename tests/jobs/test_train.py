@@ -69,7 +69,7 @@ def test_the_lines_of_a_step_are_on_the_disk_before_its_checkpoint(tmp_path, mon
     def recorded(name, function):
         return lambda self, *arguments: (events.append(name(*arguments)), function(self, *arguments))[1]
 
-    monkeypatch.setattr(train.Checkpoints, "save", recorded(lambda state, batches: ("save", int(state.step)), save))
+    monkeypatch.setattr(train.Checkpoints, "save", recorded(lambda state, *rest: ("save", int(state.step)), save))
     monkeypatch.setattr(train.MetricWriter, "write", recorded(lambda step, scalars: ("line", step), write))
     monkeypatch.setattr(train.MetricWriter, "flush", recorded(lambda: ("flush",), flush))
     monkeypatch.setattr(writers, "_SECONDS_BETWEEN_FLUSHES", math.inf)  # a busy machine takes them

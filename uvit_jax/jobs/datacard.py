@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from uvit_jax.data.manifest import FILE_NAME as MANIFEST
@@ -78,17 +77,18 @@ class DataCard:
             f"by {_in_words(self.normalization)}: leave it at None"
         )
 
-    def check_names(self, names: Sequence[str], source: str) -> None:
+    def check_names(self, source: Source) -> None:
         """Raises a UserError naming the first class that is another one in a data set than in what the model learned;
         names that are not known on one side are no difference.
         """
+        names = known_names(source)
         if not self.class_names or not names:
             return
         for label, (own, other) in enumerate(itertools.zip_longest(self.class_names, names)):
             if own != other:
                 raise UserError(
-                    f"class {label} of {source!r} (config.data.source) is {other!r}, but the model learned {own!r} as "
-                    f"class {label} of {self.name!r}: expected data of the same classes in the same order"
+                    f"class {label} of {source.name!r} (config.data.source) is {other!r}, but the model learned "
+                    f"{own!r} as class {label} of {self.name!r}: expected data of the same classes in the same order"
                 )
 
     def save(self, workdir: pathlib.Path) -> None:
@@ -118,6 +118,11 @@ def read_card(workdir: pathlib.Path) -> DataCard | None:
         ) from None
 
 
+def known_names(source: Source) -> tuple[str, ...]:
+    """The names of a data set's classes; empty where they have none, and are called by their numbers."""
+    return source.manifest.class_names if isinstance(source, RecordSource) else tuple(source.class_names)
+
+
 def carried_on(learned: DataCard, data: DataCard) -> DataCard:
     """The card of a run whose weights learned one data set, `learned`, and go on with another, `data`.
 
@@ -125,9 +130,8 @@ def carried_on(learned: DataCard, data: DataCard) -> DataCard:
 
     Raises:
       UserError: where the weights would mean something else: pixels and latents, another scale of the latents, another
-        encoder of images or captions, other classes.
+        encoder of images or captions.
     """
-    learned.check_names(data.class_names, data.name)
     if (learned.normalization is None) != (data.normalization is None):
         kinds = [
             f"{'pixels' if card.normalization is None else 'latents'} of {card.name!r}" for card in (learned, data)
@@ -200,13 +204,15 @@ def card_of_source(
         unknown |= {"class_names": ()}  # Classes and captions mean nothing to a model without them.
     if not experiment.model.context_dim:
         unknown |= {"text_encoder": "", "text_encoder_sha256": ""}
-    return carried_on(dataclasses.replace(learned, **unknown), card)
+    learned = dataclasses.replace(learned, **unknown)
+    learned.check_names(source)
+    return carried_on(learned, card)
 
 
 def _card_of_images(
     experiment: Experiment, source: Source, autoencoder: Autoencoder | None, learned: Normalization | None
 ) -> DataCard:
-    names = tuple(source.class_names)
+    names = known_names(source)
     manifest = source.manifest if isinstance(source, RecordSource) else None
     if manifest is None or manifest.kind == "pixels":
         return card_of_config(experiment, autoencoder, source.name, names, learned)

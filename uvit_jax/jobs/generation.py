@@ -210,7 +210,7 @@ def open_conditions(
     if experiment.sample.labels.strip() == "data":
         source = open_source(experiment)
         conditions = data_labels(experiment, source, count)
-        parts.card.check_names(source.class_names, source.name)
+        parts.card.check_names(source)
         return conditions
     return label_conditions(experiment, parts.card.class_names)
 
