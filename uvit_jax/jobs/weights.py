@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import logging
 import pathlib
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.ema import EMAConfig
 from uvit_jax.training.posthoc_ema import combination_for, ema_of_length
 from uvit_jax.training.state import Params
+
+LOG = logging.getLogger("uvit_jax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,8 +57,10 @@ class Weights:
 
 def samples_from_elsewhere(experiment: Experiment, workdir: pathlib.Path) -> bool:
     """Whether `config.init_from` is what is asked for, and not just what the workdir's run began with."""
-    init_from = experiment.init_from
-    return bool(init_from) and (saved_config(workdir) or {}).get("init_from") != init_from
+    init_from, began_with = experiment.init_from, (saved_config(workdir) or {}).get("init_from")
+    if not init_from or not began_with:
+        return bool(init_from)
+    return pathlib.Path(init_from).resolve() != pathlib.Path(began_with).resolve()
 
 
 def run_of_samples(experiment: Experiment, workdir: pathlib.Path) -> pathlib.Path | None:
@@ -81,6 +86,13 @@ def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
             raise UserError(
                 f"config.sample.step is {config.step}, and config.init_from is {init_from!r}: expected no step (-1) "
                 "with a file, which holds the weights of one"
+            )
+        if parts.experiment.model.num_classes and not parts.experiment.diffusion.p_uncond:
+            LOG.warning(
+                "warning: config.diffusion.p_uncond is 0, so all %d rows of the label table in %s are taken for "
+                "classes: in the published models the last is the empty label, which any number above 0 says",
+                parts.experiment.model.num_classes,
+                init_from,
             )
         record: dict[str, str | int | float] = {"kind": "as published in the file", "from": init_from}
         return Weights(initial_weights(parts, init_from), run.stem, run.stem, record)
