@@ -164,7 +164,7 @@ def _ema_rate(checkpoints: Checkpoints, workdir: pathlib.Path, step: int) -> flo
         first, other = others[0]
         raise UserError(
             f"the EMA of {workdir} has had the rate {rate} up to step {first} and {other} from there on, expected one "
-            f"rate: averages of other lengths are made of the steps up to {first} (config.sample.step)"
+            f"rate: averages of other lengths can be made with a config.sample.step of at most {first}"
         )
     return rate
 
