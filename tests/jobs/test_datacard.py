@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 
 import numpy as np
 import pytest
@@ -68,12 +69,18 @@ def test_other_classes_or_another_order_are_refused_with_the_first_that_differs(
     assert card_of_source(unconditional, images(*names), None, PIXELS).class_names == names
 
 
-def test_latents_are_scaled_as_the_run_learned_them_and_not_by_the_statistics_of_other_data(tmp_path):
+def test_latents_are_scaled_as_the_run_learned_them_and_not_by_the_statistics_of_other_data(tmp_path, caplog):
     source = latents(tmp_path)
     own = Normalization.from_statistics((0.1,) * 4, (0.3,) * 4)
     assert card_of_source(experiment(), source, None).normalization == own
-    card = card_of_source(experiment(), source, None, LEARNED)
+    with caplog.at_level(logging.INFO, "uvit_jax"):
+        card = card_of_source(experiment(), source, None, LEARNED)
+        assert (
+            card_of_source(experiment(), source, None, card_of_source(experiment(), source, None)).normalization == own
+        )
     assert card == dataclasses.replace(LEARNED, name=source.name)
+    (message,) = caplog.messages
+    assert message == f"latents are scaled as the model has learned them, not by the statistics of {source.name}"
     # What was read from a workdir is the same to the last bit.
     LEARNED.save(tmp_path)
     assert read_card(tmp_path) == LEARNED

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -16,6 +17,8 @@ from uvit_jax.interop.clip import TextEncoder
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.models.latents import Normalization
 from uvit_jax.telemetry.atomic import atomic_write
+
+LOG = logging.getLogger("uvit_jax")
 
 FILE = "data.json"
 
@@ -224,7 +227,10 @@ def _card_of_images(
             "config.autoencoder.scale at None, or prepare them with this scale"
         )
     if manifest.scale is None:
-        normalization = learned or Normalization.from_statistics(manifest.mean, manifest.std)
+        own = Normalization.from_statistics(manifest.mean, manifest.std)
+        normalization = learned or own
+        if normalization != own:
+            LOG.info("latents are scaled as the model has learned them, not by the statistics of %s", source.name)
     else:
         normalization = Normalization.constant(manifest.scale, len(manifest.mean), shift=manifest.shift)
     card = DataCard(source.name, names, normalization, manifest.autoencoder, manifest.autoencoder_sha256)
