@@ -25,7 +25,7 @@ from uvit_jax.diffusion.losses import denoising_loss
 from uvit_jax.diffusion.predictions import PREDICTIONS
 from uvit_jax.diffusion.sampler import SamplerConfig
 from uvit_jax.diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
-from uvit_jax.diffusion.spacing import check_start
+from uvit_jax.diffusion.spacing import check_carries
 from uvit_jax.errors import UserError
 
 SCHEDULES: dict[str, Schedule] = {
@@ -124,7 +124,7 @@ def trained(steps: int, spacing: str) -> None:
     for schedule_name, schedule in SCHEDULES.items():
         for prediction in PREDICTIONS:
             try:
-                check_start(schedule, 1.0, prediction)
+                check_carries(schedule, 1.0, prediction)
             except UserError as refusal:
                 print(f"{schedule_name:16s} {prediction:5s} refused: {refusal}")
                 continue

@@ -148,7 +148,7 @@ class CountingSource(ArraySource):
 def test_only_a_few_batches_are_read_ahead_and_none_to_reach_a_saved_position(batches):
     source = CountingSource(**{field.name: getattr(SOURCE, field.name) for field in dataclasses.fields(SOURCE)})
     iterator = batches(source, prefetch=2)
-    iterator.set_state({"next_index": 10**9})
+    iterator.set_state({"next_example": 10**10})
     assert source.reads == []
     next(iterator)
     reads = -1
@@ -167,11 +167,34 @@ def test_an_epochs_order_is_grains_shuffle_at_a_seed_of_its_own(batches):
     np.testing.assert_array_equal(take(batches(seed=seed, batch_size=6), 14), expected)
 
 
-def test_the_position_is_the_number_of_batches_handed_out(batches):
+def test_the_position_is_the_number_of_examples_handed_out(batches):
     iterator = batches(prefetch=3)
-    assert iterator.get_state() == {"next_index": 0}
+    assert iterator.get_state() == {"next_example": 0}
     take(iterator, 5)
-    assert iterator.get_state() == {"next_index": 5}
+    assert iterator.get_state() == {"next_example": 20}
+
+
+def test_batches_of_another_size_go_on_with_the_next_example(batches):
+    expected = take(batches(MIRRORS, flip=True, batch_size=1), 60).ravel()
+    first = batches(MIRRORS, flip=True, batch_size=6)
+    found = [take(first, 3).ravel()]
+    for batch_size, count in ((4, 5), (2, 4), (14, 1)):
+        other = batches(MIRRORS, flip=True, batch_size=batch_size)
+        other.set_state(first.get_state())
+        found.append(take(other, count).ravel())
+        first = other
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_a_position_that_counts_batches_is_read_with_the_size_that_they_had(batches):
+    expected = take(batches(), 15).ravel()
+    iterator = batches()
+    iterator.set_state({"next_index": 3})
+    np.testing.assert_array_equal(take(iterator, 12).ravel(), expected[12:])
+    iterator = batches(batch_size=6)
+    iterator.set_state({"next_index": 3, "batch_size": 4})
+    assert iterator.get_state() == {"next_example": 12}
+    np.testing.assert_array_equal(take(iterator, 8).ravel(), expected[12:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,14 +240,14 @@ def test_an_examples_flip_depends_on_its_place_in_the_stream_alone(batches, batc
 def test_flips_go_on_from_a_saved_position(batches):
     expected = take(batches(MIRRORS, flip=True, batch_size=3), 30)
     iterator = batches(MIRRORS, flip=True, batch_size=3)
-    iterator.set_state({"next_index": 13})
+    iterator.set_state({"next_example": 39})
     np.testing.assert_array_equal(take(iterator, 17), expected[13:])
 
 
 def test_worker_processes_hand_out_the_same_batches_and_end_when_closed(batches):
     iterator = batches(MIRRORS, flip=True, workers=2)
     np.testing.assert_array_equal(take(iterator, 12), take(batches(MIRRORS, flip=True), 12))
-    assert iterator.get_state() == {"next_index": 12}
+    assert iterator.get_state() == {"next_example": 48}
     assert len(multiprocessing.active_children()) == 2
     iterator.close()
     assert not multiprocessing.active_children()
@@ -333,7 +356,7 @@ def test_a_caption_depends_on_its_place_in_the_stream_alone(batches, batch_size,
     expected = drawn(batches(text_source(), fields=TEXT_FIELDS), 50).ravel()
     iterator = batches(text_source(), fields=TEXT_FIELDS, batch_size=batch_size, prefetch=prefetch)
     np.testing.assert_array_equal(drawn(iterator, 200 // batch_size).ravel(), expected)
-    iterator.set_state({"next_index": 3})
+    iterator.set_state({"next_example": 3 * batch_size})
     np.testing.assert_array_equal(drawn(iterator, 2).ravel(), expected[3 * batch_size : 5 * batch_size])
 
 

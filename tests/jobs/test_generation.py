@@ -1,5 +1,7 @@
 """Samples of a model as a stream: taken up anywhere they are the same, and a bad one is told by its number."""
 
+import dataclasses
+import json
 import pathlib
 
 import jax
@@ -13,8 +15,9 @@ from tests.jobs.test_latents import experiment as latent_experiment
 from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import prepare
+from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.generation import Generation, open_conditions, open_generation_parts
-from uvit_jax.jobs.weights import open_weights
+from uvit_jax.jobs.weights import open_weights, run_of_samples
 
 COUNT = 40
 
@@ -83,6 +86,27 @@ def test_a_file_has_no_steps(tmp_path):
     assert open_weights(parts_of(evaluation(init_from=str(file))), tmp_path).folder == "weights"
     with pytest.raises(UserError, match=r"^config\.sample\.step is 4, and config\.init_from is .*: expected no step"):
         open_weights(parts_of(evaluation(init_from=str(file), sample__step=4)), tmp_path)
+
+
+@pytest.mark.parametrize("spelled", ["{}", "{}/", "{}/../other"])
+def test_what_a_run_began_with_is_named_in_any_spelling(tmp_path, spelled):
+    other, run = tmp_path / "other", tmp_path / "run"
+    other.mkdir()
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"model": {}, "init_from": str(other)}))
+    assert run_of_samples(evaluation(init_from=spelled.format(other)), run) == run
+    assert run_of_samples(evaluation(init_from=str(tmp_path)), run) == tmp_path
+    assert run_of_samples(evaluation(), run) == run
+
+
+def test_labels_of_other_classes_than_the_models_are_not_drawn_from_the_data():
+    parts = parts_of(evaluation(sample__labels="data"))
+    assert open_conditions(parts, None, count=3).labels
+    other = dataclasses.replace(parts, card=DataCard("letters", tuple("abcdefghij")))
+    with pytest.raises(
+        UserError, match=r"^class 0 of 'digits' \(config\.data\.source\) is '0', but the model learned 'a'"
+    ):
+        open_conditions(other, None, count=3)
 
 
 @pytest.fixture(scope="module")

@@ -178,8 +178,8 @@ def test_a_sweep_of_steps_compiles_a_program_for_each_and_says_its_evaluations(r
 
 
 def test_lengths_of_the_ema_are_made_of_the_checkpoints_that_were_kept(run, tmp_path):
-    # 500 is the length that the run kept: its own average, read and not made.
-    sweep(run, "ema=1,2,500", evaluate__metrics="fid", evaluate__out=str(tmp_path / "sweep"))
+    # 500 is the length that the run kept, whatever the config says: its own average, read and not made.
+    sweep(run, "ema=1,2,500", ema__rate=0.5, evaluate__metrics="fid", evaluate__out=str(tmp_path / "sweep"))
     points = points_in(tmp_path / "sweep")
     weights = [json.loads(pathlib.Path(p["report"]).read_text())["samples"]["weights"] for p in points]
     assert [found["kind"] for found in weights] == ["ema made of checkpoints"] * 3

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import pathlib
@@ -11,7 +12,7 @@ from PIL import Image
 
 from tests.jobs.runs import assert_same_bits, final_state, tiny_experiment
 from uvit_jax.errors import Preempted, UserError
-from uvit_jax.jobs import sample, train
+from uvit_jax.jobs import evaluate, sample, train
 from uvit_jax.jobs.saved_config import get_config
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry import writers
@@ -22,7 +23,7 @@ from uvit_jax.training.checkpoint import Checkpoints
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, train.run(tiny_experiment(train__image_every=3), workdir)
+    return workdir, train.run(tiny_experiment(train__image_every=3, train__keep_every=4), workdir)
 
 
 def test_a_run_leaves_config_metrics_checkpoints_and_pictures(trained):
@@ -30,7 +31,8 @@ def test_a_run_leaves_config_metrics_checkpoints_and_pictures(trained):
     assert "step 8" in message
     assert str(workdir) in message
     assert json.loads((workdir / "config.json").read_text())["model"]["embed_dim"] == 16
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["4", "8"]
+    # Step 0 where some are kept for good: averages made later need it.
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["0", "4", "8"]
     assert sorted(path.name for path in (workdir / "samples").iterdir()) == [
         "denoising.png",
         "final.png",
@@ -67,7 +69,7 @@ def test_the_lines_of_a_step_are_on_the_disk_before_its_checkpoint(tmp_path, mon
     def recorded(name, function):
         return lambda self, *arguments: (events.append(name(*arguments)), function(self, *arguments))[1]
 
-    monkeypatch.setattr(train.Checkpoints, "save", recorded(lambda state, batches: ("save", int(state.step)), save))
+    monkeypatch.setattr(train.Checkpoints, "save", recorded(lambda state, *rest: ("save", int(state.step)), save))
     monkeypatch.setattr(train.MetricWriter, "write", recorded(lambda step, scalars: ("line", step), write))
     monkeypatch.setattr(train.MetricWriter, "flush", recorded(lambda: ("flush",), flush))
     monkeypatch.setattr(writers, "_SECONDS_BETWEEN_FLUSHES", math.inf)  # a busy machine takes them
@@ -116,6 +118,48 @@ def test_a_preempted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch
 def test_another_architecture_in_the_workdir_is_refused_by_field(trained):
     with pytest.raises(UserError, match=r"holds a model with depth = 3, but config\.model\.depth is 5"):
         train.run(tiny_experiment(model__depth=5), trained[0])
+
+
+def files(workdir):
+    return {path: path.read_bytes() for path in sorted(workdir.iterdir()) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"diffusion__prediction": "v"},
+            r"holds a model with prediction = 'noise', but config\.diffusion\.prediction is",
+        ),
+        (
+            {"diffusion__schedule": "vp_cosine"},
+            r"holds a model with schedule = 'vp_linear', but config\.diffusion\.sched",
+        ),
+    ],
+)
+@pytest.mark.parametrize("how", ["train", "train from", "sample", "sample from"])
+def test_weights_that_mean_something_else_are_refused_and_nothing_is_written(trained, tmp_path, how, changes, message):
+    workdir = tmp_path if how.endswith("from") else trained[0]
+    before = files(workdir)
+    experiment = tiny_experiment(**changes)
+    if how.endswith("from"):
+        experiment = dataclasses.replace(experiment, init_from=str(trained[0]))
+    with pytest.raises(UserError, match=message):
+        (train if how.startswith("train") else sample).run(experiment, workdir)
+    assert files(workdir) == before
+
+
+def test_a_run_goes_on_with_other_batches_at_the_next_example_and_its_changed_average_is_known(trained, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    again = {"train__batch_size": 8, "train__log_every": 1, "train__steps": 10, "ema__rate": 0.9}
+    train.run(tiny_experiment(**again), workdir)
+    metrics = read_metrics(workdir / "metrics.jsonl")
+    assert [line["images"] for line in metrics] == [32, 64, 96, 128, 136, 144]
+    position = json.loads((workdir / "checkpoints" / "10" / "data" / "metadata").read_text())
+    assert position == {"next_example": 144, "ema_rates": [[0, 0.998], [8, 0.9]]}
+    sweep = tiny_experiment(ema__rate=0.9, evaluate__sweep="ema=5")
+    with pytest.raises(UserError, match=r"has had the rate 0\.998 up to step 8 and 0\.9 from there on, expected one"):
+        evaluate.run(sweep, workdir)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_its_step(tmp_path):
@@ -239,7 +283,7 @@ def test_sample_i_depends_on_seed_and_i_alone(trained, tmp_path):
 
 def test_an_older_checkpoint_can_be_sampled_and_a_missing_one_is_named(trained, tmp_path):
     sample.run(tiny_experiment(sample__step=4, sample__out=str(tmp_path / "out")), trained[0])
-    with pytest.raises(UserError, match="holds no step 6, expected one of 4, 8"):
+    with pytest.raises(UserError, match="holds no step 6, expected one of 0, 4, 8"):
         sample.run(tiny_experiment(sample__step=6), trained[0])
 
 

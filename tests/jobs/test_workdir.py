@@ -8,7 +8,7 @@ from tests.jobs.digits_config import experiment
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import saved_config as saved_config_file
 from uvit_jax.jobs.config import Experiment, resolve
-from uvit_jax.jobs.workdir import changes, check_architecture, open_workdir, saved_config
+from uvit_jax.jobs.workdir import changes, check_architecture, check_meaning, check_run, open_workdir, saved_config
 
 
 def write_config(workdir: pathlib.Path, made: Experiment) -> None:
@@ -89,7 +89,7 @@ def test_an_image_size_of_two_numbers_equals_itself_after_json(tmp_path):
     assert resolve(saved_config_file.get_config(str(tmp_path))) == oblong
 
 
-@pytest.mark.parametrize("text", ["3", "[1]", '{"model": 3}'])
+@pytest.mark.parametrize("text", ["3", "[1]", '{"model": 3}', '{"model": {}, "diffusion": [1]}'])
 def test_json_of_another_kind_is_no_config(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="can't be read as the config of a run"):
@@ -105,3 +105,45 @@ def test_what_changed_since_the_run_began_is_listed_by_field(tmp_path):
         "config.init_from:  before, w.pth now",
         "config.train.steps: 3500 before, 9 now",
     ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("prediction", "v", r"prediction = 'noise', but config\.diffusion\.prediction is 'v': take another --workdir"),
+        (
+            "schedule",
+            "vp_cosine",
+            r"schedule = 'vp_linear', but config\.diffusion\.schedule is 'vp_cosine': take another",
+        ),
+    ],
+)
+def test_weights_of_another_meaning_than_the_configs_are_refused_by_field(tmp_path, field, value, message):
+    write_config(tmp_path, experiment())
+    other = experiment(**{f"diffusion__{field}": value})
+    for check in (check_meaning, check_run):
+        with pytest.raises(UserError, match=rf"^{tmp_path} holds a model with {message}"):
+            check(other, tmp_path)
+
+
+def test_an_empty_condition_is_known_or_not_whatever_share_learned_it(tmp_path):
+    unguided = {"diffusion__p_uncond": 0.0, "sample__guidance_scale": 0.0}
+    write_config(tmp_path, experiment())
+    check_meaning(experiment(diffusion__p_uncond=0.15, diffusion__weighting="min_snr"), tmp_path)
+    with pytest.raises(
+        UserError, match=r"p_uncond = 0\.1, which knows an empty condition, but .* is 0\.0, expected a num"
+    ):
+        check_meaning(experiment(**unguided), tmp_path)
+    write_config(tmp_path, experiment(**unguided))
+    with pytest.raises(
+        UserError, match=r"p_uncond = 0\.0, which knows no empty condition, but .* is 0\.1, expected 0:"
+    ):
+        check_meaning(experiment(), tmp_path)
+
+
+def test_a_config_older_than_a_field_was_one_of_its_default(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {}, "diffusion": {"p_uncond": 0.1}}')
+    check_meaning(experiment(), tmp_path)
+    with pytest.raises(UserError, match="prediction = 'noise', but"):
+        check_meaning(experiment(diffusion__prediction="x0"), tmp_path)
+    check_meaning(experiment(diffusion__prediction="x0"), tmp_path / "nowhere")

@@ -64,10 +64,35 @@ def test_state_and_data_position_come_back_bit_for_bit(tmp_path, mesh, state, ba
 
 def test_the_last_and_every_mth_are_kept(tmp_path, state, batches):
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_every=4)
-    for step in (2, 4, 6, 8, 10, 12, 14):
+    for step in (0, 2, 4, 6, 8, 10, 12, 14):
         checkpoints.save(at_step(state, step), batches)
     checkpoints.close()
-    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [4, 8, 12, 14]
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [0, 4, 8, 12, 14]
+
+
+def test_a_checkpoint_knows_the_rates_that_its_average_has_had(tmp_path, state, batches):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 3), batches, ((0, 0.9), (2, 0.99)))
+    checkpoints.close()
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.ema_rates(3) == ((0, 0.9), (2, 0.99))
+    (tmp_path / "3" / "data" / "metadata").write_text('{"next_index": 3}')
+    assert reader.ema_rates(3) == ()  # as they were before rates were kept
+    (tmp_path / "3" / "data" / "metadata").write_text("{")
+    with pytest.raises(UserError, match=r"/3 is damaged \(.*delete that folder"):
+        reader.ema_rates(3)
+
+
+def test_an_older_position_counts_batches_of_the_size_that_they_had(tmp_path, mesh, state, batches):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 5), batches)
+    checkpoints.close()
+    (tmp_path / "5" / "data" / "metadata").write_text('{"next_index": 5}')
+    for batch_size, position in ((None, 15), (7, 35)):
+        reader = Checkpoints(tmp_path)
+        reader.restore(template(mesh), batches, batch_size=batch_size)
+        reader.close()
+        assert batches.get_state() == {"next_example": position}
 
 
 def test_another_architecture_is_refused_by_name_before_anything_is_read(tmp_path, mesh, state, batches):

@@ -1,5 +1,7 @@
+import itertools
 import logging
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -50,28 +52,81 @@ def test_long_averages_lose_no_digits():
     assert Profile(10**12, rate).inner(Profile(10**12, rate)) == pytest.approx(2.0**-30 / (1 + rate), rel=1e-14)
 
 
-@pytest.mark.parametrize("target_length", [3, 20, 40, 100, 500])
-@pytest.mark.parametrize("steps", [range(20, 301, 20), (300,), (100, 299, 300), (0, 1, 2, 3, 300), (17, 250)])
-def test_the_error_told_is_that_of_the_profiles_and_the_weights_sum_to_one(steps, target_length):
+def by_interval(weights, steps):
+    """The sums of a profile's weights: on step 0, and on the steps after each checkpoint up to the next."""
+    edges = [0, 1, *(step + 1 for step in steps if step > 0)]
+    return np.array([weights[a:b].sum() for a, b in itertools.pairwise(edges)])
+
+
+@pytest.mark.parametrize("target_length", [3, 20, 40, 100, 500, 3000])
+@pytest.mark.parametrize("steps", [range(20, 301, 20), (300,), (100, 299, 300), (0, 1, 2, 3, 300), (17, 250), (0, 300)])
+def test_the_errors_told_are_those_of_the_profiles_and_the_weights_sum_to_one(steps, target_length):
     rate, target_rate = 0.975, 1 - 1 / target_length
     combination = fit(tuple(steps), rate, target_rate, 300)
     assert combination.steps == tuple(steps)
     assert sum(combination.ema) + sum(combination.params) == pytest.approx(1, abs=1e-8)
     target = profile(300, target_rate, 300)
-    error = np.linalg.norm(target - combined(combination, rate, 300)) / np.linalg.norm(target)
-    assert combination.error == pytest.approx(error, abs=1e-7)
+    off = target - combined(combination, rate, 300)
+    assert combination.error == pytest.approx(np.linalg.norm(off[1:]) / np.linalg.norm(target[1:]), abs=1e-7)
+    assert combination.misplaced == pytest.approx(abs(off[0]), abs=1e-9)
 
 
 @pytest.mark.parametrize("target_length", [20, 100, 400])
-def test_no_other_combination_that_sums_to_one_has_a_smaller_error(target_length):
-    rate, target_rate, steps = 0.975, 1 - 1 / target_length, (150, 200, 201, 280, 300)
+def test_no_other_combination_with_the_targets_weight_between_checkpoints_has_a_smaller_error(target_length):
+    rate, target_rate, steps = 0.975, 1 - 1 / target_length, (0, 150, 200, 201, 280, 300)
     combination = fit(steps, rate, target_rate, 300)
-    # Brute force: eliminate the last raw parameters' coefficient by the condition, and solve what is left.
+    # Brute force: least squares over the combinations that fulfil the conditions.
     stored = np.array([profile(t, rate, 300) for t in steps] + [profile(t, 0, 300) for t in steps])
     target = profile(300, target_rate, 300)
-    matrix, goal = (stored[:-1] - stored[-1]).T, target - stored[-1]
-    best = np.linalg.norm(matrix @ np.linalg.lstsq(matrix, goal, rcond=1e-13)[0] - goal) / np.linalg.norm(target)
+    conditions = np.array([by_interval(weights, steps) for weights in stored]).T
+    start = np.linalg.lstsq(conditions, by_interval(target, steps), rcond=1e-13)[0]
+    free = np.linalg.svd(conditions)[2][np.linalg.matrix_rank(conditions) :].T
+    matrix, goal = (stored.T @ free)[1:], (target - stored.T @ start)[1:]
+    best = np.linalg.norm(matrix @ np.linalg.lstsq(matrix, goal, rcond=1e-13)[0] - goal) / np.linalg.norm(target[1:])
     assert combination.error == pytest.approx(best, rel=1e-6)
+
+
+# Averages about as long as the training: the digits example of the docs, and a long run.
+NEAR_THE_TRAINING = [(0.998, 2000, 500, 3500), (0.998, 10_000, 500, 3500), (0.9999, 200_000, 10_000, 500_000)]
+
+
+@pytest.mark.parametrize(("rate", "length", "every", "last"), NEAR_THE_TRAINING)
+def test_with_step_0_kept_no_weight_of_a_long_average_lies_between_other_checkpoints(rate, length, every, last):
+    steps = tuple(range(0, last + 1, every))
+    combination = fit(steps, rate, 1 - 1 / length, last)
+    target = Profile(last, 1 - 1 / length)
+    found = np.zeros(last + 1)
+    for step, a, b in zip(steps, combination.ema, combination.params, strict=True):
+        found[: step + 1] += a * closed_profile(step, rate)
+        found[step] += b
+    off = closed_profile(last, target.rate) - found
+    assert combination.misplaced < 1e-12
+    assert np.abs(by_interval(off, steps)).max() < 1e-9
+    assert np.abs(off).sum() / 2 < 0.11  # within the intervals, where parameters are near each other
+    assert sum(map(float, np.float32(combination.ema + combination.params))) == pytest.approx(1, abs=1e-7)
+
+
+@pytest.mark.parametrize(("rate", "length", "every", "last"), NEAR_THE_TRAINING)
+def test_without_step_0_its_weight_lies_on_the_first_interval_alone_and_both_numbers_say_so(rate, length, every, last):
+    steps = tuple(range(every, last + 1, every))
+    combination = fit(steps, rate, 1 - 1 / length, last)
+    found = np.zeros(last + 1)
+    for step, a, b in zip(steps, combination.ema, combination.params, strict=True):
+        found[: step + 1] += a * closed_profile(step, rate)
+        found[step] += b
+    off = by_interval(closed_profile(last, 1 - 1 / length) - found, steps)
+    assert combination.misplaced == pytest.approx(off[0], abs=1e-9)
+    assert off[0] == pytest.approx(-off[1], abs=1e-9)
+    assert np.abs(off[2:]).max() < 1e-9
+    assert combination.misplaced > 0.05
+    assert combination.error > posthoc_ema.LARGE_ERROR
+
+
+def closed_profile(step, rate):
+    """`profile` of steps 0..step, without its recursion."""
+    weights = (1 - rate) * rate ** np.arange(step, -1.0, -1)
+    weights[0] = rate**step
+    return weights
 
 
 def test_checkpoints_beyond_the_target_or_long_before_it_are_left_out():
@@ -110,7 +165,7 @@ def test_with_every_step_kept_any_average_is_exact():
 def simulate(params, rates, kept):
     """(raw, averages of all rates) at the steps kept, of a training that takes these parameters step by step."""
     averages = {rate: {"w": params[0]} for rate in rates}
-    found = {}
+    found = {0: (params[0], {rate: params[0] for rate in rates})} if 0 in kept else {}
     for step, now in enumerate(params[1:], 1):
         averages = {rate: ema.update(average, {"w": now}, rate) for rate, average in averages.items()}
         if step in kept:
@@ -118,12 +173,17 @@ def simulate(params, rates, kept):
     return found
 
 
-@pytest.mark.parametrize("length", [100, 400, 600])
-@pytest.mark.parametrize("kind", ["random walk", "noise"])
+@pytest.mark.parametrize("length", [100, 400, 600, 3000])
+@pytest.mark.parametrize("kind", ["random walk", "line", "noise"])
 def test_averages_of_a_simulated_training_come_out_within_the_predicted_error(length, kind):
-    rate, target_rate, steps = 1 - 1 / 200, 1 - 1 / length, tuple(range(100, 4001, 100))
+    rate, target_rate, steps = 1 - 1 / 200, 1 - 1 / length, tuple(range(0, 4001, 100))
     params = np.random.default_rng(0).standard_normal((4001, 500))
-    params = np.cumsum(params, axis=0) if kind == "random walk" else params
+    params = {
+        "random walk": np.cumsum(params, axis=0),
+        "line": np.arange(4001.0)[:, None] * params[:1],
+        # Step 0, of which an average holds a share of its own, is met exactly.
+        "noise": params * (np.arange(4001) > 0)[:, None],
+    }[kind]
     found = simulate(params, (rate, target_rate), steps)
     combination = fit(steps, rate, target_rate, 4000)
     got = sum(
@@ -157,7 +217,8 @@ def run(tmp_path_factory):
     state = jax.jit(lambda: create(noise, optimizer, 0), out_shardings=replicated(mesh))()
     step = jax.jit(lambda state, key: apply_gradients(state, noise(key), optimizer, RATE))
     long = jax.device_get(state.params)
-    checkpoints = Checkpoints(directory, keep_last=8)
+    checkpoints = Checkpoints(directory, keep_last=9)
+    checkpoints.save(state, batches)
     for i in range(1, 81):
         state = step(state, jax.random.key(i))
         long = ema.update(long, jax.device_get(state.params), 1 - 1 / LONG)
@@ -182,8 +243,8 @@ def equal(a, b):
 def test_a_longer_average_of_a_run_on_disk_is_the_one_tracked_beside_it(run, caplog):
     directory, template, state, long = run
     params, combination = ema_of_length(Checkpoints(directory, read_only=True), template, rate=RATE, length=LONG)
-    assert combination.steps == tuple(range(10, 81, 10))
-    assert combination.error < 0.1
+    assert combination.steps == tuple(range(0, 81, 10))
+    assert combination.error < 0.2
     assert distance(params, long) < 0.2 * distance(state.ema, long)
     assert distance(params, long) < combination.error * distance(state.params, long)
     assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, template)
@@ -223,8 +284,35 @@ def test_a_rough_average_is_told_with_its_error_and_what_makes_it_better(run, ca
     assert "config.train.keep_every of at most 4" in message
 
 
-def test_one_checkpoint_gives_only_what_it_holds(run):
+def test_the_beginning_is_an_average_of_any_length(run):
     directory, template, *_ = run
+    checkpoints = Checkpoints(directory, read_only=True)
+    params, combination = ema_of_length(checkpoints, template, rate=RATE, length=40, step=0)
+    assert equal(params, checkpoints.restore_weights(template, weights="params", step=0)[0])
+    assert (combination.error, combination.misplaced) == (0, 0)
+
+
+@pytest.fixture(scope="module")
+def old_run(run, tmp_path_factory):
+    """The same of before step 0 was kept."""
+    directory = tmp_path_factory.mktemp("old") / "run"
+    shutil.copytree(run[0], directory)
+    shutil.rmtree(directory / "0")
+    return directory
+
+
+def test_weight_that_belongs_on_a_step_0_that_is_not_there_is_told(run, old_run, caplog):
+    with caplog.at_level(logging.WARNING, "uvit_jax"):
+        _, combination = ema_of_length(Checkpoints(old_run, read_only=True), run[1], rate=RATE, length=LONG)
+    assert combination.misplaced > posthoc_ema.LARGE_MISPLACED
+    *_, message = caplog.messages
+    assert message.startswith("warning: the EMA of length 40 at step 80 is not what training would have kept: ")
+    assert f"{100 * combination.misplaced:.0f}% of its weight belongs on step 0" in message
+    assert "lies on the steps up to 10;" in message
+
+
+def test_one_checkpoint_gives_only_what_it_holds(run, old_run):
+    directory, template = old_run, run[1]
     checkpoints = Checkpoints(directory, read_only=True)
     with pytest.raises(UserError, match=r"1 checkpoint up to step 10, .*\(40\) than the stored one \(20\).*keep_every"):
         ema_of_length(checkpoints, template, rate=RATE, length=40, step=10)
@@ -241,7 +329,7 @@ def test_lengths_that_are_none_are_refused(run, length):
 
 def test_a_step_without_checkpoint_names_those_there_are(run, tmp_path):
     directory, template, *_ = run
-    with pytest.raises(UserError, match="holds no step 15, expected one of 10, 20,"):
+    with pytest.raises(UserError, match="holds no step 15, expected one of 0, 10, 20,"):
         ema_of_length(Checkpoints(directory, read_only=True), template, rate=RATE, length=40, step=15)
     with pytest.raises(UserError, match="holds no checkpoint"):
         ema_of_length(Checkpoints(tmp_path / "nowhere", read_only=True), template, rate=RATE, length=40)

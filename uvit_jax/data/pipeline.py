@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import grain
 import jax
@@ -32,10 +33,11 @@ def train_batches(
 ) -> grain.DatasetIterator[Batch]:
     """An endless iterator over batches `{name: array [batch_size, ...]}`, global arrays split as `sharding` says.
 
-    Every epoch is another permutation, drawn from (seed, epoch). Batch k is a function of (seed, k) alone: it holds
-    the same examples in the same order whatever the number of hosts (each reads what its own devices hold of it), of
-    workers and of batches fetched ahead. The iterator's `get_state` is the number of batches handed out, on every
-    host the same, so it can be saved at any step; `set_state` goes there without reading what lies before.
+    Every epoch is another permutation, drawn from (seed, epoch), and the epochs are one endless stream of examples,
+    cut into batches. It holds the same examples in the same order whatever the size of the batches, the number of
+    hosts (each reads what its own devices hold), of workers and of batches fetched ahead. The iterator's `get_state` is
+    the number of examples handed out, on every host the same, so it can be saved at any step; `set_state` goes there
+    without reading what lies before, and batches of another size go on with the example after the last one.
 
     Args:
       source: random access to examples.
@@ -65,11 +67,11 @@ def train_batches(
     if workers and not flags.FLAGS.is_parsed():
         # Grain hands its flags to the workers, and who uses this without a command line has parsed none.
         flags.FLAGS.mark_as_parsed()
-    read = _BatchReader(source, tuple(fields), batch_size, seed, flip, rows)
     reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
 
     def start(first: int) -> grain.DatasetIterator[Batch]:
-        batches = grain.MapDataset.range(first, sys.maxsize).map(read).to_iter_dataset(reading)
+        read = _BatchReader(source, tuple(fields), batch_size, seed, flip, rows, first)
+        batches = grain.MapDataset.range(0, sys.maxsize).map(read).to_iter_dataset(reading)
         if workers:
             # Through pipes: shared memory is no faster here, leaks what is under way when closed, and Docker has 64 MB.
             options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
@@ -82,12 +84,12 @@ def train_batches(
             iterator.start_prefetch()
         return iterator
 
-    return _Batches(start)
+    return _Batches(start, batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class _BatchReader:
-    """This host's rows of batch k, read from the source; sent to worker processes as a whole."""
+    """This host's rows of batch k from the example `first` of the stream on; sent to worker processes as a whole."""
 
     source: Source
     fields: tuple[str, ...]
@@ -95,9 +97,10 @@ class _BatchReader:
     seed: int
     flip: bool
     rows: Int[np.ndarray, " rows"]
+    first: int
 
     def __call__(self, k: int) -> dict[str, np.ndarray]:
-        positions = k * self.batch_size + self.rows
+        positions = self.first + k * self.batch_size + self.rows
         indices = _shuffled(positions, len(self.source), self.seed)
         mirrored = _flips(positions, self.seed) if self.flip else np.zeros(len(positions), bool)
         draws = _words(positions, self.seed, Stream.TRAIN_CAPTION) if "context" in self.fields else None
@@ -162,19 +165,20 @@ def _to_devices(
 
 
 class _Batches(grain.DatasetIterator[Batch]):
-    """Counts the batches handed out; `start(k)` gives the running iterator from batch k on."""
+    """Counts the examples handed out; `start(n)` gives the running iterator from example n of the stream on."""
 
-    def __init__(self, start: Callable[[int], grain.DatasetIterator[Batch]]):
+    def __init__(self, start: Callable[[int], grain.DatasetIterator[Batch]], batch_size: int):
         super().__init__()
         self._start = start
-        self._next_index = 0
+        self._batch_size = batch_size
+        self._next_example = 0
         self._running: grain.DatasetIterator[Batch] | None = None
 
     def __next__(self) -> Batch:
         self.start_prefetch()
         assert self._running is not None
         batch = next(self._running)
-        self._next_index += 1
+        self._next_example += self._batch_size
         return batch
 
     def start_prefetch(self) -> None:
@@ -182,16 +186,23 @@ class _Batches(grain.DatasetIterator[Batch]):
         if self._closed:
             raise ValueError("these batches are closed, expected to be open while they are used")
         if self._running is None:
-            self._running = self._start(self._next_index)
+            self._running = self._start(self._next_example)
 
     def get_state(self) -> dict[str, int]:
-        """The number of batches handed out, under Grain's own name for it."""
-        return {"next_index": self._next_index}
+        """The number of examples handed out."""
+        return {"next_example": self._next_example}
 
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes on as after that many batches."""
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on as after that many examples.
+
+        A position of before examples were counted, `next_index`, counts batches of `batch_size`, by default of this
+        iterator's own size.
+        """
         self._stop()
-        self._next_index = state["next_index"]
+        if "next_example" in state:
+            self._next_example = state["next_example"]
+        else:
+            self._next_example = state["next_index"] * state.get("batch_size", self._batch_size)
 
     def close(self) -> None:
         """Stops the threads and processes that read ahead; a second call does nothing."""
@@ -204,4 +215,4 @@ class _Batches(grain.DatasetIterator[Batch]):
             self._running = None
 
     def __str__(self) -> str:
-        return f"Batches(next_index={self._next_index})"
+        return f"Batches(next_example={self._next_example})"

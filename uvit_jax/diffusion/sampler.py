@@ -19,7 +19,7 @@ from uvit_jax.diffusion.heun import heun
 from uvit_jax.diffusion.predictions import check_prediction
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.diffusion.sde import euler_maruyama
-from uvit_jax.diffusion.spacing import SPACINGS, check_ends, check_start
+from uvit_jax.diffusion.spacing import SPACINGS, check_ends, check_carries
 from uvit_jax.diffusion.tableau import Threshold, Trajectory, check_steps
 from uvit_jax.errors import UserError
 from uvit_jax.randomness import Stream, stream_key
@@ -214,7 +214,7 @@ class Sampler:
         of the adaptive method, or autoguidance without a weak network.
         """
         check_prediction(prediction)
-        check_start(schedule, config.t_start, prediction)
+        check_carries(schedule, config.t_start, prediction)
         if return_trajectory and config.adaptive:
             raise UserError("return_trajectory is True, but method 'adaptive' keeps no trajectory")
         if config.guidance == "autoguidance" and weak_network is None:

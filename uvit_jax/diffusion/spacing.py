@@ -88,7 +88,7 @@ def begin(
     return x_T * (std_first / std), first
 
 
-def check_start(schedule: Schedule, t_start: float, prediction: str) -> None:
+def check_carries(schedule: Schedule, t_start: float, prediction: str) -> None:
     """Raises UserError where a network that predicts noise would be asked where it says nothing of x_0.
 
     For a network's use, whose error sigma / alpha multiplies; the solvers themselves take exact functions.

@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -15,6 +17,8 @@ from uvit_jax.interop.clip import TextEncoder
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.models.latents import Normalization
 from uvit_jax.telemetry.atomic import atomic_write
+
+LOG = logging.getLogger("uvit_jax")
 
 FILE = "data.json"
 
@@ -50,8 +54,15 @@ class DataCard:
             )
 
     def check(self, autoencoder: Autoencoder | None) -> None:
-        """Raises a UserError where these are another autoencoder's latents."""
-        if autoencoder is None or self.normalization is None or not self.autoencoder_sha256:
+        """Raises a UserError where these are pixels, or another autoencoder's latents."""
+        if autoencoder is None:
+            return
+        if self.normalization is None:
+            raise UserError(
+                f"config.autoencoder.name is {autoencoder.name!r}, expected none: the model learned the pixels of "
+                f"{self.name!r}"
+            )
+        if not self.autoencoder_sha256:
             return
         if autoencoder.sha256 != self.autoencoder_sha256:
             raise UserError(
@@ -64,12 +75,24 @@ class DataCard:
         """Raises a UserError where `config.autoencoder.scale` is given and is not the one of the latents learned."""
         if wanted is None or self.normalization is None or set(self.normalization.scale) == {wanted}:
             return
-        found = sorted(set(self.normalization.scale))
-        scales = f"{found[0]:g}" if len(found) == 1 else f"{found[0]:.4g} to {found[-1]:.4g}, channel by channel"
         raise UserError(
             f"config.autoencoder.scale is {wanted}, but the latents that the model learned of {self.name!r} are scaled "
-            f"by {scales}: leave it at None"
+            f"by {_in_words(self.normalization)}: leave it at None"
         )
+
+    def check_names(self, source: Source) -> None:
+        """Raises a UserError naming the first class that is another one in a data set than in what the model learned;
+        names that are not known on one side are no difference.
+        """
+        names = known_names(source)
+        if not self.class_names or not names:
+            return
+        for label, (own, other) in enumerate(itertools.zip_longest(self.class_names, names)):
+            if own != other:
+                raise UserError(
+                    f"class {label} of {source.name!r} (config.data.source) is {other!r}, but the model learned "
+                    f"{own!r} as class {label} of {self.name!r}: expected data of the same classes in the same order"
+                )
 
     def save(self, workdir: pathlib.Path) -> None:
         """Writes the workdir's data.json."""
@@ -98,6 +121,56 @@ def read_card(workdir: pathlib.Path) -> DataCard | None:
         ) from None
 
 
+def known_names(source: Source) -> tuple[str, ...]:
+    """The names of a data set's classes; empty where they have none, and are called by their numbers."""
+    return source.manifest.class_names if isinstance(source, RecordSource) else tuple(source.class_names)
+
+
+def carried_on(learned: DataCard, data: DataCard) -> DataCard:
+    """The card of a run whose weights learned one data set, `learned`, and go on with another, `data`.
+
+    What is known of the former alone stays: names of the classes, hashes of the encoders.
+
+    Raises:
+      UserError: where the weights would mean something else: pixels and latents, another scale of the latents, another
+        encoder of images or captions.
+    """
+    if (learned.normalization is None) != (data.normalization is None):
+        kinds = [
+            f"{'pixels' if card.normalization is None else 'latents'} of {card.name!r}" for card in (learned, data)
+        ]
+        raise UserError(f"the model learned the {kinds[0]}, expected no {kinds[1]}: take the data of a model like it")
+    for what, name, sha256 in (
+        ("latents", "autoencoder", "autoencoder_sha256"),
+        ("captions", "text_encoder", "text_encoder_sha256"),
+    ):
+        before, now = getattr(learned, sha256), getattr(data, sha256)
+        if before and now and before != now:
+            raise UserError(
+                f"the {what} of {data.name!r} (config.data.source) were encoded with {getattr(data, name)!r} (SHA-256 "
+                f"{now[:12]}), expected {getattr(learned, name)!r} ({before[:12]}), as those of {learned.name!r} that "
+                "the model learned"
+            )
+        if not now:
+            data = dataclasses.replace(data, **{name: getattr(learned, name), sha256: before})
+    if learned.normalization is not None and learned.normalization != data.normalization:
+        assert data.normalization is not None  # compared above
+        raise UserError(
+            f"the latents of {data.name!r} (config.data.source) are scaled by {_in_words(data.normalization)}, "
+            f"expected {_in_words(learned.normalization)}, as those of {learned.name!r} that the model learned"
+        )
+    return dataclasses.replace(data, class_names=data.class_names or learned.class_names)
+
+
+def _in_words(normalization: Normalization) -> str:
+    """The scale of latents, and their shift where there is one."""
+    parts = []
+    for values in (normalization.scale, normalization.shift):
+        low, high = min(values), max(values)
+        parts.append(f"{low:g}" if low == high else f"{low:.4g} to {high:.4g}, channel by channel")
+    return parts[0] if parts[1] == "0" else f"{parts[0]} (shifted by {parts[1]})"
+
+
 def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
     """What hosts that each read their own copy of the data and of other models' weights must find the same."""
     values = {f"the data's {name}": value for name, value in dataclasses.asdict(card).items()}
@@ -109,28 +182,43 @@ def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
     return values
 
 
-def card_of_source(experiment: Experiment, source: Source, autoencoder: Autoencoder | None) -> DataCard:
+def card_of_source(
+    experiment: Experiment, source: Source, autoencoder: Autoencoder | None, learned: DataCard | None = None
+) -> DataCard:
     """The card of a data set as this experiment reads it.
 
+    learned: the card of the run whose weights go on with this data set. Its normalization is taken where neither the
+    config nor the data set names a number: statistics of other data would make other latents of the same images.
+
     Raises:
-      UserError: where the config names another autoencoder or scale than the one the data were made with.
+      UserError: where the config names another autoencoder or scale than the one the data were made with, or, as
+        `carried_on`, where the weights of that run would mean something else.
     """
-    names = tuple(source.class_names)
     manifest = source.manifest if isinstance(source, RecordSource) else None
-    card = _card_of_images(experiment, source, autoencoder, names)
-    if manifest is None:
+    card = _card_of_images(experiment, source, autoencoder, learned.normalization if learned else None)
+    if manifest is not None:
+        card = dataclasses.replace(
+            card, text_encoder=manifest.text_encoder, text_encoder_sha256=manifest.text_encoder_sha256
+        )
+    if learned is None:
         return card
-    return dataclasses.replace(
-        card, text_encoder=manifest.text_encoder, text_encoder_sha256=manifest.text_encoder_sha256
-    )
+    unknown: dict[str, Any] = {}
+    if not experiment.model.num_classes:
+        unknown |= {"class_names": ()}  # Classes and captions mean nothing to a model without them.
+    if not experiment.model.context_dim:
+        unknown |= {"text_encoder": "", "text_encoder_sha256": ""}
+    learned = dataclasses.replace(learned, **unknown)
+    learned.check_names(source)
+    return carried_on(learned, card)
 
 
 def _card_of_images(
-    experiment: Experiment, source: Source, autoencoder: Autoencoder | None, names: tuple[str, ...]
+    experiment: Experiment, source: Source, autoencoder: Autoencoder | None, learned: Normalization | None
 ) -> DataCard:
+    names = known_names(source)
     manifest = source.manifest if isinstance(source, RecordSource) else None
     if manifest is None or manifest.kind == "pixels":
-        return card_of_config(experiment, autoencoder, source.name, names)
+        return card_of_config(experiment, autoencoder, source.name, names, learned)
     wanted = experiment.autoencoder.scale
     if wanted is not None and wanted != manifest.scale:
         found = "their own mean and standard deviation" if manifest.scale is None else manifest.scale
@@ -139,7 +227,10 @@ def _card_of_images(
             "config.autoencoder.scale at None, or prepare them with this scale"
         )
     if manifest.scale is None:
-        normalization = Normalization.from_statistics(manifest.mean, manifest.std)
+        own = Normalization.from_statistics(manifest.mean, manifest.std)
+        normalization = learned or own
+        if normalization != own:
+            LOG.info("latents are scaled as the model has learned them, not by the statistics of %s", source.name)
     else:
         normalization = Normalization.constant(manifest.scale, len(manifest.mean), shift=manifest.shift)
     card = DataCard(source.name, names, normalization, manifest.autoencoder, manifest.autoencoder_sha256)
@@ -148,15 +239,23 @@ def _card_of_images(
 
 
 def card_of_config(
-    experiment: Experiment, autoencoder: Autoencoder | None, name: str = "", class_names: tuple[str, ...] = ()
+    experiment: Experiment,
+    autoencoder: Autoencoder | None,
+    name: str = "",
+    class_names: tuple[str, ...] = (),
+    learned: Normalization | None = None,
 ) -> DataCard:
     """The card of a model of pixels, or of one whose images this autoencoder encodes and decodes.
+
+    learned: how the latents were scaled that the model learned, taken where the config names no scale.
 
     Raises:
       UserError: for an autoencoder that has no scale of its own where the config gives none either.
     """
     if autoencoder is None:
         return DataCard(name, class_names)
+    if experiment.autoencoder.scale is None and learned is not None:
+        return DataCard(name, class_names, learned, autoencoder.name, autoencoder.sha256)
     scale = autoencoder.scale if experiment.autoencoder.scale is None else experiment.autoencoder.scale
     if scale is None:
         raise UserError(

@@ -26,7 +26,8 @@ from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.datacard import DataCard, card_of_config, card_of_source, identity, read_card
 from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
 from uvit_jax.jobs.text import TextStates, open_text_states
-from uvit_jax.jobs.weights import check_init_from, samples_from_elsewhere
+from uvit_jax.jobs.weights import check_init_from, run_of_samples, samples_from_elsewhere
+from uvit_jax.jobs.workdir import check_run
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch
 from uvit_jax.telemetry.images import to_uint8
@@ -120,6 +121,8 @@ def open_generation_parts(
         )
     if samples_from_elsewhere(experiment, workdir):
         check_init_from(experiment.init_from)
+    if run := run_of_samples(experiment, workdir):
+        check_run(experiment, run)
     autoencoder = open_experiment_autoencoder(experiment)
     parts = assemble(experiment, _card(experiment, workdir, autoencoder), autoencoder, section="sample")
     check_decoder(parts)
@@ -205,7 +208,10 @@ def open_conditions(
     if text is not None:
         return prompt_conditions(experiment, text)
     if experiment.sample.labels.strip() == "data":
-        return data_labels(experiment, open_source(experiment), count)
+        source = open_source(experiment)
+        conditions = data_labels(experiment, source, count)
+        parts.card.check_names(source)
+        return conditions
     return label_conditions(experiment, parts.card.class_names)
 
 
@@ -213,10 +219,7 @@ def _card(experiment: Experiment, workdir: pathlib.Path, autoencoder: Autoencode
     """What is known of the data: the run whose weights these are says it, or the data set where it is at hand, or the
     config alone.
     """
-    run: pathlib.Path | None = workdir
-    if samples_from_elsewhere(experiment, workdir):
-        run = pathlib.Path(experiment.init_from)
-        run = run if run.is_dir() else None
+    run = run_of_samples(experiment, workdir)
     card = read_card(run) if run else None
     if card is not None:
         card.check_scale(experiment.autoencoder.scale)

@@ -270,7 +270,7 @@ class TrainConfig:
         (`parallel.compiler`).
       num_images: samples in the grids drawn while training.
       keep_last: newest checkpoints kept.
-      keep_every: checkpoints at multiples of this step are kept for good; 0 for none.
+      keep_every: checkpoints at multiples of this step are kept for good, from that of step 0 on; 0 for none.
     """
 
     steps: int = 500_000

@@ -36,8 +36,8 @@ from uvit_jax.jobs.generation import Generation
 from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
 from uvit_jax.jobs.text import TextStates, open_text_states
 from uvit_jax.jobs.train_evaluation import TrainEvaluation
-from uvit_jax.jobs.weights import check_init_from, initial_weights
-from uvit_jax.jobs.workdir import changes, check_architecture, open_workdir, save_config, saved_config
+from uvit_jax.jobs.weights import check_start, initial_weights
+from uvit_jax.jobs.workdir import changes, open_workdir, save_config, saved_config
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.mesh import batch_parts
@@ -47,7 +47,7 @@ from uvit_jax.telemetry.curves import loss_curve
 from uvit_jax.telemetry.progress import Progress
 from uvit_jax.telemetry.throughput import Throughput
 from uvit_jax.telemetry.writers import MetricWriter, read_metrics
-from uvit_jax.training.checkpoint import Checkpoints
+from uvit_jax.training.checkpoint import Checkpoints, Rates
 from uvit_jax.training.inputs import Inputs, encoded, latents, pixels
 from uvit_jax.training.loop import Hook, Window, fit
 from uvit_jax.training.optimizer import learning_rate, make_optimizer
@@ -72,26 +72,27 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     hosts.agree({**identity(parts.card, source), "config.sample.prompts": prompts})
     conditions = _conditions(parts, source, text)
     open_workdir(workdir)
-    for change in hosts.together(_check_workdir, experiment, workdir):
+    before = hosts.together(saved_config, workdir) or {}
+    for change in changes(experiment, before):
         LOG.info(change)
     evaluation = TrainEvaluation(parts, source, text, workdir) if experiment.evaluate.every else None
     checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
     newest = _newest_step(checkpoints, config.steps)
-    if main_host:
-        save_config(experiment, workdir)
-        parts.card.save(workdir)
 
     # --- Data, and the state: the newest checkpoint's, or a fresh one born on the mesh.
     batches = _batches(parts, source)
     optimizer = make_optimizer(experiment.optimizer, config.steps)
     template = abstract(parts.init_params, optimizer, parts.mesh)
-    if main_host:
-        _write_overview(template, workdir / "parameters.txt")
     if newest is None:
         state = _first_state(parts, optimizer, template)
     else:
-        state = checkpoints.restore(template, batches, newest)
-    start = int(state.step)
+        state = checkpoints.restore(template, batches, newest, batch_size=before.get("train", {}).get("batch_size"))
+    start, seen = int(state.step), batches.get_state()["next_example"]
+    rates = _ema_rates(checkpoints, newest, before, experiment.ema.rate)
+    if main_host:
+        save_config(experiment, workdir)
+        parts.card.save(workdir)
+        _write_overview(template, workdir / "parameters.txt")
     num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     mesh_text = " x ".join(f"{axis} {size}" for axis, size in parts.mesh.shape.items())
     LOG.info("%s parameters, %d examples, mesh %s, from step %d", f"{num_params:,}", len(source), mesh_text, start)
@@ -102,6 +103,9 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         contextlib.closing(checkpoints),
         MetricWriter(workdir, start, active=main_host) as writer,
     ):
+        save_state = _saver(checkpoints, batches, writer, rates)
+        if newest is None and config.keep_every:
+            save_state(state)  # the averages of every later step begin with it
         gallery = _Gallery(parts, conditions, writer, workdir / "samples")
         every, evaluate = experiment.evaluate.every, _evaluator(evaluation, writer, LOG.info)
         if start and every and start % every == 0:
@@ -110,7 +114,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
             with Progress(config.steps, start=start, active=main_host) as progress, PreemptionNotice() as preempted:
                 batches.start_prefetch()  # while the step compiles
                 train_step = _compile(parts, source, optimizer, template, progress)
-                save = Hook(_saver(checkpoints, batches, writer), config.save_every, at_end=True, timed=True)
+                save = Hook(save_state, config.save_every, at_end=True, timed=True)
                 draw = Hook(gallery.draw_step, config.image_every, at_end=False, timed=False)
                 # Not at the end: who is told to stop has no time for thousands of samples.
                 measure = Hook(_evaluator(evaluation, writer, progress.write), every, at_end=False, timed=False)
@@ -121,7 +125,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
                     steps=config.steps,
                     log_every=config.log_every,
                     on_step=progress.update,
-                    on_log=_logger(parts, writer, progress),
+                    on_log=_logger(parts, writer, progress, start, seen),
                     hooks=(save, draw, measure),  # no picture that fails costs a checkpoint
                     check=_check_finite,
                     should_stop=preempted,
@@ -153,12 +157,11 @@ def _report(workdir: pathlib.Path, num_params: int, step: int, *, main_host: boo
 
 def _open(experiment: Experiment, workdir: pathlib.Path) -> tuple[Source, Parts, TextStates | None]:
     """The data, the parts and what encodes prompts, where there are any, opened and checked against each other."""
-    if not (workdir / "checkpoints").exists():
-        check_init_from(experiment.init_from)
+    learned = check_start(experiment, workdir)
     source = open_source(experiment)
     check_source(experiment, source)
     autoencoder = open_experiment_autoencoder(experiment)
-    parts = assemble(experiment, card_of_source(experiment, source, autoencoder), autoencoder)
+    parts = assemble(experiment, card_of_source(experiment, source, autoencoder, learned), autoencoder)
     if autoencoder is not None and _kind(source) == "pixels":
         check_encoded(experiment, source, autoencoder)
     if not (experiment.model.context_dim and experiment.sample.prompts):
@@ -169,10 +172,12 @@ def _open(experiment: Experiment, workdir: pathlib.Path) -> tuple[Source, Parts,
     return source, parts, text
 
 
-def _check_workdir(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
-    """What the config says otherwise than the one that the workdir's run was started with."""
-    check_architecture(experiment, workdir)
-    return changes(experiment, saved_config(workdir) or {})
+def _ema_rates(checkpoints: Checkpoints, newest: int | None, before: dict[str, Any], rate: float | int) -> Rates:
+    """The rates that the EMA has had, and the one it has from here on."""
+    if newest is None:
+        return ((0, rate),)
+    rates = checkpoints.ema_rates(newest) or ((0, before.get("ema", {}).get("rate", rate)),)
+    return rates if rates[-1][1] == rate else (*rates, (newest, rate))
 
 
 def _write_overview(template: TrainState, path: pathlib.Path) -> None:
@@ -284,19 +289,24 @@ def _evaluator(
 
 
 def _saver(
-    checkpoints: Checkpoints, batches: grain.DatasetIterator, writer: MetricWriter
+    checkpoints: Checkpoints, batches: grain.DatasetIterator, writer: MetricWriter, rates: Rates
 ) -> Callable[[TrainState], None]:
     """Saves a checkpoint, once the lines of the steps before it are on the disk: a resumed run expects them there."""
 
     def save(state: TrainState) -> None:
         writer.flush()
-        checkpoints.save(state, batches)
+        checkpoints.save(state, batches, rates)
 
     return save
 
 
-def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[[int, Window], None]:
-    """What is done with a window of metrics: checked, written, shown."""
+def _logger(
+    parts: Parts, writer: MetricWriter, progress: Progress, start: int, seen: int
+) -> Callable[[int, Window], None]:
+    """What is done with a window of metrics: checked, written, shown.
+
+    seen: images of the steps up to `start`, of whatever batches these had.
+    """
     config = parts.experiment
     throughput = Throughput(forward_flops(config.model), parts.mesh.devices.flatten().tolist())
 
@@ -308,7 +318,8 @@ def _logger(parts: Parts, writer: MetricWriter, progress: Progress) -> Callable[
         lr = float(learning_rate(config.optimizer, step - 1, config.train.steps))
         waits = {"data_wait": window.data_seconds, "log_wait": window.log_seconds, "save_wait": window.hook_seconds}
         shares = {name: seconds / window.seconds for name, seconds in waits.items()}
-        writer.write(step, {"images": step * config.train.batch_size, **window.metrics, "lr": lr, **rates, **shares})
+        images = seen + (step - start) * config.train.batch_size
+        writer.write(step, {"images": images, **window.metrics, "lr": lr, **rates, **shares})
         progress.update(step, loss=window.metrics["loss"], images_per_sec=rates["images_per_sec"])
 
     return log

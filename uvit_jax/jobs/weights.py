@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import logging
 import pathlib
 from collections.abc import Sequence
 
@@ -13,15 +14,19 @@ import numpy as np
 from uvit_jax.errors import UserError
 from uvit_jax.interop import official
 from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.datacard import DataCard, read_card
 from uvit_jax.jobs.init_from import find_weights
 from uvit_jax.jobs.setup import Parts
-from uvit_jax.jobs.workdir import check_architecture, saved_config
+from uvit_jax.jobs.workdir import check_run, has_checkpoints, saved_config
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.checkpoint import Checkpoints
+from uvit_jax.training.ema import EMAConfig
 from uvit_jax.training.posthoc_ema import combination_for, ema_of_length
 from uvit_jax.training.state import Params
+
+LOG = logging.getLogger("uvit_jax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,8 +58,18 @@ class Weights:
 
 def samples_from_elsewhere(experiment: Experiment, workdir: pathlib.Path) -> bool:
     """Whether `config.init_from` is what is asked for, and not just what the workdir's run began with."""
-    init_from = experiment.init_from
-    return bool(init_from) and (saved_config(workdir) or {}).get("init_from") != init_from
+    init_from, began_with = experiment.init_from, (saved_config(workdir) or {}).get("init_from")
+    if not init_from or not began_with:
+        return bool(init_from)
+    return pathlib.Path(init_from).resolve() != pathlib.Path(began_with).resolve()
+
+
+def run_of_samples(experiment: Experiment, workdir: pathlib.Path) -> pathlib.Path | None:
+    """The run whose weights are sampled with; None for those of a file."""
+    if not samples_from_elsewhere(experiment, workdir):
+        return workdir
+    run = pathlib.Path(experiment.init_from)
+    return run if run.is_dir() else None
 
 
 def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
@@ -73,9 +88,16 @@ def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
                 f"config.sample.step is {config.step}, and config.init_from is {init_from!r}: expected no step (-1) "
                 "with a file, which holds the weights of one"
             )
+        if parts.experiment.model.num_classes and not parts.experiment.diffusion.p_uncond:
+            LOG.warning(
+                "warning: config.diffusion.p_uncond is 0, so all %d rows of the label table in %s are taken for "
+                "classes: in the published models the last is the empty label, which any number above 0 says",
+                parts.experiment.model.num_classes,
+                init_from,
+            )
         record: dict[str, str | int | float] = {"kind": "as published in the file", "from": init_from}
         return Weights(initial_weights(parts, init_from, config.weights), run.stem, run.stem, record)
-    hosts.together(check_architecture, parts.experiment, run)
+    hosts.together(check_run, parts.experiment, run)
     with _checkpoints(run) as checkpoints:
         params, step = checkpoints.restore_weights(
             parts.abstract_params, weights=config.weights, step=None if config.step < 0 else config.step
@@ -97,11 +119,11 @@ def averaged_weights(parts: Parts, workdir: pathlib.Path, length: float) -> Weig
       UserError: for a workdir whose checkpoints don't hold enough of the training for it.
     """
     experiment = parts.experiment
-    hosts.together(check_architecture, experiment, workdir)
+    hosts.together(check_run, experiment, workdir)
     with _checkpoints(workdir) as checkpoints:
         step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
         params, combination = ema_of_length(
-            checkpoints, parts.abstract_params, rate=experiment.ema.rate, length=length, step=step
+            checkpoints, parts.abstract_params, rate=_ema_rate(checkpoints, workdir, step), length=length, step=step
         )
     title = f"the EMA of length {length:g} at step {step:,}"
     record: dict[str, str | int | float] = {
@@ -109,6 +131,7 @@ def averaged_weights(parts: Parts, workdir: pathlib.Path, length: float) -> Weig
         "length": length,
         "step": step,
         "error": round(combination.error, 6),
+        "weight misplaced from step 0": round(combination.misplaced, 6),
     }
     return Weights(params, title, f"step_{step:08d}_ema_{length:g}", record)
 
@@ -121,17 +144,58 @@ def check_lengths(parts: Parts, workdir: pathlib.Path, lengths: Sequence[float])
             f"config.evaluate.sweep has ema, and config.init_from is {experiment.init_from!r}: expected the --workdir "
             "of the run itself, of whose checkpoints averages of other lengths are made"
         )
-    check_architecture(experiment, workdir)
+    check_run(experiment, workdir)
     with _checkpoints(workdir) as checkpoints:
         step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
+        rate = _ema_rate(checkpoints, workdir, step)
         for length in lengths:
-            combination_for(checkpoints, rate=experiment.ema.rate, length=length, step=step)
+            combination_for(checkpoints, rate=rate, length=length, step=step)
+
+
+def _ema_rate(checkpoints: Checkpoints, workdir: pathlib.Path, step: int) -> float | int:
+    """The one rate that a run's EMA has had up to a step, whatever the config says now; of older checkpoints, which
+    don't say, that of the workdir's config.
+
+    Raises:
+      UserError: for a run that went on with another rate.
+    """
+    saved = (saved_config(workdir) or {}).get("ema", {}).get("rate", EMAConfig().rate)
+    (_, rate), *others = checkpoints.ema_rates(step) or ((0, saved),)
+    if others:
+        first, other = others[0]
+        raise UserError(
+            f"the EMA of {workdir} has had the rate {rate} up to step {first} and {other} from there on, expected one "
+            f"rate: averages of other lengths can be made with a config.sample.step of at most {first}"
+        )
+    return rate
 
 
 def check_init_from(init_from: str) -> None:
     """Raises a UserError where `config.init_from` is set and leads to no weights: before anything large is read."""
     if init_from:
         find_weights(init_from)
+
+
+def check_start(experiment: Experiment, workdir: pathlib.Path) -> DataCard | None:
+    """Checks what training would start from, before anything large is read or written: the workdir's own weights, or,
+    where it has none, those of `config.init_from`.
+
+    Returns:
+      What these weights have learned; None where that is not known, or there are none.
+
+    Raises:
+      UserError: for a run of another architecture, or whose weights mean something else than the config says.
+    """
+    check_run(experiment, workdir)
+    if has_checkpoints(workdir):
+        return read_card(workdir)
+    if not experiment.init_from:
+        return None
+    run = find_weights(experiment.init_from)
+    if not run.is_dir():
+        return None
+    check_run(experiment, run)
+    return read_card(run)
 
 
 def initial_weights(parts: Parts, init_from: str, weights: str = "ema") -> Params:
@@ -145,7 +209,7 @@ def initial_weights(parts: Parts, init_from: str, weights: str = "ema") -> Param
     path = hosts.together(find_weights, init_from, weights)
     template = parts.abstract_params
     if path.is_dir():
-        hosts.together(check_architecture, parts.experiment, path)
+        hosts.together(check_run, parts.experiment, path)
         with _checkpoints(path) as checkpoints:
             return checkpoints.restore_weights(template, weights="ema")[0]
     params = hosts.together(_read_official, parts, path, weights)

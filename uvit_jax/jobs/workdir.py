@@ -12,6 +12,7 @@ from typing import Any
 
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.sections import DiffusionConfig
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.hosts import DistributedConfig
 from uvit_jax.telemetry.atomic import atomic_write
@@ -110,9 +111,19 @@ def saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:
         saved = json.loads(path.read_text())
     except (ValueError, OSError):
         saved = None
-    if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
+    if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict) or not _has_sections(saved):
         raise UserError(f"{path} can't be read as the config of a run, expected the JSON that training wrote there")
     return saved
+
+
+def _has_sections(saved: dict[str, Any]) -> bool:
+    """Whether the sections that are read of a saved config are some; an older config may lack them."""
+    return all(isinstance(saved.get(name, {}), dict) for name in ("diffusion", "ema", "train"))
+
+
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether a folder holds the weights of a run."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 
 def changes(experiment: Experiment, saved: dict[str, Any]) -> list[str]:
@@ -140,6 +151,12 @@ def folder_name(title: str, plan: dict[str, Any]) -> str:
     return f"{title}_{digest}"
 
 
+def check_run(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Raises a UserError naming the first field in which the workdir's weights are not such as the config describes."""
+    check_architecture(experiment, workdir)
+    check_meaning(experiment, workdir)
+
+
 def check_architecture(experiment: Experiment, workdir: pathlib.Path) -> None:
     """Raises a UserError naming the first field in which the workdir's model is another than the config's."""
     saved = (saved_config(workdir) or {}).get("model", {})
@@ -151,3 +168,31 @@ def check_architecture(experiment: Experiment, workdir: pathlib.Path) -> None:
                 f"{workdir} holds a model with {field} = {found!r}, but config.model.{field} is {value!r}: "
                 "take another --workdir or the config it was trained with"
             )
+
+
+def check_meaning(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Raises a UserError where the workdir's weights mean something else than the config says.
+
+    What the network's output stands for, at which noise, and whether the label table's last row is the empty label: no
+    shape tells that. A config of before one of these fields was a run of the field's default. How latents are scaled
+    and which class a label is stand in the workdir's data.json (`datacard.carried_on`).
+    """
+    config = saved_config(workdir)
+    if config is None:
+        return
+    saved, default, asked = config.get("diffusion", {}), DiffusionConfig(), experiment.diffusion
+    for field in ("prediction", "schedule"):
+        found, value = saved.get(field, getattr(default, field)), getattr(asked, field)
+        if found != value:
+            raise UserError(
+                f"{workdir} holds a model with {field} = {found!r}, but config.diffusion.{field} is {value!r}: "
+                "take another --workdir or the config it was trained with"
+            )
+    found = saved.get("p_uncond", default.p_uncond)
+    if bool(found) != bool(asked.p_uncond):
+        knows, expected = ("an", "a number above 0") if found else ("no", "0")
+        raise UserError(
+            f"{workdir} holds a model with p_uncond = {found!r}, which knows {knows} empty condition, but "
+            f"config.diffusion.p_uncond is {asked.p_uncond!r}, expected {expected}: take another --workdir or the "
+            "config it was trained with"
+        )

@@ -1,6 +1,7 @@
 """Checkpoints on disk: written in the background, complete or absent, restored onto any mesh."""
 
 import contextlib
+import json
 import pathlib
 import socket
 import time
@@ -16,6 +17,11 @@ from uvit_jax.errors import UserError
 from uvit_jax.parallel.arrays import place
 from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.state import Params, TrainState
+
+# (first step, rate), ascending: the rate of the EMA from the step after the first on, until that of the next pair.
+Rates = tuple[tuple[int, float | int], ...]
+
+_DATA_FILE = "metadata"  # Orbax's own name
 
 
 class _Manager(ocp.CheckpointManager):
@@ -34,7 +40,7 @@ class Checkpoints:
 
     A save copies the state off the devices and returns; files are written beside their final place and renamed when
     complete, so a process killed at any moment leaves the last complete checkpoint the newest. The last `keep_last`
-    are kept, and every one whose step is a multiple of `keep_every` (0: none more).
+    are kept, and every one whose step is a multiple of `keep_every` (0: none more); so is that of step 0.
     """
 
     def __init__(self, directory: pathlib.Path, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False):
@@ -43,7 +49,7 @@ class Checkpoints:
             directory.absolute(),
             item_handlers={
                 **{item: ocp.StandardCheckpointHandler() for item in ("params", "ema", "optimizer")},
-                "data": ocp.JsonCheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(_DATA_FILE),
             },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep_last,
@@ -93,20 +99,45 @@ class Checkpoints:
             time.sleep(0.2)
             self._manager.reload()
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
-        """Starts writing the state and the data iterator's position; waits for an earlier save to end."""
+    def save(self, state: TrainState, iterator: grain.DatasetIterator, ema_rates: Rates = ()) -> None:
+        """Starts writing the state and the data iterator's position; waits for an earlier save to end.
+
+        ema_rates: that the EMA has had until now, as `ema_rates` gives them back.
+        """
+        data = {**iterator.get_state(), "ema_rates": ema_rates}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 ema=ocp.args.StandardSave(state.ema),
                 optimizer=ocp.args.StandardSave(state.opt_state),
-                data=ocp.args.JsonSave(iterator.get_state()),
+                data=ocp.args.JsonSave(data),
             ),
         )
 
-    def restore(self, abstract: TrainState, iterator: grain.DatasetIterator, step: int | None = None) -> TrainState:
+    def ema_rates(self, step: int) -> Rates:
+        """The rates that the EMA of a step has had; empty for a checkpoint of before these were kept.
+
+        A process may call this by itself.
+
+        Raises:
+          UserError: if they can't be read.
+        """
+        with self._telling_damage(step):
+            data = json.loads((self.directory / str(step) / "data" / _DATA_FILE).read_text())
+        return tuple((int(first), float(rate)) for first, rate in data.get("ema_rates", ()))
+
+    def restore(
+        self,
+        abstract: TrainState,
+        iterator: grain.DatasetIterator,
+        step: int | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> TrainState:
         """The state of a step (default: the newest), laid out as `abstract` says; the iterator goes on where it stood.
+
+        batch_size: of the run until now (default: the iterator's), in which older checkpoints count their position.
 
         Raises:
           UserError: if the checkpoint's arrays, or its optimizer's, are not those of `abstract`.
@@ -123,7 +154,7 @@ class Checkpoints:
                 data=ocp.args.JsonRestore(),
             ),
         )
-        iterator.set_state(items.data)
+        iterator.set_state(items.data if batch_size is None else {"batch_size": batch_size, **items.data})
         step_array = place(np.asarray(step, np.int32), abstract.step.sharding)
         return TrainState(step=step_array, params=items.params, ema=items.ema, opt_state=items.optimizer)
 

@@ -4,6 +4,9 @@ Section 3.2 of arXiv:2312.02696, for the average that training keeps, with one r
 profile says how much the parameters of each step weigh in it: at step t and rate r, (1 - r) r^(t - s) for s = 1..t, and
 r^t for step 0, of which the average starts as a copy (`step.apply_gradients` averages the parameters that it has just
 updated). The raw parameters are the average of rate 0.
+
+Near the length of the training step 0 alone has much of an average's weight: a run that keeps checkpoints keeps that of
+step 0, too. Without it this weight can only lie on the steps up to the first checkpoint, and `misplaced` tells of it.
 """
 
 import dataclasses
@@ -22,8 +25,11 @@ from uvit_jax.training.state import Params
 
 LOG = logging.getLogger("uvit_jax")
 
-# From this relative error of the profile on, `ema_of_length` warns.
-LARGE_ERROR = 0.2
+# From this relative error of the profile on, `ema_of_length` warns: checkpoints as far apart as the shorter of the two
+# lengths give 0.14 to 0.28, half as far about half of it.
+LARGE_ERROR = 0.3
+# And from this share of the weight that lies after step 0 in place of on it.
+LARGE_MISPLACED = 0.01
 # Checkpoints are combined back to where the target weighs what is older still with less than this, and one more. Those
 # further back lower the error by little: with them, what is missing from a sum of 1 spreads to parameters of long ago.
 REACH = 1e-3
@@ -39,14 +45,18 @@ class Combination:
       steps: of the checkpoints, ascending.
       ema: the coefficient of each one's EMA.
       params: the coefficient of each one's raw parameters; all coefficients together sum to 1.
-      error: ||target - combination|| / ||target||, the norms over the profiles. It is the relative error of the result
-        for parameters that are independent from step to step; those of a training change slowly, and err less.
+      error: ||target - combination|| / ||target||, the norms over the profiles from step 1 on: step 0, a single point
+        of r^t, would outweigh all the others. It is the relative error of the result for parameters that are
+        independent from step to step; those of a training change slowly, and err less.
+      misplaced: the share of the weight that belongs on step 0 and lies on the steps up to the first checkpoint, or
+        the other way round; 0 where step 0 was kept. Between the other checkpoints each has its own.
     """
 
     steps: tuple[int, ...]
     ema: tuple[float, ...]
     params: tuple[float, ...]
     error: float
+    misplaced: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +84,16 @@ class Profile:
 
 
 def fit(steps: Sequence[int], rate: float | int, target_rate: float | int, target_step: int) -> Combination:
-    """The combination of checkpoints whose profile is the nearest, in least squares, to that of an EMA not kept.
+    """The combination of checkpoints whose profile is the nearest, in least squares, to that of an EMA not kept, with
+    the same weight as that between one checkpoint and the next.
 
     The profiles of neighbouring checkpoints are almost multiples of each other: their Gram matrix is near-singular. But
     an average less the decayed one of the checkpoint before is its profile cut to the steps since that checkpoint. So
-    what checkpoints span has an orthogonal basis, two vectors each: the single step (the raw parameters) and the cut
-    average without that step. In this basis least squares is a division for each vector, and the condition that the
-    coefficients sum to 1 one Lagrange multiplier for all. Inner products are geometric series: no array is as long as
+    what checkpoints span has an orthogonal basis, two vectors for each interval between them: the single step at its
+    end (the raw parameters) and the cut average without that step. In this basis least squares is a division for each
+    vector, and the condition on the sum of weights one Lagrange multiplier for each interval. That condition matters
+    more than the squares: parameters change slowly, so weight may lie at a neighbouring step, but not in another part
+    of the training. The first interval begins with step 0. Inner products are geometric series: no array is as long as
     the training.
 
     Args:
@@ -92,34 +105,39 @@ def fit(steps: Sequence[int], rate: float | int, target_rate: float | int, targe
     steps = sorted(set(steps))
     target = Profile(target_step, target_rate)
     used = _within_reach(steps, target)
-    averages = [Profile(step, rate) for step in used]
-    before = [-1, *used[:-1]]
-
-    # --- The basis: its norms, its sums of weights, its inner products with the target; first the cut averages, then
-    # the single steps. Between neighbouring steps nothing is left to cut, and the norm is 0.
+    averages, before = [Profile(step, rate) for step in used], [-1, *used[:-1]]
     cuts = list(zip(averages, before, strict=True))
-    square = np.array([a.inner(a, after=b, until=a.step - 1) for a, b in cuts] + [1.0] * len(used))
-    mass = np.array([_mass_of_cut(a, b) for a, b in cuts] + [1.0] * len(used))
-    product = np.array(
-        [a.inner(target, after=b, until=a.step - 1) for a, b in cuts]
-        + [Profile(step, 0).inner(target) for step in used]
-    )
+
+    # --- The basis, an interval each: norms, sums of weights and inner products with the target of its cut average, the
+    # target's weight on its last step, on all of it, and the target's norm. Between neighbouring steps nothing is left
+    # to cut. Step 0 is in no norm.
+    square = np.array([a.inner(a, after=max(b, 0), until=a.step - 1) for a, b in cuts])
+    mass = np.array([_mass_of_cut(a, b) for a, b in cuts])
+    product = np.array([a.inner(target, after=max(b, 0), until=a.step - 1) for a, b in cuts])
+    last = np.array([Profile(step, 0).inner(target, after=0) for step in used])
+    wanted = np.diff([0.0, *(target.rate ** max(target.step - step, 0) for step in used[:-1]), 1.0])
     inverse = np.divide(1.0, square, out=np.zeros_like(square), where=square > 0)
 
-    # --- Least squares, under the condition that the weights sum to 1.
-    free = product * inverse
-    shift = (1 - mass @ free) / (mass**2 @ inverse) * mass * inverse
-    solution = free + shift
-    norm2 = target.inner(target)
-    residual2 = max(norm2 - product @ free, 0.0) + shift**2 @ square
+    # --- Least squares in each interval, under the condition that its weights sum to the target's.
+    shift = (wanted - last - mass * product * inverse) / (mass**2 * inverse + 1)
+    cut, single = (product + shift * mass) * inverse, last + shift
+    squares = cut * (cut * square - 2 * product) + np.where(np.array(used) > 0, single * (single - 2 * last), 0.0)
+    norm2 = target.inner(target, after=0)
+    residual2 = max(norm2 + float(squares.sum()), 0.0)
+    on_step_0 = cut[0] * rate ** used[0] if used[0] else single[0]
 
     # --- Back to what is stored: a cut average is this one, less what is left of the one before and less its last step.
-    cut, single = np.split(solution, 2)
     decay = np.array([rate ** (a.step - b) for a, b in cuts[1:]])
     ema = cut - np.append(cut[1:] * decay, 0.0)
     params = single - cut * [average.last for average in averages]
+    if not used[0]:  # Both are the same there.
+        ema[0], params[0] = ema[0] + params[0], 0.0
     return Combination(
-        tuple(steps), _spread(ema, used, steps), _spread(params, used, steps), math.sqrt(residual2 / norm2)
+        tuple(steps),
+        _spread(ema, used, steps),
+        _spread(params, used, steps),
+        error=math.sqrt(residual2 / norm2) if norm2 else 0.0,
+        misplaced=abs(float(target.rate**target.step - on_step_0)),
     )
 
 
@@ -168,7 +186,7 @@ def combination_for(
     if math.isclose(length, stored, rel_tol=1e-9):
         target_rate = rate
     steps = [other for other in checkpoints.steps if other <= step]
-    if len(steps) < 2 and target_rate not in (rate, 0):
+    if len(steps) < 2 and step and target_rate not in (rate, 0):
         raise UserError(
             f"{checkpoints.directory} holds 1 checkpoint up to step {step}, expected 2 or more for an EMA of another "
             f"length ({length:g}) than the stored one ({stored:g}): config.train.keep_every keeps more of them"
@@ -184,7 +202,7 @@ def ema_of_length(
     Args:
       checkpoints: of one run; all its processes call this together.
       template: shapes, dtypes and shardings of the parameters.
-      rate: of the EMA that the run kept, the same from its first step on.
+      rate: of the EMA that the run kept, the same from its first step on (`Checkpoints.ema_rates` knows).
       length: of the EMA wanted, in steps: its rate is 1 - 1 / length. 1 gives the raw parameters.
       step: of a checkpoint.
 
@@ -192,16 +210,23 @@ def ema_of_length(
       UserError: as `combination_for`, and for a checkpoint that can't be read.
     """
     combination = combination_for(checkpoints, rate=rate, length=length, step=step)
+    which = f"the EMA of length {length:g} at step {combination.steps[-1]}"
     if combination.error > LARGE_ERROR:
         LOG.warning(
-            "warning: the EMA of length %g at step %d is rough: the nearest combination of %d checkpoints is off by "
-            "%.0f%%; more of them come closer, kept with a config.train.keep_every of at most %d",
-            length,
-            combination.steps[-1],
+            "warning: %s is rough: the nearest combination of %d checkpoints is off by %.0f%%; more of them come "
+            "closer, kept with a config.train.keep_every of at most %d",
+            which,
             len(combination.steps),
             100 * combination.error,
-            # Checkpoints that far apart give an error of 0.14 to 0.25 at rate 0.9999, half as far about half of it.
-            round(min(length, 1 / (1 - rate))),
+            max(round(min(length, 1 / (1 - rate))), 1),
+        )
+    if combination.misplaced > LARGE_MISPLACED:
+        LOG.warning(
+            "warning: %s is not what training would have kept: %.0f%% of its weight belongs on step 0, of which "
+            "there is no checkpoint, and lies on the steps up to %d; a run begun with config.train.keep_every keeps it",
+            which,
+            100 * combination.misplaced,
+            combination.steps[0],
         )
     return average(checkpoints, template, combination), combination
 
