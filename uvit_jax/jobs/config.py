@@ -22,11 +22,11 @@ from uvit_jax.jobs.sections import (
     TextEncoderSection,
     TrainConfig,
 )
-from uvit_jax.models.uvit import UViTConfig
+from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.hosts import DistributedConfig
 from uvit_jax.parallel.mesh import MeshConfig
 from uvit_jax.training.ema import EMAConfig
-from uvit_jax.training.optimizer import OptimizerConfig
+from uvit_jax.training.optimizer_config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
