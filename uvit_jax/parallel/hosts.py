@@ -37,8 +37,8 @@ class DistributedConfig:
     """How this process finds the others of the run; left as it is, the environment says so.
 
     Attributes:
-      start: "auto" joins the others where a TPU pod, Slurm, Open MPI or JAX_COORDINATOR_ADDRESS say that there are
-        any; "off" never does.
+      start: "auto" joins the others where a TPU pod, Slurm, Open MPI, MPICH or JAX_COORDINATOR_ADDRESS say that there
+        are any; "off" never does.
       coordinator: "host:port" of process 0, where the environment doesn't say; the same on every process.
       num_processes: of the whole run; 0 for what the environment says.
       process_id: of this process, from 0; -1 for what the environment says.
