@@ -21,6 +21,7 @@ def test_of_a_field_that_is_set_twice_the_last_counts():
     [
         ("train configs/x.py", "'train' is not a flag, did you mean --job train --config configs/x.py?"),
         ("smaple --workdir w", "'smaple' is not a flag, did you mean --job sample?"),
+        ("sample configs", "'sample' is not a flag, did you mean --job sample --workdir configs?"),
         ("configs/x.py:large", "'configs/x.py:large' is not a flag, did you mean --config configs/x.py:large?"),
         ("--config = x.py", "'x.py' is not a flag, expected --config, --job, --workdir or --config.SECTION.FIELD"),
         ("--config x.py train.steps=3", "'train.steps=3' is not a flag, did you mean --config.train.steps=3?"),

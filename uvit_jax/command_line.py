@@ -1,5 +1,6 @@
 """The command line before it is given types: its flags, the config's fields as text, and what is wrong with either."""
 
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -56,7 +57,8 @@ def separate(argv: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
     Raises:
       UserError: for a flag that there is none of, one without a value or given twice, or an argument without a flag.
     """
-    kept, fields, strays, waiting = [argv[0]], {}, [], list(argv[1:])
+    kept, strays, waiting = [argv[0]], [], list(argv[1:])
+    fields: dict[str, str | None] = {}
     given: dict[str, str] = {}
     while waiting:
         argument = waiting.pop(0)
@@ -125,6 +127,8 @@ def _stray(strays: Sequence[str], given: Mapping[str, str]) -> str:
             meant["job"] = f"--job {job}"
         elif re.search(r"\.py(:|$)", stray):
             meant["config"] = f"--config {stray}"
+        elif pathlib.Path(stray).is_dir():
+            meant["workdir"] = f"--workdir {stray}"
     if len(meant) == len(strays) and not set(meant) & set(given):
         return f"{strays[0]!r} is not a flag, did you mean {' '.join(meant.values())}?"
     return f"{strays[0]!r} is not a flag, expected --config, --job, --workdir or --config.SECTION.FIELD: see --help"

@@ -189,7 +189,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).removeprefix("ERROR:: ").split())
 
 
 def _fail(message: object) -> NoReturn:

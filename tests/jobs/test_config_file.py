@@ -105,6 +105,7 @@ def test_the_installed_packages_configs_are_found_by_their_names_in_the_reposito
         "configs/configs/digits.py",
         "digits.py",
         "digits",
+        "digits:large",
         "configs/digits",
     ],
 )

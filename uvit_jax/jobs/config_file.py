@@ -89,7 +89,7 @@ def _check_path(path: pathlib.Path) -> None:
     if path.exists() and (run / "config.json").exists():
         raise UserError(f"{path} is what a run left, no config file: expected --workdir {run} in place of --config")
     if not path.is_file():
-        own = f"configs/{path.name.removesuffix('.py')}.py"
+        own = f"configs/{path.name.partition(':')[0].removesuffix('.py')}.py"
         packaged = f"; uvit-jax's own is {_PACKAGED.parent / own}" if own in packaged_configs() else ""
         raise UserError(f"there is no config file {path}, expected a path as configs/digits.py{packaged}")
     if path.suffix != ".py":

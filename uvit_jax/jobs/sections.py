@@ -191,7 +191,8 @@ class EvaluateConfig:
         each evaluated in turn.
       make_reference: make the statistics of `reference` and nothing else.
       num_features: images of the reference whose features are kept, for kid, precision, recall, density and coverage.
-      out: folder of the report (of make_reference: the file); empty for one in the workdir's evaluations/.
+      out: folder of the report (of make_reference: the file); empty for one in the workdir's evaluations/ (without a
+        workdir and a config, runs/evaluate).
       every: steps between evaluations while training, with one after the last step; 0 for none.
       train_samples: drawn at each of those.
     """
