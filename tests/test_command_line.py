@@ -34,6 +34,8 @@ def test_of_a_field_that_is_set_twice_the_last_counts():
         ("--hlep", "there is no flag --hlep, did you mean --help?"),
         ("--train.steps=3", "there is no flag --train.steps, did you mean --config.train.steps?"),
         ("--cofig.train.steps=3", "there is no flag --cofig.train.steps, did you mean --config.train.steps?"),
+        ("--cfg.train.steps=3", "there is no flag --cfg.train.steps, did you mean --config.train.steps?"),
+        ("--trian.steps=3", "there is no flag --trian.steps, did you mean --config.train.steps?"),
         ("--steps=3", "there is no flag --steps, did you mean --config.train.steps or --config.sample.steps?"),
         ("--colour=red", "there is no flag --colour, expected --config, --job, --workdir or --config.SECTION.FIELD"),
         ("--config", "--config has no value, expected one as --config configs/digits.py"),

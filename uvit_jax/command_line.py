@@ -99,18 +99,20 @@ def _is_flag(argument: str) -> bool:
 
 def _unknown(name: str) -> str:
     """The sentence for a flag that there is none of, with the one that may be meant."""
-    # Imported late: most mistakes can be told without the sections of a config.
-    from uvit_jax.jobs.config import field_names
-
-    head, _, rest = name.partition(".")
-    names = field_names()
-    if not rest:
-        close = nearest(name, [*_VALUES, "help"])
-        meant = [close] if close else [f"config.{field}" for field in names if field.endswith(f".{name}")]
+    head, dot, rest = name.partition(".")
+    if dot and nearest(head, ["config"]):
+        meant = [f"config.{rest}"]
+    elif close := None if dot else nearest(name, [*_VALUES, "help"]):
+        meant = [close]
     else:
-        meant = [f"config.{field}" for field in (name, rest) if field in names]
-        if not meant and nearest(head, ["config"]):
-            meant = [f"config.{rest}"]
+        # Imported late: most mistakes can be told without the sections of a config.
+        from uvit_jax.jobs.config import field_names
+
+        names = field_names()
+        near = [field for field in names if field in (name, rest) or field.endswith(f".{name}")]
+        if not near and dot:
+            near = [field for field in [nearest(name, names)] if field]
+        meant = [f"config.{field}" for field in near]
     if not meant:
         return f"there is no flag --{name}, expected --config, --job, --workdir or --config.SECTION.FIELD: see --help"
     return f"there is no flag --{name}, did you mean {' or '.join(f'--{flag}' for flag in meant)}?"
