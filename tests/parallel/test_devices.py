@@ -44,8 +44,8 @@ UNKNOWN = "Unable to initialize backend '{}': Backend '{}' is not in the list of
             {"JAX_PLATFORMS": "tpu"},
             "Unable to initialize backend 'tpu': INTERNAL: Failed to open libtpu.so: libtpu.so: cannot open shared "
             "object file: No such file or directory" + AUTOMATIC,
-            "JAX_PLATFORMS is 'tpu', but TPU's library, libtpu, can't be loaded: on a TPU machine "
-            "pip install 'jax[tpu]', or set JAX_PLATFORMS=cpu",
+            "JAX_PLATFORMS is 'tpu', but TPU's library, libtpu, can't be loaded: pip install 'jax[tpu]', "
+            "or set JAX_PLATFORMS=cpu",
         ),
         (
             # On a TPU machine JAX asks for tpu,cpu by itself.
@@ -71,6 +71,14 @@ UNKNOWN = "Unable to initialize backend '{}': Backend '{}' is not in the list of
 )
 def test_devices_that_cannot_be_opened_are_one_sentence(variables, told, sentence):
     assert why_not(variables, told) == sentence
+
+
+@pytest.mark.parametrize("platforms", ["tpu", "cpu, tpu"])
+def test_a_machine_without_a_tpu_is_told_before_libtpu_is_loaded(monkeypatch, platforms):
+    monkeypatch.setattr(devices, "tpu_chips", lambda: [])
+    monkeypatch.setattr(jax, "devices", lambda: pytest.fail("libtpu is loaded"))
+    with pytest.raises(UserError, match=rf"^JAX_PLATFORMS is '{platforms}', but no TPU is in sight \(neither /dev/"):
+        open_devices({"JAX_PLATFORMS": platforms})
 
 
 def test_a_plugin_of_another_version_is_named_with_what_it_said(monkeypatch):

@@ -11,6 +11,7 @@ import jax
 
 from uvit_jax.errors import UserError, nearest
 from uvit_jax.parallel.gpu_memory import PLUGINS
+from uvit_jax.parallel.launchers import tpu_chips
 
 _PLATFORMS = ("cpu", "cuda", "gpu", "tpu")
 _VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
@@ -23,6 +24,13 @@ def open_devices(environ: Mapping[str, str]) -> list[jax.Device]:
     Raises:
       UserError: where JAX can't open the platform that JAX_PLATFORMS names, or one that it found by itself.
     """
+    variable, wanted = _asked(environ)
+    # Told before libtpu is loaded, which prints lines of its own where it finds none.
+    if "tpu" in _names(wanted) and not tpu_chips() and "JAX_FORCE_TPU_INIT" not in environ:
+        raise UserError(
+            f"{variable} is {wanted!r}, but no TPU is in sight (neither /dev/accel0 nor /dev/vfio/0 is there): "
+            f"expected a TPU machine, {_WITHOUT}"
+        )
     with _collected(logging.getLogger("jax._src.xla_bridge")) as logged:
         try:
             return jax.devices()
@@ -38,8 +46,7 @@ def why_not(environ: Mapping[str, str], told: str, logged: str = "") -> str:
 
     told: JAX's error; logged: what JAX logged of its plugins before.
     """
-    variable = next((name for name in _VARIABLES if environ.get(name)), "")
-    wanted = environ.get(variable, "")
+    variable, wanted = _asked(environ)
     told = re.sub(r" \((set JAX_PLATFORMS|you may need to uninstall).*", "", " ".join(told.split()))
     found = re.fullmatch(r"Unable to initialize backend '([^']*)': (.*)", told)
     platform, reason = (found[1], found[2]) if found else (wanted, told)
@@ -47,7 +54,7 @@ def why_not(environ: Mapping[str, str], told: str, logged: str = "") -> str:
     if holder := re.search(r"already in use by process with pid (\d+)", told):
         return f"the TPU is in use by process {holder[1]}: end that process or wait for its end, {_WITHOUT}"
     if "libtpu.so" in reason:
-        return f"{asked}TPU's library, libtpu, can't be loaded: on a TPU machine pip install 'jax[tpu]', {_WITHOUT}"
+        return f"{asked}TPU's library, libtpu, can't be loaded: pip install 'jax[tpu]', {_WITHOUT}"
     if "known backends" in reason or "Unknown backend:" in reason:
         return _unknown(variable, wanted, platform, logged)
     if not reason:
@@ -61,7 +68,7 @@ def why_not(environ: Mapping[str, str], told: str, logged: str = "") -> str:
 
 def _unknown(variable: str, wanted: str, platform: str, logged: str) -> str:
     """The sentence for a platform without a plugin, or for a word that is none."""
-    names = [name.strip() for name in wanted.split(",")]
+    names = _names(wanted)
     if {"cuda", "gpu"} & {*names, platform}:
         plugin = next((name for name in PLUGINS if importlib.util.find_spec(name)), None)
         fault = "is not installed"
@@ -76,6 +83,16 @@ def _unknown(variable: str, wanted: str, platform: str, logged: str) -> str:
     close = nearest(odd.lower(), _PLATFORMS)
     hint = f"did you mean {close!r}?" if close else "expected some of cpu, cuda, tpu, or unset for what there is"
     return f"{variable} is {wanted!r}, of which JAX knows no platform {odd!r}, {hint}"
+
+
+def _asked(environ: Mapping[str, str]) -> tuple[str, str]:
+    """The variable that names platforms, and its value; both empty where there is none."""
+    variable = next((name for name in _VARIABLES if environ.get(name)), "")
+    return variable, environ.get(variable, "")
+
+
+def _names(wanted: str) -> list[str]:
+    return [name.strip() for name in wanted.split(",")]
 
 
 @contextlib.contextmanager

@@ -154,9 +154,13 @@ def _tpu_pod(environ: Mapping[str, str]) -> Place | None:
     return None if "TPU_SKIP_MDS_QUERY" in environ else Place(method="gcetpu")
 
 
+def tpu_chips() -> list[str]:
+    """The device files of this host's TPU chips."""
+    return glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+
+
 def _has_tpu() -> bool:
-    devices = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    return bool(devices) and importlib.util.find_spec("libtpu") is not None
+    return bool(tpu_chips()) and importlib.util.find_spec("libtpu") is not None
 
 
 def _share_of_gpus(environ: Mapping[str, str], local: int, on_node: int) -> tuple[int, ...] | None:
