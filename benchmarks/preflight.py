@@ -3,7 +3,7 @@
     python benchmarks/preflight.py --out preflight                       # everything; goes on where it was stopped
     python benchmarks/preflight.py --out preflight --only cifar10 v6e    # what has both in its name
 
-Needs `pip install 'uvit-jax[tpu]'`. Each config is compiled as it is, in a process of its own (a large model takes
+Needs `pip install -e '.[tpu]'`. Each config is compiled as it is, in a process of its own (a large model takes
 minutes), with a mesh of pure data parallelism; hours are those of the config's own steps and batch at 40 % MFU, or,
 where the roofline allows less, by the schedule. Writes `OUT/table.md` and, for each, a `preflight.json` in
 `OUT/<config>/<slice>/`.

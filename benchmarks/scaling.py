@@ -3,7 +3,7 @@
     python benchmarks/scaling.py configs/imagenet512.py --out scaling --chart scaling.png   # goes on where it stopped
     python benchmarks/scaling.py configs/imagenet512.py --out scaling --only v5p fsdp       # what has both in its name
 
-Needs `pip install 'uvit-jax[tpu]'`. The train step is compiled for each slice by the job preflight, in a process of its
+Needs `pip install -e '.[tpu]'`. The train step is compiled for each slice by the job preflight, in a process of its
 own (a large model takes minutes each). Weak scaling gives every chip `--per-chip` images, strong scaling splits the
 config's own batch. A step is what the compiler expects of its own schedule: the cycles it writes beside each operation,
 and the collectives that no computation hides, at the links' full speed (`uvit_jax/parallel/overlap.py`). Nothing is

@@ -50,7 +50,7 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 [[ -e uvit_jax/main.py ]] || die "$PWD is no checkout of uvit_jax, expected to be submitted from one"
 VENV=${UVIT_VENV:-.venv}
 [[ $VENV == none || $DRY_RUN || -e $VENV/bin/activate ]] ||
-  die "there is no virtual environment $VENV, expected one with uvit_jax's [cuda] extra, or UVIT_VENV"
+  die "there is no virtual environment $VENV, expected one with pip install '.[cuda]' done, or UVIT_VENV"
 
 # One task that ends doesn't take the others along (some sites let it): they may be writing the same checkpoint.
 COMMAND=(srun --kill-on-bad-exit=0 bash launch/slurm_task.sh python -m uvit_jax.main "$@")

@@ -4,56 +4,37 @@ import importlib
 import logging
 import os
 import pathlib
-import re
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
+from uvit_jax.command_line import JOBS, asked_for_help, help_text, separate
 from uvit_jax.errors import Failed, Preempted, UserError
-from uvit_jax.jobs.config_file import check_flags, read_config
+from uvit_jax.jobs.config_file import packaged_configs, read_config, split_name
+from uvit_jax.models.uvit_config import check_choice
 
 if TYPE_CHECKING:
+    import ml_collections
+
     from uvit_jax.jobs.config import Experiment
 
-JOBS = ("train", "sample", "evaluate", "prepare", "preflight")
 # This one asks no devices for anything, and so joins no other hosts.
 _ALONE = ("preflight",)
 
-
-class _ConfigFile(flags.ArgumentParser):
-    """Reads the value of --config, and tells of fields that are to be set on the command line but are not there."""
-
-    def parse(self, argument: str) -> ml_collections.ConfigDict:
-        config = read_config(argument)
-        # Where ml_collections looks for them.
-        found = [re.match(r"--?(?:no)?config\.([^=]*)", arg) for arg in sys.argv[1:]]
-        check_flags(config, [field[1] for field in found if field])
-        return config.lock()
-
-    def flag_type(self) -> str:
-        return "config file"
-
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, as configs/digits.py or configs/digits.py:variant; a field of it is --config.a.b=c."
-)
-flags.FLAGS["config"].parser = _ConfigFile()
-_JOB = flags.DEFINE_enum("job", "train", JOBS, "What to do.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name of the config>.")
+_CONFIG = flags.DEFINE_string("config", "", "Config file, as configs/digits.py or configs/imagenet256.py:large.")
+_JOB = flags.DEFINE_string("job", "train", "What to do.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; by default runs/<name of the config>.")
 
 _INTERRUPTED = "\ninterrupted: the same command continues from the last checkpoint"
-_HERE = pathlib.Path(__file__).parent
-_SAVED_CONFIG = _HERE / "jobs" / "saved_config.py"
 
 
 def run(argv: Sequence[str] | None = None) -> None:
     """Runs the job that the command line asks for; the process ends with 0 only when it is done."""
+    argv = list(sys.argv if argv is None else argv)
     # The libraries below log every file they touch; --verbosity=1 shows that.
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()
@@ -62,23 +43,104 @@ def run(argv: Sequence[str] | None = None) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    app.run(_main, argv=list(sys.argv if argv is None else argv), flags_parser=_parse)
-
-
-def _main(argv: Sequence[str]) -> None:
     try:
-        if len(argv) > 1:
-            raise UserError(f"{argv[1]!r} is no flag, expected only --config, --job, --workdir and --config.<field>")
-        # Imported late: --help needs no jax.
-        from uvit_jax.jobs.config import resolve
+        if asked := asked_for_help(argv):
+            print(_help(every_field=asked == "helpfull"))
+            return
+        given, fields = separate(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+    except (UserError, flags.Error) as error:
+        _fail(_one_line(error))
+    app.run(lambda _: _main(fields), argv=given, flags_parser=_parse)
 
-        config = _CONFIG.value.copy_and_resolve_references()
-        _run_job(_JOB.value, resolve(config), _workdir())
+
+def _help(*, every_field: bool) -> str:
+    text = help_text(packaged_configs())
+    if not every_field:
+        return text
+    # Imported late: --help needs no jax.
+    from uvit_jax.jobs.config import default_config, field_names
+
+    values = default_config().to_dict()
+    lines = [f"--config.{name}={_value(values, name)!r}" for name in field_names()]
+    return "\n".join([text, "Every field, at its default:", *lines])
+
+
+def _value(values: Mapping[str, Any], name: str) -> object:
+    section, _, field = name.rpartition(".")
+    return values[section][field] if section else values[field]
+
+
+def _main(fields: Mapping[str, str | None]) -> None:
+    try:
+        experiment, workdir = open_experiment(_JOB.value, _CONFIG.value, _WORKDIR.value, fields)
+        _run_job(_JOB.value, experiment, workdir)
     except UserError as error:
         _fail(error)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+
+
+def open_experiment(
+    job: str, name: str, workdir: str, fields: Mapping[str, str | None]
+) -> tuple["Experiment", pathlib.Path]:
+    """The checked experiment and the workdir that a command line asks for.
+
+    Args:
+      job: one of `JOBS`.
+      name: of the config file; empty for the config of the run in the workdir, or for none.
+      workdir: folder of the run; empty for one after the config.
+      fields: of the config, by their dotted names, as text.
+
+    Raises:
+      UserError: for any of them that can't be, before devices are touched.
+    """
+    check_choice("--job", job, tuple(JOBS))
+    if name:
+        config = read_config(name)
+        path, variant = split_name(name)
+        default = f"{pathlib.Path(path).stem}-{variant}" if variant else pathlib.Path(path).stem
+    else:
+        config, default = _config_without_file(job, workdir), job
+    # Imported late: a config file that isn't there is told without jax.
+    from uvit_jax.jobs.config import resolve, set_fields
+
+    set_fields(config, fields)
+    if not name and not _is_saved(workdir):
+        _check_told_everything(config, workdir)
+    return resolve(config), pathlib.Path(workdir or pathlib.Path("runs", default))
+
+
+def _config_without_file(job: str, workdir: str) -> "ml_collections.ConfigDict":
+    """The config of the run in the workdir; every default for `evaluate`, which can do without a model."""
+    if not _is_saved(workdir) and job != "evaluate":
+        raise UserError(_no_config(workdir))
+    from uvit_jax.jobs.config import default_config
+    from uvit_jax.jobs.saved_config import get_config
+
+    return get_config(workdir) if _is_saved(workdir) else default_config()
+
+
+def _is_saved(workdir: str) -> bool:
+    return bool(workdir) and pathlib.Path(workdir, "config.json").exists()
+
+
+def _check_told_everything(config: "ml_collections.ConfigDict", workdir: str) -> None:
+    """Refuses an evaluation without a config that needs one: of a model, or of a reference without a size."""
+    evaluate, needed = config.evaluate, "evaluate.samples and config.evaluate.reference"
+    if evaluate.make_reference:
+        needed = "evaluate.reference and config.prepare.image_size"
+        is_told = evaluate.reference and config.prepare.image_size
+    else:
+        is_told = evaluate.reference and evaluate.samples
+    if not is_told:
+        raise UserError(f"{_no_config(workdir)} (--job evaluate needs neither where config.{needed} are given)")
+
+
+def _no_config(workdir: str) -> str:
+    if workdir:
+        return f"{workdir} holds no config.json: give --config, or the --workdir of an earlier run"
+    return "--config is missing, expected --config configs/<name>.py, or the --workdir of an earlier run"
 
 
 def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoReturn:
@@ -121,64 +183,13 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
 def _parse(argv: Sequence[str]) -> list[str]:
     """absl's flag parsing, every mistake as one sentence."""
     try:
-        return flags.FLAGS(_find_config(list(argv)))
-    except UserError as error:
-        _fail(error)
-    except flags.IllegalFlagValueError as error:
-        _fail(_refused_value(error))
-    except (flags.Error, TypeError, ValueError) as error:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
         _fail(_one_line(error))
 
 
-def _find_config(argv: list[str]) -> list[str]:
-    """Completes --config: from the installed package where the file is not here, from the workdir without it."""
-    given = {arg.lstrip("-").partition("=")[0]: i for i, arg in enumerate(argv) if arg.startswith("-")}
-    if "config" in given:
-        # The value stands behind the equals sign or in the next argument.
-        place = given["config"] + ("=" not in argv[given["config"]])
-        head, path = "".join(argv[place : place + 1]).rpartition("config=")[::2]
-        file, colon, variant = path.partition(":")
-        packaged = _HERE / "configs" / pathlib.Path(file).name
-        if not pathlib.Path(file).exists() and packaged.is_file():
-            argv[place] = f"{head}{'config=' if head else ''}{packaged}{colon}{variant}"
-    elif "workdir" in given:
-        place = given["workdir"] + ("=" not in argv[given["workdir"]])
-        workdir = "".join(argv[place : place + 1]).rpartition("workdir=")[2]
-        if workdir and not pathlib.Path(workdir, "config.json").exists():
-            raise UserError(f"{workdir} holds no config.json: give --config, or the --workdir of an earlier run")
-        argv.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
-    elif not any(arg.lstrip("-").startswith("help") for arg in argv):
-        raise UserError("--config is missing, expected --config configs/<name>.py, or the --workdir of an earlier run")
-    return argv
-
-
-def _workdir() -> pathlib.Path:
-    if _WORKDIR.value:
-        return pathlib.Path(_WORKDIR.value)
-    path, variant = _config_path()
-    name = pathlib.Path(path).stem
-    return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)
-
-
-def _config_path() -> tuple[str, str]:
-    """The config file and the variant asked for, empty where there is none."""
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return path, variant
-
-
-def _refused_value(error: flags.IllegalFlagValueError) -> str:
-    """What is wrong with a flag's value: in our own words, where we refused it or know its type."""
-    cause = error.__context__
-    if isinstance(cause, UserError):
-        return str(cause)
-    text = _one_line(error)
-    name, _, value = text.removeprefix("flag --").removesuffix(f": {_one_line(cause)}").partition("=")
-    kind = flags.FLAGS[name].flag_type() if name in flags.FLAGS else ""
-    return f"{name} is {value!r}, expected {kind}" if kind in ("int", "float", "bool") else text
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).removeprefix("ERROR:: ").split())
 
 
 def _fail(message: object) -> NoReturn:

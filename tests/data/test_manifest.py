@@ -81,10 +81,16 @@ def test_nothing_appears_where_the_folder_cannot_be_made(tmp_path):
         MANIFEST.save(tmp_path / "file" / "folder")
 
 
-def test_a_missing_manifest_is_named(tmp_path):
+def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(
         UserError, match=r"^cannot read .*manifest.json: No such file.*expected the folder of a prepared"
     ):
+        Manifest.load(tmp_path / "absent")
+
+
+def test_a_folder_of_images_is_told_the_job_that_prepares_it(tmp_path):
+    (tmp_path / "0.png").touch()
+    with pytest.raises(UserError, match=rf"^{tmp_path} is not a prepared .*--job prepare .*\.source={tmp_path} --"):
         Manifest.load(tmp_path)
 
 

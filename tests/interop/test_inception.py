@@ -18,7 +18,8 @@ from tests.reference_weights import formula_weight, nhwc, read_golden
 from uvit_jax.errors import UserError
 from uvit_jax.interop import inception
 from uvit_jax.interop.inception import NAME, SHA256, open_inception
-from uvit_jax.models.inception import RESIZES, WIDTHS
+from uvit_jax.models.inception import WIDTHS
+from uvit_jax.models.resize import RESIZES
 
 GOLDEN = {
     "pool2048": "pool2048",

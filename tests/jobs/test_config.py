@@ -158,6 +158,13 @@ def test_a_value_of_another_type_is_named(field, value, message):
         resolve(config)
 
 
+def test_a_whole_number_may_be_written_as_a_float_and_the_other_way_round():
+    fields = {"train": {"steps": 1e3}, "model": {"image_size": (16.0, 8)}, "optimizer": {"lr": 1, "betas": (0, 0.5)}}
+    made = resolve(ml_collections.ConfigDict(fields))
+    assert repr((made.train.steps, made.model.image_size)) == "(1000, (16, 8))"
+    assert repr((made.optimizer.lr, made.optimizer.betas)) == "(1.0, (0.0, 0.5))"
+
+
 def test_images_need_not_be_square_nor_numbers_floats():
     config = default_config()
     config.model.image_size = (8, 16)

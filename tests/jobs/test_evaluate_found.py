@@ -13,6 +13,7 @@ from tests.jobs.evaluate_runs import evaluation
 from uvit_jax.data.sources import load_source
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import evaluate
+from uvit_jax.main import open_experiment
 from uvit_jax.metrics.own_features import own_features
 from uvit_jax.metrics.reference import read_reference
 from uvit_jax.telemetry.images import to_uint8
@@ -71,6 +72,17 @@ def test_a_reference_is_made_of_images_and_says_what_it_is_of(root):
     assert reference.features.shape == (300, 336)
     # Those kept are spread over the whole data set.
     np.testing.assert_allclose(reference.mean, reference.features.mean(0), atol=0.05)
+
+
+def test_two_sets_of_images_are_compared_without_a_config_and_the_report_knows_no_model(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fields = {"evaluate.samples": str(root / "folder"), "evaluate.reference": str(root / "ours.npz")}
+    line = evaluate.run(*open_experiment("evaluate", "", "", fields))
+    (path,) = (tmp_path / "runs" / "evaluate" / "evaluations").glob("found_folder_*/evaluation.json")
+    assert str(path.parent.relative_to(tmp_path)) in line
+    report = json.loads(path.read_text())
+    assert report["metrics"][FD] == pytest.approx(0, abs=1e-6)
+    assert not {"model", "schedule", "prediction", "sampler", "weights"} & report["samples"].keys()
 
 
 def test_making_a_reference_ends_with_what_it_is_of_and_where(tmp_path):

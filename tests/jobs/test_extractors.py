@@ -8,8 +8,9 @@ from tests.metrics.test_features import write_inception
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import extractors
 from uvit_jax.jobs.extractors import choose_metrics, open_extractor
+from uvit_jax.metrics.metric_names import METRICS
 from uvit_jax.metrics.own_features import own_features
-from uvit_jax.metrics.scores import METRICS, metric_name
+from uvit_jax.metrics.scores import metric_name
 
 EVERYTHING = {"has_spatial": True, "num_reference": 10_000, "has_texts": True, "num_samples": 50_000}
 

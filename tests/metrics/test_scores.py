@@ -8,9 +8,10 @@ from uvit_jax.errors import UserError
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.inception_score import InceptionScore
 from uvit_jax.metrics.kernel import kid
+from uvit_jax.metrics.metric_names import METRICS
 from uvit_jax.metrics.neighbours import density_coverage, precision_recall
 from uvit_jax.metrics.reference import Reference
-from uvit_jax.metrics.scores import METRICS, Scores, kinds, metric_name
+from uvit_jax.metrics.scores import Scores, kinds, metric_name
 
 COUNT = 137
 ALL = tuple(METRICS)

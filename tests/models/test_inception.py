@@ -8,7 +8,8 @@ from flax import nnx
 from PIL import Image
 
 from uvit_jax.errors import UserError
-from uvit_jax.models.inception import RESIZES, WIDTHS, Inception, average_pool, max_pool, preprocess, reduce_by_max
+from uvit_jax.models.inception import WIDTHS, Inception, average_pool, max_pool, preprocess, reduce_by_max
+from uvit_jax.models.resize import RESIZES
 
 
 @pytest.fixture(scope="module")

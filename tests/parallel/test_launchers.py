@@ -143,3 +143,47 @@ def test_what_should_be_a_number_is_named():
     assert number_in({}, "X") is None
     with pytest.raises(UserError, match=r"^X is '-1', expected a whole number$"):
         number_in({"X": "-1"}, "X")
+
+
+# What mpirun's processes inherit inside a Slurm job of four nodes: the numbers of the daemon that srun started, one a
+# node.
+DAEMON = {
+    "SLURM_JOB_ID": "12345",
+    "SLURM_JOB_NODELIST": "node[007-010]",
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_NODELIST": "node[008-010]",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+HYDRA = {"PMI_SIZE": "8", "PMI_RANK": "5", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"}
+
+
+def test_mpiruns_numbers_go_before_those_of_the_daemon_that_slurm_started():
+    ranks = MPIRUN | {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    port = 61440 + (1314521088 >> 12) % 4096
+    assert launched(DAEMON | ranks) == Place(f"10.96.0.1:{port}", 8, 5, (2, 3))
+    # Open MPI 5 says no host: process 0 is on the job's first node, which has no daemon of its own.
+    version_5 = without(ranks, "OMPI_MCA_orte_hnp_uri") | {"PMIX_NAMESPACE": "prterun-node007-1@1"}
+    found = launched(DAEMON | version_5)
+    assert (found.num_processes, found.process_id) == (8, 5)
+    assert found.coordinator.startswith("node007:")
+
+
+def test_a_run_of_one_by_mpirun_is_no_task_of_its_daemon():
+    assert launched(DAEMON | MPIRUN | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) is None
+    assert launched(DAEMON | {"PMI_SIZE": "1", "PMI_RANK": "0"}) is None
+
+
+def test_mpich_says_the_place_inside_and_outside_of_slurm():
+    assert launched(DAEMON | HYDRA) == Place("node007:61497", 8, 5, (2, 3))
+    assert launched(HYDRA) == Place(None, 8, 5, (2, 3))
+    assert launched(HYDRA | {"MPI_LOCALNRANKS": "8", "MPI_LOCALRANKID": "5"}) == Place("127.0.0.1:61440", 8, 5, None)
+    assert launched({"PMI_SIZE": "4", "PMI_RANK": "1", "PMI_LOCAL_SIZE": "4", "PMI_LOCAL_RANK": "1"}).local_devices == (
+        1,
+    )
+
+
+def test_srun_gives_its_own_numbers_as_pmis_too():
+    assert launched(SRUN | {"PMI_SIZE": "8", "PMI_RANK": "3"}) == launched(SRUN)

@@ -11,7 +11,8 @@ from uvit_jax.jobs.config import resolve
 from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.parallel.sharding import partition_spec, path_name
 from uvit_jax.training.network import abstract_network
-from uvit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.optimizer_config import OptimizerConfig
 from uvit_jax.training.state import abstract
 
 SMALL = {"image_size": 8, "in_channels": 3, "embed_dim": 64, "depth": 3, "num_heads": 4}

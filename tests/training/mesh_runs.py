@@ -27,7 +27,8 @@ from uvit_jax.parallel.hlo import parse
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from uvit_jax.parallel.topology import parse_topology, topology_devices
 from uvit_jax.training.network import abstract_network
-from uvit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.optimizer_config import OptimizerConfig
 from uvit_jax.training.state import abstract, create_sharded
 from uvit_jax.training.step import Objective, make_train_step
 

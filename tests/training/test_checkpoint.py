@@ -10,7 +10,8 @@ from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.network import abstract_network
-from uvit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.optimizer_config import OptimizerConfig
 from uvit_jax.training.state import abstract, create_sharded
 
 CONFIG = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2)

@@ -14,7 +14,8 @@ from uvit_jax.interop import official
 from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.training import ema
 from uvit_jax.training.network import abstract_network
-from uvit_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from uvit_jax.training.optimizer import learning_rate, make_optimizer
+from uvit_jax.training.optimizer_config import OptimizerConfig
 from uvit_jax.training.state import TrainState, create
 from uvit_jax.training.step import Objective, apply_gradients, draw, make_train_step, mean_loss
 

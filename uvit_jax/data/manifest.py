@@ -250,6 +250,11 @@ class Manifest:
         try:
             values = json.loads(path.read_bytes())
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+                raise UserError(
+                    f"{folder} is not a prepared data set (it holds no {FILE_NAME}); of its images one is made by "
+                    f"--job prepare --config.prepare.source={folder} --config.prepare.out=FOLDER"
+                ) from None
             raise UserError(
                 f"cannot read {path}: {error.strerror}; expected the folder of a prepared data set"
             ) from error

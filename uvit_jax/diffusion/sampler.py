@@ -19,7 +19,7 @@ from uvit_jax.diffusion.heun import heun
 from uvit_jax.diffusion.predictions import check_prediction
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.diffusion.sde import euler_maruyama
-from uvit_jax.diffusion.spacing import SPACINGS, check_ends, check_carries
+from uvit_jax.diffusion.spacing import SPACINGS, check_carries, check_ends
 from uvit_jax.diffusion.tableau import Threshold, Trajectory, check_steps
 from uvit_jax.errors import UserError
 from uvit_jax.randomness import Stream, stream_key

@@ -19,7 +19,8 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop.file_kinds import check_content
 from uvit_jax.interop.state_dict import StateDict, check_names, checked_array
 from uvit_jax.interop.weights_file import read_arrays
-from uvit_jax.models.inception import BATCH_NORM_EPS, RESIZES, WIDTHS, Images, Inception, preprocess
+from uvit_jax.models.inception import BATCH_NORM_EPS, WIDTHS, Images, Inception, preprocess
+from uvit_jax.models.resize import RESIZES
 from uvit_jax.models.uvit_config import DTYPES, check_choice
 from uvit_jax.telemetry.atomic import atomic_write
 
@@ -89,7 +90,7 @@ def open_inception(
         `sha256`), or weights of another network.
     """
     check_choice("dtype", dtype, DTYPES)
-    check_choice("resize", resize, RESIZES)
+    check_choice("resize", resize, tuple(RESIZES))
     path = _published() if name == NAME else pathlib.Path(os.path.expanduser(name))
     found = _sha256_of(path)
     _check_sha256(path, found, sha256.lower())

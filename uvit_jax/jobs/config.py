@@ -1,6 +1,5 @@
 """From a config file to a checked experiment: its sections, their defaults, and what must fit together."""
 
-import ast
 import dataclasses
 import types
 import typing
@@ -10,7 +9,8 @@ from typing import Any
 import ml_collections
 
 from uvit_jax.errors import UserError
-from uvit_jax.jobs.config_file import check_flags, check_known, read_config
+from uvit_jax.jobs.config_file import check_known, read_config
+from uvit_jax.jobs.field_text import from_text
 from uvit_jax.jobs.sections import (
     AutoencoderSection,
     DataConfig,
@@ -22,11 +22,11 @@ from uvit_jax.jobs.sections import (
     TextEncoderSection,
     TrainConfig,
 )
-from uvit_jax.models.uvit import UViTConfig
+from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.hosts import DistributedConfig
 from uvit_jax.parallel.mesh import MeshConfig
 from uvit_jax.training.ema import EMAConfig
-from uvit_jax.training.optimizer import OptimizerConfig
+from uvit_jax.training.optimizer_config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,29 +69,67 @@ class Experiment:
 def default_config() -> ml_collections.ConfigDict:
     """Every field of every section at its default: what a config file starts from and a flag can override."""
     # Types are checked by `resolve`: ConfigDict knows no field of two, as image_size is.
-    config = ml_collections.ConfigDict(dataclasses.asdict(Experiment()), type_safe=False)
-    # A flag for a field that is None needs to be told its type.
-    config.autoencoder.scale = ml_collections.config_dict.placeholder(float)
-    return config
+    return ml_collections.ConfigDict(dataclasses.asdict(Experiment()), type_safe=False)
 
 
-def load_experiment(name: str, overrides: Mapping[str, str] | None = None) -> Experiment:
+def field_names() -> list[str]:
+    """The dotted names of all fields, as "train.steps"."""
+    hints = typing.get_type_hints(Experiment)
+    return [
+        f"{name}.{field}" if field else name
+        for name, hint in hints.items()
+        for field in (typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else [""])
+    ]
+
+
+def set_fields(config: ml_collections.ConfigDict, fields: Mapping[str, str | None]) -> None:
+    """Sets fields of a config, named as in "train.steps", to what their texts stand for.
+
+    fields: None, a flag without a value, stands for True.
+
+    Raises:
+      UserError: for a field that isn't there, or a text that stands for no value of its type.
+    """
+    for name, text in fields.items():
+        hint: Any = Experiment
+        where = "config"
+        for part in name.split("."):
+            if not dataclasses.is_dataclass(hint):
+                raise UserError(f"config.{name} is not a field, expected --{where}=VALUE")
+            hints = typing.get_type_hints(hint)
+            check_known(where, [part], hints)
+            where, hint = f"{where}.{part}", hints[part]
+        if dataclasses.is_dataclass(hint):
+            raise UserError(f"config.{name} is a section, expected a field of it as --config.{name}.FIELD=VALUE")
+        section, _, field = name.rpartition(".")
+        with config.unlocked():
+            if section and section not in config:
+                config[section] = ml_collections.ConfigDict()
+            within = config[section] if section else config
+            if not isinstance(within, ml_collections.ConfigDict):
+                raise UserError(f"config.{section} is {within!r}, expected a section with fields of its own")
+            within[field] = _from_text(name, text, hint)
+
+
+def _from_text(name: str, text: str | None, hint: Any) -> Any:
+    if text is None and hint is not bool:
+        raise UserError(f"config.{name} has no value, expected --config.{name}=VALUE ({_words(hint)})")
+    try:
+        return from_text("true" if text is None else text, hint)
+    except ValueError:
+        raise UserError(f"config.{name} is {text!r}, expected {_words(hint)}") from None
+
+
+def load_experiment(name: str, overrides: Mapping[str, str | None] | None = None) -> Experiment:
     """The checked experiment of a config file, named as on the command line: "configs/x.py" or "configs/x.py:variant".
 
     overrides: values of fields by their dotted names, as text.
 
     Raises:
-      UserError: for a fault of the file, a field that isn't there or whose value can't be, or as `resolve`.
+      UserError: for a fault of the file, or as `set_fields` and `resolve`.
     """
     config = read_config(name)
-    for field, text in (overrides or {}).items():
-        check_flags(config, [field])
-        section, _, last = field.rpartition(".")
-        within = config[section] if section else config
-        try:
-            within[last] = text if isinstance(within[last], str) else ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            raise UserError(f"config.{field} is {text!r}, expected a value as {within[last]!r}") from None
+    set_fields(config, overrides or {})
     return resolve(config)
 
 
@@ -167,9 +205,22 @@ def _section(name: str, section: Any, values: dict[str, Any]) -> Any:
 
 
 def _checked(field: str, value: Any, hint: Any) -> Any:
-    value = tuple(value) if isinstance(value, list) else value
+    value = _as_number_of(tuple(value) if isinstance(value, list) else value, hint)
     if not _fits(value, hint):
         raise UserError(f"{field} is {value!r}, expected {_words(hint)}")
+    return value
+
+
+def _as_number_of(value: Any, hint: Any) -> Any:
+    """A whole float as the int that a field takes (steps written as 1e3), an int as the float; else the value."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if type(value) is float and value.is_integer() and int in kinds and float not in kinds:
+        return int(value)
+    if type(value) is int and float in kinds and int not in kinds:
+        return float(value)
+    parts = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is tuple), ())
+    if isinstance(value, tuple) and len(value) == len(parts):
+        return tuple(map(_as_number_of, value, parts))
     return value
 
 
@@ -184,7 +235,7 @@ def _words(hint: Any) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type; a whole number may stand for a float."""
+    """Whether a value is of a field's type."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
@@ -192,4 +243,4 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
     if isinstance(value, bool):
         return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+    return isinstance(value, hint)

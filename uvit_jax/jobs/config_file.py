@@ -2,8 +2,10 @@
 
 import importlib.util
 import inspect
+import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -13,15 +15,24 @@ import ml_collections
 
 from uvit_jax.errors import UserError, nearest
 
+LOG = logging.getLogger("uvit_jax")
+
+# The repository's configs, in an installed wheel alone.
+_PACKAGED = pathlib.Path(__file__).parents[1] / "configs"
+
 
 def read_config(name: str) -> ml_collections.ConfigDict:
     """The config of "configs/x.py" or "configs/x.py:variant".
+
+    An installed package brings the repository's configs with it: where there is no folder configs/ here, "configs/x.py"
+    is the package's own, which is said in one line. No other name stands for one of them.
 
     Raises:
       UserError: naming the file and its fault: not there, not Python, no `get_config`, or one that fails or returns
         no config.
     """
-    path, _, variant = name.partition(":")
+    path, variant = split_name(name)
+    path = _packaged(path) or path
     _check_path(pathlib.Path(path))
     try:
         get_config = getattr(_execute(path), "get_config", None)
@@ -42,6 +53,17 @@ def read_config(name: str) -> ml_collections.ConfigDict:
     return config
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """The file and the variant of "configs/x.py:variant"; the variant is empty where there is none."""
+    found = re.fullmatch(r"(.*?\.py):(.*)", name, re.DOTALL)
+    return (found[1], found[2]) if found else (name, "")
+
+
+def packaged_configs() -> list[str]:
+    """The configs that came with the installed package, as "configs/digits.py"; none in a checkout."""
+    return sorted(f"configs/{path.name}" for path in _PACKAGED.glob("*.py"))
+
+
 def check_known(where: str, found: Iterable[str], known: Iterable[str]) -> None:
     """Raises a UserError naming the first of the fields found that is not known, and the one that may be meant."""
     names = sorted(known)
@@ -52,15 +74,14 @@ def check_known(where: str, found: Iterable[str], known: Iterable[str]) -> None:
             raise UserError(f"{where} has no field {name!r}, {hint}")
 
 
-def check_flags(config: ml_collections.ConfigDict, fields: Iterable[str]) -> None:
-    """Raises a UserError for the first dotted name that is no field of the config, as "model.dept"."""
-    for field in fields:
-        where, within = "config", config
-        for name in field.split("."):
-            if not isinstance(within, ml_collections.ConfigDict):
-                raise UserError(f"config.{field} is no field, expected --{where}={within!r} or another value")
-            check_known(where, [name], within)
-            where, within = f"{where}.{name}", within[name]
+def _packaged(path: str) -> str | None:
+    """The package's own file where the name is of that, and there is no folder configs/ here that could hold it."""
+    name = os.path.normpath(path)
+    if name not in packaged_configs() or pathlib.Path("configs").exists():
+        return None
+    found = str(_PACKAGED / pathlib.Path(name).name)
+    LOG.info("there is no configs/ here: taking %s, which came with uvit-jax", found)
+    return found
 
 
 def _check_path(path: pathlib.Path) -> None:
@@ -68,7 +89,9 @@ def _check_path(path: pathlib.Path) -> None:
     if path.exists() and (run / "config.json").exists():
         raise UserError(f"{path} is what a run left, no config file: expected --workdir {run} in place of --config")
     if not path.is_file():
-        raise UserError(f"there is no config file {path}, expected a path as configs/digits.py")
+        own = f"configs/{path.name.partition(':')[0].removesuffix('.py')}.py"
+        packaged = f"; uvit-jax's own is {_PACKAGED.parent / own}" if own in packaged_configs() else ""
+        raise UserError(f"there is no config file {path}, expected a path as configs/digits.py{packaged}")
     if path.suffix != ".py":
         raise UserError(f"{path} is no config file, expected one of Python as configs/digits.py")
 

@@ -34,7 +34,8 @@ from uvit_jax.jobs.sweep import Point, points_of, report_sweep
 from uvit_jax.jobs.weights import Weights, check_lengths, open_weights
 from uvit_jax.jobs.workdir import folder_name, open_workdir
 from uvit_jax.metrics.features import Extraction
-from uvit_jax.metrics.scores import OF_SAMPLES, kinds
+from uvit_jax.metrics.metric_names import OF_SAMPLES
+from uvit_jax.metrics.scores import kinds
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.mesh import make_mesh
 from uvit_jax.telemetry.counts import counted

@@ -9,8 +9,8 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop.inception import open_inception
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.metrics.features import FeatureExtractor
+from uvit_jax.metrics.metric_names import METRICS, OF_SAMPLES
 from uvit_jax.metrics.own_features import own_features
-from uvit_jax.metrics.scores import METRICS, OF_SAMPLES
 from uvit_jax.models.inception import WIDTHS
 
 # What metrics call the features of Inception-v3.

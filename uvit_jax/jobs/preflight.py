@@ -5,6 +5,7 @@ from the compiled train step alone; no TPU is needed and nothing runs.
 import importlib.metadata
 import json
 import logging
+import os
 import pathlib
 from typing import Any
 
@@ -21,6 +22,7 @@ from uvit_jax.jobs.setup import Parts, assemble
 from uvit_jax.jobs.workdir import open_workdir
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel.chips import find_chip
+from uvit_jax.parallel.devices import open_devices
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.parallel.roofline import mfu
 from uvit_jax.parallel.topology import parse_topology, topology_devices
@@ -84,7 +86,7 @@ def open_hardware(experiment: Experiment) -> Hardware:
         raise UserError(
             f"config.preflight.num_slices is {config.num_slices}, expected 1 where config.preflight.topology is empty"
         )
-    devices = jax.devices()
+    devices = open_devices(os.environ)
     found = find_chip(devices[0].device_kind)
     # What the allocator will hand out is the device's own word; a CPU's has none.
     stats = devices[0].memory_stats() if devices[0].platform == "gpu" else None

@@ -1,4 +1,4 @@
-"""The config of a workdir's run as a config file: what `--workdir DIR` alone, without `--config`, stands for."""
+"""The config of a workdir's run: what `--workdir DIR` alone, without `--config`, stands for."""
 
 import pathlib
 

@@ -11,8 +11,8 @@ from uvit_jax.diffusion.predictions import PREDICTIONS
 from uvit_jax.diffusion.sampler import SamplerConfig
 from uvit_jax.diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from uvit_jax.errors import UserError
-from uvit_jax.metrics.scores import METRICS
-from uvit_jax.models.inception import RESIZES
+from uvit_jax.metrics.metric_names import METRICS
+from uvit_jax.models.resize import RESIZES
 from uvit_jax.models.uvit_config import DTYPES, check_choice
 from uvit_jax.parallel.compiler import OVERLAPS
 
@@ -191,7 +191,8 @@ class EvaluateConfig:
         each evaluated in turn.
       make_reference: make the statistics of `reference` and nothing else.
       num_features: images of the reference whose features are kept, for kid, precision, recall, density and coverage.
-      out: folder of the report (of make_reference: the file); empty for one in the workdir's evaluations/.
+      out: folder of the report (of make_reference: the file); empty for one in the workdir's evaluations/ (without a
+        workdir and a config, runs/evaluate).
       every: steps between evaluations while training, with one after the last step; 0 for none.
       train_samples: drawn at each of those.
     """
@@ -221,7 +222,7 @@ class EvaluateConfig:
         _check_at_least(self, 6, "num_features")
         _check_at_least(self, 0, "every")
         check_choice("features", self.features, ("own", "inception"))
-        check_choice("resize", self.resize, RESIZES)
+        check_choice("resize", self.resize, tuple(RESIZES))
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("save", self.save, ("", "png", "npz"))
         for name in self.asked:

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,27 +14,13 @@ from uvit_jax.metrics.features import FeatureExtractor, Features
 from uvit_jax.metrics.frechet import frechet_bias
 from uvit_jax.metrics.inception_score import InceptionScore
 from uvit_jax.metrics.kernel import kid
+from uvit_jax.metrics.metric_names import METRICS, OF_SAMPLES
 from uvit_jax.metrics.moments import Moments, SplitMoments
 from uvit_jax.metrics.neighbours import density_coverage, precision_recall
 from uvit_jax.metrics.npz_file import read_npz
 from uvit_jax.metrics.reference import Reference
 from uvit_jax.metrics.stored_rows import StoredRows
 from uvit_jax.telemetry.atomic import atomic_write
-
-# What can be asked for, and the kinds of features each needs of the samples.
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "fid": ("pool",),
-    "sfid": ("spatial",),
-    "is": ("logits",),
-    "kid": ("pool",),
-    "precision": ("pool",),
-    "recall": ("pool",),
-    "density": ("pool",),
-    "coverage": ("pool",),
-    "clip": (),
-}
-# These compare single samples, not moments: they need features of the reference's images.
-OF_SAMPLES = ("kid", "precision", "recall", "density", "coverage")
 
 _STATE, _ROWS = "state.npz", "pool.rows"
 _SPLITS = 10

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from uvit_jax.errors import UserError
 from uvit_jax.models.autoencoder import AnyArray
+from uvit_jax.models.resize import RESIZES
 from uvit_jax.models.resize import resize as resize_images
 from uvit_jax.models.uvit_config import DTYPES, check_choice
 
@@ -34,10 +35,6 @@ WIDTHS = {
 }
 _SPATIAL_CHANNELS = 7  # of the 192 of mixed_6d.branch1x1, on 17x17 pixels
 
-# Ways to make the network's input, by the kind of `resize_matrix` that each takes.
-_KINDS = {"pytorch-fid": "bilinear", "tf1": "bilinear_tf1", "clean": "bicubic_antialias"}
-RESIZES = tuple(_KINDS)
-
 Images = UInt8[Array, "b h w c"] | UInt8[np.ndarray, "b h w c"] | Float[Array, "b h w c"] | Float[np.ndarray, "b h w c"]
 
 
@@ -54,12 +51,12 @@ def preprocess(images: Images, resize: str) -> Float[Array, "b 299 299 3"]:
     Raises:
       UserError: for another way, or another number of channels.
     """
-    check_choice("resize", resize, RESIZES)
+    check_choice("resize", resize, tuple(RESIZES))
     if images.shape[3] not in (1, 3):
         raise UserError(f"images have {images.shape[3]} channels, expected 3 (RGB) or 1 (grey)")
     images = jnp.asarray(images)
     x = images.astype(jnp.float32) if images.dtype == jnp.uint8 else 255 * images.astype(jnp.float32)
-    x = resize_images(x, (SIZE, SIZE), _KINDS[resize])
+    x = resize_images(x, (SIZE, SIZE), RESIZES[resize])
     if resize == "clean":
         x = jnp.clip(x, 0, 255)  # the kernel overshoots beside edges; not rounded: clean-fid resizes floats
     x = x / 127.5 - 1 if resize == "pytorch-fid" else (x - 128) / 128

@@ -11,6 +11,8 @@ from uvit_jax.errors import UserError
 from uvit_jax.models.uvit_config import check_choice
 
 KINDS = ("bilinear", "bilinear_tf1", "bicubic_antialias")
+# Ways to make Inception-v3's input, by the library whose FID each gives, and the kind of `resize_matrix` it takes.
+RESIZES = {"pytorch-fid": "bilinear", "tf1": "bilinear_tf1", "clean": "bicubic_antialias"}
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from uvit_jax.errors import UserError
+from uvit_jax.parallel.devices import open_devices
 from uvit_jax.parallel.launchers import Place, launched, number_in
 
 Result = TypeVar("Result")
@@ -37,8 +38,8 @@ class DistributedConfig:
     """How this process finds the others of the run; left as it is, the environment says so.
 
     Attributes:
-      start: "auto" joins the others where a TPU pod, Slurm, Open MPI or JAX_COORDINATOR_ADDRESS say that there are
-        any; "off" never does.
+      start: "auto" joins the others where a TPU pod, Slurm, Open MPI, MPICH or JAX_COORDINATOR_ADDRESS say that there
+        are any; "off" never does.
       coordinator: "host:port" of process 0, where the environment doesn't say; the same on every process.
       num_processes: of the whole run; 0 for what the environment says.
       process_id: of this process, from 0; -1 for what the environment says.
@@ -105,16 +106,17 @@ def find_place(config: DistributedConfig, environ: Mapping[str, str]) -> Place |
 
 
 def start(config: DistributedConfig, environ: Mapping[str, str], *, preemption: bool = True) -> None:
-    """Joins the other processes of the run, where there are any; before anything touches a device.
+    """Joins the other processes of the run, where there are any, and opens the devices.
 
     preemption: whether a SIGTERM is caught as a notice, for `PreemptionNotice`; without, it ends the process.
 
     Raises:
-      UserError: for settings that can't be. Where the others can't be reached in `config.timeout` seconds the process
-        says so and ends with exit code 2: JAX can't be called back from its wait.
+      UserError: for settings that can't be, or devices that JAX can't open. Where the others can't be reached in
+        `config.timeout` seconds the process says so and ends with exit code 2: JAX can't be called back from its wait.
     """
     place = find_place(config, environ)
     if place is None:
+        open_devices(environ)
         return
     if place.process_id == 0 and place.coordinator:
         _check_port(place.coordinator)
@@ -136,7 +138,7 @@ def start(config: DistributedConfig, environ: Mapping[str, str], *, preemption: 
                 f"the hosts of the run can't be joined ({told}): set config.distributed.coordinator, num_processes and "
                 "process_id, or config.distributed.start=off for a run of this host alone"
             ) from error
-    _check_devices()
+    _check_devices(open_devices(environ))
 
 
 def together(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -251,8 +253,8 @@ def _gather(text: str) -> list[str]:
     return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
 
 
-def _check_devices() -> None:
-    counts = collections.Counter(device.process_index for device in jax.devices())
+def _check_devices(devices: Sequence[jax.Device]) -> None:
+    counts = collections.Counter(device.process_index for device in devices)
     for process, count in counts.items():
         if count != counts[0]:
             raise SharedError(

@@ -1,4 +1,4 @@
-"""What launchers of several processes leave in the environment: Slurm, Open MPI and TPU pods."""
+"""What launchers of several processes leave in the environment: Open MPI, MPICH, Slurm and TPU pods."""
 
 import dataclasses
 import glob
@@ -8,6 +8,10 @@ import zlib
 from collections.abc import Mapping
 
 from uvit_jax.errors import UserError
+
+# Number of processes and number of this one.
+_OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+_HYDRA = ("PMI_SIZE", "PMI_RANK")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +34,17 @@ class Place:
 
 
 def launched(environ: Mapping[str, str]) -> Place | None:
-    """The place of this process among those that a launcher started; None where it is alone. Reads no network."""
-    return _slurm(environ) or _open_mpi(environ) or _tpu_pod(environ)
+    """The place of this process among those that a launcher started; None where it is alone. Reads no network.
+
+    Asked in JAX's order (`jax._src.clusters`): Open MPI, Slurm, TPU pods. Inside a Slurm job mpirun starts its daemons
+    with srun, one a node, and its processes inherit the daemon's numbers: where MPI says a place, Slurm is not asked,
+    also for a run of one. MPICH's mpiexec (Hydra), which JAX does not look for, does the same.
+    """
+    if _is_set(environ, *_OPEN_MPI):
+        return _open_mpi(environ)
+    if _is_set(environ, *_HYDRA):
+        return _hydra(environ)
+    return _slurm(environ) or _tpu_pod(environ)
 
 
 def number_in(environ: Mapping[str, str], name: str) -> int | None:
@@ -44,19 +57,27 @@ def number_in(environ: Mapping[str, str], name: str) -> int | None:
     return int(text)
 
 
+def _is_set(environ: Mapping[str, str], *names: str) -> bool:
+    return all(name in environ for name in names)
+
+
 def _slurm(environ: Mapping[str, str]) -> Place | None:
     """The place among the tasks that srun started; an salloc's shell or an sbatch's script is none of them."""
     tasks, nodes = number_in(environ, "SLURM_STEP_NUM_TASKS"), environ.get("SLURM_STEP_NODELIST")
     rank, job = number_in(environ, "SLURM_PROCID"), number_in(environ, "SLURM_JOB_ID")
     if not tasks or tasks == 1 or not nodes or rank is None or job is None:
         return None
-    # "node[001-004,007],other" begins with node001; commas within brackets end nothing.
-    first = re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes).split(",")[0]
     # "4(x2),3": tasks on each node; all that matters is whether there are several on one.
     on_node = max(map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))))
     local = number_in(environ, "SLURM_LOCALID") or 0
     devices = None if _slurm_binds_gpus(environ) else _share_of_gpus(environ, local, on_node)
-    return Place(f"{first}:{_port(environ, job)}", tasks, rank, devices)
+    return Place(f"{_first_node(nodes)}:{_port(environ, job)}", tasks, rank, devices)
+
+
+def _first_node(nodes: str) -> str:
+    """The first of Slurm's list: "node[001-004,007],other" begins with node001."""
+    # Commas within brackets end nothing.
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes).split(",")[0]
 
 
 def _slurm_binds_gpus(environ: Mapping[str, str]) -> bool:
@@ -75,10 +96,10 @@ def _open_mpi(environ: Mapping[str, str]) -> Place | None:
     """The place among the processes that mpirun started.
 
     Before Open MPI 5 it says where it runs itself, which is process 0's host unless it was told otherwise; from then on
-    nothing is said of other hosts, and only processes that share one need no coordinator from the config.
+    nothing is said of other hosts: see `_coordinator`.
     """
-    size, rank = number_in(environ, "OMPI_COMM_WORLD_SIZE"), number_in(environ, "OMPI_COMM_WORLD_RANK")
-    if not size or size == 1 or rank is None:
+    size, rank = (number_in(environ, name) for name in _OPEN_MPI)
+    if not size or size == 1:
         return None
     on_node = number_in(environ, "OMPI_COMM_WORLD_LOCAL_SIZE") or 1
     local = number_in(environ, "OMPI_COMM_WORLD_LOCAL_RANK") or 0
@@ -86,8 +107,37 @@ def _open_mpi(environ: Mapping[str, str]) -> Place | None:
     uri = re.match(r"(\d+)\..*?tcp6?://(\[?[^,\]]+?)(?:,|\]|:\d+$)", environ.get("OMPI_MCA_orte_hnp_uri", ""))
     job = int(uri[1]) >> 12 if uri else zlib.crc32(environ.get("PMIX_NAMESPACE", "").encode())
     host = uri[2] + "]" * uri[2].startswith("[") if uri else None
-    host = "127.0.0.1" if on_node == size else host
-    return Place(host and f"{host}:{_port(environ, job)}", size, rank, _share_of_gpus(environ, local, on_node))
+    coordinator = _coordinator(environ, host, job, alone=on_node == size)
+    return Place(coordinator, size, rank, _share_of_gpus(environ, local, on_node))
+
+
+def _hydra(environ: Mapping[str, str]) -> Place | None:
+    """The place among the processes that the mpiexec of MPICH, Intel MPI or Cray started (srun --mpi=pmi2, too)."""
+    size, rank = (number_in(environ, name) for name in _HYDRA)
+    slurm = _slurm(environ)
+    if slurm is not None and (slurm.num_processes, slurm.process_id) == (size, rank):
+        return slurm  # srun's own numbers, which it gives as PMI's, too
+    if not size or size == 1:
+        return None
+    on_node = _first_number(environ, "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
+    local = _first_number(environ, "MPI_LOCALRANKID", "PMI_LOCAL_RANK") or 0
+    coordinator = _coordinator(environ, None, number_in(environ, "SLURM_JOB_ID") or 0, alone=on_node == size)
+    return Place(coordinator, size, rank, _share_of_gpus(environ, local, on_node or 1))
+
+
+def _coordinator(environ: Mapping[str, str], host: str | None, job: int, *, alone: bool) -> str | None:
+    """The address of MPI's process 0: this host where all processes are on it, else `host`, else the job's first node.
+
+    The last is where mpirun and mpiexec start process 0 in a Slurm job unless they are told otherwise. None, to be
+    given in the config, where nothing of this is known.
+    """
+    nodes = environ.get("SLURM_JOB_NODELIST")
+    host = "127.0.0.1" if alone else host or (_first_node(nodes) if nodes else None)
+    return host and f"{host}:{_port(environ, job)}"
+
+
+def _first_number(environ: Mapping[str, str], *names: str) -> int | None:
+    return next((number_in(environ, name) for name in names if name in environ), None)
 
 
 def _tpu_pod(environ: Mapping[str, str]) -> Place | None:
@@ -104,9 +154,13 @@ def _tpu_pod(environ: Mapping[str, str]) -> Place | None:
     return None if "TPU_SKIP_MDS_QUERY" in environ else Place(method="gcetpu")
 
 
+def tpu_chips() -> list[str]:
+    """The device files of this host's TPU chips."""
+    return glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+
+
 def _has_tpu() -> bool:
-    devices = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    return bool(devices) and importlib.util.find_spec("libtpu") is not None
+    return bool(tpu_chips()) and importlib.util.find_spec("libtpu") is not None
 
 
 def _share_of_gpus(environ: Mapping[str, str], local: int, on_node: int) -> tuple[int, ...] | None:

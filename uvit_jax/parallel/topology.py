@@ -152,7 +152,7 @@ def topology_devices(topology: Topology, num_slices: int = 1) -> list[jax.Device
     """
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UserError(
-            f"topology is '{topology}', which needs TPU's compiler, libtpu, found none: pip install 'uvit-jax[tpu]'"
+            f"topology is '{topology}', which needs TPU's compiler, libtpu, found none: pip install 'jax[tpu]'"
         )
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

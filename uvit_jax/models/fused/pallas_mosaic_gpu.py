@@ -1,17 +1,17 @@
 """Pallas's Mosaic backend for GPUs where the installed jax has the one that the kernels are written for."""
 
+import contextlib
 import functools
 from typing import Any
 
 import jax
 
-plgpu: Any
-try:
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-except ImportError:
-    plgpu = None
+plgpu: Any = None
+if jax.__version_info__ >= (0, 11):  # of an older one it is not used, and takes a second to import
+    with contextlib.suppress(ImportError):
+        from jax.experimental.pallas import mosaic_gpu as plgpu
 
-AVAILABLE = plgpu is not None and jax.__version_info__ >= (0, 11)
+AVAILABLE = plgpu is not None
 
 
 def on_hopper() -> bool:
