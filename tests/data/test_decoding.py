@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uvit_jax.data.decoding import CorruptImage, decode
+from uvit_jax.data.decoding import CorruptImage, Decoding, decode
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:
@@ -76,7 +76,7 @@ def test_the_exif_orientation_is_left_alone():
 
 
 def test_one_channel_is_grey():
-    image = decode(encoded(picture().convert("L"), "PNG"), "a.png", channels=1)
+    image = decode(encoded(picture().convert("L"), "PNG"), "a.png", Decoding(channels=1))
     np.testing.assert_array_equal(image[..., 0], np.asarray(picture().convert("L")))
 
 

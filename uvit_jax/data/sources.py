@@ -86,6 +86,15 @@ class ArraySource:
     labels: Int[np.ndarray, " n"]
     class_names: Sequence[str]
 
+    def __post_init__(self):
+        outside = (self.labels < 0) | (self.labels >= max(len(self.class_names), 1))
+        if len(self.labels) != len(self.images) or outside.any():
+            found = f"{self.labels[outside][0]} among its labels" if outside.any() else f"{len(self.labels)} labels"
+            raise UserError(
+                f"{self.name!r} has {found}, expected one in 0..{len(self.class_names) - 1} for each of its "
+                f"{len(self.images)} images"
+            )
+
     def __len__(self) -> int:
         return len(self.images)
 

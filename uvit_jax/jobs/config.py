@@ -69,8 +69,10 @@ def default_config() -> ml_collections.ConfigDict:
     """Every field of every section at its default: what a config file starts from and a flag can override."""
     # Types are checked by `resolve`: ConfigDict knows no field of two, as image_size is.
     config = ml_collections.ConfigDict(dataclasses.asdict(Experiment()), type_safe=False)
-    # A flag for a field that is None needs to be told its type.
+    # A flag for a field that is None needs to be told its type, and one for a number or two that it takes either.
     config.autoencoder.scale = ml_collections.config_dict.placeholder(float)
+    for section in (config.model, config.prepare):
+        section.image_size = ml_collections.FieldReference(section.image_size, field_type=object)
     return config
 
 

@@ -1,10 +1,12 @@
 """The job `evaluate`: samples in, drawn or found; their scores, with everything these depend on, and a grid out."""
 
+import functools
 import pathlib
 from typing import Any
 
 from jax.sharding import Mesh
 
+from uvit_jax.data.crops import Size
 from uvit_jax.data.sources import SOURCES
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
@@ -19,6 +21,7 @@ from uvit_jax.jobs.generation import (
     open_generation_parts,
 )
 from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, open_samples
+from uvit_jax.jobs.ingredients import decoding_of
 from uvit_jax.jobs.pictures import title_of
 from uvit_jax.jobs.references import (
     Shape,
@@ -65,7 +68,9 @@ def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
             f"config.evaluate.reference is {name!r}, which holds statistics: expected images to make some of"
         )
     extractor = hosts.together(open_extractor, experiment)
-    stream = hosts.together(open_reference_images, experiment, name, _reference_size(experiment, name), mesh)
+    channels = 1 if decoding_of(experiment).channels < 3 else 3
+    open_images = functools.partial(open_reference_images, channels=channels)
+    stream = hosts.together(open_images, experiment, name, _reference_size(experiment, name), mesh)
     out = experiment.evaluate.out or str(workdir / "reference.npz")
     if not out.endswith(".npz"):
         raise UserError(f"config.evaluate.out is {out!r}, expected a name that ends in .npz for the reference")
@@ -78,8 +83,8 @@ def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
     return f"made the reference of {counted(stream.count, 'image')} of {h}x{w}x{c} with {extractor.name}: see {out}"
 
 
-def _reference_size(experiment: Experiment, name: str) -> int:
-    """Side of the images: what a data set has, `config.prepare.image_size`, or that of the model's images."""
+def _reference_size(experiment: Experiment, name: str) -> Size:
+    """Size of the images: what a data set has, `config.prepare.image_size`, or that of the model's images."""
     if name in SOURCES or name.endswith(".npz") or pathlib.Path(name, "manifest.json").exists():
         return 0
     if experiment.prepare.image_size:
@@ -88,7 +93,7 @@ def _reference_size(experiment: Experiment, name: str) -> int:
         raise UserError(
             "config.prepare.image_size is 0, expected the side of the reference's images (the model is of latents)"
         )
-    return experiment.model.input_size[0]
+    return experiment.model.input_size
 
 
 def _score_found(experiment: Experiment, workdir: pathlib.Path) -> str:
