@@ -7,7 +7,7 @@ import math
 import pathlib
 import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ MAX_CLASSES = 1_000_000
 _FILE, _FILES = "file_name", "_file_name"
 _LABELS = ("label", "labels")
 _CAPTIONS = ("text", "caption", "texts", "captions")
-_NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]{0,9}))(?:\.0*)?")
+_NUMBER = re.compile(r"(-?[0-9]{1,10})(?:\.0*)?")
 _UNKNOWN = -1
 
 
@@ -92,6 +92,7 @@ def read_metadata(tables: Sequence[Table], files: Sequence[str]) -> Metadata:
     """
     shown = " and ".join(str(table.path) for table in tables)
     entries: dict[str, _Entry] = {}
+    elsewhere: list[_Entry] = []
     others: collections.Counter[str] = collections.Counter()
     images = frozenset(files)
     for table in tables:
@@ -103,6 +104,7 @@ def read_metadata(tables: Sequence[Table], files: Sequence[str]) -> Metadata:
                 raise UserError(f'{where} is {short(fields)}, expected an object with a "{file_column}"')
             file = table.place(named)
             if file is None:
+                elsewhere.append(_entry(where, fields))
                 continue
             if file not in images:
                 raise UserError(f"{where} names {named!r}, expected an image in that folder")
@@ -118,7 +120,7 @@ def read_metadata(tables: Sequence[Table], files: Sequence[str]) -> Metadata:
         raise UserError(f"{shown} has no lines and its folder no images, expected images and a line for each")
     ordered = [entries[file] for file in files]
     _check_alike("caption", {entry.where: bool(entry.captions) for entry in entries.values()})
-    labels, class_names = _classes(shown, ordered, list(entries.values()))
+    labels, class_names = _classes(shown, ordered, list(entries.values()), {entry.label for entry in elsewhere})
     captions = [entry.captions for entry in ordered] if ordered[0].captions else []
     if others:
         LOG.info("passed over in %s: the columns %s", shown, ", ".join(map(repr, sorted(others))))
@@ -205,16 +207,28 @@ def _check_alike(field: str, kinds: Mapping[str, Any]) -> None:
     )
 
 
-def _classes(shown: str, ordered: Sequence[_Entry], in_rows: Sequence[_Entry]) -> tuple[np.ndarray, list[str]]:
-    """Numbers of the classes of the ordered entries, and the classes' names."""
+def _classes(
+    shown: str, ordered: Sequence[_Entry], in_rows: Sequence[_Entry], others: Collection[int | str | None]
+) -> tuple[np.ndarray, list[str]]:
+    """Numbers of the classes of the ordered entries, and the classes' names.
+
+    Args:
+      shown: what to call the metadata.
+      ordered: in the order of the images.
+      in_rows: the same in the order of the metadata's rows, for errors.
+      others: labels of other parts of the data set: a class has the same number in each.
+    """
     kinds = {int: "a number", str: "a name"}
     _check_alike("label", {entry.where: kinds.get(type(entry.label), "missing") for entry in in_rows})
     labels = [entry.label for entry in ordered]
     names = sorted({label for label in labels if isinstance(label, str)})
     if not all(map(_NUMBER.fullmatch, names)):
         for entry in in_rows:
-            if (number := _NUMBER.fullmatch(str(entry.label))) and int(number[1]) < 0:
+            number = _NUMBER.fullmatch(str(entry.label))
+            # An unknown class among names, or no whole number among numbers.
+            if (number and int(number[1]) < 0) or (not number and all(map(_is_decimal, names))):
                 raise _no_class(entry)
+        names = sorted({*names, *(other for other in others if isinstance(other, str) and not _is_decimal(other))})
         index = {name: i for i, name in enumerate(names)}
         return np.array([index[str(label)] for label in labels], np.int32), names
     numbers = {entry.where: _number(entry.label) for entry in in_rows}
@@ -226,8 +240,18 @@ def _classes(shown: str, ordered: Sequence[_Entry], in_rows: Sequence[_Entry]) -
         if not 0 <= numbers[entry.where] < MAX_CLASSES:
             raise _no_class(entry)
     found = np.array([numbers[entry.where] for entry in ordered], np.int32)
-    tell_empty_classes(shown, found.tolist())
-    return found, [str(i) for i in range(found.max() + 1)]
+    known = {_number(other) for other in others if not isinstance(other, str) or _NUMBER.fullmatch(other)}
+    classes = {*found.tolist(), *(number for number in known if 0 <= number < MAX_CLASSES)}
+    _tell_empty_classes(shown, classes)
+    return found, [str(i) for i in range(max(classes) + 1)]
+
+
+def _is_decimal(name: str) -> bool:
+    """Whether a name is a number, as 1.5 in a column of numbers."""
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
 
 
 def _number(label: int | str | None) -> int:
@@ -244,9 +268,8 @@ def _no_class(entry: _Entry) -> UserError:
     )
 
 
-def tell_empty_classes(shown: str, labels: Iterable[int]) -> None:
+def _tell_empty_classes(shown: str, found: Collection[int]) -> None:
     """Warns of the classes between 0 and the highest label that no image has: labels may have been counted from 1."""
-    found = set(labels)
     empty = [label for label in range(max(found) + 1) if label not in found]
     if empty:
         first = ", ".join(map(str, empty[:5])) + ", ..." * (len(empty) > 5)

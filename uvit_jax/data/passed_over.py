@@ -3,7 +3,7 @@
 from uvit_jax.data.image_files import hint
 from uvit_jax.data.names import printable
 
-HIDDEN, NO_EXTENSION, EMPTY_FOLDER = "hidden", "without an extension", "folders without images"
+HIDDEN, NO_EXTENSION, EMPTY_FOLDER = "hidden", "without an extension", "without an image inside"
 
 
 class PassedOver:
