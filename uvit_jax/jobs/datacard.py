@@ -139,7 +139,8 @@ def _card_of_images(
             "config.autoencoder.scale at None, or prepare them with this scale"
         )
     if manifest.scale is None:
-        normalization = Normalization.from_statistics(manifest.mean, manifest.std)
+        # A channel that never varies is brought to mean 0 alone.
+        normalization = Normalization.from_statistics(manifest.mean, [std or 1.0 for std in manifest.std])
     else:
         normalization = Normalization.constant(manifest.scale, len(manifest.mean), shift=manifest.shift)
     card = DataCard(source.name, names, normalization, manifest.autoencoder, manifest.autoencoder_sha256)
