@@ -154,7 +154,7 @@ def test_classes_without_images_are_told(tmp_path, caplog, numbers, said):
         (("image;label", "0.png;1"), r"metadata\.csv has the columns image;label, expected one called file_name$"),
         (("file_name,text", "0.png,a, b"), r"line 2 has 3 cells, expected 2, one for each of file_name, text \(a cell"),
         (("file_name,file_name", "0.png,a"), r"line 1 names a column twice"),
-        (("file_name,text", '0.png,"a'), r"line 3 is no CSV \("),
+        (("file_name,text", '0.png,"a'), r"line 2 is no CSV \("),
         (("file_name,text", ",a"), r'line 2 is .*, expected an object with a "file_name"$'),
         (("file_name,label", "0.png,1", "1.png,1", "2.png,1", "0.png,1"), r"line 5 names '0\.png' as line 2 does"),
         (("file_name,label", "0.png,1", "7.png,1"), r"line 3 names '7\.png', expected an image in that folder$"),

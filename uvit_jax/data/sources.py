@@ -88,11 +88,10 @@ class ArraySource:
 
     def __post_init__(self):
         outside = (self.labels < 0) | (self.labels >= max(len(self.class_names), 1))
-        if len(self.labels) != len(self.images) or outside.any():
-            found = f"{self.labels[outside][0]} among its labels" if outside.any() else f"{len(self.labels)} labels"
+        if outside.any():
             raise UserError(
-                f"{self.name!r} has {found}, expected one in 0..{len(self.class_names) - 1} for each of its "
-                f"{len(self.images)} images"
+                f"{self.name!r} has {self.labels[outside][0]} among its labels, expected one in "
+                f"0..{len(self.class_names) - 1} for each of its {len(self.images)} images"
             )
 
     def __len__(self) -> int:

@@ -1,6 +1,5 @@
 """The job `evaluate`: samples in, drawn or found; their scores, with everything these depend on, and a grid out."""
 
-import functools
 import pathlib
 from typing import Any
 
@@ -21,7 +20,6 @@ from uvit_jax.jobs.generation import (
     open_generation_parts,
 )
 from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, open_samples
-from uvit_jax.jobs.ingredients import decoding_of
 from uvit_jax.jobs.pictures import title_of
 from uvit_jax.jobs.references import (
     Shape,
@@ -68,9 +66,7 @@ def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
             f"config.evaluate.reference is {name!r}, which holds statistics: expected images to make some of"
         )
     extractor = hosts.together(open_extractor, experiment)
-    channels = 1 if decoding_of(experiment).channels < 3 else 3
-    open_images = functools.partial(open_reference_images, channels=channels)
-    stream = hosts.together(open_images, experiment, name, _reference_size(experiment, name), mesh)
+    stream = hosts.together(open_reference_images, experiment, name, _reference_size(experiment, name), mesh)
     out = experiment.evaluate.out or str(workdir / "reference.npz")
     if not out.endswith(".npz"):
         raise UserError(f"config.evaluate.out is {out!r}, expected a name that ends in .npz for the reference")

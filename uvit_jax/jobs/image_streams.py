@@ -97,14 +97,11 @@ def _without_grid(folder: ImageFolder) -> ImageFolder:
     return dataclasses.replace(folder, files=[folder.files[i] for i in kept], labels=folder.labels[kept])
 
 
-def open_reference_images(
-    experiment: Experiment, name: str, size: Size, mesh: Mesh, *, channels: int = 3
-) -> ImageStream:
+def open_reference_images(experiment: Experiment, name: str, size: Size, mesh: Mesh) -> ImageStream:
     """The images of a data set, of this side or (height, width): `name` is "digits", an `.npz`, a prepared data set,
     "tfds:<name>" or a folder of images; latents are decoded with `config.autoencoder`, pictures of a folder or of TFDS
     cropped as `config.prepare.crop` says. Those of the others have a size, whatever is asked for.
-
-    channels: of pictures of a folder or of TFDS: 3 for RGB, 1 for grey.
+    They are read in RGB, which of a grey picture is the same number thrice.
 
     Raises:
       UserError: for a name that is none of these, images that can't be cropped so, or latents without their
@@ -117,7 +114,7 @@ def open_reference_images(
     if pathlib.Path(name, MANIFEST).exists():
         return _of_records(experiment, RecordSource(name), mesh)
     config = experiment.prepare
-    decoding = dataclasses.replace(decoding_of(experiment), channels=channels)
+    decoding = dataclasses.replace(decoding_of(experiment), channels=3)
     try:
         originals = open_originals(name, config.split, config.data_dir, decoding)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -65,9 +64,7 @@ def obtain_reference(experiment: Experiment, workdir: pathlib.Path, extraction: 
         reference = hosts.together(read_reference, pathlib.Path(name), extractor)
         check_resolution(reference, shape)
         return reference
-    # As grey as the samples: colours have no part in their distance.
-    open_images = functools.partial(open_reference_images, channels=3 if shape[2] >= 3 else 1)
-    stream = hosts.together(open_images, experiment, name, shape[:2], extraction.mesh)
+    stream = hosts.together(open_reference_images, experiment, name, shape[:2], extraction.mesh)
     if stream.shape[:2] != shape[:2]:
         field = "config.evaluate.reference" if experiment.evaluate.reference else "config.data.source"
         raise UserError(

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from uvit_jax.errors import UserError
@@ -34,8 +34,8 @@ def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c
     return np.clip(np.clip((images + 1) / 2, 0, 1) * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def shown_channels(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w d"]:
-    """The first three channels, which are colours, or the first, which is grey; without alpha."""
+def shown_channels(images: Shaped[np.ndarray, "*n c"]) -> Shaped[np.ndarray, "*n d"]:
+    """What a page shows of images: the first three channels, which are colours, or the first; alpha is left out."""
     return images[..., : 3 if images.shape[-1] >= 3 else 1]
 
 
@@ -49,14 +49,12 @@ def labelled_grid(
     """A page with the images row by row, `columns` to a row, each with its label below it.
 
     Each pixel becomes `scale` x `scale` pixels; None takes the smallest scale that makes tiles at least 64 pixels
-    high and wide, or 128 or 192 where labels would be cut at 64. Of other than 1 or 3 channels the first three, or the
-    first, are shown. Labels wrap to the tile's width in up to three lines
+    high and wide, or 128 or 192 where labels would be cut at 64. Labels wrap to the tile's width in up to three lines
     and end in "…" where that isn't enough; a title does, too, broken at its commas where it can be.
 
     Raises:
-      ValueError: there are no images, no column or scale, or not one label an image.
+      ValueError: there are no images, no column or scale, not one label an image, or neither 1 nor 3 channels.
     """
-    images = shown_channels(images)
     _check(images, labels, columns, scale)
     n, h, w, _ = images.shape
     columns = min(columns, n)
@@ -113,7 +111,7 @@ def denoising_strip(
     picks = np.unique(np.linspace(0, k - 1, min(columns, k)).round().astype(int))
     rows = min(rows, n)
     labels = None if labels is None else labels[:rows]
-    states = [shown_channels(to_uint8(trajectory[pick, :rows])) for pick in picks]
+    states = [to_uint8(trajectory[pick, :rows]) for pick in picks]
     _check(states[0], labels, rows, scale)
     h, w = states[0].shape[1:3]
     scale = scale or _scales(h, w)[0]
@@ -141,7 +139,8 @@ def denoising_strip(
 
 
 def save_png(image: Image.Image | UInt8[np.ndarray, "h w c"], path: str | os.PathLike[str]) -> None:
-    """Writes `path` as a PNG, whole or not at all; an array has 1 (grey) or 3 (RGB) channels, 2 or 4 with alpha.
+    """Writes `path` as a PNG, whole or not at all; an array has 1 (grey) or 3 (RGB) channels, or
+    2 or 4 with alpha.
 
     Raises:
       UserError: the folder can't be made or written to.
