@@ -73,9 +73,8 @@ def test_only_the_fields_asked_for_are_there_and_draws_have_no_captions_to_pick(
     assert source.read(indices, np.zeros(2, bool), draws).keys() == {"x", "label"}
 
 
-@pytest.mark.parametrize(
-    ("labels", "found"), [([0, -1], "-1 among its labels"), ([0, 2], "2 among"), ([0], "1 labels")]
-)
-def test_labels_that_are_no_classes_are_refused(labels, found):
-    with pytest.raises(UserError, match=rf"^'toy' has {found}.*, expected one in 0\.\.1 for each of its 2 images$"):
-        ArraySource("toy", np.zeros((2, 4, 4, 1), np.float32), np.array(labels), ["a", "b"])
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_that_are_no_classes_are_refused(label):
+    said = rf"^'toy' has {label} among its labels, expected one in 0\.\.1 for each of its 2 images$"
+    with pytest.raises(UserError, match=said):
+        ArraySource("toy", np.zeros((2, 4, 4, 1), np.float32), np.array([0, label]), ["a", "b"])

@@ -515,3 +515,12 @@ def test_official_labels_counted_from_one_are_told(tmp_path, caplog):
     with caplog.at_level("WARNING", "uvit_jax"):
         ingredients.open_ingredients(experiment(tmp_path, tmp_path / "out"))
     assert f"the labels of {tmp_path} begin with 1" in " ".join(caplog.messages)
+
+
+def test_a_folder_to_make_that_is_not_utf8_is_refused_before_any_work(images, tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(
+        UserError, match=r"^config\.prepare\.out is .*caf\\xe9, expected a name in UTF-8 for the folder"
+    ):
+        prepare.run(experiment(images, out), tmp_path)
+    assert not out.exists()
