@@ -524,3 +524,11 @@ def test_a_folder_to_make_that_is_not_utf8_is_refused_before_any_work(images, tm
     ):
         prepare.run(experiment(images, out), tmp_path)
     assert not out.exists()
+
+
+def test_a_source_without_one_readable_image_is_told_with_the_first_ones_fault(images, tmp_path):
+    said = (
+        r"^none of the 12 images of .* can be read \(first: .*c0/000\.png has 20x24 = 480 pixels, .*prepare\.max_pixels"
+    )
+    with pytest.raises(UserError, match=said):
+        prepare.run(experiment(images, tmp_path / "out", prepare__max_pixels=100), tmp_path)

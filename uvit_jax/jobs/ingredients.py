@@ -322,12 +322,13 @@ class _Batch(list[_Cropped]):
 
 def _first(originals: Originals) -> Original:
     """The first original that can be read: all have its number of channels, and captions or none."""
+    fault = ""
     for i in range(len(originals)):
         try:
             return originals[i]
-        except CorruptImage:
-            continue
-    raise UserError(f"none of the {len(originals)} images of {originals.name} can be read")
+        except CorruptImage as error:
+            fault = fault or str(error)
+    raise UserError(f"none of the {len(originals)} images of {originals.name} can be read (first: {fault})")
 
 
 def _are_labels_unknown(originals: Originals, config: PrepareConfig) -> bool:
