@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from tests.conftest import SHARED
-from uvit_jax.data.crops import CROPS
+from uvit_jax.data.crops import CROPS, crop_channels
 from uvit_jax.errors import UserError
 
 
@@ -143,3 +143,41 @@ def test_celeba_refuses_pictures_that_are_not_aligned():
 def test_channels_that_are_neither_grey_nor_rgb_are_refused():
     with pytest.raises(UserError, match=r"^an image has 4 channels, expected 1 \(grey\) or 3 \(RGB\)$"):
         CROPS["adm"](np.zeros((8, 8, 4), np.uint8), 8)
+
+
+@pytest.mark.parametrize("crop", ["adm", "lanczos"])
+@pytest.mark.parametrize("height_width", [(8, 16), (16, 8), (9, 12)])
+def test_other_than_squares_are_the_centre_that_covers_them(crop, height_width):
+    image = np.full((60, 90, 3), 7, np.uint8)
+    height, width = height_width
+    # A bright frame outside the largest centre of these proportions must not be seen.
+    scale = min(60 / height, 90 / width)
+    rows, columns = round(height * scale), round(width * scale)
+    image[: (60 - rows) // 2] = image[(60 - rows) // 2 + rows :] = 255
+    image[:, : (90 - columns) // 2] = image[:, (90 - columns) // 2 + columns :] = 255
+    cropped = CROPS[crop](image, height_width)
+    assert cropped.shape == (height, width, 3)
+    inside = cropped[3:-3, 3:-3] if crop == "adm" else cropped  # Bicubic looks beyond the edge.
+    assert (inside == 7).all()
+
+
+def test_a_picture_of_the_wanted_proportions_is_resized_whole():
+    image = pattern(32, 64)
+    halved = np.asarray(Image.fromarray(image).resize((32, 16), Image.Resampling.BOX))
+    np.testing.assert_array_equal(CROPS["adm"](image, (16, 32)), halved)
+    np.testing.assert_array_equal(CROPS["none"](image, (32, 64)), image)
+
+
+def test_celeba_and_none_refuse_what_they_cannot_make():
+    with pytest.raises(UserError, match=r"^crop 'celeba' makes squares, expected another crop for 8x16$"):
+        CROPS["celeba"](pattern(218, 178), (8, 16))
+    with pytest.raises(UserError, match=r"^crop 'none' got an image of 16x8 pixels, expected 8x16"):
+        CROPS["none"](pattern(8, 16), (16, 8))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_of_other_channels_than_grey_or_rgb_each_is_cropped_as_grey(channels):
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, channels), np.uint8)
+    cropped = crop_channels(CROPS["adm"], image, 16)
+    for i in range(channels):
+        np.testing.assert_array_equal(cropped[..., i : i + 1], CROPS["adm"](image[..., i : i + 1], 16))

@@ -4,9 +4,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin, features
 
-from uvit_jax.data.decoding import CorruptImage, decode
+from uvit_jax.data.decoding import CorruptImage, Decoding, decode
+from uvit_jax.errors import UserError
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:
@@ -76,7 +77,7 @@ def test_the_exif_orientation_is_left_alone():
 
 
 def test_one_channel_is_grey():
-    image = decode(encoded(picture().convert("L"), "PNG"), "a.png", channels=1)
+    image = decode(encoded(picture().convert("L"), "PNG"), "a.png", Decoding(channels=1))
     np.testing.assert_array_equal(image[..., 0], np.asarray(picture().convert("L")))
 
 
@@ -116,7 +117,54 @@ def test_pixels_of_unknown_range_are_refused():
         decode(data, "a.tif")
 
 
-def test_a_picture_that_claims_to_be_enormous_is_refused(monkeypatch):
+def test_a_picture_that_claims_to_be_enormous_is_refused_by_the_field_that_allows_it():
+    said = r"^a\.jpg has 90x60 = 5,400 pixels, expected at most 5,399, as config\.prepare\.max_pixels allows$"
+    with pytest.raises(CorruptImage, match=said):
+        decode(encoded(picture(), "JPEG"), "a.jpg", Decoding(max_pixels=5399))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF"])
+def test_a_scan_above_pillows_bound_is_read_without_a_warning_and_the_bound_is_left_as_it_was(format, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(CorruptImage, match=r"5400 pixels"):
-        decode(encoded(picture(), "JPEG"), "a.jpg")
+    assert decode(encoded(picture(), format), "a").shape == (60, 90, 3)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_long_texts_and_profiles_of_a_png_are_not_read(compressed):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("note", "x" * 3_000_000, zip=compressed)
+    info.add_itxt("long", "y" * 3_000_000, zip=compressed)
+    data = encoded(picture(), "PNG", pnginfo=info, icc_profile=b"z" * 3_000_000)
+    np.testing.assert_array_equal(decode(data, "a.png"), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("format", ["EPS", "ICO", "TGA"])
+def test_no_format_outside_the_list_is_tried_whatever_the_file_is_called(format):
+    # Ghostscript would be started for an EPS.
+    with pytest.raises(CorruptImage, match=r"^cat\.jpg starts with the bytes .*, expected an image that Pillow knows$"):
+        decode(encoded(picture(), format), "cat.jpg")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+def test_avif_is_read():
+    data = encoded(picture(), "AVIF")
+    np.testing.assert_array_equal(decode(data, "a.avif"), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_the_exif_orientation_is_followed_where_it_is_asked_for():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture(), "PNG", exif=exif)
+    np.testing.assert_array_equal(decode(data, "a.png", Decoding(exif=True)), np.rot90(np.asarray(picture()), -1))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGBA", 4), ("LA", 2)])
+def test_transparency_is_kept_where_as_many_channels_are_asked_for(mode, channels):
+    clear = picture().convert(mode)
+    clear.putalpha(picture().convert("L"))
+    image = decode(encoded(clear, "PNG"), "a.png", Decoding(channels))
+    np.testing.assert_array_equal(image, np.asarray(clear))
+    with pytest.raises(UserError, match=rf"^a\.png has no transparency \(mode RGB\), expected {channels} channels"):
+        decode(encoded(picture(), "PNG"), "a.png", Decoding(channels))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uvit_jax.data.image_files import formats
 from uvit_jax.data.originals import CorruptImage, Original, Originals, open_originals
 from uvit_jax.errors import UserError
 
@@ -263,3 +264,70 @@ def test_a_folder_that_may_not_be_read_is_told(tmp_path):
     (tmp_path / "cat").chmod(0)
     with pytest.raises(UserError, match=r"cat can't be read \(Permission denied\)"):
         open_originals(str(tmp_path))
+
+
+def test_what_is_passed_over_is_counted_and_named_in_one_line(tmp_path, caplog):
+    write(tmp_path / "a.png")
+    for name in ("b.mp4", "c.mp4", ".DS_Store", "README"):
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    with caplog.at_level("INFO", "uvit_jax"):
+        assert len(open_originals(str(tmp_path))) == 1
+    (said,) = caplog.messages
+    assert said.startswith(f"passed over in {tmp_path}: 2 .mp4 (first: ")
+    for part in ("1 hidden (first: .DS_Store)", "1 without an extension (first: README)", "(first: empty)"):
+        assert part in said
+
+
+def test_a_folder_of_nothing_else_is_not_remarked_upon(tmp_path, caplog):
+    write(tmp_path / "a.png")
+    with caplog.at_level("INFO", "uvit_jax"):
+        open_originals(str(tmp_path))
+    assert caplog.messages == []
+
+
+def test_every_extension_of_a_format_that_is_read_is_an_image(tmp_path):
+    names = ["a.jfif", "b.JPE", "c.tiff", "d.ppm", "e.jp2"]
+    for name in names:
+        write(tmp_path / name)
+    assert [open_originals(str(tmp_path))[i].name for i in range(len(names))] == names
+
+
+@pytest.mark.skipif("HEIF" in formats(), reason="pillow-heif is installed")
+def test_files_of_a_plugin_that_is_missing_are_named_with_it(tmp_path, caplog):
+    (tmp_path / "a.HEIC").touch()
+    said = r"has no images, .*; there are 1 \.heic \(first: a\.HEIC; pip install pillow-heif reads them\)$"
+    with pytest.raises(UserError, match=said):
+        open_originals(str(tmp_path))
+    write(tmp_path / "b.png")
+    with caplog.at_level("INFO", "uvit_jax"):
+        assert len(open_originals(str(tmp_path))) == 1
+    assert "1 .heic (first: a.HEIC; pip install pillow-heif reads them)" in caplog.text
+
+
+def test_names_that_are_not_utf8_are_read_and_shown_as_text(tmp_path):
+    for i, name in enumerate((b"caf\xe9", "café".encode(), b"a\nb")):
+        write(tmp_path / os.fsdecode(name) / os.fsdecode(b"%d\xff.png" % i), i)
+    originals = open_originals(str(tmp_path))
+    assert list(originals.class_names) == [r"a\nb", "café", r"caf\xe9"]
+    assert [originals[i].name for i in range(3)] == [r"a\nb/2\xff.png", r"café/1\xff.png", r"caf\xe9/0\xff.png"]
+    (tmp_path / os.fsdecode(b"caf\xe9/0\xff.png")).write_bytes(b"no image")
+    with pytest.raises(CorruptImage, match=r"caf\\xe9/0\\xff\.png starts with the bytes") as caught:
+        originals[2]
+    str(caught.value).encode()
+
+
+def test_folders_named_by_numbers_are_in_the_order_of_text_and_said_to_be(tmp_path, caplog):
+    for name in ("1", "2", "10"):
+        write(tmp_path / name / "a.png")
+    with caplog.at_level("INFO", "uvit_jax"):
+        assert list(open_originals(str(tmp_path)).class_names) == ["1", "10", "2"]
+    assert caplog.messages == ["classes are in the order of their folders' names as text: 1, 10, 2, ..."]
+
+
+def test_parts_inside_the_only_folder_are_no_class(tmp_path):
+    write(tmp_path / "set" / "data" / "train" / "a.png")
+    write(tmp_path / "set" / "data" / "test" / "a.png")
+    said = r"set', whose only folder holds 'train', a part of a data set: expected '.*set/data'$"
+    with pytest.raises(UserError, match=said):
+        open_originals(str(tmp_path / "set"))

@@ -244,3 +244,18 @@ def test_captions_without_a_text_encoder_are_refused(tmp_path):
         UserError, match=r"captions_name of a.array_record is 'a.captions', expected none without a text"
     ):
         Manifest.load(tmp_path)
+
+
+def test_sides_that_differ_and_a_constant_channel_are_loaded_as_they_were_saved(tmp_path):
+    wide = {"kind": "pixels", "dtype": "uint8", "image_size": (8, 16), "shape": (8, 16, 4), "std": (1.0, 0.0, 2.0, 1.0)}
+    manifest = dataclasses.replace(MANIFEST, exif=True, **wide)
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+
+
+@pytest.mark.parametrize("size", [[8], [8, 16, 3], [8, 0], "8", [8.0, 16]])
+def test_a_size_that_is_neither_a_number_nor_two_is_refused(tmp_path, size):
+    MANIFEST.save(tmp_path)
+    change(tmp_path, image_size=size)
+    with pytest.raises(UserError, match="image_size is "):
+        Manifest.load(tmp_path)

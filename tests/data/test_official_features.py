@@ -214,3 +214,10 @@ def test_a_file_that_asks_for_anything_but_arrays_is_refused_before_it_is_called
     with pytest.raises(UserError, match=rf"0\.npy asks for .*{name.rpartition('.')[2]}, expected arrays alone"):
         read_object_array(tmp_path / "0.npy")
     assert not os.path.exists(marker)
+
+
+def test_a_label_of_another_meaning_is_told(tmp_path):
+    for file in ("0.npy", "1.npy"):
+        write(tmp_path / file, MOMENTS, np.int64(1_700_000_000))
+    with pytest.raises(UserError, match=r"0\.npy has the label 1700000000, expected a class in 0\.\.999999$"):
+        OfficialFeatures(tmp_path)

@@ -336,3 +336,16 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=said):
         write_a_megabyte(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_that_is_no_class_is_refused_where_labels_are_read(tmp_path, label):
+    # -1 is taken for the last row of a model's table: often the empty label.
+    prepare(tmp_path, (2, 2), classes=2)
+    array = np.zeros((4, 4, 8), np.float16)
+    rewrite_shard(tmp_path, 1, [(1, array), (label, array)])
+    source = RecordSource(tmp_path)
+    with pytest.raises(UserError, match=rf"^example 3 of {tmp_path} has the label {label}, expected 0 to 1: prepare"):
+        read(source, [0, 3])
+    assert read(source, [0, 2])["label"].tolist()[1] == 1
+    assert set(source.read(np.array([3]), np.zeros(1, bool), fields=["x"])) == {"x"}

@@ -71,3 +71,10 @@ def test_only_the_fields_asked_for_are_there_and_draws_have_no_captions_to_pick(
     assert batch.keys() == {"label"}
     np.testing.assert_array_equal(batch["label"], source.labels[indices])
     assert source.read(indices, np.zeros(2, bool), draws).keys() == {"x", "label"}
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_that_are_no_classes_are_refused(label):
+    said = rf"^'toy' has {label} among its labels, expected one in 0\.\.1 for each of its 2 images$"
+    with pytest.raises(UserError, match=said):
+        ArraySource("toy", np.zeros((2, 4, 4, 1), np.float32), np.array([0, label]), ["a", "b"])

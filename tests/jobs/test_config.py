@@ -2,6 +2,8 @@ import dataclasses
 
 import ml_collections
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from tests.jobs.digits_config import KEEPING, UNCONDITIONAL, experiment
 from uvit_jax.errors import UserError
@@ -190,3 +192,31 @@ def test_weights_to_start_from_are_a_path_and_a_scale_is_a_number_or_none():
     config.init_from = 3
     with pytest.raises(UserError, match=r"^config\.init_from is 3, expected str"):
         resolve(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("8", 8), ("8,16", (8, 16)), ("(8, 16)", (8, 16)), ("[8, 16]", (8, 16))]
+)
+@pytest.mark.parametrize("section", ["model", "prepare"])
+def test_a_flag_takes_one_side_or_height_and_width(section, text, expected):
+    values, argv = flags.FlagValues(), ["main", f"--config.{section}.image_size={text}"]
+    config_flags.DEFINE_config_dict("config", default_config(), flag_values=values, sys_argv=argv)
+    values(argv)
+    assert getattr(resolve(values.config), section).image_size == expected
+
+
+@pytest.mark.parametrize("value", ["8x16", (8,), (8, 16, 3), (8.0, 16), 8.5, True, None])
+def test_sides_of_another_kind_are_refused(value):
+    with pytest.raises(UserError, match=r"^config\.prepare\.image_size is .*, expected int or two numbers$"):
+        experiment(prepare__image_size=value)
+
+
+@pytest.mark.parametrize("value", [-1, (0, 8), (8, -8)])
+def test_sides_below_one_are_refused(value):
+    with pytest.raises(UserError, match=r"^config\.prepare\.image_size is .*, expected at least 1, or 0 for what"):
+        experiment(prepare__image_size=value)
+
+
+def test_a_crop_of_squares_is_refused_for_other_sides():
+    with pytest.raises(UserError, match=r"^config\.prepare\.crop is 'celeba', which makes squares, but image_size is"):
+        experiment(prepare__image_size=(8, 16), prepare__crop="celeba")

@@ -264,3 +264,18 @@ def test_latents_of_another_autoencoder_are_refused(latents, mesh):
         rf"{manifest.autoencoder!r} to decode them with",
     ):
         open_reference_images(experiment(), str(latents / "kl"), 16, mesh)
+
+
+def test_pictures_of_a_reference_are_turned_as_the_config_says_and_may_have_two_sides(tmp_path, mesh):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 10, 3), dtype=np.uint8)).save(
+        tmp_path / "images" / "0.png", exif=exif
+    )
+    job = experiment(prepare__exif=True, prepare__crop="none")
+    stream = open_reference_images(job, str(tmp_path / "images"), (10, 20), mesh)
+    with Image.open(tmp_path / "images" / "0.png") as picture:
+        expected = np.rot90(np.asarray(picture), -1)[None]
+    check_taken_up_anywhere(stream, expected)
+    assert stream.record == {"split": "train", "crop": "none", "exif": True}

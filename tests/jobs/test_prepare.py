@@ -2,23 +2,27 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import digits
-from tests.jobs.images import write_images, write_kl, write_taesd
+from tests.jobs.images import write_coco, write_images, write_kl, write_taesd
 from uvit_jax.data.crops import CROPS
+from uvit_jax.data.folders import ImageFolder
 from uvit_jax.data.manifest import Manifest
 from uvit_jax.data.originals import open_originals
 from uvit_jax.data.records import RecordSource
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import open_autoencoder
-from uvit_jax.jobs import prepare
+from uvit_jax.jobs import ingredients, prepare
 from uvit_jax.jobs.config import Experiment, resolve
+from uvit_jax.jobs.datacard import card_of_source
 from uvit_jax.parallel import hosts
 
 
@@ -344,7 +348,187 @@ def test_every_prepare_field_stands_in_the_plan_or_changes_no_record():
     # Whoever adds a field that changes what is stored must add it to the plan: an old folder would be gone on with.
     from uvit_jax.jobs.ingredients import Plan
 
-    # Of what data_dir holds, the plan has the listing.
-    changes_nothing = {"data_dir", "out", "latents", "batch_size", "threads", "on_error", "verify"}
+    # Of what data_dir holds, the plan has the listing; max_pixels may be raised where a large picture stopped the job.
+    changes_nothing = {"data_dir", "out", "latents", "batch_size", "threads", "on_error", "verify", "max_pixels"}
     fields = {field.name for field in dataclasses.fields(Experiment().prepare)}
     assert fields - changes_nothing <= {field.name for field in dataclasses.fields(Plan)}
+
+
+def unknown(folder: pathlib.Path, labels: list[int]) -> ImageFolder:
+    """The first images with these labels of two classes, as TFDS gives them: -1 is unknown."""
+    files = sorted(f"{path.parent.name}/{path.name}" for path in folder.glob("*/*.png"))[: len(labels)]
+    return ImageFolder("flowers", folder, files, np.array(labels, np.int32), ("rose", "tulip"))
+
+
+def test_a_split_whose_labels_are_all_unknown_is_prepared_without_labels(images, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(ingredients, "open_originals", lambda *_, **__: unknown(images, [-1] * 6))
+    for error in ("stop", "skip"):
+        out = tmp_path / error
+        with caplog.at_level("INFO", "uvit_jax"):
+            prepare.run(experiment(images, out, prepare__on_error=error), tmp_path)
+        assert "the labels of flowers are unknown (-1): it is prepared without labels" in caplog.messages
+        manifest = Manifest.load(out)
+        assert (manifest.num_classes, manifest.class_names, manifest.num_examples) == (0, (), 6)
+        assert "verified 6 images" in prepare.run(experiment(images, out, prepare__verify=True), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message", "kept"),
+    [
+        ([0, 1, -1, 1], r"c0/002\.png of flowers has the label -1 \(unknown\), expected 0 to 1 \(config\.p.*skip", 3),
+        ([0, 1, 2, 1], r"c0/002\.png of flowers has the label 2, expected 0 to 1 \(config\.prepare\.on_error=skip", 3),
+        (
+            [-1, -1, 1, 1],
+            r"c0/002\.png of flowers has the label 1, but the first image -1 \(unknown\), expected lab",
+            2,
+        ),
+    ],
+)
+def test_a_label_that_is_no_class_stops_the_job_or_is_left_out_as_asked(
+    images, tmp_path, monkeypatch, labels, message, kept
+):
+    monkeypatch.setattr(ingredients, "open_originals", lambda *_, **__: unknown(images, labels))
+    with pytest.raises(UserError, match=message):
+        prepare.run(experiment(images, tmp_path / "out"), tmp_path)
+    skipping = experiment(images, tmp_path / "out", prepare__on_error="skip")
+    assert f"{kept} images, {4 - kept} left out" in prepare.run(skipping, tmp_path)
+    assert set(all_of(tmp_path / "out")["label"].tolist()) <= {0, 1}
+    assert "has the label" in (tmp_path / "out" / "skipped.txt").read_text()
+
+
+def write_arrays(folder: pathlib.Path, arrays: np.ndarray) -> None:
+    folder.mkdir()
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{i}.png")
+
+
+def test_a_constant_channel_of_pixels_is_nothing_to_remark_upon(tmp_path, caplog):
+    arrays = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    arrays[..., 2] = 51
+    write_arrays(tmp_path / "images", arrays)
+    with caplog.at_level("INFO", "uvit_jax"):
+        prepare.run(experiment(tmp_path / "images", tmp_path / "out"), tmp_path)
+    assert (caplog.messages, Manifest.load(tmp_path / "out").std[2]) == ([], 0.0)
+
+
+def test_a_constant_channel_of_latents_is_brought_to_mean_zero_alone(images, tmp_path, monkeypatch, caplog):
+    name = write_taesd(tmp_path / "taesd.safetensors")
+    sums = prepare.channel_sums
+
+    def flat(kind, arrays):
+        arrays = arrays.copy()
+        arrays[..., 1] = 0.3
+        return sums(kind, arrays)
+
+    monkeypatch.setattr(prepare, "channel_sums", flat)
+    job = experiment(images, tmp_path / "out", **latents(name))
+    with caplog.at_level("INFO", "uvit_jax"):
+        prepare.run(job, tmp_path)
+    assert any(said.startswith("channel 1 of the latents never varies") for said in caplog.messages)
+    source = RecordSource(tmp_path / "out")
+    normalization = card_of_source(job, source, None).normalization
+    assert (source.manifest.std[1], normalization.scale[1]) == (0.0, 1.0)
+    assert normalization.shift[1] == pytest.approx(0.3, rel=1e-3)
+
+
+def test_one_channel_is_asked_of_a_folder_of_any_images(images, tmp_path):
+    prepare.run(experiment(images, tmp_path / "out", model__in_channels=1), tmp_path)
+    path = sorted(images.glob("*/*.png"))[0]
+    grey = np.asarray(Image.open(path).convert("L"))[..., None]
+    assert np.array_equal(all_of(tmp_path / "out")["x"][0], CROPS["adm"](grey, 16))
+
+
+def test_alpha_is_kept_where_the_model_has_four_channels(images, tmp_path):
+    arrays = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 4), np.uint8)
+    write_arrays(tmp_path / "images", arrays)
+    prepare.run(experiment(tmp_path / "images", tmp_path / "out", model__in_channels=4), tmp_path)
+    assert np.array_equal(all_of(tmp_path / "out")["x"], arrays)
+    with pytest.raises(UserError, match=r"has no transparency .*, expected 4 channels, .*config\.model\.in_channels"):
+        prepare.run(experiment(images, tmp_path / "other", model__in_channels=4), tmp_path)
+
+
+def test_images_that_are_not_square_are_stored_so(images, kl, tmp_path):
+    wide = experiment(images, tmp_path / "model", model__image_size=(8, 16))
+    prepare.run(wide, tmp_path)
+    prepare.run(experiment(images, tmp_path / "field", prepare__image_size=(8, 16)), tmp_path)
+    for out in ("model", "field"):
+        manifest = Manifest.load(tmp_path / out)
+        assert (manifest.image_size, manifest.shape) == ((8, 16), (8, 16, 3))
+    assert "already prepared" in prepare.run(wide, tmp_path)
+    plan = ingredients.open_ingredients(experiment(images, tmp_path, **latents(kl, model__image_size=(4, 8)))).plan
+    assert (plan.image_size, plan.shape) == ((16, 32), (4, 8, 8))
+
+
+def test_the_exif_orientation_is_followed_as_asked_and_never_mixed(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    for i in range(6):
+        Image.fromarray(array).save(tmp_path / "images" / f"{i}.png", exif=exif)
+    found = {}
+    for follow in (False, True):
+        job = experiment(tmp_path / "images", tmp_path / str(follow), prepare__exif=follow)
+        prepare.run(job, tmp_path)
+        found[follow] = all_of(tmp_path / str(follow))["x"][0]
+        assert Manifest.load(tmp_path / str(follow)).exif == follow
+    assert np.array_equal(found[True], np.rot90(found[False], -1))
+    with pytest.raises(UserError, match=r"was begun with exif = False, but it is True now"):
+        prepare.run(experiment(tmp_path / "images", tmp_path / "False", prepare__exif=True), tmp_path)
+
+
+def test_a_plan_from_before_a_field_is_one_of_what_was_done_then(images, tmp_path):
+    job = experiment(images, tmp_path / "out")
+    out = half_made(job)
+    path = out / ".prepare" / "plan.json"
+    earlier = json.loads(path.read_text())
+    del earlier["exif"], earlier["unknown_labels"]
+    path.write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match=r"was begun with exif = False, but it is True now"):
+        prepare.run(experiment(images, tmp_path / "out", prepare__exif=True), tmp_path)
+    assert "prepared 12 images" in prepare.run(job, tmp_path)
+
+
+def test_class_folders_that_are_not_utf8_are_in_the_manifest_as_text(tmp_path):
+    write_images(tmp_path / "images", classes=2, per_class=1)
+    (tmp_path / "images" / "c1").rename(tmp_path / "images" / os.fsdecode(b"caf\xe9"))
+    root = tmp_path / os.fsdecode(b"im\xe4ges")
+    (tmp_path / "images").rename(root)
+    prepare.run(experiment(root, tmp_path / "out"), tmp_path)
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.source, manifest.class_names) == (r"im\xe4ges", ("c0", r"caf\xe9"))
+
+
+def test_captions_that_no_encoder_is_named_for_are_told(images, tmp_path, caplog):
+    write_coco(tmp_path / "coco")
+    job = experiment(tmp_path / "coco", tmp_path / "out", prepare__split="train2017")
+    with caplog.at_level("INFO", "uvit_jax"):
+        prepare.run(job, tmp_path)
+    assert "the captions of coco:coco:train2017 are not stored: config.text_encoder.name is empty" in caplog.messages
+
+
+def test_official_labels_counted_from_one_are_told(tmp_path, caplog):
+    for i in range(2):
+        pair = np.empty(2, object)
+        pair[:] = [np.zeros((8, 4, 4), np.float32), np.int64(1)]
+        np.save(tmp_path / f"{i}.npy", pair, allow_pickle=True)
+    with caplog.at_level("WARNING", "uvit_jax"):
+        ingredients.open_ingredients(experiment(tmp_path, tmp_path / "out"))
+    assert f"the labels of {tmp_path} begin with 1" in " ".join(caplog.messages)
+
+
+def test_a_folder_to_make_that_is_not_utf8_is_refused_before_any_work(images, tmp_path):
+    out = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(
+        UserError, match=r"^config\.prepare\.out is .*caf\\xe9, expected a name in UTF-8 for the folder"
+    ):
+        prepare.run(experiment(images, out), tmp_path)
+    assert not out.exists()
+
+
+def test_a_source_without_one_readable_image_is_told_with_the_first_ones_fault(images, tmp_path):
+    said = (
+        r"^none of the 12 images of .* can be read \(first: .*c0/000\.png has 20x24 = 480 pixels, .*prepare\.max_pixels"
+    )
+    with pytest.raises(UserError, match=said):
+        prepare.run(experiment(images, tmp_path / "out", prepare__max_pixels=100), tmp_path)

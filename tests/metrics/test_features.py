@@ -147,3 +147,11 @@ def test_kinds_are_worked_on_in_one_order_whatever_order_they_are_asked_in(mesh)
         pending = Extraction(small_extractor(), mesh, kinds).start(images)
         assert list(pending.widths) == ["pool", "spatial"]
     assert small_extractor().reference_kinds == ("pool", "spatial")
+
+
+def test_alpha_has_no_part_in_features(own):
+    alpha = np.random.default_rng(1).integers(256, size=(*IMAGES.shape[:3], 1), dtype=np.uint8)
+    found = own(np.concatenate([IMAGES, alpha], -1)[:5])["pool"]
+    np.testing.assert_array_equal(found, own(IMAGES[:5])["pool"])
+    grey = IMAGES[:5, ..., :1]
+    np.testing.assert_array_equal(own(np.concatenate([grey, alpha[:5]], -1))["pool"], own(grey)["pool"])

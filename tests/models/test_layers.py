@@ -88,3 +88,10 @@ def test_no_gradient_of_a_large_batch_is_summed_in_bfloat16(changes):
     sums = {path_name(path): error for path, error in jax.tree_util.tree_leaves_with_path(errors)}
     worst = max((error, name) for name, error in sums.items() if not name.endswith("kernel"))
     assert worst[0] < 0.01, worst
+
+
+def test_an_id_outside_the_table_is_not_a_number_instead_of_another_row():
+    table = nnx.Embed(3, 2, rngs=nnx.Rngs(0))
+    rows = jax.jit(lambda ids: lookup(table, ids, jnp.float32))(jnp.array([-1, 0, 2, 3]))
+    assert np.isnan(rows).all(1).tolist() == [True, False, False, True]
+    np.testing.assert_array_equal(rows[1:3], table.embedding[...][jnp.array([0, 2])])

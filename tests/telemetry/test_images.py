@@ -8,7 +8,7 @@ from PIL import Image
 
 from uvit_jax.errors import UserError
 from uvit_jax.telemetry import images as telemetry
-from uvit_jax.telemetry.images import denoising_strip, labelled_grid, npz_writer, save_png, to_uint8
+from uvit_jax.telemetry.images import denoising_strip, labelled_grid, npz_writer, save_png, shown_channels, to_uint8
 
 
 def noise(*shape):
@@ -241,3 +241,17 @@ def test_saving_under_a_file_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*expected a writable folder"):
         save_png(noise(8, 8, 3), tmp_path / "file" / "grid.png")
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(2, "LA"), (4, "RGBA")])
+def test_a_png_keeps_alpha_and_a_page_leaves_it_out(tmp_path, channels, mode):
+    image = noise(8, 9, channels)
+    save_png(image, tmp_path / "0.png")
+    with Image.open(tmp_path / "0.png") as found:
+        assert found.mode == mode
+        np.testing.assert_array_equal(np.asarray(found), image)
+    np.testing.assert_array_equal(shown_channels(image), image[..., : channels - 1])
+
+
+def test_a_page_shows_the_first_three_of_more_channels():
+    assert shown_channels(noise(2, 8, 8, 5)).shape == (2, 8, 8, 3)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from uvit_jax.data.decoding import RGB, Decoding
 from uvit_jax.data.folders import ImageFolder
 from uvit_jax.data.metadata import check_characters
+from uvit_jax.data.names import printable
 from uvit_jax.errors import UserError
 
 _PREFIX, _SUFFIX = "captions_", ".json"
@@ -22,7 +24,7 @@ def coco_splits(source: pathlib.Path) -> list[str]:
     return sorted(path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) for path in found)
 
 
-def open_coco(source: pathlib.Path, split: str = "train") -> ImageFolder:
+def open_coco(source: pathlib.Path, split: str = "train", decoding: Decoding = RGB) -> ImageFolder:
     """The images of `<source>/<split>` with all captions that `<source>/annotations/captions_<split>.json` has of them.
 
     Images are in the order of their ids, and the captions of one in the order of the file: that is how the official
@@ -32,6 +34,7 @@ def open_coco(source: pathlib.Path, split: str = "train") -> ImageFolder:
     Args:
       source: the folder of the annotations and the images.
       split: "train2014", "val2017", ..., or the beginning of just one that is there ("train", "val").
+      decoding: how files become pixels.
 
     Raises:
       UserError: there is no such split or there are several; or the annotations are damaged, of another task, name an
@@ -52,11 +55,12 @@ def open_coco(source: pathlib.Path, split: str = "train") -> ImageFolder:
     _check_present(path, root, files)
     ids = sorted(files)
     return ImageFolder(
-        f"coco:{source.resolve().name}:{split}",
+        f"coco:{printable(source.resolve().name)}:{split}",
         root,
         [files[i] for i in ids],
         np.full(len(ids), -1, np.int32),
         captions=[tuple(captions[i]) for i in ids],
+        decoding=decoding,
     )
 
 

@@ -1,5 +1,6 @@
 """Frozen dataclasses as the fields of a JSON object, and back: none missing, unknown or of another type."""
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -25,7 +26,7 @@ def from_json(cls: type, what: str, values: Any) -> Any:
 
     Args:
       cls: the dataclass; its annotations may be int, float, str, bool, another dataclass (whose values the caller has
-        made before), a tuple of one of these, or one of these or None.
+        made before), a tuple of one of these, or several of these or None.
       what: to call it in an error.
       values: what JSON holds in its place.
 
@@ -55,10 +56,14 @@ def _typed(value: Any, hint: Any) -> Any:
       TypeError: it is of another type.
     """
     if isinstance(hint, types.UnionType):
-        return None if value is None else _typed(value, typing.get_args(hint)[0])
+        for part in typing.get_args(hint):
+            with contextlib.suppress(TypeError):
+                return _typed(value, part)
+        raise TypeError
     if typing.get_origin(hint) is tuple:
-        if isinstance(value, list):
-            return tuple(_typed(item, typing.get_args(hint)[0]) for item in value)
+        parts = typing.get_args(hint)
+        if isinstance(value, list) and (parts[-1] is ... or len(value) == len(parts)):
+            return tuple(_typed(item, parts[0]) for item in value)
     elif isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
     elif hint is float and type(value) is int:

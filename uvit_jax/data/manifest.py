@@ -11,6 +11,7 @@ from collections.abc import Callable
 import ml_dtypes  # noqa: F401  (NumPy knows the name "bfloat16" from here on)
 import numpy as np
 
+from uvit_jax.data.crops import Size, sides
 from uvit_jax.data.json_fields import dumps, from_json, to_json
 from uvit_jax.errors import UserError
 from uvit_jax.telemetry.atomic import atomic_write
@@ -93,7 +94,7 @@ class Manifest:
       split: the part of it, "train" for example.
       kind: "pixels" (uint8 images), "moments" (mean, then logvar, of a KL autoencoder), or "latents" (of an
         autoencoder without variance).
-      image_size: side of the images in pixels.
+      image_size: side of the images in pixels, or their height and width.
       shape: of a record's array, (h, w, c); c is twice the latent channels for moments.
       dtype: of a record's array, one of DTYPES.
       mirror: whether records come in pairs, an image and then its mirror image.
@@ -106,19 +107,20 @@ class Manifest:
       mean: of each channel: of pixels in [-1, 1]; of latents before any scale (for moments: of z drawn from them).
       std: of each channel, likewise.
       text_encoder: the name of the captions' encoder, which makes this a text data set; "" without captions.
-      crop: how the images were made square.
+      crop: how the images were brought to this size.
       skipped: how many originals could not be decoded.
       shards: in the order of the examples.
       text_encoder_sha256: of the text encoder's weights; "" without captions, as the next three.
       context_shape: of a caption's states, (tokens, width).
       context_dtype: of a caption's states, one of CONTEXT_DTYPES.
       empty_context_sha256: of the file with the states of the empty caption.
+      exif: whether the images were turned as their EXIF orientation says.
     """
 
     source: str
     split: str
     kind: str
-    image_size: int
+    image_size: Size
     shape: tuple[int, ...]
     dtype: str
     mirror: bool
@@ -138,6 +140,7 @@ class Manifest:
     context_shape: tuple[int, ...] = ()
     context_dtype: str = ""
     empty_context_sha256: str = ""
+    exif: bool = False
 
     def __post_init__(self):
         def expect(holds: bool, field: str, expected: str) -> None:
@@ -147,7 +150,7 @@ class Manifest:
         expect(self.kind in KINDS, "kind", f"one of {', '.join(KINDS)}")
         expect(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
         expect((self.kind == "pixels") == (self.dtype == "uint8"), "dtype", "uint8 for pixels and a float otherwise")
-        expect(self.image_size > 0, "image_size", "a positive number")
+        expect(min(sides(self.image_size)) > 0, "image_size", "a positive number, or two: height and width")
         expect(len(self.shape) == 3 and min(self.shape) > 0, "shape", "three positive numbers, (h, w, c)")
         expect(self.kind != "moments" or self.shape[-1] % 2 == 0, "shape", "as many means as logvars, an even c")
         expect(self.num_classes >= 0, "num_classes", "a number from 0 up")
@@ -158,7 +161,8 @@ class Manifest:
         for field in ("mean", "std"):
             values = getattr(self, field)
             expect(len(values) == channels and all(map(math.isfinite, values)), field, f"{channels} finite numbers")
-        expect(min(self.std) > 0, "std", "positive numbers")
+        # A channel that never varies has 0; latents that are drawn always vary.
+        expect(min(self.std) > 0 or (min(self.std) == 0 and self.kind != "moments"), "std", "positive numbers")
         expect(self.scale is None or (math.isfinite(self.scale) and self.scale > 0), "scale", "positive, or none")
         expect(math.isfinite(self.shift), "shift", "a finite number")
         expect(self.skipped >= 0, "skipped", "a number from 0 up")

@@ -80,8 +80,10 @@ def open_npz_images(path: pathlib.Path) -> NpzImages:
         raise UserError(
             f"{path} holds {', '.join(held[:8]) or 'nothing'}, expected images or arr_0, uint8 [n, h, w, c]"
         )
-    if len(shape) != 4 or dtype != np.uint8 or shape[3] not in (1, 3):
-        raise UserError(f"{path} has {entry} of shape {shape} and dtype {dtype}, expected uint8 [n, h, w, 3] (or 1)")
+    if len(shape) != 4 or dtype != np.uint8 or not 1 <= shape[3] <= 4:
+        raise UserError(
+            f"{path} has {entry} of shape {shape} and dtype {dtype}, expected uint8 [n, h, w, 3] (or 1, 2, 4)"
+        )
     if not math.prod(shape):
         raise UserError(f"{path} has {entry} of shape {shape}, expected at least one image")
     if fortran_order:

@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Float
 
+from uvit_jax.data.metadata import MAX_CLASSES
 from uvit_jax.data.object_npy import read_object_array
 from uvit_jax.errors import UserError
 
@@ -120,6 +121,8 @@ def _read_feature(path: pathlib.Path) -> tuple[Float[np.ndarray, "h w 8"], int]:
         moments, label = found
         is_label = label.size == 1 and label.dtype.kind in "iu" and 0 <= label.item() < 2**31
         if is_label and moments.dtype == np.float32 and moments.ndim == 3 and len(moments) == _CHANNELS:
+            if label.item() >= MAX_CLASSES:
+                raise UserError(f"{path} has the label {label.item()}, expected a class in 0..{MAX_CLASSES - 1}")
             return np.moveaxis(moments, 0, -1), int(label.item())
     what = ", ".join(f"{array.dtype} {list(array.shape)}" for array in found)
     raise UserError(f"{path} holds {what}, expected moments float32 [{_CHANNELS}, h, w] and a label from 0 on")

@@ -117,7 +117,7 @@ class RecordSource:
 
         Raises:
           UserError: a record is damaged, its shard can't be read, or mirror images or captions are asked for where
-            there are none.
+            there are none; a label is asked for that is none of the classes.
         """
         if not self.can_mirror and mirrored.any():
             raise UserError(
@@ -128,6 +128,8 @@ class RecordSource:
         if not self.manifest.mirror and mirrored.any():
             x[mirrored] = x[mirrored, :, ::-1]
         batch = {"x": x, "label": np.ascontiguousarray(heads[:, 0])}
+        if fields is None or "label" in fields:
+            self._check_labels(batch["label"], indices)
         if "context" in (self._fields() if fields is None else fields):
             which = np.zeros(len(indices), np.uint64) if draws is None else draws
             batch["context"] = self._contexts(shards, heads, which)
@@ -170,6 +172,16 @@ class RecordSource:
         if self.manifest.mirror:
             records = 2 * records + mirrored
         return shards.tolist(), records.tolist()
+
+    def _check_labels(self, labels: Int[np.ndarray, " n"], indices: Int[np.ndarray, " n"]) -> None:
+        """Refuses a label that is no class: earlier versions stored TFDS's -1, which a model takes for its last row."""
+        if not self.num_classes:
+            return
+        for place in np.flatnonzero((labels < 0) | (labels >= self.num_classes))[:1].tolist():
+            raise UserError(
+                f"example {indices[place]} of {self.folder} has the label {labels[place]}, expected 0 to "
+                f"{self.num_classes - 1}: prepare the data set again"
+            )
 
     def _contexts(
         self, shards: list[int], heads: Int[np.ndarray, "n head"], draws: UInt64[np.ndarray, " n"]

@@ -86,6 +86,14 @@ class ArraySource:
     labels: Int[np.ndarray, " n"]
     class_names: Sequence[str]
 
+    def __post_init__(self):
+        outside = (self.labels < 0) | (self.labels >= max(len(self.class_names), 1))
+        if outside.any():
+            raise UserError(
+                f"{self.name!r} has {self.labels[outside][0]} among its labels, expected one in "
+                f"0..{len(self.class_names) - 1} for each of its {len(self.images)} images"
+            )
+
     def __len__(self) -> int:
         return len(self.images)
 

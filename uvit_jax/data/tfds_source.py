@@ -1,14 +1,17 @@
 """TFDS data sets as original images, read from ArrayRecord without TensorFlow."""
 
 import dataclasses
+import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from uvit_jax.data.decoding import Original, decode
+from uvit_jax.data.decoding import Decoding, Original, decode
 from uvit_jax.errors import UserError
+
+LOG = logging.getLogger("uvit_jax")
 
 PREFIX = "tfds:"
 
@@ -22,14 +25,14 @@ class TfdsSource:
       split: as TFDS writes it ("train", "train[:10%]").
       class_names: one for each class; () where there is no label.
       examples: TFDS's data source, whose images are left undecoded: this package decodes them as it does files.
-      channels: 3 for RGB, 1 for grey.
+      decoding: how its images become pixels.
     """
 
     name: str
     split: str
     class_names: Sequence[str]
     examples: Any
-    channels: int
+    decoding: Decoding
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -41,6 +44,22 @@ class TfdsSource:
           CorruptImage: for bytes that are no whole image.
           UserError: for a record that can't be read.
         """
+        example, name = self._example(index), f"{self.split}[{index}]"
+        image = decode(bytes(example["image"]), f"{name} of {self.name}", self.decoding)
+        return Original(image, self._label(example), (), name)
+
+    def label(self, index: int) -> int:
+        """The label of the image at this index, which is not decoded; -1 where it is not known.
+
+        Raises:
+          UserError: for a record that can't be read.
+        """
+        return self._label(self._example(index))
+
+    def _label(self, example: Any) -> int:
+        return int(example["label"]) if self.class_names else -1
+
+    def _example(self, index: int) -> Any:
         name = f"{self.split}[{index}]"
         if not 0 <= index < len(self):
             raise IndexError(f"{name} of {len(self)} images")
@@ -50,11 +69,10 @@ class TfdsSource:
             raise UserError(f"{name} of {self.name} can't be read ({_first_line(error)})") from None
         if example["image"] is None:  # What a file of records that ends too early comes to.
             raise UserError(f"{name} of {self.name} can't be read (it is not in its file), expected a whole build")
-        image = decode(bytes(example["image"]), f"{name} of {self.name}", self.channels)
-        return Original(image, int(example["label"]) if self.class_names else -1, (), name)
+        return example
 
 
-def open_tfds(source: str, split: str, data_dir: str) -> TfdsSource:
+def open_tfds(source: str, split: str, data_dir: str, decoding: Decoding | None = None) -> TfdsSource:
     """The split of a TFDS data set that has a feature `image` and, for labels, a class label `label`.
 
     A data set that isn't on disk yet is downloaded and written as ArrayRecord, for which some data sets' code needs
@@ -64,6 +82,7 @@ def open_tfds(source: str, split: str, data_dir: str) -> TfdsSource:
       source: "tfds:cifar10", "tfds:<name>/<config>:<version>".
       split: as TFDS writes it.
       data_dir: where TFDS keeps its data sets; "" for its own default (TFDS_DATA_DIR or ~/tensorflow_datasets).
+      decoding: how its images become pixels; None for the channels that its feature has.
 
     Raises:
       UserError: where TFDS isn't installed, knows no such data set or split, or can't prepare it here; for a data set
@@ -80,9 +99,14 @@ def open_tfds(source: str, split: str, data_dir: str) -> TfdsSource:
     features = builder.info.features
     known = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = known.get("image"), known.get("label")
-    if not isinstance(image, tfds.features.Image) or image.shape[-1] not in (1, 3) or image.np_dtype != np.uint8:
-        raise UserError(f"{source} has the features {_one_line(features)}, expected an 'image' of 8 bits, grey or RGB")
+    if not isinstance(image, tfds.features.Image) or image.shape[-1] not in (1, 3, 4) or image.np_dtype != np.uint8:
+        raise UserError(
+            f"{source} has the features {_one_line(features)}, expected an 'image' of 8 bits: grey, RGB, RGBA"
+        )
     class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+    if others := sorted(known.keys() - {"image", *(["label"] if class_names else [])}):
+        told = "its label, which is not a ClassLabel, among " if "label" in others else ""
+        LOG.info("passed over in %s: %sthe features %s", source, told, ", ".join(others))
 
     # Masks and the like beside the image are left undecoded as well.
     pictures = [name for name, feature in known.items() if isinstance(feature, tfds.features.Image)]
@@ -94,7 +118,7 @@ def open_tfds(source: str, split: str, data_dir: str) -> TfdsSource:
         raise UserError(
             f"split is {split!r}, which TFDS can't open for {source} ({_first_line(error)}), expected one of {splits}"
         ) from None
-    return TfdsSource(source, split, class_names, examples, image.shape[-1])
+    return TfdsSource(source, split, class_names, examples, decoding or Decoding(image.shape[-1]))
 
 
 def _prepared(tfds: Any, source: str, data_dir: str) -> Any:

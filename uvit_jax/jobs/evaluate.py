@@ -5,6 +5,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from uvit_jax.data.crops import Size
 from uvit_jax.data.sources import SOURCES
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
@@ -79,8 +80,8 @@ def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
     return f"made the reference of {counted(stream.count, 'image')} of {h}x{w}x{c} with {extractor.name}: see {out}"
 
 
-def _reference_size(experiment: Experiment, name: str) -> int:
-    """Side of the images: what a data set has, `config.prepare.image_size`, or that of the model's images."""
+def _reference_size(experiment: Experiment, name: str) -> Size:
+    """Size of the images: what a data set has, `config.prepare.image_size`, or that of the model's images."""
     if name in SOURCES or name.endswith(".npz") or pathlib.Path(name, "manifest.json").exists():
         return 0
     if experiment.prepare.image_size:
@@ -89,7 +90,7 @@ def _reference_size(experiment: Experiment, name: str) -> int:
         raise UserError(
             "config.prepare.image_size is 0, expected the side of the reference's images (the model is of latents)"
         )
-    return experiment.model.input_size[0]
+    return experiment.model.input_size
 
 
 def _score_found(experiment: Experiment, workdir: pathlib.Path) -> str:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from uvit_jax.data.ahead import ahead
-from uvit_jax.data.crops import CROPS
+from uvit_jax.data.crops import CROPS, Size
 from uvit_jax.data.folders import ImageFolder, open_folder
 from uvit_jax.data.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.npz_images import NpzImages, open_npz_images
@@ -26,6 +26,7 @@ from uvit_jax.data.sources import SOURCES, Source, load_source
 from uvit_jax.errors import UserError
 from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.ingredients import decoding_of
 from uvit_jax.jobs.setup import open_experiment_autoencoder
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.mesh import batch_parts, batch_sharding
@@ -96,10 +97,11 @@ def _without_grid(folder: ImageFolder) -> ImageFolder:
     return dataclasses.replace(folder, files=[folder.files[i] for i in kept], labels=folder.labels[kept])
 
 
-def open_reference_images(experiment: Experiment, name: str, size: int, mesh: Mesh) -> ImageStream:
-    """The images of a data set at `size` x `size` pixels: `name` is "digits", an `.npz`, a prepared data set,
+def open_reference_images(experiment: Experiment, name: str, size: Size, mesh: Mesh) -> ImageStream:
+    """The images of a data set, of this side or (height, width): `name` is "digits", an `.npz`, a prepared data set,
     "tfds:<name>" or a folder of images; latents are decoded with `config.autoencoder`, pictures of a folder or of TFDS
     cropped as `config.prepare.crop` says. Those of the others have a size, whatever is asked for.
+    They are read in RGB, which of a grey picture is the same number thrice.
 
     Raises:
       UserError: for a name that is none of these, images that can't be cropped so, or latents without their
@@ -112,12 +114,13 @@ def open_reference_images(experiment: Experiment, name: str, size: int, mesh: Me
     if pathlib.Path(name, MANIFEST).exists():
         return _of_records(experiment, RecordSource(name), mesh)
     config = experiment.prepare
+    decoding = dataclasses.replace(decoding_of(experiment), channels=3)
     try:
-        originals = open_originals(name, config.split, config.data_dir)
+        originals = open_originals(name, config.split, config.data_dir, decoding)
     except UserError as error:
         field = "config.evaluate.reference" if experiment.evaluate.reference else "config.data.source"
         raise UserError(f"{field} is {name!r}, which samples are to be compared with: {error}") from None
-    record = {"split": config.split, "crop": config.crop}
+    record = {"split": config.split, "crop": config.crop} | ({"exif": True} if config.exif else {})
     crop = CROPS[config.crop]
     return _of_originals(originals, lambda image: crop(image, size), originals.name, record, threads=config.threads)
 
@@ -184,7 +187,7 @@ def _read(source: Source, begin: int) -> np.ndarray:
 
 def _of_records(experiment: Experiment, source: RecordSource, mesh: Mesh) -> ImageStream:
     manifest = source.manifest
-    record = {"split": manifest.split, "crop": manifest.crop}
+    record = {"split": manifest.split, "crop": manifest.crop} | ({"exif": True} if manifest.exif else {})
     if manifest.kind == "pixels":
         return _of_source(source, record)
     autoencoder = open_experiment_autoencoder(experiment)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +19,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from uvit_jax.data.ahead import ahead
-from uvit_jax.data.crops import CROPS
+from uvit_jax.data.crops import CROPS, Crop, Size, crop_channels, sides
+from uvit_jax.data.decoding import Decoding
 from uvit_jax.data.listing import listing_sha256
 from uvit_jax.data.manifest import Manifest
 from uvit_jax.data.official_features import OfficialFeatures, is_official_features
@@ -33,6 +35,8 @@ from uvit_jax.jobs.setup import open_experiment_autoencoder
 from uvit_jax.jobs.text import TextStates, open_text_states
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from uvit_jax.training.codec import Codec
+
+LOG = logging.getLogger("uvit_jax")
 
 # What the official repository multiplies latents by, except for COCO's.
 _OFFICIAL_SCALE = 0.18215
@@ -51,12 +55,14 @@ class Plan:
       text_encoder_dtype: what the text encoder computes in; "" without one.
       listing_sha256: of the source's files, labels, captions and classes (`listing_sha256`); "" of the official
         features, whose files are numbered without a gap.
+      exif: whether images are turned as their EXIF orientation says.
+      unknown_labels: whether the source has classes but every label is -1, so that none is stored.
     """
 
     source: str
     split: str
     kind: str
-    image_size: int
+    image_size: Size
     shape: tuple[int, ...]
     dtype: str
     mirror: bool
@@ -75,6 +81,9 @@ class Plan:
     num_images: int
     images_per_shard: int
     listing_sha256: str
+    # What later versions added, with what earlier ones did as the default.
+    exif: bool = False
+    unknown_labels: bool = False
 
     @property
     def stored_dtype(self) -> np.dtype:
@@ -128,7 +137,13 @@ def open_ingredients(experiment: Experiment) -> Ingredients:
     if is_official_features(config.source):
         return _features(experiment)
     try:
-        originals = open_originals(config.source, config.split, config.data_dir)
+        originals = open_originals(
+            config.source,
+            config.split,
+            config.data_dir,
+            decoding_of(experiment),
+            texts=bool(experiment.text_encoder.name),
+        )
     except UserError as error:
         fields = ("source", "split", "data_dir")
         raise UserError(f"config.prepare.{error}" if str(error).startswith(fields) else str(error)) from None
@@ -138,14 +153,28 @@ def open_ingredients(experiment: Experiment) -> Ingredients:
     return _images(experiment, originals, autoencoder, text, mesh)
 
 
+def decoding_of(experiment: Experiment) -> Decoding:
+    """How image files become the pixels that the config's model, or its autoencoder, is of."""
+    config = experiment.prepare
+    channels = 3 if experiment.autoencoder.name else experiment.model.in_channels
+    return Decoding(channels, config.max_pixels, config.exif)
+
+
 def _features(experiment: Experiment) -> Ingredients:
     config = experiment.prepare
     features = OfficialFeatures(config.source)
+    if first_label := features[0][1]:  # They are in the order of their classes.
+        LOG.warning(
+            "the labels of %s begin with %d, so that the classes below are without images, which the model has rows "
+            "for: labels are kept as they are, expected from 0 on",
+            config.source,
+            first_label,
+        )
     plan = Plan(
         source=f"official features: {pathlib.Path(config.source).name}",
         split=config.split,
         kind="moments",
-        image_size=8 * features.shape[0],
+        image_size=_size(8 * features.shape[0], 8 * features.shape[1]),
         shape=features.shape,
         dtype=config.dtype,
         mirror=config.mirror,
@@ -174,16 +203,12 @@ def _images(
     experiment: Experiment, originals: Originals, autoencoder: Autoencoder | None, text: TextStates | None, mesh: Mesh
 ) -> Ingredients:
     config = experiment.prepare
-    h, w = experiment.model.input_size
     factor = autoencoder.factor if autoencoder else 1
-    if not config.image_size and h != w:
-        raise UserError(
-            f"config.prepare.image_size is 0 and the model's input {h}x{w}, expected a size: images are square"
-        )
-    size = config.image_size or h * factor
-    if size % factor:
+    h, w = sides(config.image_size) if config.image_size else (factor * side for side in experiment.model.input_size)
+    size = _size(h, w)
+    if h % factor or w % factor:
         raise UserError(f"config.prepare.image_size is {size}, expected a multiple of the autoencoder's {factor}")
-    first = _first(originals)
+    first, unknown_labels = _first(originals), _are_labels_unknown(originals, config)
     channels = first.image.shape[-1]
     if autoencoder is not None and channels != 3:
         raise UserError(f"{originals.name} has images of {channels} channels, expected 3 for an autoencoder")
@@ -191,6 +216,8 @@ def _images(
         raise UserError(
             f"config.text_encoder.name is {text.encoder.name!r}, but {originals.name} has no captions: expected none"
         )
+    if text is None and first.captions:
+        LOG.info("the captions of %s are not stored: config.text_encoder.name is empty", originals.name)
     plan = Plan(
         source=originals.name,
         split=config.split,
@@ -200,11 +227,14 @@ def _images(
         num_images=len(originals),
         images_per_shard=config.images_per_shard,
         listing_sha256=listing_sha256(originals),
+        exif=config.exif,
+        unknown_labels=unknown_labels,
         **_latents(experiment, autoencoder, size, channels),
         **(_NO_TEXT if text is None else _text(experiment, text)),
     )
     encode = _encoder(experiment, autoencoder, plan, mesh) if autoencoder else None
-    read = functools.partial(_read, originals, CROPS[config.crop], size, config)
+    class_names = () if unknown_labels else tuple(originals.class_names)
+    read = functools.partial(_read, originals, CROPS[config.crop], size, config, len(class_names))
 
     def examples(images: range) -> Iterator[tuple[list[Example], list[str]]]:
         with concurrent.futures.ThreadPoolExecutor(config.threads) as pool:
@@ -216,18 +246,22 @@ def _images(
                 yield [Example(item.label, row, said) for item, row, said in rows], items.faults
 
     empty = None if text is None else lambda: text([""])[0].astype(plan.context_dtype)
-    return Ingredients(plan, tuple(originals.class_names), examples, empty)
+    return Ingredients(plan, class_names, examples, empty)
 
 
-def _latents(experiment: Experiment, autoencoder: Autoencoder | None, size: int, channels: int) -> dict[str, Any]:
+def _size(height: int, width: int) -> Size:
+    return height if height == width else (height, width)
+
+
+def _latents(experiment: Experiment, autoencoder: Autoencoder | None, size: Size, channels: int) -> dict[str, Any]:
     """The plan's fields on what is stored of an image."""
     if autoencoder is None:
         without = {"autoencoder": "", "autoencoder_sha256": "", "autoencoder_dtype": "", "scale": None, "shift": 0.0}
-        return {"kind": "pixels", "shape": (size, size, channels), "dtype": "uint8", **without}
-    side = size // autoencoder.factor
+        return {"kind": "pixels", "shape": (*sides(size), channels), "dtype": "uint8", **without}
+    h, w = (side // autoencoder.factor for side in sides(size))
     return {
         "kind": "moments" if autoencoder.has_variance else "latents",
-        "shape": (side, side, autoencoder.latent_channels * (2 if autoencoder.has_variance else 1)),
+        "shape": (h, w, autoencoder.latent_channels * (2 if autoencoder.has_variance else 1)),
         "dtype": experiment.prepare.dtype,
         "autoencoder": autoencoder.name,
         "autoencoder_sha256": autoencoder.sha256,
@@ -270,10 +304,10 @@ def _sha256_of(tokenizer: Tokenizer) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Cropped:
-    """An original as a square image; without an image, the fault of one that can't be read."""
+    """An original as an image of the wanted size; without an image, the fault of one that can't be read."""
 
     label: int
-    image: UInt8[np.ndarray, "s s c"] | None
+    image: UInt8[np.ndarray, "h w c"] | None
     captions: tuple[str, ...] = ()
     fault: str = ""
 
@@ -288,23 +322,55 @@ class _Batch(list[_Cropped]):
 
 def _first(originals: Originals) -> Original:
     """The first original that can be read: all have its number of channels, and captions or none."""
+    fault = ""
     for i in range(len(originals)):
         try:
             return originals[i]
-        except CorruptImage:
-            continue
-    raise UserError(f"none of the {len(originals)} images of {originals.name} can be read")
+        except CorruptImage as error:
+            fault = fault or str(error)
+    raise UserError(f"none of the {len(originals)} images of {originals.name} can be read (first: {fault})")
 
 
-def _read(originals: Originals, crop: Callable, size: int, config: PrepareConfig, index: int) -> _Cropped:
+def _are_labels_unknown(originals: Originals, config: PrepareConfig) -> bool:
+    """Whether a source of classes gives no image its class, as published test splits do.
+
+    Where images are to be skipped, one known label is enough: the images without are left out. Else the first decides,
+    and one of the other kind stops the job.
+    """
+    if not originals.class_names:
+        return False
+    looked_at = range(len(originals) if config.on_error == "skip" else 1)
+    if any(originals.label(i) >= 0 for i in looked_at):
+        return False
+    LOG.info("the labels of %s are unknown (-1): it is prepared without labels", originals.name)
+    return True
+
+
+def _check_label(original: Original, source: str, num_classes: int) -> None:
+    """Refuses a label outside the classes' numbers; one that is known, where the others are not."""
+    shown = f"{original.name} of {source} has the label {original.label}"
+    if not num_classes and original.label != -1:
+        raise UserError(
+            f"{shown}, but the first image -1 (unknown), expected labels for all or for none "
+            "(config.prepare.on_error=skip leaves out the images without)"
+        )
+    if num_classes and not 0 <= original.label < num_classes:
+        unknown = " (unknown)" if original.label == -1 else ""
+        raise CorruptImage(f"{shown}{unknown}, expected 0 to {num_classes - 1}")
+
+
+def _read(
+    originals: Originals, crop: Crop, size: Size, config: PrepareConfig, num_classes: int, index: int
+) -> _Cropped:
     try:
         original = originals[index]
+        _check_label(original, originals.name, num_classes)
     except CorruptImage as error:
         if config.on_error == "stop":
             raise UserError(f"{error} (config.prepare.on_error=skip leaves such images out)") from None
         return _Cropped(-1, None, fault=str(error))
     try:
-        return _Cropped(original.label, crop(original.image, size), original.captions)
+        return _Cropped(original.label, crop_channels(crop, original.image, size), original.captions)
     except UserError as error:
         raise UserError(f"{original.name}: {error}") from None
 

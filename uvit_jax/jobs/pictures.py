@@ -25,7 +25,9 @@ def save_grid(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Writes a grid of the first samples with what they are of; returns the picture as an array."""
     names = conditions.names_of(np.arange(len(images)))
-    page = telemetry.labelled_grid(images, names, conditions.columns(len(images)), title=title)
+    page = telemetry.labelled_grid(
+        telemetry.shown_channels(images), names, conditions.columns(len(images)), title=title
+    )
     telemetry.save_png(page, path)
     return np.asarray(page)
 
@@ -57,7 +59,7 @@ def save_strip(parts: Parts, params: Params, conditions: Conditions, path: pathl
     # Only the states that are shown are decoded.
     times = fetch(trajectory.times)
     picks = np.unique(np.linspace(0, len(times) - 1, STRIP_COLUMNS).round().astype(int))
-    states = np.stack([parts.to_images(trajectory.states[pick]) for pick in picks])
+    states = telemetry.shown_channels(np.stack([parts.to_images(trajectory.states[pick]) for pick in picks]))
     if hosts.is_first():
         names = conditions.names_of(indices)
         telemetry.save_png(telemetry.denoising_strip(states, times[picks], names, rows, columns=STRIP_COLUMNS), path)

@@ -15,9 +15,10 @@ from jax.experimental import multihost_utils
 from uvit_jax.data.empty_context import save_empty_context
 from uvit_jax.data.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.manifest import Manifest, Shard
+from uvit_jax.data.names import printable
 from uvit_jax.data.shard_writer import ShardWriter
 from uvit_jax.data.sources import SOURCES
-from uvit_jax.data.statistics import ChannelSums, channel_sums
+from uvit_jax.data.statistics import LEAST_DRAWN_STD, ChannelSums, channel_sums
 from uvit_jax.data.verification import verify
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
@@ -33,6 +34,10 @@ LOG = logging.getLogger("uvit_jax")
 # Beside the shards: what was asked for, and of each finished shard what the manifest will need.
 _NOTES = ".prepare"
 _SECONDS_BETWEEN_RATES = 1.0
+# What earlier versions, whose plans have no such field, stored.
+_LATER_FIELDS = {
+    field.name: field.default for field in dataclasses.fields(Plan) if field.default is not dataclasses.MISSING
+}
 # What fields of the plan are of, where their names don't say it.
 _OF = {
     "listing_sha256": " (of the source's file names, labels, captions and class names)",
@@ -88,7 +93,13 @@ def _out_folder(experiment: Experiment) -> pathlib.Path:
     config, source = experiment.prepare, experiment.data.source
     if not config.out and source in SOURCES:
         raise UserError(f"config.prepare.out is empty and config.data.source is {source!r}, expected a folder to make")
-    return pathlib.Path(config.out or source)
+    out = pathlib.Path(config.out or source)
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:  # ArrayRecord takes no other name.
+        field = "config.prepare.out" if config.out else "config.data.source"
+        raise UserError(f"{field} is {printable(str(out))}, expected a name in UTF-8 for the folder to make") from None
+    return out
 
 
 def _verify(out: pathlib.Path) -> str:
@@ -124,7 +135,7 @@ def _check_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
             )
         _write_json(path, plan)
         return
-    found = _read_json(path)
+    found = json.loads(json.dumps(_LATER_FIELDS)) | _read_json(path)
     for field in plan:
         if field not in found:
             _check_finished(out, path, field)
@@ -256,13 +267,19 @@ def _write_manifest(ingredients: Ingredients, out: pathlib.Path, names: list[str
             file.write("".join(f"{name}\n" for name in skipped).encode())
         told = counted(len(skipped), "image")
         LOG.info("left out %s that can't be read: see %s", told, out / "skipped.txt")
+    kind, least = ingredients.plan.kind, LEAST_DRAWN_STD if ingredients.plan.kind == "moments" else 0.0
+    constant = [channel for channel, std in enumerate(sums.std) if not std]
+    if constant and kind != "pixels":
+        LOG.warning(
+            "channel %s of the latents never varies: it is stored as it is, and normalised to mean 0 alone", constant[0]
+        )
     if ingredients.empty_context is not None:
         rest = {"empty_context_sha256": save_empty_context(out, ingredients.empty_context())}
     ingredients.manifest(
         **rest,
         num_classes=len(ingredients.class_names) or max(part.max_label for part in parts) + 1,
         mean=sums.mean,
-        std=sums.std,
+        std=tuple(max(std, least) for std in sums.std),
         skipped=len(skipped),
         shards=tuple(part.shard for part in parts),
     ).save(out)

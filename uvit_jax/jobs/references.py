@@ -64,7 +64,7 @@ def obtain_reference(experiment: Experiment, workdir: pathlib.Path, extraction: 
         reference = hosts.together(read_reference, pathlib.Path(name), extractor)
         check_resolution(reference, shape)
         return reference
-    stream = hosts.together(open_reference_images, experiment, name, shape[0], extraction.mesh)
+    stream = hosts.together(open_reference_images, experiment, name, shape[:2], extraction.mesh)
     if stream.shape[:2] != shape[:2]:
         field = "config.evaluate.reference" if experiment.evaluate.reference else "config.data.source"
         raise UserError(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from uvit_jax.errors import UserError
 from uvit_jax.jobs import pictures
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.generation import Generation, agree_on_generation, open_conditions, open_generation_parts
@@ -37,6 +38,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     config = experiment.sample
     parts, text = hosts.together(open_generation_parts, experiment, workdir)
     agree_on_generation(parts, text, workdir)
+    if config.format == "png" and parts.image_shape[2] > 4:
+        raise UserError(f"config.sample.format is 'png', expected 'npz' for images of {parts.image_shape[2]} channels")
     conditions = hosts.together(lambda: open_conditions(parts, text, count=config.num_samples))
     weights = open_weights(parts, workdir)
     out = pathlib.Path(config.out) if config.out else workdir / "samples" / _folder(experiment, weights)

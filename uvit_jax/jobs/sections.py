@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from uvit_jax.data.crops import CROPS
+from uvit_jax.data.crops import CROPS, Size, sides
+from uvit_jax.data.decoding import MAX_PIXELS
 from uvit_jax.diffusion.losses import WEIGHTINGS
 from uvit_jax.diffusion.predictions import PREDICTIONS
 from uvit_jax.diffusion.sampler import SamplerConfig
@@ -127,14 +128,16 @@ class PrepareConfig:
     """From images to the sharded data set that training reads.
 
     Attributes:
-      source: a folder of images (sub-folders are classes; or flat, with an optional metadata.jsonl), "tfds:<name>", or
-        a folder of the official repository's `<i>.npy` features.
+      source: a folder of images (sub-folders are classes; or flat, with an optional metadata.jsonl, .csv or .parquet),
+        "tfds:<name>", or a folder of the official repository's `<i>.npy` features.
       split: of a TFDS data set, or the sub-folder of `source` of that name where there is one.
       data_dir: where TFDS keeps its data sets; empty for its own default.
       out: the folder made; empty for `data.source`.
       latents: whether to store what `autoencoder` makes of the images; False stores pixels, as without an autoencoder.
-      image_size: side of the images in pixels; 0 for what the model needs.
-      crop: how an image becomes a square of that side: "adm", "celeba", "lanczos" or "none".
+      image_size: side of the images in pixels, or (height, width); 0 for what the model needs.
+      crop: how an image becomes one of that size: "adm", "celeba" (squares alone), "lanczos" or "none".
+      exif: whether images are turned as their EXIF orientation says; no published data set was.
+      max_pixels: height times width of the largest picture that is decoded; a larger one can't be read.
       mirror: whether latents of each image's mirror image are stored beside its own.
       dtype: of stored latents and of the states of captions.
       batch_size: images encoded at a time, on all devices of a host together.
@@ -149,8 +152,10 @@ class PrepareConfig:
     data_dir: str = ""
     out: str = ""
     latents: bool = True
-    image_size: int = 0
+    image_size: Size = 0
     crop: str = "adm"
+    exif: bool = False
+    max_pixels: int = MAX_PIXELS
     mirror: bool = True
     dtype: str = "float16"
     batch_size: int = 64
@@ -163,8 +168,12 @@ class PrepareConfig:
         check_choice("crop", self.crop, tuple(CROPS))
         check_choice("dtype", self.dtype, ("float16", "bfloat16", "float32"))
         check_choice("on_error", self.on_error, ("stop", "skip"))
-        _check_at_least(self, 1, "batch_size", "images_per_shard", "threads")
-        _check_at_least(self, 0, "image_size")
+        _check_at_least(self, 1, "batch_size", "images_per_shard", "threads", "max_pixels")
+        if self.image_size != 0 and min(sides(self.image_size)) < 1:
+            raise UserError(f"image_size is {self.image_size}, expected at least 1, or 0 for what the model needs")
+        height, width = sides(self.image_size)
+        if self.crop == "celeba" and height != width:
+            raise UserError(f"crop is 'celeba', which makes squares, but image_size is {self.image_size}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,7 +81,8 @@ class Extraction:
         self._program = jax.jit(apply)
 
     def start(self, images: UInt8[np.ndarray, "n h w c"]) -> "Pending":
-        """Hands the images to the devices and does not wait for them."""
+        """Hands the images to the devices and does not wait for them; alpha has no part in their features."""
+        images = images[..., : 3 if images.shape[-1] >= 3 else 1]
         parts = []
         for first in range(0, len(images), self.rows):
             chunk = images[first : first + self.rows]

@@ -47,13 +47,15 @@ class Normalization:
     def from_statistics(cls, mean: Sequence[float], std: Sequence[float]) -> "Normalization":
         """What brings latents of these per-channel means and standard deviations to zero mean and unit variance.
 
+        A channel that never varies, of deviation 0, is brought to zero mean alone.
+
         Raises:
-          UserError: for a standard deviation that is not positive and finite, or different numbers of channels.
+          UserError: for a standard deviation that is negative or not finite, or different numbers of channels.
         """
         for i, deviation in enumerate(std):
-            if not (math.isfinite(deviation) and deviation > 0):
-                raise UserError(f"the standard deviation of channel {i} is {deviation}, expected a positive number")
-        return cls(tuple(float(m) for m in mean), tuple(1 / float(s) for s in std))
+            if not (math.isfinite(deviation) and deviation >= 0):
+                raise UserError(f"the standard deviation of channel {i} is {deviation}, expected a number from 0 up")
+        return cls(tuple(float(m) for m in mean), tuple(1 / float(s) if s else 1.0 for s in std))
 
     @property
     def channels(self) -> int:

@@ -39,8 +39,12 @@ def convolution(layer: nnx.Conv, x: Float[AnyArray, "b h w c"]) -> Float[Array, 
 
 
 def lookup(layer: nnx.Embed, ids: Int[AnyArray, " b"], dtype: DTypeLike) -> Float[Array, "b d"]:
-    """The table's rows of these ids; cast after they are looked up, so that a row met often sums in float32."""
-    return jnp.take(layer.embedding[...], jnp.asarray(ids), axis=0).astype(dtype)
+    """The table's rows of these ids, NaN for an id outside the table: -1, an unknown label, is not its last row.
+
+    Cast after they are looked up, so that a row met often sums in float32.
+    """
+    rows = layer.embedding[...].at[jnp.asarray(ids)]
+    return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(dtype)
 
 
 def _broadcast(row: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from uvit_jax.errors import UserError
@@ -32,6 +32,11 @@ def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c
     if len(bad):
         raise UserError(f"{len(bad)} of {len(images)} images hold NaN, image {bad[0]} first; expected numbers")
     return np.clip(np.clip((images + 1) / 2, 0, 1) * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def shown_channels(images: Shaped[np.ndarray, "*n c"]) -> Shaped[np.ndarray, "*n d"]:
+    """What a page shows of images: the first three channels, which are colours, or the first; alpha is left out."""
+    return images[..., : 3 if images.shape[-1] >= 3 else 1]
 
 
 def labelled_grid(
@@ -134,7 +139,8 @@ def denoising_strip(
 
 
 def save_png(image: Image.Image | UInt8[np.ndarray, "h w c"], path: str | os.PathLike[str]) -> None:
-    """Writes `path` as a PNG, whole or not at all; an array has 1 or 3 channels.
+    """Writes `path` as a PNG, whole or not at all; an array has 1 (grey) or 3 (RGB) channels, or
+    2 or 4 with alpha.
 
     Raises:
       UserError: the folder can't be made or written to.
