@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused.weight_gradient import weight_gradient
+from uvit_jax.models.fused.recomputed import recomputed
+from uvit_jax.models.fused.weight_gradient import weight_tangent
 
 E4M3 = jnp.float8_e4m3fn
 LARGEST = float(jnp.finfo(E4M3).max)  # 448; conversion does not saturate by itself
@@ -13,7 +14,7 @@ LARGEST = float(jnp.finfo(E4M3).max)  # 448; conversion does not saturate by its
 STRIDE, ROOM = 16, 4.0
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def fp8_product(x: Float[Array, "*b k"], kernel: Float[Array, "k n"]) -> Float[Array, "*b n"]:
     """x kernel, both factors rounded to float8_e4m3fn by a scale each, summed in float32; gradients as of x kernel in
     x's dtype.
@@ -44,14 +45,11 @@ def quantize(x: Float[Array, "..."], largest: Float[Array, ""]) -> tuple[Float[A
     return jnp.clip(x * scale.astype(x.dtype), -LARGEST, LARGEST).astype(E4M3), 1 / scale
 
 
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return fp8_product(x, kernel), (x, kernel)
+@fp8_product.defjvp
+def _fp8_product_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return fp8_product(*primals), _tangent(*primals, *tangents)
 
 
-def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    dx = dy @ kernel.astype(x.dtype).T
-    return dx, weight_gradient(x, dy).astype(kernel.dtype)
-
-
-fp8_product.defvjp(_forward, _backward)
+@recomputed
+def _tangent(x: Array, kernel: Array, dx: Array, d_kernel: Array) -> Array:
+    return dx @ kernel.astype(x.dtype) + weight_tangent(x, d_kernel.astype(x.dtype))
