@@ -5,14 +5,18 @@ import functools
 import jax
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused.fp8 import fp8_product
+from uvit_jax.models.fused.fp8 import SPECIAL, fp8_product
 from uvit_jax.models.fused.weight_gradient import weight_tangent
 
 
-def product(x: Float[Array, "*b k"], kernel: Float[Array, "k n"], *, fp8: bool, parts: int = 1) -> Float[Array, "*b n"]:
-    """x kernel in x's dtype, or by `fp8_product`; the kernel's gradient in so many partial sums."""
+def product(
+    x: Float[Array, "*b k"], kernel: Float[Array, "k n"], *, fp8: bool, special: int = SPECIAL, parts: int = 1
+) -> Float[Array, "*b n"]:
+    """x kernel in x's dtype, or by `fp8_product` with so many special tokens; the kernel's gradient in so many partial
+    sums.
+    """
     if fp8:
-        return fp8_product(x, kernel)
+        return fp8_product(x, kernel, special)
     kernel = kernel.astype(x.dtype)
     return x @ kernel if parts == 1 else _product(x, kernel, parts)
 
