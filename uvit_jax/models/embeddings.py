@@ -65,6 +65,12 @@ class LinearPatchEmbed(nnx.Module):
         return linear(self.proj, patchify(x, self.patch_size))
 
 
+def stack_channels(patch_size: int, in_channels: int, embed_dim: int) -> list[int]:
+    """Channels before the first and after each of the 3x3 convolutions of `ConvStackPatchEmbed`."""
+    stages = max(int(math.log2(patch_size)), 1)
+    return [in_channels, *(max(embed_dim >> (stages - 1 - i), 1) for i in range(stages))]
+
+
 class ConvStackPatchEmbed(nnx.Module):
     """3x3 convolutions followed by a 1x1 convolution, `[b, h, w, c] -> [b, n, d]` (the paper's other patch embedding).
 
@@ -74,11 +80,9 @@ class ConvStackPatchEmbed(nnx.Module):
     """
 
     def __init__(self, patch_size: int, in_channels: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        halvings = int(math.log2(patch_size))
-        stages = max(halvings, 1)
-        channels = [in_channels, *(max(embed_dim >> (stages - 1 - i), 1) for i in range(stages))]
+        channels = stack_channels(patch_size, in_channels, embed_dim)
         self.stages = nnx.List(
-            conv3x3(c_in, c_out, strides=2 if halvings else 1, dtype=dtype, rngs=rngs)
+            conv3x3(c_in, c_out, strides=1 if patch_size == 1 else 2, dtype=dtype, rngs=rngs)
             for c_in, c_out in itertools.pairwise(channels)
         )
         fan_in = channels[-1]

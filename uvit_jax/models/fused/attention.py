@@ -6,6 +6,7 @@ from typing import Literal, cast
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import InconclusiveDimensionOperation
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -120,9 +121,9 @@ def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) 
         "mosaic": why_not_mosaic(shape, dtype, platform),
         "cudnn": why_not_cudnn(shape, dtype, platform),
     }
-    # Hopper's programs take whole heads: with fewer of them than programs Triton's, a block each, should end earlier.
-    fills = batch * heads >= hopper_blocks.TUNING.forward.programs * pallas_mosaic_gpu.multiprocessors()
-    fitting = (kernel for kernel, reason in found.items() if reason is None and (kernel != "hopper" or fills))
+    fitting = (
+        kernel for kernel, reason in found.items() if reason is None and (kernel != "hopper" or _fills(batch * heads))
+    )
     best: Implementation = next(fitting, "xla")
     if name == "auto":
         return best
@@ -131,6 +132,19 @@ def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) 
         return cast(Implementation, name)
     say_once(f"attention = {name} falls back to {best}: {reason}")
     return best
+
+
+def _fills(heads: int) -> bool:
+    """Whether so many heads, of all examples, keep a GPU busy by Hopper's programs, which take whole heads.
+
+    With fewer of them than programs Triton's, a block each, should end earlier. A number that is not known yet, of a
+    program exported for any batch (`jax.export.symbolic_shape`), counts as few: Triton's take all of them well.
+    """
+    wanted = hopper_blocks.TUNING.forward.programs * pallas_mosaic_gpu.multiprocessors()
+    try:
+        return heads >= wanted
+    except InconclusiveDimensionOperation:
+        return False
 
 
 def packed_attention(

@@ -37,4 +37,6 @@ def gradient_parts(tokens: int, shape: tuple[int, ...], platform: str) -> int:
     tiles = math.prod(-(-size // tile) for size, tile in zip(sorted(shape), TILE, strict=True))
     rounds = -(-tiles // multiprocessors())
     idle = 1 - tiles / (rounds * multiprocessors())
-    return PARTS if platform == "gpu" and rounds > 1 and idle > IDLE and tokens % PARTS == 0 else 1
+    # A number of tokens that is not known yet, of a program exported for any batch, may not be divisible.
+    divisible = isinstance(tokens, int) and tokens % PARTS == 0
+    return PARTS if platform == "gpu" and rounds > 1 and idle > IDLE and divisible else 1
