@@ -1,6 +1,7 @@
 """Multi-head self-attention, with the kernel chosen by hardware and dtype."""
 
 import functools
+import math
 
 import jax.numpy as jnp
 from flax import nnx
@@ -69,7 +70,9 @@ class Attention(nnx.Module):
         if implementation not in ("triton", "hopper"):  # whose own backward passes name what they keep
             out = checkpoint_name(out, "attention")
         if self.fp8:
-            return stream(self.layout, self._fp8_product(out.reshape(b, t, -1), kernel.reshape(-1, d))), bias
+            return stream(
+                self.layout, self._fp8_product(out.reshape(b, t, heads * head_dim), kernel.reshape(-1, d))
+            ), bias
         kernel = kernel.astype(self.dtype)
         product = (
             out @ kernel.reshape(-1, d) if implementation == "mosaic" else jnp.einsum("bthk,hkd->btd", out, kernel)
@@ -97,7 +100,8 @@ class Attention(nnx.Module):
         An axis for each head, or one of three within a token, would be padded to tiles on a TPU, and copied.
         """
         if self.fp8:
-            return jnp.moveaxis(self._packed(x).reshape(*x.shape[:2], 3, -1), 2, 0)
+            packed = self._packed(x)
+            return jnp.moveaxis(packed.reshape(*packed.shape[:3], math.prod(packed.shape[3:])), 2, 0)
         weight = self.qkv.kernel[...].astype(self.dtype)
         planes = jnp.einsum("btd,dsc->sbtc", x, weight.reshape(*weight.shape[:2], -1))
         if self.qkv.bias is None:

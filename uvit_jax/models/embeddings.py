@@ -33,9 +33,9 @@ def patchify(x: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "b n p
 
 def unpatchify(x: Float[Array, "b n p"], grid: tuple[int, int], patch_size: int) -> Float[Array, "b h w c"]:
     """The images whose `patchify` is x; `grid` is the number of patches down and across."""
-    b, p = x.shape[0], patch_size
-    x = x.reshape(b, *grid, p, p, -1).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, grid[0] * p, grid[1] * p, -1)
+    b, p, c = x.shape[0], patch_size, x.shape[2] // patch_size**2
+    x = x.reshape(b, *grid, p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, grid[0] * p, grid[1] * p, c)
 
 
 def sincos_2d(grid: tuple[int, int], dim: int) -> Float[np.ndarray, "n {dim}"]:

@@ -17,7 +17,7 @@ BACKWARD = Tuning(rows=8, cols=256, warps=4, programs=132 * 16)
 # The normal distribution's lower tail is Phi(-a) = exp(-a^2 / 2) t (c_1 + t (c_2 + ...)), t = 1 / (1 + P a), the form
 # of Abramowitz and Stegun 7.1.26. P and c are our own fit of six terms to scipy's erfcx. In exact arithmetic Phi is off
 # by at most 3.5e-8; computed in float32, by 2.5e-7, and of itself by 1e-6 for a up to 3, by 2e-4 up to 6 and by 4e-3 (a
-# rounding to bfloat16) up to 13, where it leaves float32's range.
+# rounding to bfloat16) up to 12.9, where it leaves float32's range.
 P = 0.2809
 TAIL = (
     0.11696226894855499,

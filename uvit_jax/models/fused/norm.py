@@ -111,7 +111,7 @@ def _add_norm_xla_jvp(ways, primals, tangents):
     r, h, mean, rstd = _streams_xla(*primals)
     *streams, dscale, dshift = tangents
     dr = _sum_wide(*streams)
-    dh = _norm_tangent(r, mean, rstd, primals[3], dr, dscale, dshift)
+    dh = norm_tangent(r, mean, rstd, primals[3], dr, dscale, dshift)
     return (*[r] * ways, h), (*(dr.astype(r.dtype) for _ in range(ways)), dh)
 
 
@@ -124,7 +124,7 @@ def _streams_xla(x, y, bias, scale, shift):
 
 
 @recomputed
-def _norm_tangent(r, mean, rstd, scale, dr, dscale, dshift):
+def norm_tangent(r, mean, rstd, scale, dr, dscale, dshift):
     """dh of LayerNorm(r) scale + shift, dr in float32."""
     mean, rstd = mean[..., None], rstd[..., None]
     normed = (_wide(r) - mean) * rstd
