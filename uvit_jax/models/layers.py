@@ -3,6 +3,7 @@ are summed in float32. Left to the transpose of a broadcast they would be summed
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +47,13 @@ def lookup(layer: nnx.Embed, ids: Int[AnyArray, " b"], dtype: DTypeLike) -> Floa
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _spread(row: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+def _spread(row: Array, shape: tuple[Any, ...], dtype: jnp.dtype) -> Array:
     return jnp.broadcast_to(row.astype(dtype), shape)
 
 
 @_spread.defjvp
 def _spread_tangent(
-    shape: tuple[int, ...], dtype: jnp.dtype, primals: tuple[Array], tangents: tuple[Array]
+    shape: tuple[Any, ...], dtype: jnp.dtype, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
     (row,), (tangent,) = primals, tangents
     wide = jnp.promote_types(jnp.promote_types(row.dtype, dtype), jnp.float32)

@@ -1,6 +1,7 @@
 """The gradient of a matrix product's weights, a sum over all tokens, and the partial sums that fill a GPU."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def weight_tangent(x: Float[Array, "*b k"], d_kernel: Float[Array, "k n"], parts
     return jnp.einsum("snk,skm->snm", rows, kernels).reshape(shape)
 
 
-def gradient_parts(tokens: int, shape: tuple[int, ...], platform: str) -> int:
+def gradient_parts(tokens: Any, shape: tuple[int, ...], platform: str) -> int:
     """Of the gradient of a kernel of that shape, a sum over tokens, on one device: 1, or `PARTS` on a GPU where its
     tiles come to little more than whole rounds of multiprocessors.
 
