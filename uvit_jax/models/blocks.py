@@ -73,9 +73,9 @@ class SkipLinear(nnx.Module):
         self.linear = nnx.Linear(embed_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Pending:
-        how: dict[str, Any] = {"kernel": self.linear.kernel[...], "fp8": self.fp8, "special": self.special}
-        linear, bias = functools.partial(product, **how), bias_of(self.linear)
-        return (linear(x + skip), None, bias) if self.add_first else (x, linear(skip), bias)
+        kernel, bias = self.linear.kernel[...], bias_of(self.linear)
+        multiply = functools.partial(product, fp8=self.fp8, special=self.special)
+        return (multiply(x + skip, kernel), None, bias) if self.add_first else (x, multiply(skip, kernel), bias)
 
 
 class SkipAdd(nnx.Module):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
@@ -34,8 +33,9 @@ def recomputed(fun: Callable[..., Any]) -> Callable[..., Any]:
 
 def _bind(fun: Callable[..., Any], *args: Any) -> Any:
     leaves, tree = jax.tree.flatten(args)
-    jaxpr, shapes = jax.make_jaxpr(lambda *leaves: fun(*tree.unflatten(leaves)), return_shape=True)(*leaves)
-    return jax.tree.structure(shapes).unflatten(_RECOMPUTED.bind(*leaves, jaxpr=jaxpr))
+    flat = lambda *leaves: fun(*jax.tree.unflatten(tree, leaves))  # noqa: E731
+    jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)  # type: ignore[call-overload]
+    return jax.tree.unflatten(jax.tree.structure(shapes), _RECOMPUTED.bind(*leaves, jaxpr=jaxpr))
 
 
 def _evaluate(*args: Any, jaxpr: ClosedJaxpr) -> list[Any]:
@@ -68,7 +68,7 @@ def _transpose(cotangents: Sequence[Any], *args: Any, jaxpr: ClosedJaxpr) -> lis
         of_linear = lambda *a: _evaluate(*_joined(linear, a, kept), jaxpr=jaxpr)  # noqa: E731
         return list(jax.linear_transpose(of_linear, *shapes)(cotangents))
 
-    whole = [jnp.zeros(c.aval.shape, c.aval.dtype) if isinstance(c, ad.Zero) else c for c in cotangents]
+    whole = [ad.instantiate_zeros(c) for c in cotangents]
     kept = [arg for arg, chosen in zip(args, linear, strict=True) if not chosen]
     return _joined(linear, _bind(transposed, kept, whole), [None] * len(kept))
 
