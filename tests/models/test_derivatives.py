@@ -105,9 +105,10 @@ def test_the_samplers_call_is_exported_for_every_batch():
     sampler = Sampler(network, VPLinear(), tiny.config.sample_shape, config=SamplerConfig(steps=2))
     indices = jax.ShapeDtypeStruct(export.symbolic_shape("b"), jnp.int32)
     program = export.export(jax.jit(lambda p, i: sampler(p, seed=3, indices=i)))(tiny.shapes, indices)
-    for batch in (1, 2):
-        expected = sampler(tiny.params, seed=3, indices=jnp.arange(batch))
-        np.testing.assert_allclose(program.call(tiny.params, jnp.arange(batch)), expected, rtol=0, atol=1e-5)
+    expected = sampler(tiny.params, seed=3, indices=jnp.arange(3))
+    for batch in (2, 3):
+        found = program.call(tiny.params, jnp.arange(batch))
+        np.testing.assert_allclose(found, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_batch_of_none_gives_none():
