@@ -17,7 +17,7 @@ SLOW = [
     LABELS | {"time": "adaln", "skip": "none", "dtype": "bfloat16", "scan_blocks": True},
     {"dtype": "fp8", "depth": 1},
     {"skip": "linear_then_add", "qkv_bias": True, "time_mlp": True, "conv": "before"},
-    {"skip": "add_then_linear", "patch_embed": "conv_stack", "patch_size": 4},
+    {"skip": "add_then_linear"},
 ]
 
 
