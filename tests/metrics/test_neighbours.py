@@ -69,6 +69,27 @@ def test_duplicates_have_balls_of_no_radius_that_hold_themselves_alone(blocks, o
     assert precision_recall(real[10:20], np.repeat(near, 30, axis=0)) == (0, 0)
 
 
+def clusters(seed, n, count=2, width=1024):
+    """Samples one float32 apart in clusters so far from each other that no common centre is near them."""
+    rng = np.random.default_rng(seed)
+    rows = np.random.default_rng(99).uniform(512, 1024, (count, width)).astype(np.float32)[np.arange(n) % count]
+    rows[:, :5] += np.spacing(np.float32(512)) * rng.integers(0, 4, (n, 5)).astype(np.float32)
+    return rows
+
+
+def test_neighbours_an_ulp_apart_are_told_from_others_in_clusters_far_from_each_other(blocks):
+    real, k = clusters(0, 80), 3
+    squared = ((real.astype(np.float64)[:, None] - real) ** 2).sum(axis=-1)
+    np.fill_diagonal(squared, np.inf)
+    np.testing.assert_array_equal(neighbours._radii(real, k), np.sort(squared, axis=1)[:, k - 1])
+    check(real, np.concatenate([clusters(1, 30), clusters(0, 10)[::-1]]), k)
+
+
+def test_an_outlier_does_not_hide_the_others_neighbours(blocks):
+    real, fake = (1 + 1e-7 * features(seed, n) for seed, n in ((0, 150), (1, 100)))
+    check(np.concatenate([real, np.full((1, 5), 1e6, np.float32)]).astype(np.float32), fake.astype(np.float32))
+
+
 def test_collapsed_samples_are_precise_and_recall_what_they_copy(blocks):
     real = features(0, 100)
     collapsed = np.repeat(real[:1], 80, axis=0)

@@ -59,9 +59,19 @@ def traced_flops(tiny: Tiny) -> int:
     return int(total) // len(tiny.x)
 
 
-@pytest.mark.parametrize("name", [name for name in ABLATIONS if not name.startswith("conv_stack")])
+MORE = {
+    "conv_stack_not_square": {"patch_embed": "conv_stack", "image_size": (16, 24), "patch_size": 8},
+    "conv_stack_of_two": {"patch_embed": "conv_stack", "num_classes": 4, "conv": "none", "depth": 1},
+    "conv_stack_text": {"patch_embed": "conv_stack", "patch_size": 4, "conv": "before", **ABLATIONS["text_not_square"]}
+    | {"image_size": (8, 12)},
+    "adaln_time_mlp": {"time": "adaln", "time_mlp": True, "skip": "none"},
+    "whole_image_patch": {"patch_size": 8, "mlp_ratio": 2, "qkv_bias": True},
+}
+
+
+@pytest.mark.parametrize("name", [*ABLATIONS, *MORE])
 def test_the_count_is_that_of_every_product_the_network_makes(name):
-    tiny = tiny_model(**ABLATIONS[name])
+    tiny = tiny_model(**(ABLATIONS | MORE)[name])
     assert forward_flops(tiny.config) == traced_flops(tiny)
 
 

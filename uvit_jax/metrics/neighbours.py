@@ -14,7 +14,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.metrics.moments import check_features
 
 _BLOCK_ENTRIES = 2**24  # of a block of the distance matrix: 128 MiB in float64
-_MORE_CANDIDATES = 2  # beyond k, so that rounding among the nearest cannot hide the k-th
+_MORE_CANDIDATES = 2  # beyond k, so that rounding among the nearest seldom hides the k-th
 _PAIRS_AT_ONCE = 2**12
 
 
@@ -67,16 +67,31 @@ def _check(real: np.ndarray, fake: np.ndarray, k: int, least_fake: int | None = 
 
 
 def _radii(features: np.ndarray, k: int) -> Float[np.ndarray, " n"]:
-    """Squared distance of each sample to its k-th nearest other one."""
+    """Squared distance of each sample to its k-th nearest other one.
+
+    The device finds candidates, whose distances are then taken from their differences. Where rounding may have hidden a
+    nearer sample (many of them close to each other and far from the centre), all that may be nearer are candidates.
+    """
     count = min(k + _MORE_CANDIDATES, len(features) - 1)
-    radii = np.empty(len(features))
+    radii, others_from = np.empty(len(features)), np.empty(len(features))
     centred = features - features.mean(axis=0, dtype=np.float64)
     columns = _place(centred)
     for start, block in _blocks(centred, len(features)):
         rows = np.arange(start, min(start + len(block), len(features)))
-        candidates = _on_device(partial(_nearest, count=count), block, columns, start)[0][: len(rows)]
+        found = _on_device(partial(_nearest, count=count), block, columns, start)
+        candidates, others_from[rows] = (result[: len(rows)] for result in found)
         distances = _exact(features, features, np.repeat(rows, count), candidates.ravel()).reshape(-1, count)
         radii[rows] = np.sort(distances, axis=1)[:, k - 1]
+    hidden = np.flatnonzero(radii > np.maximum(others_from, 0))
+    for start, block in _blocks(centred[hidden], len(features)):
+        rows = hidden[start : start + len(block)]
+        within = np.pad(radii[rows], (0, len(block) - len(rows)))
+        [masks] = _on_device(_perhaps_within, block, columns, within)
+        for row, mask in zip(rows, masks, strict=False):
+            mask[row] = False
+            candidates = np.flatnonzero(mask)
+            distances = _exact(features, features, np.full(len(candidates), row), candidates)
+            radii[row] = np.partition(distances, k - 1)[k - 1]
     return radii
 
 
@@ -143,15 +158,25 @@ def _squared_distances(rows: Any, columns: Any) -> tuple[Any, Any]:
 
 
 @partial(jax.jit, static_argnames="count")
-def _nearest(rows: Any, columns: Any, start: Any, *, count: int) -> tuple[Any]:
-    """Numbers `[rows, count]` of the nearest columns other than column `start` + row, nearest first."""
-    distances, _ = _squared_distances(rows, columns)
+def _nearest(rows: Any, columns: Any, start: Any, *, count: int) -> tuple[Any, Any]:
+    """Numbers `[rows, count]` of the nearest columns other than column `start` + row, nearest first, and what the
+    distances `[rows]` to all columns beyond those are at least, whatever was rounded.
+    """
+    distances, slack = _squared_distances(rows, columns)
     row = jnp.arange(len(rows))
     found = [start + row]
     for _ in range(count):
         distances = distances.at[row, found[-1]].set(jnp.inf, mode="drop")
         found.append(jnp.argmin(distances, axis=1))
-    return (jnp.stack(found[1:], axis=1),)
+    others = distances.at[row, found[-1]].set(jnp.inf, mode="drop") - slack
+    return jnp.stack(found[1:], axis=1), jnp.min(others, axis=1)
+
+
+@jax.jit
+def _perhaps_within(rows: Any, columns: Any, radii: Any) -> tuple[Any]:
+    """Columns whose distance may be a row's radius or less."""
+    distances, slack = _squared_distances(rows, columns)
+    return (distances - slack <= radii[:, None],)
 
 
 @jax.jit

@@ -1,6 +1,7 @@
 """Multi-head self-attention, with the kernel chosen by hardware and dtype."""
 
 import functools
+import math
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.models.fused.attention import mosaic_attention, packed_attention, resolve
-from uvit_jax.models.fused.fp8 import fp8_product
+from uvit_jax.models.fused.fp8 import SPECIAL, fp8_product
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layers import spread
 from uvit_jax.models.layout import ONE_DEVICE, Layout, stream
@@ -34,10 +35,11 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
         layout: Layout = ONE_DEVICE,
         fp8: bool = False,
+        special: int = SPECIAL,
     ):
         head_dim = embed_dim // num_heads
         self.implementation = implementation
-        self.layout, self.fp8 = layout, fp8
+        self.layout, self.fp8, self.special = layout, fp8, special
         self.dtype = dtype
         self.qkv = nnx.LinearGeneral(
             embed_dim, (3, num_heads, head_dim), use_bias=qkv_bias, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs
@@ -68,7 +70,9 @@ class Attention(nnx.Module):
         if implementation not in ("triton", "hopper"):  # whose own backward passes name what they keep
             out = checkpoint_name(out, "attention")
         if self.fp8:
-            return stream(self.layout, fp8_product(out.reshape(b, t, -1), kernel.reshape(-1, d))), bias
+            return stream(
+                self.layout, self._fp8_product(out.reshape(b, t, heads * head_dim), kernel.reshape(-1, d))
+            ), bias
         kernel = kernel.astype(self.dtype)
         product = (
             out @ kernel.reshape(-1, d) if implementation == "mosaic" else jnp.einsum("bthk,hkd->btd", out, kernel)
@@ -83,8 +87,12 @@ class Attention(nnx.Module):
         if not self.fp8:
             packed = jnp.einsum("btd,dshk->btshk", x, kernel.astype(self.dtype))
             return packed + spread(bias_of(self.qkv), packed)
-        packed = fp8_product(x, kernel.reshape(kernel.shape[0], -1)).reshape(*x.shape[:2], *kernel.shape[1:])
+        flat = self._fp8_product(x, kernel.reshape(kernel.shape[0], -1))
+        packed = flat.reshape(*x.shape[:2], *kernel.shape[1:])
         return packed if self.qkv.bias is None else packed + spread(bias_of(self.qkv), packed)
+
+    def _fp8_product(self, x: Float[Array, "b t k"], kernel: Float[Array, "k n"]) -> Float[Array, "b t n"]:
+        return fp8_product(x, kernel, self.special)
 
     def _planes(self, x: Float[Array, "b t d"]) -> Float[Array, "3 b t c"]:
         """Queries, keys and values with the heads side by side, by a product that writes them so.
@@ -92,7 +100,8 @@ class Attention(nnx.Module):
         An axis for each head, or one of three within a token, would be padded to tiles on a TPU, and copied.
         """
         if self.fp8:
-            return jnp.moveaxis(self._packed(x).reshape(*x.shape[:2], 3, -1), 2, 0)
+            packed = self._packed(x)
+            return jnp.moveaxis(packed.reshape(*packed.shape[:3], math.prod(packed.shape[3:])), 2, 0)
         weight = self.qkv.kernel[...].astype(self.dtype)
         planes = jnp.einsum("btd,dsc->sbtc", x, weight.reshape(*weight.shape[:2], -1))
         if self.qkv.bias is None:

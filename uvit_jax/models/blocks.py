@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from uvit_jax.models.attention import Attention
 from uvit_jax.models.fused import gelu
 from uvit_jax.models.fused import norm as fused
+from uvit_jax.models.fused.fp8 import SPECIAL
 from uvit_jax.models.fused.products import product
 from uvit_jax.models.fused.weight_gradient import gradient_parts
 from uvit_jax.models.init import NORMAL_02
@@ -33,15 +34,23 @@ class SkipConcat(nnx.Module):
     """
 
     def __init__(
-        self, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE, fp8: bool = False
+        self,
+        embed_dim: int,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        layout: Layout = ONE_DEVICE,
+        fp8: bool = False,
+        special: int = SPECIAL,
     ):
-        self.dtype, self.layout, self.fp8 = dtype, layout, fp8
+        self.dtype, self.layout, self.fp8, self.special = dtype, layout, fp8, special
         self.kernel = nnx.Param(NORMAL_02(rngs.params(), (2, embed_dim, embed_dim), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((embed_dim,), jnp.float32))
 
     def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Pending:
         kernel, bias = self.kernel[...], self.bias[...]
-        first, second = (product(part, half, fp8=self.fp8) for part, half in ((x, kernel[0]), (skip, kernel[1])))
+        multiply = functools.partial(product, fp8=self.fp8, special=self.special)
+        first, second = (multiply(part, half) for part, half in ((x, kernel[0]), (skip, kernel[1])))
         if self.layout.splits_channels:
             return first + second, None, bias
         return first, stream(self.layout, second), bias
@@ -50,13 +59,23 @@ class SkipConcat(nnx.Module):
 class SkipLinear(nnx.Module):
     """The paper's `add_then_linear`, Linear(x + skip), and `linear_then_add`, x + Linear(skip)."""
 
-    def __init__(self, embed_dim: int, *, add_first: bool, dtype: DTypeLike, rngs: nnx.Rngs, fp8: bool = False):
-        self.add_first, self.fp8 = add_first, fp8
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        add_first: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        fp8: bool = False,
+        special: int = SPECIAL,
+    ):
+        self.add_first, self.fp8, self.special = add_first, fp8, special
         self.linear = nnx.Linear(embed_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"]) -> Pending:
-        linear, bias = functools.partial(product, kernel=self.linear.kernel[...], fp8=self.fp8), bias_of(self.linear)
-        return (linear(x + skip), None, bias) if self.add_first else (x, linear(skip), bias)
+        kernel, bias = self.linear.kernel[...], bias_of(self.linear)
+        multiply = functools.partial(product, fp8=self.fp8, special=self.special)
+        return (multiply(x + skip, kernel), None, bias) if self.add_first else (x, multiply(skip, kernel), bias)
 
 
 class SkipAdd(nnx.Module):
@@ -67,14 +86,22 @@ class SkipAdd(nnx.Module):
 
 
 def make_skip(
-    kind: str, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE, fp8: bool = False
+    kind: str,
+    embed_dim: int,
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    layout: Layout = ONE_DEVICE,
+    fp8: bool = False,
+    special: int = SPECIAL,
 ) -> nnx.Module | None:
     """The module that merges a long skip into the stream, by `UViTConfig.skip`; None for "none"."""
+    how: dict[str, Any] = {"dtype": dtype, "rngs": rngs, "fp8": fp8, "special": special}
     match kind:
         case "concat":
-            return SkipConcat(embed_dim, dtype=dtype, rngs=rngs, layout=layout, fp8=fp8)
+            return SkipConcat(embed_dim, layout=layout, **how)
         case "add_then_linear" | "linear_then_add":
-            return SkipLinear(embed_dim, add_first=kind == "add_then_linear", dtype=dtype, rngs=rngs, fp8=fp8)
+            return SkipLinear(embed_dim, add_first=kind == "add_then_linear", **how)
         case "add":
             return SkipAdd()
     return None
@@ -180,8 +207,9 @@ class MLP(nnx.Module):
         kernels: str = "auto",
         layout: Layout = ONE_DEVICE,
         fp8: bool = False,
+        special: int = SPECIAL,
     ):
-        self.dtype, self.kernels, self.layout, self.fp8 = dtype, kernels, layout, fp8
+        self.dtype, self.kernels, self.layout, self.fp8, self.special = dtype, kernels, layout, fp8, special
         self.fc1 = nnx.Linear(embed_dim, hidden_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
         self.fc2 = nnx.Linear(hidden_dim, embed_dim, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs)
 
@@ -198,7 +226,7 @@ class MLP(nnx.Module):
         # Over several devices each partial sum would be brought together by itself.
         if self.layout.alone and x.dtype.itemsize == 2:
             parts = gradient_parts(x.shape[0] * x.shape[1], kernel.shape, self.layout.platform)
-        return product(x, kernel, fp8=self.fp8, parts=parts)
+        return product(x, kernel, fp8=self.fp8, special=self.special, parts=parts)
 
 
 class Block(nnx.Module):
@@ -216,19 +244,20 @@ class Block(nnx.Module):
         d = config.embed_dim
         self.dtype, self.kernels, self.layout = dtype, config.kernels, layout
         how: dict[str, Any] = {"dtype": dtype, "rngs": rngs, "layout": layout}
+        bits: dict[str, Any] = {"fp8": config.fp8, "special": config.num_extra_tokens}
         norm = functools.partial(AddNorm, d, adaptive=config.time == "adaln", kernels=config.kernels, **how)
-        self.skip = make_skip(config.skip, d, fp8=config.fp8, **how) if takes_skip else None
+        self.skip = make_skip(config.skip, d, **bits, **how) if takes_skip else None
         self.norm1 = norm()
         self.attn = Attention(
             d,
             config.num_heads,
             qkv_bias=config.qkv_bias,
             implementation=config.attention,
-            fp8=config.fp8,
+            **bits,
             **how,
         )
         self.norm2 = norm()
-        self.mlp = MLP(d, int(d * config.mlp_ratio), kernels=config.kernels, fp8=config.fp8, **how)
+        self.mlp = MLP(d, int(d * config.mlp_ratio), kernels=config.kernels, **bits, **how)
 
     def __call__(
         self, x: Float[Array, "b t d"], skip: Float[Array, "b t d"] | None, time: Float[Array, "b d"] | None

@@ -33,9 +33,9 @@ def patchify(x: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "b n p
 
 def unpatchify(x: Float[Array, "b n p"], grid: tuple[int, int], patch_size: int) -> Float[Array, "b h w c"]:
     """The images whose `patchify` is x; `grid` is the number of patches down and across."""
-    b, p = x.shape[0], patch_size
-    x = x.reshape(b, *grid, p, p, -1).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, grid[0] * p, grid[1] * p, -1)
+    b, p, c = x.shape[0], patch_size, x.shape[2] // patch_size**2
+    x = x.reshape(b, *grid, p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, grid[0] * p, grid[1] * p, c)
 
 
 def sincos_2d(grid: tuple[int, int], dim: int) -> Float[np.ndarray, "n {dim}"]:
@@ -65,6 +65,12 @@ class LinearPatchEmbed(nnx.Module):
         return linear(self.proj, patchify(x, self.patch_size))
 
 
+def stack_channels(patch_size: int, in_channels: int, embed_dim: int) -> list[int]:
+    """Channels before the first and after each of the 3x3 convolutions of `ConvStackPatchEmbed`."""
+    stages = max(int(math.log2(patch_size)), 1)
+    return [in_channels, *(max(embed_dim >> (stages - 1 - i), 1) for i in range(stages))]
+
+
 class ConvStackPatchEmbed(nnx.Module):
     """3x3 convolutions followed by a 1x1 convolution, `[b, h, w, c] -> [b, n, d]` (the paper's other patch embedding).
 
@@ -74,11 +80,9 @@ class ConvStackPatchEmbed(nnx.Module):
     """
 
     def __init__(self, patch_size: int, in_channels: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        halvings = int(math.log2(patch_size))
-        stages = max(halvings, 1)
-        channels = [in_channels, *(max(embed_dim >> (stages - 1 - i), 1) for i in range(stages))]
+        channels = stack_channels(patch_size, in_channels, embed_dim)
         self.stages = nnx.List(
-            conv3x3(c_in, c_out, strides=2 if halvings else 1, dtype=dtype, rngs=rngs)
+            conv3x3(c_in, c_out, strides=1 if patch_size == 1 else 2, dtype=dtype, rngs=rngs)
             for c_in, c_out in itertools.pairwise(channels)
         )
         fan_in = channels[-1]

@@ -2,6 +2,9 @@
 are summed in float32. Left to the transpose of a broadcast they would be summed in bfloat16, percents off.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +17,7 @@ from uvit_jax.models.weights import bias_of
 AnyArray = jax.Array | np.ndarray
 
 
-def spread(row: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+def spread(row: Float[Array, "..."], y: Float[Array, "..."] | jax.ShapeDtypeStruct) -> Float[Array, "..."]:
     """`row` in the dtype and, by NumPy's rules, the shape of y; its gradient is summed in float32."""
     return _spread(row, y.shape, jnp.dtype(y.dtype))
 
@@ -47,19 +50,16 @@ def lookup(layer: nnx.Embed, ids: Int[AnyArray, " b"], dtype: DTypeLike) -> Floa
     return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(dtype)
 
 
-def _broadcast(row: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _spread(row: Array, shape: tuple[Any, ...], dtype: jnp.dtype) -> Array:
     return jnp.broadcast_to(row.astype(dtype), shape)
 
 
-def _forward(row: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[Array, Array]:
-    return _broadcast(row, shape, dtype), row
-
-
-def _backward(shape: tuple[int, ...], dtype: jnp.dtype, row: Array, dy: Array) -> tuple[Array]:
-    aligned = (1,) * (dy.ndim - row.ndim) + row.shape
-    axes = [axis for axis, (size, whole) in enumerate(zip(aligned, shape, strict=True)) if size != whole]
-    return (jnp.sum(dy, axes, dtype=jnp.float32).reshape(row.shape).astype(row.dtype),)
-
-
-_spread = jax.custom_vjp(_broadcast, nondiff_argnums=(1, 2))
-_spread.defvjp(_forward, _backward)
+@_spread.defjvp
+def _spread_tangent(
+    shape: tuple[Any, ...], dtype: jnp.dtype, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    (row,), (tangent,) = primals, tangents
+    wide = jnp.promote_types(jnp.promote_types(row.dtype, dtype), jnp.float32)
+    # Broadcast before the cast, so that the transpose casts before it sums.
+    return _spread(row, shape, dtype), jnp.broadcast_to(tangent.astype(wide), shape).astype(dtype)

@@ -52,8 +52,10 @@ class Layout(Protocol):
         """The hidden channels of an MLP."""
         ...
 
-    def of_one_device(self, examples: int, heads: int) -> tuple[int, int]:
-        """How many of these examples and heads `attend` gives to a device."""
+    def of_one_device(self, examples: Any, heads: int) -> tuple[Any, int]:
+        """How many of these examples and heads `attend` gives to a device; of a program that is exported for any batch,
+        examples are a symbol.
+        """
         ...
 
     def attend(self, kernel: Kernel, qkv: Float[Array, "b t 3 h k"]) -> Float[Array, "b t h k"]:
@@ -120,7 +122,7 @@ class OneDevice:
         """As it is."""
         return x
 
-    def of_one_device(self, examples: int, heads: int) -> tuple[int, int]:
+    def of_one_device(self, examples: Any, heads: int) -> tuple[Any, int]:
         """All of them."""
         return examples, heads
 

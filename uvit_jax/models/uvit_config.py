@@ -57,6 +57,7 @@ class UViTConfig:
       attention: kernel: "auto" (by hardware, dtype and shape), "xla", "cudnn", "triton" or
         "hopper" (GPUs), "mosaic" (TPUs).
       kernels: of norms, residual sums and GELU: "auto" (by hardware and dtype), "xla" or "triton".
+        Forward-mode derivatives (`jax.jvp`, also of a gradient) exist where both attention and kernels are "xla".
     """
 
     image_size: int | tuple[int, int] = 32

@@ -83,7 +83,7 @@ class MeshLayout:
         """Examples and channels split."""
         return self._constrain(x, _HIDDEN)
 
-    def of_one_device(self, examples: int, heads: int) -> tuple[int, int]:
+    def of_one_device(self, examples: Any, heads: int) -> tuple[Any, int]:
         """How many of these examples and heads `attend` gives to a device, in the largest part."""
         return -(-examples // batch_parts(self.mesh)), -(-heads // self.mesh.shape["tensor"])
 

@@ -2,13 +2,14 @@ import functools
 import logging
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_policies
 from jax.extend.core import Literal
 
-from uvit_jax.models.fused import norm, pallas_triton
+from uvit_jax.models.fused import norm, pallas_mosaic_gpu, pallas_triton
 from uvit_jax.models.fused.attention import packed_attention, resolve, triton_attention, why_not_triton
 from uvit_jax.models.fused.attention_triton import Tiling, Tuning, channels, cut
 
@@ -183,3 +184,19 @@ def test_without_pallas_triton_backend_other_kernels_run(monkeypatch):
     monkeypatch.setattr(pallas_triton, "AVAILABLE", False)
     assert resolve("auto", (2, 258, 3, 16, 72), jnp.bfloat16, "gpu") == "cudnn"
     assert norm.resolve(jnp.bfloat16, 1152, "gpu") == "xla"
+
+
+def test_a_first_block_of_logits_that_are_all_minus_infinity_leaves_the_others():
+    qkv, _ = random_qkv(70, 8)
+    qkv = qkv.at[:, :, 0].set(jnp.abs(qkv[:, :, 0]) + 1).at[:, :64, 1].set(-3e38).at[:, :, 0].multiply(4)
+    found = jax.jit(kernel(Tuning()))(qkv)
+    np.testing.assert_allclose(found, exact(qkv), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "expected"), [(66 * 4, "hopper"), (None, "triton")])
+def test_a_batch_that_is_not_known_yet_counts_as_a_small_one(monkeypatch, heads, expected):
+    monkeypatch.setattr(pallas_mosaic_gpu, "AVAILABLE", True)
+    monkeypatch.setattr(pallas_mosaic_gpu, "on_hopper", lambda: True)
+    batch = jax.export.symbolic_shape("b")[0] if heads is None else heads // 4
+    assert resolve("auto", (batch, 258, 3, 4, 72), jnp.bfloat16, "gpu") == expected
+    assert resolve("auto", (batch, 258, 3, 4, 72), jnp.bfloat16, "cpu") == "xla"

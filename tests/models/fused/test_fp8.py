@@ -62,6 +62,39 @@ def test_outliers_are_cut_and_zeros_stay_zeros():
     assert (fp8_product(x, jnp.zeros_like(w)) == 0).all()
 
 
+@pytest.mark.parametrize(("place", "special"), [(0, 2), (1, 2), (5, 7)])
+def test_a_special_token_sixteen_times_larger_is_as_close_as_the_others(place, special):
+    x, w, _ = arrays()
+    x = x.at[:, place].multiply(16)
+    found, exact = fp8_product(x, w, special), np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+    others = np.arange(x.shape[1]) != place
+    assert error(found[:, place], exact[:, place]) < 0.05
+    assert error(found[:, others], exact[:, others]) < 0.05
+
+
+def test_infinity_and_nan_stay_in_their_rows():
+    x, w, _ = arrays()
+    bad = x.at[0, 0, 3].set(jnp.nan).at[0, 7, 1].set(jnp.inf).at[1, 16, 2].set(-jnp.inf)
+    found, expected = np.asarray(fp8_product(bad, w), np.float32), np.asarray(fp8_product(x, w), np.float32)
+    rows = np.zeros(x.shape[:2], bool)
+    rows[[0, 0, 1], [0, 7, 16]] = True
+    assert np.isnan(found[rows]).all()
+    assert error(found[~rows], expected[~rows]) < 0.05
+
+
+def test_the_smallest_and_largest_numbers_have_a_scale():
+    for largest in (2e-38, 3e38):
+        bits, inverse = quantize(jnp.asarray([largest, 0.0, -largest]), jnp.asarray(largest))
+        np.testing.assert_allclose(bits.astype(jnp.float32) * inverse, [largest, 0, -largest], rtol=0.07)
+
+
+def test_product_has_a_forward_mode_of_its_gradient():
+    x, w, dy = arrays()
+    gradient = lambda x, w: jax.vjp(fp8_product, x, w)[1](dy)  # noqa: E731
+    tangent = jax.jvp(gradient, (x, w), (jnp.zeros_like(x), jnp.ones_like(w)))[1][0]
+    assert error(tangent, jnp.broadcast_to(dy.astype(jnp.float32).sum(-1, keepdims=True), x.shape)) < 0.05
+
+
 def test_scales_are_powers_of_two_that_use_the_range():
     for largest in (1e-6, 0.7, 1.0, 448.0, 449.0, 3e5):
         bits, inverse = quantize(jnp.asarray([largest, -largest]), jnp.asarray(largest))

@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -119,6 +120,43 @@ def test_the_variance_of_a_large_mean_is_not_lost():
         np.testing.assert_allclose(h.std(-1), 1, atol=1e-3)
 
 
+def kept_bytes(function, *args):
+    """Of the arrays that the backward pass keeps."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(jax.vjp(function, *args)[1]))
+
+
+def test_nothing_but_r_and_two_numbers_a_row_is_kept_of_half_precision():
+    args = arguments((3, 20, 72), jnp.bfloat16)
+    apply = functools.partial(norm.add_norm, implementation="xla")
+    assert kept_bytes(apply, *args) <= 2 * 60 * 72 + 2 * 4 * 60 + 4 * 72 + 64
+
+
+@pytest.mark.parametrize("ways", [1, 2])
+def test_xla_has_derivatives_of_every_order_in_both_modes(ways):
+    apply = functools.partial(norm.add_norm, implementation="xla", ways=ways)
+    with jax.enable_x64(True):
+        args = [np.asarray(a, np.float64) for a in arguments((2, 3, 8), jnp.float32)]
+        args = jax.tree.map(jnp.asarray, args)
+        jax.test_util.check_grads(jax.jit(apply), args, order=2, modes=("fwd", "rev"))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_rows_of_one_number_or_with_infinity_change_no_other_row(implementation):
+    x, y, _, scale, shift = arguments((1, 6, 72), jnp.float32)
+    odd = x.at[0, 1].set(7.0).at[0, 2, 5].set(jnp.inf).at[0, 3].multiply(1e15)
+    apply = functools.partial(norm.add_norm, implementation=implementation)
+    (_, h), vjp = jax.vjp(lambda x: apply(x, None, None, scale, shift), odd)
+    expected, expected_vjp = jax.vjp(lambda x: plain(x, None, None, scale, shift, jnp.float32), x)
+    np.testing.assert_allclose(h[0, 1], shift, rtol=0, atol=1e-5)
+    assert jnp.isfinite(h[0, 3]).all()
+    np.testing.assert_allclose(h[0, 3], (x[0, 3] - x[0, 3].mean()) / x[0, 3].std() * scale + shift, atol=1e-4)
+    assert jnp.isnan(h[0, 2]).all()
+    others = [0, 4, 5]
+    (dx,), (expected_dx,) = vjp((y, y)), expected_vjp((y, y))
+    assert_close((h[0, others], dx[0, others]), (expected[1][0, others], expected_dx[0, others]), 1e-5)
+    assert jnp.isfinite(dx[0, [1, 3]]).all()
+
+
 @pytest.mark.parametrize("layout", [pytest.param("pad", marks=pytest.mark.slow), "split"])
 @pytest.mark.parametrize(
     ("n", "rows", "programs"),
@@ -134,7 +172,10 @@ def test_no_tuning_changes_the_result(layout, n, rows, programs):
     gradients = norm_triton.norm_backward(
         y, None, x, r, mean, rstd, scale, with_bias=True, tuning=tuning, interpret=True
     )
-    assert_close(gradients, norm.add_norm_gradients_xla(y, x, r, mean, rstd, scale), 1e-5)
+    apply = functools.partial(norm.add_norm, implementation="xla")
+    gradient = jax.vjp(lambda r, *a: apply(r, None, *a), r[None], 0 * bias, scale, shift)[1]
+    dx, dbias, dscale, dshift = gradient((y[None], x[None]))
+    assert_close(gradients, (dx[0], jnp.stack([dscale, dshift, dbias])), 1e-5)
     for cols in (16, 64):
         tuning = Tuning(rows=rows, cols=cols, programs=programs)
         np.testing.assert_allclose(

@@ -1,11 +1,12 @@
 """Self-attention that reads q, k and v from one array and writes one gradient, by the kernel that fits."""
 
 import functools
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import InconclusiveDimensionOperation
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -20,6 +21,8 @@ from uvit_jax.models.fused import (
 from uvit_jax.models.fused.attention_triton import Tuning
 from uvit_jax.telemetry.say_once import say_once
 
+# Of a program that is exported for any batch, the batch is a symbol.
+Shape = tuple[Any, ...]
 Implementation = Literal["triton", "hopper", "mosaic", "cudnn", "xla"]
 # Beyond them nothing was measured; a long loop wants other tilings, and there copies around cuDNN's weigh little.
 MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
@@ -32,14 +35,14 @@ MAX_TOKENS_HOPPER, MAX_REST_HOPPER = 4 * hopper_blocks.ROWS + hopper_blocks.ROWS
 MAX_TOKENS_MOSAIC, MAX_VMEM_MOSAIC = 512, 16 * 2**20
 
 
-def why_not_triton(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
+def why_not_triton(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
     """Why qkv of this shape `[b, t, 3, h, k]` can't be given to the Triton kernel; None where it can."""
     if not pallas_triton.AVAILABLE:
         return "this version of jax has no Triton backend of Pallas"
     return _misfit("Triton", shape, dtype, platform, wanted="gpu", halves=_HALVES, most=MAX_TOKENS)
 
 
-def why_not_hopper(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
+def why_not_hopper(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
     """Why qkv of this shape `[b, t, 3, h, k]` can't be given to Hopper's kernel; None where it can."""
     if not pallas_mosaic_gpu.AVAILABLE:
         return "this version of jax has no Mosaic backend for GPUs that the Hopper kernel is written for"
@@ -56,7 +59,7 @@ def why_not_hopper(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> s
     return _misfit("Hopper", shape, dtype, platform, wanted="gpu", halves=_HALVES, most=MAX_TOKENS_HOPPER)
 
 
-def why_not_mosaic(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
+def why_not_mosaic(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
     """Why q, k and v of this shape `[b, t, 3, h, k]` can't be given to TPU's kernel; None where they can."""
     halves = ("bfloat16",)
     if reason := _misfit("Mosaic", shape, dtype, platform, wanted="tpu", halves=halves, most=MAX_TOKENS_MOSAIC):
@@ -73,7 +76,7 @@ def why_not_mosaic(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> s
 
 def _misfit(
     kernel: str,
-    shape: tuple[int, ...],
+    shape: Shape,
     dtype: DTypeLike,
     platform: str,
     *,
@@ -94,7 +97,7 @@ def _misfit(
     return None
 
 
-def why_not_cudnn(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> str | None:
+def why_not_cudnn(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
     """Why attention with q, k and v of this shape `[b, t, 3, h, k]` can't be given to cuDNN; None where it can."""
     if platform != "gpu" or jnp.dtype(dtype).name not in _HALVES:
         return f"cuDNN's kernel takes bfloat16 and float16 on platform gpu, not {jnp.dtype(dtype).name} on {platform}"
@@ -104,7 +107,7 @@ def why_not_cudnn(shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> st
     return None
 
 
-def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) -> Implementation:
+def resolve(name: str, shape: Shape, dtype: DTypeLike, platform: str) -> Implementation:
     """The kernel a name stands for where a device has q, k and v of this shape `[b, t, 3, h, k]`.
 
     "auto" is the first that fits of Hopper's (for a batch that fills a GPU) and Triton's on a GPU, Mosaic's on a TPU,
@@ -120,9 +123,9 @@ def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) 
         "mosaic": why_not_mosaic(shape, dtype, platform),
         "cudnn": why_not_cudnn(shape, dtype, platform),
     }
-    # Hopper's programs take whole heads: with fewer of them than programs Triton's, a block each, should end earlier.
-    fills = batch * heads >= hopper_blocks.TUNING.forward.programs * pallas_mosaic_gpu.multiprocessors()
-    fitting = (kernel for kernel, reason in found.items() if reason is None and (kernel != "hopper" or fills))
+    fitting = (
+        kernel for kernel, reason in found.items() if reason is None and (kernel != "hopper" or _fills(batch * heads))
+    )
     best: Implementation = next(fitting, "xla")
     if name == "auto":
         return best
@@ -131,6 +134,19 @@ def resolve(name: str, shape: tuple[int, ...], dtype: DTypeLike, platform: str) 
         return cast(Implementation, name)
     say_once(f"attention = {name} falls back to {best}: {reason}")
     return best
+
+
+def _fills(heads: Any) -> bool:
+    """Whether so many heads, of all examples, keep a GPU busy by Hopper's programs, which take whole heads.
+
+    With fewer of them than programs Triton's, a block each, should end earlier. A number that is not known yet, of a
+    program exported for any batch (`jax.export.symbolic_shape`), counts as few: Triton's take all of them well.
+    """
+    wanted = hopper_blocks.TUNING.forward.programs * pallas_mosaic_gpu.multiprocessors()
+    try:
+        return bool(heads >= wanted)
+    except InconclusiveDimensionOperation:
+        return False
 
 
 def packed_attention(

@@ -282,7 +282,9 @@ def _forward_kernel(
         acc = _add_product(acc, weights, _load(qkv_ref, (2,), block, head_dim))
         return new_peak, total * fade + jnp.sum(weights, axis=1), acc
 
-    start = jnp.full((rows.size,), -jnp.inf, jnp.float32), jnp.zeros((rows.size,), jnp.float32), _zeros(rows, head_dim)
+    # Finite, so that a first block whose logits are all -inf fades by no NaN.
+    lowest = jnp.full((rows.size,), jnp.finfo(jnp.float32).min, jnp.float32)
+    start = lowest, jnp.zeros((rows.size,), jnp.float32), _zeros(rows, head_dim)
     peak, total, acc = _walk_columns(step, start, tokens, columns)
     _store(out_ref, (), rows, head_dim, tuple(x / total[:, None] for x in acc))
     _store_vector(lse_ref, rows, peak * scale + jnp.log2(total))

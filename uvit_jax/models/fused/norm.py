@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.models.fused import norm_triton, pallas_triton
+from uvit_jax.models.fused.recomputed import recomputed
 
 Implementation = Literal["xla", "triton", "interpret"]
 EPSILON = norm_triton.EPSILON
@@ -53,46 +54,41 @@ def add_norm(
       implementation: "xla", "triton", or "interpret", Triton's kernels by Pallas's interpreter, for tests.
       ways: 1, or 2 for a stream that goes two: the gradients of its two r are then added in the one backward pass.
     """
-    return _add_norm(x, y, bias, scale, shift, implementation, y is not None, ways)
+    if implementation == "xla":
+        return _add_norm_xla(x, y, bias, scale, shift, ways)
+    return _add_norm(x, y, bias, scale, shift, implementation == "interpret", y is not None, ways)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _add_norm(x, y, bias, scale, shift, implementation, has_y, ways):
-    return _add_norm_fwd(x, y, bias, scale, shift, implementation, has_y, ways)[0]
+def _add_norm(x, y, bias, scale, shift, interpret, has_y, ways):
+    return _add_norm_fwd(x, y, bias, scale, shift, interpret, has_y, ways)[0]
 
 
-def _add_norm_fwd(x, y, bias, scale, shift, implementation, has_y, ways):
+def _add_norm_fwd(x, y, bias, scale, shift, interpret, has_y, ways):
     # Named before the LayerNorm reads it: a policy that keeps r needs no y to compute h again.
-    r = checkpoint_name(_sum(x, y, bias, implementation), "residual")
-    if implementation == "xla":
-        h, mean, rstd = norm_xla(r, scale, shift)
-    else:
-        rows = r.reshape(-1, r.shape[-1])
-        h, mean, rstd = norm_triton.norm_forward(rows, scale, shift, interpret=implementation == "interpret")
-        h, mean, rstd = h.reshape(r.shape), mean.reshape(r.shape[:-1]), rstd.reshape(r.shape[:-1])
-    mean, rstd = checkpoint_name((mean, rstd), "norm_statistics")
-    return (*[r] * ways, h), (r, mean, rstd, bias, scale, shift)
+    r = checkpoint_name(_sum_in_product(x, y, bias), "residual")
+    rows = r.reshape(-1, r.shape[-1])
+    h, mean, rstd = norm_triton.norm_forward(rows, scale, shift, interpret=interpret)
+    mean, rstd = checkpoint_name((mean.reshape(r.shape[:-1]), rstd.reshape(r.shape[:-1])), "norm_statistics")
+    return (*[r] * ways, h.reshape(r.shape)), (r, mean, rstd, bias, scale, shift)
 
 
-def _add_norm_bwd(implementation, has_y, ways, saved, gradients):
+def _add_norm_bwd(interpret, has_y, ways, saved, gradients):
     r, mean, rstd, bias, scale, shift = saved
     dr, *ds, dh = gradients
-    if implementation == "xla":
-        dx, sums = add_norm_gradients_xla(sum(ds, dr), dh, r, mean, rstd, scale)
-    else:
-        rows = functools.partial(jnp.reshape, shape=(-1, r.shape[-1]))
-        dx, sums = norm_triton.norm_backward(
-            rows(dr),
-            rows(ds[0]) if ds else None,
-            rows(dh),
-            rows(r),
-            mean.reshape(-1),
-            rstd.reshape(-1),
-            scale,
-            with_bias=bias is not None,
-            interpret=implementation == "interpret",
-        )
-        dx = dx.reshape(r.shape)
+    rows = functools.partial(jnp.reshape, shape=(-1, r.shape[-1]))
+    dx, sums = norm_triton.norm_backward(
+        rows(dr),
+        rows(ds[0]) if ds else None,
+        rows(dh),
+        rows(r),
+        mean.reshape(-1),
+        rstd.reshape(-1),
+        scale,
+        with_bias=bias is not None,
+        interpret=interpret,
+    )
+    dx = dx.reshape(r.shape)
     dscale, dshift = sums[0].astype(scale.dtype), sums[1].astype(shift.dtype)
     dbias = None if bias is None else sums[2].astype(bias.dtype)
     return dx, dx if has_y else None, dbias, dscale, dshift
@@ -101,36 +97,52 @@ def _add_norm_bwd(implementation, has_y, ways, saved, gradients):
 _add_norm.defvjp(_add_norm_fwd, _add_norm_bwd)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
+def _add_norm_xla(x, y, bias, scale, shift, ways):
+    r, h, _, _ = _streams_xla(x, y, bias, scale, shift)
+    return (*[r] * ways, h)
+
+
+@_add_norm_xla.defjvp
+def _add_norm_xla_jvp(ways, primals, tangents):
+    """Of every order in either mode. The tangent of r stays float32 till it is whole, so that the transpose rounds the
+    sum of all gradients that reach r once.
+    """
+    r, h, mean, rstd = _streams_xla(*primals)
+    *streams, dscale, dshift = tangents
+    dr = _sum_wide(*streams)
+    dh = norm_tangent(r, mean, rstd, primals[3], dr, dscale, dshift)
+    return (*[r] * ways, h), (*(dr.astype(r.dtype) for _ in range(ways)), dh)
+
+
+def _streams_xla(x, y, bias, scale, shift):
+    """r, h, mean and 1 / std, under their names."""
+    r = checkpoint_name(_sum_xla(x, y, bias), "residual")
+    h, mean, rstd = norm_xla(r, scale, shift)
+    mean, rstd = checkpoint_name((mean, rstd), "norm_statistics")
+    return r, h, mean, rstd
+
+
+@recomputed
+def norm_tangent(r, mean, rstd, scale, dr, dscale, dshift):
+    """dh of LayerNorm(r) scale + shift, dr in float32."""
+    mean, rstd = mean[..., None], rstd[..., None]
+    normed = (_wide(r) - mean) * rstd
+    centered = dr - dr.mean(axis=-1, keepdims=True)
+    dnormed = rstd * (centered - normed * (normed * dr).mean(axis=-1, keepdims=True))
+    return (dnormed * scale + normed * dscale + dshift).astype(r.dtype)
+
+
 def norm_xla(
     r: Float[Array, "*b d"], scale: Float[Array, " d"], shift: Float[Array, " d"]
 ) -> tuple[Float[Array, "*b d"], Float[Array, "*b"], Float[Array, "*b"]]:
     """(h, mean, 1 / std) in plain XLA: what the Triton kernel is held to."""
-    wide = r.astype(jnp.float32)
+    wide = _wide(r)
     mean = wide.mean(axis=-1)
     centered = wide - mean[..., None]
     rstd = jax.lax.rsqrt(jnp.square(centered).mean(axis=-1) + EPSILON)
     h = centered * rstd[..., None] * scale + shift
     return h.astype(r.dtype), mean, rstd
-
-
-def add_norm_gradients_xla(
-    dr: Float[Array, "*b d"],
-    dh: Float[Array, "*b d"],
-    r: Float[Array, "*b d"],
-    mean: Float[Array, "*b"],
-    rstd: Float[Array, "*b"],
-    scale: Float[Array, " d"],
-) -> tuple[Float[Array, "*b d"], Float[Array, "3 d"]]:
-    """(dx, sums over the rows for scale, shift and bias) in plain XLA."""
-    wide = dh.astype(jnp.float32)
-    normed = (r.astype(jnp.float32) - mean[..., None]) * rstd[..., None]
-    slope = wide * scale
-    c1 = slope.mean(axis=-1, keepdims=True)
-    c2 = (slope * normed).mean(axis=-1, keepdims=True)
-    dx = dr.astype(jnp.float32) + rstd[..., None] * (slope - c1 - normed * c2)
-    over = tuple(range(r.ndim - 1))
-    sums = jnp.stack([(wide * normed).sum(over), wide.sum(over), dx.sum(over)])
-    return dx.astype(r.dtype), sums
 
 
 def residual_add(
@@ -144,23 +156,28 @@ def residual_add(
 
     XLA adds, whatever the implementation; the kernel sums the bias's gradient over the rows.
     """
-    return _residual_add(x, y, bias, implementation)
+    if implementation == "xla":
+        return _sum_xla(x, y, bias)
+    return _residual_add(x, y, bias, implementation == "interpret")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _residual_add(x, y, bias, implementation):
-    return _sum(x, y, bias, implementation)
-
-
-def _sum(x, y, bias, implementation):
-    if y is None and bias is None:
-        return x
-    return _sum_xla(x, y, bias) if implementation == "xla" else _sum_in_product(x, y, bias)
+def _residual_add(x, y, bias, interpret):
+    return _sum_in_product(x, y, bias)
 
 
 def _sum_xla(x, y, bias):
-    wide = bias if y is None else y.astype(jnp.float32) + (0 if bias is None else bias)
-    return (x.astype(jnp.float32) + wide).astype(x.dtype)
+    return _sum_wide(x, y, bias).astype(x.dtype)
+
+
+def _sum_wide(x, y, bias):
+    """x + (y + bias) in float32, of those that are there."""
+    there = [_wide(a) for a in (bias, y, x) if a is not None]
+    return functools.reduce(operator.add, there)
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _sum_in_product(x, y, bias):
@@ -169,24 +186,22 @@ def _sum_in_product(x, y, bias):
     cuBLASLt then adds x and the bias, in the stream's dtype, to sums in float32, and rounds once. A stream of three
     axes would do as well, but XLA writes the sum over it, after a copy if the backward pass keeps x.
     """
+    if y is None and bias is None:
+        return x
     rows = [a.reshape(-1, x.shape[-1]) for a in (x, y) if a is not None]
     if bias is not None:
         rows[-1] = rows[-1] + bias.astype(x.dtype)
     return functools.reduce(operator.add, rows).reshape(x.shape)
 
 
-def _residual_add_fwd(x, y, bias, implementation):
-    return _sum(x, y, bias, implementation), bias
+def _residual_add_fwd(x, y, bias, interpret):
+    return _sum_in_product(x, y, bias), bias
 
 
-def _residual_add_bwd(implementation, bias, dr):
+def _residual_add_bwd(interpret, bias, dr):
     if bias is None:
         return dr, dr, None
-    if implementation == "xla":
-        dbias = dr.astype(jnp.float32).sum(tuple(range(dr.ndim - 1)))
-    else:
-        flat = dr.reshape(-1, dr.shape[-1])
-        dbias = norm_triton.row_sums(flat, interpret=implementation == "interpret")
+    dbias = norm_triton.row_sums(dr.reshape(-1, dr.shape[-1]), interpret=interpret)
     return dr, dr, dbias.astype(bias.dtype)
 
 

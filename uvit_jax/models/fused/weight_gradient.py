@@ -1,11 +1,14 @@
 """The gradient of a matrix product's weights, a sum over all tokens, and the partial sums that fill a GPU."""
 
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from uvit_jax.models.fused.pallas_mosaic_gpu import multiprocessors
+from uvit_jax.models.layers import spread
 
 # The tile of a result that a multiprocessor of an H100 computes at once, by cuBLAS's largest kernels.
 TILE = 128, 256
@@ -13,15 +16,19 @@ TILE = 128, 256
 PARTS, IDLE = 4, 0.3
 
 
-def weight_gradient(x: Float[Array, "*b k"], dy: Float[Array, "*b n"], parts: int = 1) -> Float[Array, "k n"]:
-    """x^T dy in x's dtype; its partial sums are rounded to that and added in float32."""
+def weight_tangent(x: Float[Array, "*b k"], d_kernel: Float[Array, "k n"], parts: int = 1) -> Float[Array, "*b n"]:
+    """x d_kernel, so written that its transpose, the weights' gradient x^T dy in their dtype, is the sum of so many
+    partial sums over the tokens, rounded to that dtype and added in float32.
+    """
+    shape = (*x.shape[:-1], d_kernel.shape[1])
     if parts == 1:
-        return jnp.einsum("nk,nm->km", *(rows.reshape(-1, rows.shape[-1]) for rows in (x, dy)))
-    x, dy = (rows.reshape(parts, -1, rows.shape[-1]) for rows in (x, dy))
-    return jnp.einsum("snk,snm->skm", x, dy).astype(jnp.float32).sum(0).astype(x.dtype)
+        return (x.reshape(-1, x.shape[-1]) @ d_kernel).reshape(shape)
+    rows = x.reshape(parts, -1, x.shape[-1])
+    kernels = spread(d_kernel, jax.ShapeDtypeStruct((parts, *d_kernel.shape), d_kernel.dtype))
+    return jnp.einsum("snk,skm->snm", rows, kernels).reshape(shape)
 
 
-def gradient_parts(tokens: int, shape: tuple[int, ...], platform: str) -> int:
+def gradient_parts(tokens: Any, shape: tuple[int, ...], platform: str) -> int:
     """Of the gradient of a kernel of that shape, a sum over tokens, on one device: 1, or `PARTS` on a GPU where its
     tiles come to little more than whole rounds of multiprocessors.
 
@@ -31,4 +38,6 @@ def gradient_parts(tokens: int, shape: tuple[int, ...], platform: str) -> int:
     tiles = math.prod(-(-size // tile) for size, tile in zip(sorted(shape), TILE, strict=True))
     rounds = -(-tiles // multiprocessors())
     idle = 1 - tiles / (rounds * multiprocessors())
-    return PARTS if platform == "gpu" and rounds > 1 and idle > IDLE and tokens % PARTS == 0 else 1
+    # A number of tokens that is not known yet, of a program exported for any batch, may not be divisible.
+    divisible = isinstance(tokens, int) and tokens % PARTS == 0
+    return PARTS if platform == "gpu" and rounds > 1 and idle > IDLE and divisible else 1
