@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from uvit_jax.errors import Failed, Preempted, UserError
 from uvit_jax.jobs.config_file import check_flags, read_config
+from uvit_jax.jobs.paths import local_path
 
 if TYPE_CHECKING:
     from uvit_jax.jobs.config import Experiment
@@ -83,11 +84,13 @@ def _main(argv: Sequence[str]) -> None:
 
 def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoReturn:
     """Runs a job, on all hosts of the run; whatever ends it on this one, the others are not left waiting for it."""
+    from uvit_jax.jobs import failures
     from uvit_jax.jobs.workdir import agree_on_run
     from uvit_jax.parallel import hosts
     from uvit_jax.parallel.compile_cache import keep_compiled_programs
     from uvit_jax.parallel.gpu_memory import use_cuda_allocator
 
+    failures.quiet_libraries()
     # Whether all processes come to their ends here, and whether each has something of its own to say.
     together, each, stream = True, False, sys.stderr
     try:
@@ -104,13 +107,17 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
     except Preempted as error:
         told, code = str(error), 143
     except UserError as error:
+        failures.log_traceback(error)
         told, code, together, each = f"error: {error}", 2, isinstance(error, hosts.SharedError), True
     except KeyboardInterrupt:
         told, code, together, each = _INTERRUPTED, 130, False, True
-    except Exception:
-        if not hosts.are_several():
+    except Exception as error:
+        sentence = failures.sentence(error, name, experiment, workdir)
+        if sentence is None and not hosts.are_several():
             raise
-        told, code, together, each = traceback.format_exc(), 1, False, True
+        failures.log_traceback(error)
+        told = f"error: {sentence}" if sentence else traceback.format_exc()
+        code, together, each = 1, False, True
     if hosts.is_first():
         print(told, file=stream, flush=True)
     elif each:
@@ -143,7 +150,7 @@ def _find_config(argv: list[str]) -> list[str]:
             argv[place] = f"{head}{'config=' if head else ''}{packaged}{colon}{variant}"
     elif "workdir" in given:
         place = given["workdir"] + ("=" not in argv[given["workdir"]])
-        workdir = "".join(argv[place : place + 1]).rpartition("workdir=")[2]
+        workdir = local_path("--workdir", "".join(argv[place : place + 1]).rpartition("workdir=")[2])
         if workdir and not pathlib.Path(workdir, "config.json").exists():
             raise UserError(f"{workdir} holds no config.json: give --config, or the --workdir of an earlier run")
         argv.insert(1, f"--config={_SAVED_CONFIG}:{workdir}")
@@ -154,7 +161,7 @@ def _find_config(argv: list[str]) -> list[str]:
 
 def _workdir() -> pathlib.Path:
     if _WORKDIR.value:
-        return pathlib.Path(_WORKDIR.value)
+        return pathlib.Path(local_path("--workdir", _WORKDIR.value))
     path, variant = _config_path()
     name = pathlib.Path(path).stem
     return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)

@@ -11,6 +11,7 @@ import ml_collections
 
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config_file import check_flags, check_known, read_config
+from uvit_jax.jobs.paths import with_local_paths
 from uvit_jax.jobs.sections import (
     AutoencoderSection,
     DataConfig,
@@ -124,7 +125,7 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
             made[name] = _section(name, hint, fields)
         elif name in values:
             made[name] = _checked(f"config.{name}", values[name], hint)
-    experiment = Experiment(**made)
+    experiment = with_local_paths(Experiment(**made))
     if experiment.diffusion.p_uncond and not (experiment.model.num_classes or experiment.model.context_dim):
         raise UserError(
             f"config.diffusion.p_uncond is {experiment.diffusion.p_uncond}, expected 0 for an unconditional model"
