@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -49,6 +50,7 @@ _JOB = flags.DEFINE_enum("job", "train", JOBS, "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<name of the config>.")
 
 _INTERRUPTED = "\ninterrupted: the same command continues from the last checkpoint"
+_SECONDS_TO_END = 30.0
 _HERE = pathlib.Path(__file__).parent
 _SAVED_CONFIG = _HERE / "jobs" / "saved_config.py"
 
@@ -63,7 +65,14 @@ def run(argv: Sequence[str] | None = None) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    app.run(_main, argv=list(sys.argv if argv is None else argv), flags_parser=_parse)
+    try:
+        app.run(_main, argv=list(sys.argv if argv is None else argv), flags_parser=_parse)
+    except SystemExit as ended:
+        # Threads of a library that wait for what never comes, as after a save that failed, do not keep the process.
+        timer = threading.Timer(_SECONDS_TO_END, os._exit, [ended.code if isinstance(ended.code, int) else 1])
+        timer.daemon = True
+        timer.start()
+        raise
 
 
 def _main(argv: Sequence[str]) -> None:

@@ -39,8 +39,10 @@ def hidden(error: Exception, by: Exception) -> Exception:
 
 @pytest.fixture
 def workdir(tmp_path) -> pathlib.Path:
-    for step in ("5", "20", "25.orbax-checkpoint-tmp"):
+    for step in ("5", "20", "25.orbax-checkpoint-tmp", "30"):
         (tmp_path / "checkpoints" / step).mkdir(parents=True)
+        if step != "30":  # which is being removed
+            (tmp_path / "checkpoints" / step / "_CHECKPOINT_METADATA").touch()
     return tmp_path
 
 
@@ -53,6 +55,7 @@ GOES_ON = "the same command goes on from the newest checkpoint, of step 20"
         (ValueError(NO_SPACE), "/run/checkpoints/660.orbax-checkpoint-tmp/d/49: No space left on device: free some; "),
         (OSError(errno.EDQUOT, "quota", "/run/m.jsonl"), "/run/m.jsonl: Disk quota exceeded: free some; "),
         (ValueError(READ_ONLY), "/run/checkpoints/5/d can't be read or written any more (Read-only file system); "),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/data/0"), "/data/0 is gone, expected it to stay while the "),
         (
             OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/mnt/b"),
             "/mnt/b can't be read or written any more (Transport endpoint is not connected); ",
@@ -74,7 +77,7 @@ GOES_ON = "the same command goes on from the newest checkpoint, of step 20"
         ),
         (MemoryError(), "the host is out of memory: lower config.train.batch_size (16), or raise"),
     ],
-    ids=["full", "quota", "read-only", "bucket", "worker", "gpu", "tpu", "host"],
+    ids=["full", "quota", "read-only", "gone", "bucket", "worker", "gpu", "tpu", "host"],
 )
 def test_what_ends_training_is_told_with_the_step_it_goes_on_from(workdir, error, told):
     later = FileNotFoundError(errno.ENOENT, "No such file or directory", "/run/tensorboard/events")
@@ -83,7 +86,9 @@ def test_what_ends_training_is_told_with_the_step_it_goes_on_from(workdir, error
         assert text.startswith(told)
         assert text.endswith(GOES_ON)
         assert "\n" not in text
-    if isinstance(error, OSError):  # the first of the system's errors is the one that counts
+    if (
+        isinstance(error, OSError) and error.errno != errno.ENOENT
+    ):  # the first of the system's errors is the one that counts
         assert sentence(hidden(error, by=later), "train", tiny_experiment(), workdir).startswith(told)
 
 
@@ -104,6 +109,11 @@ def test_what_ends_training_is_told_with_the_step_it_goes_on_from(workdir, error
 def test_short_memory_names_the_field_that_lowers_it(tmp_path, job, fields, told):
     error = jax.errors.JaxRuntimeError(DEVICE)
     assert told in sentence(error, job, tiny_experiment(**fields), tmp_path)
+
+
+def test_a_part_of_a_name_is_no_path(workdir):
+    error = ValueError("Error writing \"0.count/0\": No space left on device [os_error_code='28']")
+    assert sentence(error, "train", tiny_experiment(), workdir).startswith(f"{workdir}: No space left on device: free")
 
 
 def test_a_run_without_a_checkpoint_does_not_promise_one(tmp_path):

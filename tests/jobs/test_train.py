@@ -176,6 +176,7 @@ def test_samples_are_files_named_by_label_and_a_grid(trained, tmp_path):
         "000003_label_7.png",
         "000004_label_3.png",
         "grid.png",
+        "samples.json",
     ]
     assert Image.open(tmp_path / "out" / names[0]).size == (8, 8)
 
@@ -188,16 +189,45 @@ def test_a_folder_for_samples_that_cannot_be_made_is_named_by_its_field(trained,
 
 def test_samples_of_other_requests_have_folders_of_their_own(trained, tmp_path):
     workdir = shutil.copytree(trained[0], tmp_path / "run")
-    asked = [{}, {"sample__labels": "3"}, {"sample__weights": "params"}, {"sample__guidance_scale": 1.0}, {}]
-    lines = [sample.run(tiny_experiment(sample__num_samples=1, **changes), workdir) for changes in asked]
+    asked = [
+        {},
+        {"sample__labels": "3"},
+        {"sample__weights": "params"},
+        {"sample__guidance_scale": 1.0},
+        {"sample__format": "npz"},
+        {"sample__num_samples": 2},
+        {"sample__batch_size": 2},
+    ]
+    lines = [sample.run(tiny_experiment(**{"sample__num_samples": 1} | changes), workdir) for changes in asked]
     assert lines[0].startswith("sampled 1 image in ")
     assert lines[0].endswith("/grid.png, 1 PNG")
     folders = [line.split(": see ")[1].split("/grid.png")[0] for line in lines]
-    assert folders[0] == folders[-1]
+    assert folders[0] == folders[-1]  # how many are drawn at a time is no part of what they are
     assert len(set(folders)) == len(asked) - 1
     assert all(pathlib.Path(folder).name.startswith("step_00000008_seed_0_") for folder in folders)
-    more = sample.run(tiny_experiment(sample__num_samples=4, sample__batch_size=2), workdir)
-    assert f"{folders[0]}/grid.png" in more  # sample i is the same one
+    assert len(list(pathlib.Path(folders[0]).glob("0*.png"))) == 1
+
+
+def test_a_folder_of_samples_holds_those_of_one_call(trained, tmp_path):
+    def draw(**changes) -> str:
+        asked = {"sample__num_samples": 3, "sample__labels": "3,7", "sample__out": str(tmp_path / "out")} | changes
+        return sample.run(tiny_experiment(**asked), trained[0])
+
+    draw()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for changes, difference in (
+        ({"sample__seed": 1}, r"sampler seed = 0 there, 1 now"),
+        ({"sample__labels": "7"}, r"labels = '3,7' there, '7' now"),
+        ({"sample__step": 4}, r"weights step = 8 there, 4 now"),
+        ({"sample__format": "npz"}, r"format = 'png' there, 'npz' now"),
+        ({"sample__num_samples": 2}, r"3 samples of this request, more than the 2 asked for now"),
+    ):
+        with pytest.raises(UserError, match=difference):
+            draw(**changes)
+    draw(sample__batch_size=1)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert draw(sample__num_samples=5).endswith("5 PNGs")
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 5
 
 
 def test_images_are_let_go_once_they_are_written(trained, tmp_path, monkeypatch):
@@ -221,9 +251,9 @@ def test_images_are_let_go_once_they_are_written(trained, tmp_path, monkeypatch)
 
 def test_sample_i_depends_on_seed_and_i_alone(trained, tmp_path):
     def images(**overrides):
-        experiment = tiny_experiment(sample__format="npz", sample__out=str(tmp_path / "out"), **overrides)
-        sample.run(experiment, trained[0])
-        return np.load(tmp_path / "out" / "samples.npz")
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        sample.run(tiny_experiment(sample__format="npz", sample__out=str(out), **overrides), trained[0])
+        return np.load(out / "samples.npz")
 
     one = images(sample__num_samples=20, sample__batch_size=16)
     other = images(sample__num_samples=11, sample__batch_size=4)

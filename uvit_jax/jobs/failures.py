@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import sys
 import traceback
 from collections.abc import Iterator
 
@@ -16,7 +17,7 @@ from uvit_jax.jobs.config import Experiment
 # Of the operating system's errors those that a person can do something about, and how TensorStore quotes them.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _QUOTED = re.compile(r"os_error_code='(\d+)'")
-_QUOTED_PATH = re.compile(r'(?:Failed|Error) \w+:? "([^"]+)"')
+_QUOTED_PATH = re.compile(r'(?:Failed|Error) \w+:? "(/[^"]+)"')
 _WORKER = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 _DEVICE_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|ran out of memory", re.IGNORECASE)
 _AMOUNT = re.compile(r"allocat\w+ ([\d.,]+ ?(?:bytes|[KMGT]i?B))|Used ([\d.]+\w) of ([\d.]+\w) hbm", re.IGNORECASE)
@@ -46,17 +47,29 @@ def sentence(error: Exception, job: str, experiment: Experiment, workdir: pathli
         return f"the devices are out of memory{asked}: lower {_fields(job, experiment, chain)}; {_next(job, workdir)}"
     if number:
         where = path or _written(job, experiment, workdir)
+        if number == errno.ENOENT:
+            return f"{where} is gone, expected it to stay while the job {job} runs; {_next(job, workdir)}"
         return f"{where} can't be read or written any more ({os.strerror(number)}); {_next(job, workdir)}"
     return None
 
 
 def quiet_libraries() -> None:
-    """Lets no library log tracebacks of its own, of threads in the background, but at --verbosity=1: the job ends with
-    the sentence, or the traceback, of the error that they lead to.
+    """Lets no library print tracebacks of its own, of threads in the background, but at --verbosity=1: the job ends
+    with the sentence, or the traceback, of the error that they lead to.
     """
-    absl_logging.get_absl_logger().addFilter(
-        lambda record: not record.exc_info or absl_logging.get_verbosity() >= absl_logging.DEBUG
-    )
+    absl_logging.get_absl_logger().addFilter(lambda record: not record.exc_info or _is_verbose())
+    unraisable = sys.unraisablehook
+
+    def hook(found: "sys.UnraisableHookArgs") -> None:
+        # TensorStore's, where a save has failed and its other parts come to their ends.
+        if _is_verbose() or str(found.exc_value) != "Event loop is closed":
+            unraisable(found)
+
+    sys.unraisablehook = hook
+
+
+def _is_verbose() -> bool:
+    return absl_logging.get_verbosity() >= absl_logging.DEBUG
 
 
 def log_traceback(error: BaseException) -> None:
@@ -129,7 +142,8 @@ def _next(job: str, workdir: pathlib.Path) -> str:
         return "the same command goes on after the shards that are finished"
     if job != "train":
         return "then run the same command again"
-    steps = [int(path.name) for path in workdir.glob("checkpoints/[0-9]*") if path.name.isdigit()]
+    complete = workdir.glob("checkpoints/[0-9]*/_CHECKPOINT_METADATA")  # which orbax writes
+    steps = [int(path.parent.name) for path in complete if path.parent.name.isdigit()]
     if not steps:
         return "no checkpoint was saved yet"
     return f"the same command goes on from the newest checkpoint, of step {max(steps):,}"

@@ -91,22 +91,25 @@ def open_samples(name: str) -> ImageStream:
       UserError: for a path that is neither, samples that are not all there or are of several calls, or images of
         several sizes (when the other one is met).
     """
+    path = pathlib.Path(name)
+    if not path.exists():
+        raise UserError(
+            f"config.evaluate.samples is {name!r}, which doesn't exist, expected a folder of images or an .npz"
+        )
+    if not path.is_dir() and path.suffix != ".npz":
+        raise UserError(
+            f"config.evaluate.samples is {name!r}, which is a file, expected a folder of images, or an .npz with "
+            "images or arr_0, uint8 [n, h, w, c], as np.savez makes of an array"
+        )
     try:
-        return _open_samples(pathlib.Path(name))
+        return _open_samples(path)
     except UserError as error:
         raise UserError(f"config.evaluate.samples is {name!r}: {error}") from None
 
 
 def _open_samples(path: pathlib.Path) -> ImageStream:
-    if not path.exists():
-        raise UserError("it isn't there, expected a folder of images or an .npz")
-    if path.suffix == ".npz" and path.is_file():
-        return _of_npz(open_npz_images(path))
     if not path.is_dir():
-        raise UserError(
-            "it is a file, expected a folder of images, or an .npz with images or arr_0, uint8 [n, h, w, c], as "
-            "np.savez makes of an array"
-        )
+        return _of_npz(open_npz_images(path))
     request = read_request(path)
     if request is None:
         return _of_folder(_unmixed(open_folder(path)), str(path))
@@ -182,7 +185,7 @@ def reference_field(experiment: Experiment) -> str:
 def _check_folder(name: str) -> None:
     if name.startswith("tfds:") or pathlib.Path(name).is_dir():
         return
-    found = "it is a file" if pathlib.Path(name).exists() else "it isn't there"
+    found = "it is a file" if pathlib.Path(name).exists() else "it doesn't exist"
     raise UserError(
         f"{found}, expected an .npz of statistics or of images, a folder of images, a prepared data set, "
         "'tfds:<name>' or 'digits'"
