@@ -66,9 +66,16 @@ def test_a_misspelt_field_in_a_config_file_is_named_with_the_right_one(tmp_path)
         (Failed("it does not fit"), 1, "it does not fit\n", ""),
         (UserError("no such file"), 2, "", "error: no such file\n"),
         (Preempted("preempted at step 3"), 143, "", "preempted at step 3\n"),
+        (
+            MemoryError(),
+            1,
+            "",
+            "error: the host is out of memory: lower config.train.batch_size (16), or raise config.train.microbatches "
+            "(1), or set config.model.remat ('none'); no checkpoint was saved yet\n",
+        ),
         (KeyboardInterrupt(), 130, "", "\ninterrupted: the same command continues from the last checkpoint\n"),
     ],
-    ids=["done", "failed", "mistake", "preempted", "interrupted"],
+    ids=["done", "failed", "mistake", "preempted", "memory", "interrupted"],
 )
 def test_each_end_of_a_job_has_its_exit_code_and_its_line(monkeypatch, capsys, tmp_path, end, code, stdout, stderr):
     def job(experiment, workdir):

@@ -63,7 +63,7 @@ def obtain_reference(experiment: Experiment, workdir: pathlib.Path, extraction: 
     """
     name, extractor = reference_name(experiment), extraction.extractor
     if is_statistics(name, reference_field(experiment)):
-        reference = hosts.together(read_reference, pathlib.Path(name), extractor)
+        reference = hosts.together(_read_statistics, experiment, extractor)
         check_resolution(reference, shape)
         return reference
     stream = hosts.together(open_reference_images, experiment, name, shape[0], extraction.mesh)
@@ -77,6 +77,14 @@ def obtain_reference(experiment: Experiment, workdir: pathlib.Path, extraction: 
     if not hosts.first_says(path.exists()):
         make_reference(experiment, stream, extraction, path)
     return hosts.together(read_reference, path, extractor)
+
+
+def _read_statistics(experiment: Experiment, extractor: FeatureExtractor) -> Reference:
+    name = reference_name(experiment)
+    try:
+        return read_reference(pathlib.Path(name), extractor)
+    except UserError as error:
+        raise UserError(f"{reference_field(experiment)} is {name!r}: {error}") from None
 
 
 def make_reference(experiment: Experiment, stream: ImageStream, extraction: Extraction, path: pathlib.Path) -> None:
