@@ -161,7 +161,9 @@ class Evaluation:
     def _claim(self, out: pathlib.Path, plan: dict[str, Any]) -> None:
         """Notes in a folder what is evaluated there, or compares it with what a killed run was asked for."""
         state = out / _STATE
-        if not (state / _PLAN).exists():
+        if (state / _PLAN).exists():
+            _check_plan(state, plan)
+        else:
             _check_free(out, self.save, self.out_name)
         if self.save == "png":
             asked = {name: value for name, value in plan["samples"].items() if name != "count"}
