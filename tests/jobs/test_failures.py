@@ -81,7 +81,9 @@ GOES_ON = "the same command goes on from the newest checkpoint, of step 20"
 )
 def test_what_ends_training_is_told_with_the_step_it_goes_on_from(workdir, error, told):
     later = FileNotFoundError(errno.ENOENT, "No such file or directory", "/run/tensorboard/events")
-    for found in (error, hidden(error, by=RuntimeError("cannot schedule new futures after shutdown"))):
+    closing = RuntimeError("cannot schedule new futures after shutdown")
+    is_told_behind_others = getattr(error, "errno", None) != errno.ENOENT
+    for found in (error, hidden(error, by=closing)) if is_told_behind_others else (error,):
         text = sentence(found, "train", tiny_experiment(), workdir)
         assert text.startswith(told)
         assert text.endswith(GOES_ON)
@@ -101,6 +103,7 @@ def test_what_ends_training_is_told_with_the_step_it_goes_on_from(workdir, error
             {"autoencoder__name": "x"},
             "lower config.sample.batch_size (16) or config.autoencoder.batch_size (16); then",
         ),
+        ("preflight", {}, "lower config.train.batch_size (16), or raise config.train.microbatches (1), or set"),
         ("evaluate", {}, "lower config.sample.batch_size (16); then"),
         ("evaluate", {"evaluate__samples": "x"}, "set config.evaluate.dtype to 'bfloat16'"),
         ("prepare", {}, "lower config.prepare.batch_size (64); the same command goes on after the shards"),
@@ -121,7 +124,9 @@ def test_a_run_without_a_checkpoint_does_not_promise_one(tmp_path):
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(workdir):
-    for error in (ValueError("shapes differ"), KeyError("x"), jax.errors.JaxRuntimeError("INTERNAL: something")):
+    missing = hidden(FileNotFoundError(errno.ENOENT, "No such file", "/etc/x"), by=TypeError("a fault"))
+    unknown = jax.errors.JaxRuntimeError("INTERNAL: something")
+    for error in (ValueError("shapes differ"), KeyError("x"), unknown, missing):
         assert sentence(error, "train", tiny_experiment(), workdir) is None
 
 

@@ -16,6 +16,9 @@ from uvit_jax.jobs.config import Experiment
 
 # Of the operating system's errors those that a person can do something about, and how TensorStore quotes them.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_LOST = (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN)
+# Programs ask for files that are not there, and go on: these count where they end the job.
+_PERHAPS = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 _QUOTED = re.compile(r"os_error_code='(\d+)'")
 _QUOTED_PATH = re.compile(r'(?:Failed|Error) \w+:? "(/[^"]+)"')
 _WORKER = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
@@ -89,7 +92,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _system_error(chain: list[BaseException], text: str) -> tuple[int, str]:
     """The number and the path of the operating system's error that was first; 0 and "" without."""
     for one in reversed(chain):
-        if isinstance(one, OSError) and one.errno:
+        numbers = (*_FULL, *_LOST, errno.ENOMEM, *(_PERHAPS if one is chain[0] else ()))
+        if isinstance(one, OSError) and one.errno in numbers:
             return one.errno, str(one.filename or "")
     quoted, path = _QUOTED.search(text), _QUOTED_PATH.search(text)
     return int(quoted[1]) if quoted else 0, path[1] if path else ""
@@ -119,7 +123,7 @@ def _fields(job: str, experiment: Experiment, chain: list[BaseException]) -> str
     decoder = (
         f"config.autoencoder.batch_size ({experiment.autoencoder.batch_size})" if experiment.autoencoder.name else ""
     )
-    if job == "train" and not files & {"generation", "pictures"}:
+    if job in ("train", "preflight") and not files & {"generation", "pictures"}:
         remat = f", or set config.model.remat ({model.remat!r})" if model.remat == "none" else ""
         return (
             f"config.train.batch_size ({train.batch_size}), or raise config.train.microbatches "

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uvit_jax.errors import UserError
 
@@ -72,6 +72,8 @@ def with_local_paths(experiment: "Experiment") -> "Experiment":
             continue  # texts
         path = local_path(f"config.{field}", value)
         if path != value:
-            owner = dataclasses.replace(owner, **{name: path})
-            experiment = dataclasses.replace(experiment, **{section: owner}) if section else owner
+            changes: dict[str, Any] = {name: path}
+            if section:
+                changes = {section: dataclasses.replace(owner, **changes)}
+            experiment = dataclasses.replace(experiment, **changes)
     return experiment
