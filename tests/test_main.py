@@ -1,3 +1,4 @@
+import threading
 import types
 
 import pytest
@@ -89,3 +90,11 @@ def test_each_end_of_a_job_has_its_exit_code_and_its_line(monkeypatch, capsys, t
         main._run_job("train", tiny_experiment(), tmp_path)
     assert ended.value.code == code
     assert capsys.readouterr() == (stdout, stderr)
+
+
+def test_a_process_ends_though_a_thread_does_not(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(main, "_SECONDS_TO_END", 0.01)
+    monkeypatch.setattr(main.os, "_exit", lambda code: ended.set() if code == 2 else None)
+    main._end_soon(2)
+    assert ended.wait(10)

@@ -68,11 +68,15 @@ def run(argv: Sequence[str] | None = None) -> None:
     try:
         app.run(_main, argv=list(sys.argv if argv is None else argv), flags_parser=_parse)
     except SystemExit as ended:
-        # Threads of a library that wait for what never comes, as after a save that failed, do not keep the process.
-        timer = threading.Timer(_SECONDS_TO_END, os._exit, [ended.code if isinstance(ended.code, int) else 1])
-        timer.daemon = True
-        timer.start()
+        _end_soon(ended.code if isinstance(ended.code, int) else 1)
         raise
+
+
+def _end_soon(code: int) -> None:
+    """Ends the process though a library's thread may wait for what never comes, as after a save that failed."""
+    timer = threading.Timer(_SECONDS_TO_END, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def _main(argv: Sequence[str]) -> None:

@@ -93,7 +93,7 @@ def _system_error(chain: list[BaseException], text: str) -> tuple[int, str]:
     """The number and the path of the operating system's error that was first; 0 and "" without."""
     for one in reversed(chain):
         numbers = (*_FULL, *_LOST, errno.ENOMEM, *(_PERHAPS if one is chain[0] else ()))
-        if isinstance(one, OSError) and one.errno in numbers:
+        if isinstance(one, OSError) and one.errno is not None and one.errno in numbers:
             return one.errno, str(one.filename or "")
     quoted, path = _QUOTED.search(text), _QUOTED_PATH.search(text)
     return int(quoted[1]) if quoted else 0, path[1] if path else ""
