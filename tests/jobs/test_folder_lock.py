@@ -143,3 +143,9 @@ def test_a_folder_that_is_removed_meanwhile_is_told(tmp_path, again, error):
 
     with pytest.raises(UserError, match=rf"^{folder} was removed .* while the job train wrote to it"):
         job()
+
+
+def test_the_first_host_alone_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock.hosts, "is_first", lambda: False)
+    with locked(tmp_path, "train"):
+        assert os.listdir(tmp_path) == []
