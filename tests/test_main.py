@@ -1,6 +1,7 @@
 import dataclasses
 import pathlib
 import sys
+import threading
 import types
 
 import pytest
@@ -72,9 +73,16 @@ def test_a_misspelt_field_in_a_config_file_is_named_with_the_right_one(tmp_path)
         (Failed("it does not fit"), 1, "it does not fit\n", ""),
         (UserError("no such file"), 2, "", "error: no such file\n"),
         (Preempted("preempted at step 3"), 143, "", "preempted at step 3\n"),
+        (
+            MemoryError(),
+            1,
+            "",
+            "error: the host is out of memory: lower config.train.batch_size (16), or raise config.train.microbatches "
+            "(1), or set config.model.remat ('none'); no checkpoint was saved yet\n",
+        ),
         (KeyboardInterrupt(), 130, "", "\ninterrupted: the same command continues from the last checkpoint\n"),
     ],
-    ids=["done", "failed", "mistake", "preempted", "interrupted"],
+    ids=["done", "failed", "mistake", "preempted", "memory", "interrupted"],
 )
 def test_each_end_of_a_job_has_its_exit_code_and_its_line(monkeypatch, capsys, tmp_path, end, code, stdout, stderr):
     def job(experiment, workdir):
@@ -171,3 +179,11 @@ def test_the_package_is_a_command_too():
 def test_help_needs_no_jax():
     program = "import sys\nfrom uvit_jax.main import run\nrun(['uvit-jax', '--help'])\nassert 'jax' not in sys.modules"
     assert run_command([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+def test_a_process_ends_though_a_thread_does_not(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(main, "_SECONDS_TO_END", 0.01)
+    monkeypatch.setattr(main.os, "_exit", lambda code: ended.set() if code == 2 else None)
+    main._end_soon(2)
+    assert ended.wait(10)

@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +16,7 @@ from absl import logging as absl_logging
 from uvit_jax.command_line import JOBS, asked_for_help, help_text, separate
 from uvit_jax.errors import Failed, Preempted, UserError
 from uvit_jax.jobs.config_file import packaged_configs, read_config, split_name
+from uvit_jax.jobs.paths import local_path
 from uvit_jax.models.uvit_config import check_choice
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ _JOB = flags.DEFINE_string("job", "train", "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; by default runs/<name of the config>.")
 
 _INTERRUPTED = "\ninterrupted: the same command continues from the last checkpoint"
+_SECONDS_TO_END = 30.0
 
 
 def run(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +53,18 @@ def run(argv: Sequence[str] | None = None) -> None:
         given, fields = separate(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
     except (UserError, flags.Error) as error:
         _fail(_one_line(error))
-    app.run(lambda _: _main(fields), argv=given, flags_parser=_parse)
+    try:
+        app.run(lambda _: _main(fields), argv=given, flags_parser=_parse)
+    except SystemExit as ended:
+        _end_soon(ended.code if isinstance(ended.code, int) else 1)
+        raise
+
+
+def _end_soon(code: int) -> None:
+    """Ends the process though a library's thread may wait for what never comes, as after a save that failed."""
+    timer = threading.Timer(_SECONDS_TO_END, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def _help(*, every_field: bool) -> str:
@@ -96,6 +110,7 @@ def open_experiment(
       UserError: for any of them that can't be, before devices are touched.
     """
     check_choice("--job", job, tuple(JOBS))
+    workdir = local_path("--workdir", workdir)
     if name:
         config = read_config(name)
         path, variant = split_name(name)
@@ -145,11 +160,13 @@ def _no_config(workdir: str) -> str:
 
 def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoReturn:
     """Runs a job, on all hosts of the run; whatever ends it on this one, the others are not left waiting for it."""
+    from uvit_jax.jobs import failures
     from uvit_jax.jobs.workdir import agree_on_run
     from uvit_jax.parallel import hosts
     from uvit_jax.parallel.compile_cache import keep_compiled_programs
     from uvit_jax.parallel.gpu_memory import use_cuda_allocator
 
+    failures.quiet_libraries()
     # Whether all processes come to their ends here, and whether each has something of its own to say.
     together, each, stream = True, False, sys.stderr
     try:
@@ -166,13 +183,17 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
     except Preempted as error:
         told, code = str(error), 143
     except UserError as error:
+        failures.log_traceback(error)
         told, code, together, each = f"error: {error}", 2, isinstance(error, hosts.SharedError), True
     except KeyboardInterrupt:
         told, code, together, each = _INTERRUPTED, 130, False, True
-    except Exception:
-        if not hosts.are_several():
+    except Exception as error:
+        sentence = failures.sentence(error, name, experiment, workdir)
+        if sentence is None and not hosts.are_several():
             raise
-        told, code, together, each = traceback.format_exc(), 1, False, True
+        failures.log_traceback(error)
+        told = f"error: {sentence}" if sentence else traceback.format_exc()
+        code, together, each = 1, False, True
     if hosts.is_first():
         print(told, file=stream, flush=True)
     elif each:

@@ -113,7 +113,7 @@ def test_samples_are_those_of_the_job_sample_and_their_distance_is_that_of_the_t
 def test_saved_files_score_as_the_samples_did(run, evaluated, tmp_path):
     pngs = tmp_path / "pngs"
     evaluate.run(evaluation(evaluate__out=str(pngs), evaluate__save="png"), run)
-    files = sorted((pngs / "samples").iterdir())
+    files = sorted((pngs / "samples").glob("*.png"))
     assert [file.name for file in files] == [f"{i:06d}.png" for i in range(COUNT)]
     images = np.stack([np.asarray(Image.open(file)) for file in files])[..., None]
     np.testing.assert_array_equal(images, np.load(evaluated[0] / "samples.npz")["arr_0"])

@@ -158,8 +158,14 @@ def test_only_what_is_asked_for_is_computed(root, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples": "gone"}, r"^config\.evaluate\.samples is '.*gone', expected a folder of images or"),
-        ({"samples": "gone.npz"}, r"^config\.evaluate\.samples is '.*gone\.npz', expected a folder"),
+        (
+            {"samples": "gone"},
+            r"^config\.evaluate\.samples is '.*gone', which doesn't exist, expected a folder of images or",
+        ),
+        (
+            {"samples": "gone.npz"},
+            r"^config\.evaluate\.samples is '.*gone\.npz', which doesn't exist, expected a folder",
+        ),
         ({"samples": "empty"}, r"empty has no images, expected files like a\.jpg"),
         ({"samples": "mixed"}, r"00007\.png of .*mixed is 9x8x3, expected 8x8x3 as 00000\.png"),
         ({"samples": "floats.npz"}, r"floats\.npz has images of shape \(4, 8, 8, 1\) and dtype float32"),
@@ -187,7 +193,10 @@ def test_what_can_not_be_scored_is_told_in_one_sentence(root, tmp_path, changes,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"evaluate__reference": ""}, r"'/nowhere/data', which doesn't exist, expected a folder of images"),
+        (
+            {"evaluate__reference": ""},
+            r"^config\.data\.source is '/nowhere/data', which samples are to be compared with: it doesn't ex",
+        ),
         ({"evaluate__reference": "digits.npz"}, r"'.*digits\.npz', which holds statistics: expected images"),
         ({"evaluate__reference": "ours.npz", "evaluate__out": "somewhere"}, r"^config\.evaluate\.out is 'somewhere'"),
         (

@@ -14,6 +14,7 @@ from tests.jobs.images import write_images, write_kl
 from tests.jobs.test_latents import experiment as latent_experiment
 from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
+from uvit_jax.jobs import generation as generation_module
 from uvit_jax.jobs import prepare
 from uvit_jax.jobs.datacard import DataCard
 from uvit_jax.jobs.generation import Generation, open_conditions, open_generation_parts
@@ -45,6 +46,21 @@ def test_a_stream_taken_up_anywhere_gives_the_same_bits(run, first, count):
     assert whole.dtype == np.uint8
     assert len(np.unique(whole.reshape(COUNT, -1), axis=0)) == COUNT
     np.testing.assert_array_equal(images(generation, params, first, count), whole[first:count])
+
+
+@pytest.mark.parametrize(("count", "parts", "drawn"), [(1, 1, 1), (3, 4, 4), (16, 1, 16), (20, 1, 32)])
+def test_a_few_samples_cost_no_whole_batch(run, monkeypatch, count, parts, drawn):
+    generation, params = opened(run)
+    monkeypatch.setattr(generation_module, "batch_parts", lambda mesh: parts)
+    sampler, asked = generation._sampler, []
+
+    def recorded(params, *, indices, **options):
+        asked.extend(indices)
+        return sampler(params, indices=indices, **options)
+
+    generation.__dict__["_sampler"] = recorded
+    assert len(images(generation, params, 0, count)) == count
+    assert asked == list(range(drawn))
 
 
 def test_another_guidance_scale_is_another_sample_of_the_same_program(run):

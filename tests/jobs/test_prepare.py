@@ -1,6 +1,7 @@
 """The job `prepare`: folders of images and official features to data sets of pixels, moments and latents."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ from uvit_jax.data.originals import open_originals
 from uvit_jax.data.records import RecordSource
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import open_autoencoder
-from uvit_jax.jobs import ingredients, prepare
+from uvit_jax.jobs import folder_lock, ingredients, prepare
 from uvit_jax.jobs.config import Experiment, resolve
 from uvit_jax.jobs.datacard import card_of_source
 from uvit_jax.parallel import hosts
@@ -140,8 +141,15 @@ def test_a_command_that_failed_before_its_first_shard_may_be_corrected(images, t
     assert json.loads((tmp_path / "out" / ".prepare" / "plan.json").read_text())["crop"] == "adm"
 
 
-def test_of_two_that_begin_a_folder_at_once_with_other_settings_one_stores_nothing(images, tmp_path, monkeypatch):
+def test_of_two_that_begin_a_folder_without_locks_at_once_with_other_settings_one_stores_nothing(
+    images, tmp_path, monkeypatch
+):
     out, make, inside = tmp_path / "out", prepare._make_shard, []
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(folder_lock.fcntl, "flock", flock)
 
     def make_beside_another(*arguments):
         if not inside:
@@ -157,6 +165,15 @@ def test_of_two_that_begin_a_folder_at_once_with_other_settings_one_stores_nothi
     assert Manifest.load(out).image_size == 8
     assert "every record" in prepare.run(experiment(images, out, prepare__verify=True), tmp_path)
     assert not list(out.glob(".*.tmp"))
+
+
+def test_a_folder_is_prepared_by_one_job_at_a_time(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, "SECONDS_TO_WAIT", {"here": 0.2, "elsewhere": 0.2})
+    monkeypatch.setattr(prepare, "_make_shard", lambda *_: prepare.run(experiment(images, tmp_path / "out"), tmp_path))
+    with pytest.raises(
+        UserError, match=r"/out is in use by the job prepare \(process \d+ on .*, expected one job at a"
+    ):
+        prepare.run(experiment(images, tmp_path / "out"), tmp_path)
 
 
 def test_a_folder_whose_shards_were_deleted_starts_over_without_their_notes(images, tmp_path, monkeypatch):

@@ -133,9 +133,10 @@ def test_prompts_are_drawn_in_turn_and_written_beside_the_images(root, trained, 
 
 def test_samples_depend_on_the_prompt_and_the_negative_prompt(root, trained, tmp_path):
     def images(**fields) -> np.ndarray:
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
         fields = {"sample__prompts": "one; two", "sample__guidance_scale": 2.0} | fields
-        sample.run(experiment(root, sample__format="npz", sample__out=str(tmp_path), **fields), trained)
-        return np.load(tmp_path / "samples.npz")["images"].astype(int)
+        sample.run(experiment(root, sample__format="npz", sample__out=str(out), **fields), trained)
+        return np.load(out / "samples.npz")["images"].astype(int)
 
     base = images()
     other = images(sample__prompts="one; three")

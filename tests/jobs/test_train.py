@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.jobs.runs import assert_same_bits, final_state, tiny_experiment
 from uvit_jax.errors import Preempted, UserError
-from uvit_jax.jobs import evaluate, sample, train
+from uvit_jax.jobs import evaluate, folder_lock, sample, train
 from uvit_jax.jobs.saved_config import get_config
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry import writers
@@ -162,6 +162,24 @@ def test_a_run_goes_on_with_other_batches_at_the_next_example_and_its_changed_av
         evaluate.run(sweep, workdir)
 
 
+def test_one_job_at_a_time_writes_to_a_folder_and_others_may_read_from_it(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, "SECONDS_TO_WAIT", {"here": 0.2, "elsewhere": 0.2})
+    drawn = tiny_experiment(sample__num_samples=1, sample__out=str(tmp_path))
+    before = (trained[0] / "metrics.jsonl").read_bytes()
+    with folder_lock.locked(trained[0], "train"):
+        with pytest.raises(
+            UserError, match=rf"^{trained[0]} is in use by the job train \(process \d+ on .* one job at a"
+        ):
+            train.run(tiny_experiment(train__steps=9), trained[0])
+        assert sample.run(drawn, trained[0]).startswith("sampled 1 image")
+    with (
+        folder_lock.locked(tmp_path, "sample"),
+        pytest.raises(UserError, match=rf"^{tmp_path} is in use by the job sam"),
+    ):
+        sample.run(drawn, trained[0])
+    assert (trained[0] / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_loss_that_is_no_number_stops_the_run_with_its_step(tmp_path):
     experiment = tiny_experiment(optimizer__lr=1e30, optimizer__warmup_steps=0)
     with pytest.raises(UserError, match=r"the loss is (nan|inf) at step [2468]: lower config\.optimizer\.lr"):
@@ -220,6 +238,7 @@ def test_samples_are_files_named_by_label_and_a_grid(trained, tmp_path):
         "000003_label_7.png",
         "000004_label_3.png",
         "grid.png",
+        "samples.json",
     ]
     assert Image.open(tmp_path / "out" / names[0]).size == (8, 8)
 
@@ -232,16 +251,39 @@ def test_a_folder_for_samples_that_cannot_be_made_is_named_by_its_field(trained,
 
 def test_samples_of_other_requests_have_folders_of_their_own(trained, tmp_path):
     workdir = shutil.copytree(trained[0], tmp_path / "run")
-    asked = [{}, {"sample__labels": "3"}, {"sample__weights": "params"}, {"sample__guidance_scale": 1.0}, {}]
-    lines = [sample.run(tiny_experiment(sample__num_samples=1, **changes), workdir) for changes in asked]
+    asked = [
+        {},
+        {"sample__labels": "3"},
+        {"sample__weights": "params"},
+        {"sample__guidance_scale": 1.0},
+        {"sample__format": "npz"},
+        {"sample__num_samples": 2},
+        {"sample__batch_size": 2},
+    ]
+    lines = [sample.run(tiny_experiment(**{"sample__num_samples": 1} | changes), workdir) for changes in asked]
     assert lines[0].startswith("sampled 1 image in ")
     assert lines[0].endswith("/grid.png, 1 PNG")
     folders = [line.split(": see ")[1].split("/grid.png")[0] for line in lines]
-    assert folders[0] == folders[-1]
+    assert folders[0] == folders[-1]  # how many are drawn at a time is no part of what they are
     assert len(set(folders)) == len(asked) - 1
     assert all(pathlib.Path(folder).name.startswith("step_00000008_seed_0_") for folder in folders)
-    more = sample.run(tiny_experiment(sample__num_samples=4, sample__batch_size=2), workdir)
-    assert f"{folders[0]}/grid.png" in more  # sample i is the same one
+    assert len(list(pathlib.Path(folders[0]).glob("0*.png"))) == 1
+
+
+def test_a_folder_of_samples_holds_those_of_one_call(trained, tmp_path):
+    def draw(**changes) -> str:
+        asked = {"sample__num_samples": 3, "sample__labels": "3,7", "sample__out": str(tmp_path / "out")} | changes
+        return sample.run(tiny_experiment(**asked), trained[0])
+
+    draw()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match=r"another request \(labels = '3,7' there, '7' now\)"):
+        draw(sample__labels="7")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert draw(sample__num_samples=5).endswith("5 PNGs")
+    files = [path.name for path in (tmp_path / "out").glob("0*.png")]
+    assert len(files) == 5
+    assert set(files) > {name for name in before if name.startswith("0")}
 
 
 def test_images_are_let_go_once_they_are_written(trained, tmp_path, monkeypatch):
@@ -265,9 +307,9 @@ def test_images_are_let_go_once_they_are_written(trained, tmp_path, monkeypatch)
 
 def test_sample_i_depends_on_seed_and_i_alone(trained, tmp_path):
     def images(**overrides):
-        experiment = tiny_experiment(sample__format="npz", sample__out=str(tmp_path / "out"), **overrides)
-        sample.run(experiment, trained[0])
-        return np.load(tmp_path / "out" / "samples.npz")
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        sample.run(tiny_experiment(sample__format="npz", sample__out=str(out), **overrides), trained[0])
+        return np.load(out / "samples.npz")
 
     one = images(sample__num_samples=20, sample__batch_size=16)
     other = images(sample__num_samples=11, sample__batch_size=4)

@@ -1,3 +1,6 @@
+import shutil
+import threading
+
 import jax
 import numpy as np
 import optax
@@ -160,6 +163,36 @@ def test_weights_alone_can_be_read_and_a_missing_step_names_those_there_are(tmp_
         reader.restore_weights(template(mesh).ema, weights="ema", step=5)
     with pytest.raises(UserError, match="holds no checkpoint"):
         Checkpoints(tmp_path / "nowhere", read_only=True).restore_weights(template(mesh).ema, weights="ema")
+
+
+@pytest.mark.parametrize(("step", "at_once"), [(None, True), (None, False), (3, True)])
+def test_a_checkpoint_that_training_removes_while_it_is_read_is_not_damaged(
+    tmp_path, mesh, state, batches, monkeypatch, step, at_once
+):
+    training = Checkpoints(tmp_path, keep_last=1)
+    training.save(at_step(state, 3), batches)
+    training._manager.wait_until_finished()
+    reading, find_step, found = Checkpoints(tmp_path, read_only=True), Checkpoints.find_step, []
+
+    def then_removed(self, wanted=None):
+        found.append(find_step(self, wanted))
+        if len(found) == 1:
+            training.save(at_step(state, 4), batches)
+            training._manager.wait_until_finished()
+            if not at_once:  # its files go one after another
+                (tmp_path / "3" / "data").mkdir(parents=True)
+                threading.Timer(0.3, shutil.rmtree, [tmp_path / "3"]).start()
+        return found[-1]
+
+    monkeypatch.setattr(Checkpoints, "find_step", then_removed)
+    wanted = template(mesh).params
+    if step is None:
+        assert reading.restore_weights(wanted, weights="params")[1] == 4
+    else:
+        with pytest.raises(UserError, match=rf"^{tmp_path}/3 was removed while it was read, by a run that trains"):
+            reading.restore_weights(wanted, weights="params", step=step)
+    reading.close()
+    training.close()
 
 
 @pytest.mark.parametrize("lost", ["*", "d/*"], ids=["everything", "data"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -77,7 +78,7 @@ def train_batches(
             options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
             batches = grain.experimental.WithOptionsIterDataset(batches, options)
             processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(prefetch, 1))
-            batches = batches.mp_prefetch(processes)
+            batches = batches.mp_prefetch(processes, _ignore_interrupts)
         on_devices = batches.map(functools.partial(_to_devices, sharding, batch_size, rows))
         iterator = iter(grain.experimental.ThreadPrefetchIterDataset(on_devices, prefetch_buffer_size=prefetch))
         if prefetch:  # Grain would start a thread without bounds for 0.
@@ -85,6 +86,11 @@ def train_batches(
         return iterator
 
     return _Batches(start, batch_size)
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the one that started this worker and ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)

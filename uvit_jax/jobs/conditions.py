@@ -17,6 +17,7 @@ from uvit_jax.jobs.checks import check_context
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.text import TextStates
 from uvit_jax.models.uvit import check_labels
+from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.randomness import Stream, seed_sequence
 
 Condition = Int[np.ndarray, " n"] | Float[np.ndarray, "n l d"]
@@ -133,7 +134,9 @@ def prompt_conditions(experiment: Experiment, text: TextStates) -> Conditions:
     prompts = read_prompts(experiment.sample.prompts)
     check_context(experiment, text.shape, f"{text.encoder.name!r} (config.text_encoder.name) has")
     texts = [*prompts, experiment.sample.negative_prompt]
-    *states, null = text(texts)
+    # A few texts are a batch of their own, as they are here; many are encoded in the batches asked for.
+    each = min(text.batch_size, -(-len(texts) // batch_parts(text.mesh)))
+    *states, null = dataclasses.replace(text, batch_size=each)(texts)
     record = {
         "text encoder": text.encoder.name,
         "text encoder sha256": text.encoder.sha256,

@@ -8,9 +8,11 @@ from typing import Any
 
 import ml_collections
 
+from uvit_jax.diffusion.spacing import check_carries
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config_file import check_known, read_config
 from uvit_jax.jobs.field_text import from_text
+from uvit_jax.jobs.paths import with_local_paths
 from uvit_jax.jobs.sections import (
     AutoencoderSection,
     DataConfig,
@@ -163,7 +165,7 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
             made[name] = _section(name, hint, fields)
         elif name in values:
             made[name] = _checked(f"config.{name}", values[name], hint)
-    experiment = Experiment(**made)
+    experiment = with_local_paths(Experiment(**made))
     if experiment.diffusion.p_uncond and not (experiment.model.num_classes or experiment.model.context_dim):
         raise UserError(
             f"config.diffusion.p_uncond is {experiment.diffusion.p_uncond}, expected 0 for an unconditional model"
@@ -178,6 +180,10 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
             "config.diffusion.p_uncond = 0 the model knows no empty condition to guide away from"
         )
     sample = experiment.sample
+    try:
+        check_carries(experiment.diffusion.make_schedule(), sample.t_start, experiment.diffusion.prediction)
+    except UserError as error:
+        raise UserError(f"config.sample.{error} (config.diffusion.prediction is 'noise')") from None
     if (sample.prompts or sample.negative_prompt) and not experiment.model.context_dim:
         field, value = ("prompts", sample.prompts) if sample.prompts else ("negative_prompt", sample.negative_prompt)
         raise UserError(f"config.sample.{field} is {value!r}, expected none for a model without text")

@@ -19,7 +19,7 @@ from uvit_jax.jobs.generation import (
     open_conditions,
     open_generation_parts,
 )
-from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, open_samples
+from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, open_samples, reference_field
 from uvit_jax.jobs.pictures import title_of
 from uvit_jax.jobs.references import (
     Shape,
@@ -62,15 +62,17 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
 def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Writes the statistics of a data set."""
     name, mesh = reference_name(experiment), make_mesh(experiment.mesh)
-    if hosts.together(is_statistics, name):
+    if hosts.together(is_statistics, name, reference_field(experiment)):
         raise UserError(
-            f"config.evaluate.reference is {name!r}, which holds statistics: expected images to make some of"
+            f"{reference_field(experiment)} is {name!r}, which holds statistics: expected images to make some of"
         )
     extractor = hosts.together(open_extractor, experiment)
     stream = hosts.together(open_reference_images, experiment, name, _reference_size(experiment, name), mesh)
     out = experiment.evaluate.out or str(workdir / "reference.npz")
     if not out.endswith(".npz"):
         raise UserError(f"config.evaluate.out is {out!r}, expected a name that ends in .npz for the reference")
+    if pathlib.Path(out).is_dir():
+        raise UserError(f"config.evaluate.out is {out!r}, which is a folder, expected the name of a file to write")
     open_workdir(
         pathlib.Path(out).parent, "the folder of config.evaluate.out" if experiment.evaluate.out else "workdir"
     )
@@ -96,21 +98,12 @@ def _reference_size(experiment: Experiment, name: str) -> Size:
 def _score_found(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Scores a folder or an .npz."""
     mesh = make_mesh(experiment.mesh)
-    stream = hosts.together(_open_found, experiment.evaluate.samples)
+    stream = hosts.together(open_samples, experiment.evaluate.samples)
     evaluation = _open_evaluation(experiment, workdir, stream.shape, mesh, stream.count, has_texts=False)
-    path = pathlib.Path(experiment.evaluate.samples)
-    samples, title = found_samples(stream, path), path.stem
+    samples, title = found_samples(stream), pathlib.Path(experiment.evaluate.samples).stem
     out = _out(experiment, workdir, f"found_{title}", evaluation.plan(samples))
     report = evaluation.run(stream, samples, out, title)
     return _summary(report, out)
-
-
-def _open_found(samples: str) -> ImageStream:
-    if not pathlib.Path(samples).exists():
-        raise UserError(
-            f"config.evaluate.samples is {samples!r}, expected a folder of images or an .npz: it isn't there"
-        )
-    return open_samples(samples)
 
 
 def _score_model(experiment: Experiment, workdir: pathlib.Path) -> str:

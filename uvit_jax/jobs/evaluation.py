@@ -14,8 +14,11 @@ import numpy as np
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import pictures
 from uvit_jax.jobs.conditions import Conditions
-from uvit_jax.jobs.evaluation_report import REPORT, reference_facts, versions, write_report
+from uvit_jax.jobs.evaluation_report import REPORT, TABLE, reference_facts, versions, write_report
+from uvit_jax.jobs.folder_lock import locked
 from uvit_jax.jobs.image_streams import ImageStream
+from uvit_jax.jobs.sample_folder import FILE_NAME as SAMPLES
+from uvit_jax.jobs.sample_folder import NPZ, Request, claim, first_difference, png_name
 from uvit_jax.jobs.scoring import ClipPair, Scoring
 from uvit_jax.jobs.workdir import open_workdir
 from uvit_jax.metrics.features import Extraction
@@ -32,6 +35,7 @@ GRID_SAMPLES = 100
 # How most published statistics were made.
 PYTORCH_FID = {"resize": "pytorch-fid", "dtype": "float32"}
 _STATE, _PLAN, _IMAGES = ".evaluation", "plan.json", "images.rows"
+_GRID, _PNGS = "grid.png", "samples"
 _ADM = ("arr_0", "arr_1")
 _WRITTEN_AT_ONCE = 1024
 
@@ -96,13 +100,25 @@ class Evaluation:
         plan = self.plan(samples)
         hosts.agree({"what is evaluated": plan})
         open_workdir(out, self.out_name)
+        with locked(out, "evaluate"):
+            return self._run(stream, samples, out, title, conditions, plan)
+
+    def _run(
+        self,
+        stream: ImageStream,
+        samples: dict[str, Any],
+        out: pathlib.Path,
+        title: str,
+        conditions: Conditions | None,
+        plan: dict[str, Any],
+    ) -> dict[str, Any]:
         state, first_host = out / _STATE, hosts.is_first()
         done = hosts.together(_report_of, out, plan)
         if done is not None:
             if first_host:
                 shutil.rmtree(state, ignore_errors=True)  # of a run that was killed right after the report
             return done
-        hosts.together(lambda: _check_plan(state, plan) if first_host else None)
+        hosts.together(lambda: self._claim(out, plan) if first_host else None)
         LOG.info("evaluating %s images: %s", f"{stream.count:,}", title)
         scores = hosts.together(lambda: self.scores(stream.count, state) if first_host else None)
         start = hosts.first_says(scores.count if scores else 0)
@@ -141,6 +157,19 @@ class Evaluation:
         else:
             hosts.together(lambda: None)
         return report
+
+    def _claim(self, out: pathlib.Path, plan: dict[str, Any]) -> None:
+        """Notes in a folder what is evaluated there, or compares it with what a killed run was asked for."""
+        state = out / _STATE
+        if (state / _PLAN).exists():
+            _check_plan(state, plan)
+        else:
+            _check_free(out, self.save, self.out_name)
+        if self.save == "png":
+            asked = {name: value for name, value in plan["samples"].items() if name != "count"}
+            (out / _PNGS).mkdir(exist_ok=True)
+            claim(out / _PNGS, Request("png", plan["samples"]["count"], asked), self.out_name)
+        _check_plan(state, plan)
 
     def _scoring(self, conditions: Conditions | None) -> Scoring:
         texts: Callable[[range], Sequence[str]] | None = None
@@ -215,11 +244,21 @@ def _report_of(out: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any] | None
         raise UserError(f"{path} can't be read as a report: delete it, and it is made again") from None
     if report.get("plan") != plan:
         raise UserError(
-            f"{out} holds another evaluation ({_first_difference(report.get('plan') or {}, plan)}): expected a new "
+            f"{out} holds another evaluation ({first_difference(report.get('plan') or {}, plan)}): expected a new "
             "config.evaluate.out"
         )
     LOG.info("already evaluated: %s", path)
     return report
+
+
+def _check_free(out: pathlib.Path, save: str, field: str) -> None:
+    """Raises a UserError for files that an evaluation would write over: another job's, or a person's."""
+    names = [SAMPLES]
+    if not (out / TABLE).exists():  # the files beside that table are an evaluation's own
+        names += [_GRID, *[NPZ] * (save == "npz")]
+    for name in names:
+        if (out / name).exists():
+            raise UserError(f"{field} {out} holds {name!r} of something else, expected a folder for this report alone")
 
 
 def _check_plan(state: pathlib.Path, plan: dict[str, Any]) -> None:
@@ -235,17 +274,9 @@ def _check_plan(state: pathlib.Path, plan: dict[str, Any]) -> None:
         found = {}
     if found != plan:
         raise UserError(
-            f"{state.parent} holds half of another evaluation ({_first_difference(found, plan)}): expected another "
+            f"{state.parent} holds half of another evaluation ({first_difference(found, plan)}): expected another "
             f"config.evaluate.out, or {state} deleted"
         )
-
-
-def _first_difference(found: Any, wanted: Any, name: str = "") -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in (*wanted, *found):
-            if found.get(key) != wanted.get(key):
-                return _first_difference(found.get(key), wanted.get(key), f"{name} {key}".strip())
-    return f"{name} = {found!r} there, {wanted!r} now"
 
 
 def _write(
@@ -253,14 +284,14 @@ def _write(
 ) -> None:
     images = kept.rows.read()
     shown = images[:GRID_SAMPLES]
-    pictures.save_grid(np.asarray(shown), conditions or Conditions(), out / "grid.png", title)
+    pictures.save_grid(np.asarray(shown), conditions or Conditions(), out / _GRID, title)
     labels = conditions.of(np.arange(len(images))) if conditions is not None and conditions.labels else None
     if save == "npz":
-        with npz_writer(out / "samples.npz", len(images), labels, names=_ADM) as append:
+        with npz_writer(out / NPZ, len(images), labels, names=_ADM) as append:
             for first in range(0, len(images), _WRITTEN_AT_ONCE):
                 append(images[first : first + _WRITTEN_AT_ONCE])
     elif save == "png":
         for i, image in enumerate(images):
-            save_png(np.asarray(image), out / "samples" / f"{i:06d}.png")
+            save_png(np.asarray(image), out / _PNGS / png_name(i))
     kept.rows.close()
     write_report(report, out)

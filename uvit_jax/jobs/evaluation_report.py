@@ -78,24 +78,24 @@ def _asked(generation: Generation, count: int, captions: str) -> dict[str, Any]:
     return {"labels": f"as in {experiment.data.source}", "labels sha256": hashlib.sha256(labels.tobytes()).hexdigest()}
 
 
-def found_samples(stream: ImageStream, path: pathlib.Path) -> dict[str, Any]:
+def found_samples(stream: ImageStream) -> dict[str, Any]:
     """What samples that were there already are, for a report; all hosts call this together."""
-    digest = hosts.first_says(hosts.together(lambda: _fingerprint(path) if hosts.is_first() else ""))
+    digest = hosts.first_says(hosts.together(lambda: _fingerprint(stream) if hosts.is_first() else ""))
     return {
         "count": stream.count,
         "from": stream.name,
-        "sha256" if path.is_file() else "sha256 of names, sizes and times": digest,
+        "sha256" if stream.is_npz else "sha256 of names, sizes and times": digest,
         "rounding": "as they were found",
     }
 
 
-def _fingerprint(path: pathlib.Path) -> str:
+def _fingerprint(stream: ImageStream) -> str:
     """What changes when the samples do."""
-    if path.is_file():
-        with path.open("rb") as file:
+    if stream.is_npz:
+        with stream.files[0].open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     # Reading the files of a folder once more to hash them would take as long as scoring them.
-    files = [(str(file.relative_to(path)), file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
+    files = [(str(file), file.stat()) for file in stream.files]
     known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 

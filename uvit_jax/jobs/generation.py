@@ -24,12 +24,14 @@ from uvit_jax.jobs.conditions import (
 )
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.datacard import DataCard, card_of_config, card_of_source, identity, read_card
+from uvit_jax.jobs.pictures import round_up
 from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
 from uvit_jax.jobs.text import TextStates, open_text_states
 from uvit_jax.jobs.weights import check_init_from, run_of_samples, samples_from_elsewhere
 from uvit_jax.jobs.workdir import check_run
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch
+from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.telemetry.images import to_uint8
 from uvit_jax.training.state import Params
 
@@ -41,7 +43,7 @@ class Generation:
     Attributes:
       parts: of the experiment.
       conditions: what sample i is of.
-      batch_size: samples made at a time, on all devices together.
+      batch_size: samples made at a time, on all devices together, at most.
     """
 
     parts: Parts
@@ -61,13 +63,15 @@ class Generation:
         """Images number `first` to `count` - 1 of `config.sample.seed`, as the bytes of a PNG, batch after batch.
 
         While the host has one batch the devices are at work on the next. Batches are those of a stream from 0, of which
-        images before `first` are left out, so that a stream taken up again gives the same bits. All hosts call this
-        together and each gets all images.
+        images before `first` are left out, so that a stream taken up again gives the same bits. Fewer samples than a
+        batch are a batch of their own; the last of several batches is filled up to the size of the others, which costs
+        less than a program of its own. All hosts call this together and each gets all images.
 
         Raises:
           UserError: an image holds NaN; the sentence has the sample's number.
         """
-        config, size = self.parts.experiment.sample, self.batch_size
+        config = self.parts.experiment.sample
+        size = min(self.batch_size, round_up(count, batch_parts(self.parts.mesh)))
         pending: tuple[int, Array] | None = None
         for begin in range(first - first % size, count, size):
             # All of one size (the last is filled up), so that one compiled program serves.

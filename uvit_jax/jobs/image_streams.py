@@ -27,6 +27,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.ingredients import decoding_of
+from uvit_jax.jobs.sample_folder import NPZ, check_complete, indices_of, read_request, sample_files
 from uvit_jax.jobs.setup import open_experiment_autoencoder
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.mesh import batch_parts, batch_sharding
@@ -50,6 +51,7 @@ class ImageStream:
       shape: (h, w, c) of each.
       batches: `batches(first)` yields uint8 `[b, h, w, c]` of the images from number `first` on, batches of any size.
       record: what else matters about them, for a report.
+      files: that hold them, where they are files: an .npz, or one an image.
     """
 
     name: str
@@ -57,6 +59,12 @@ class ImageStream:
     shape: tuple[int, int, int]
     batches: Callable[[int], Iterator[UInt8[np.ndarray, "b h w c"]]]
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
+    files: tuple[pathlib.Path, ...] = ()
+
+    @property
+    def is_npz(self) -> bool:
+        """Whether one file holds all of them."""
+        return len(self.files) == 1 and self.files[0].suffix == ".npz"
 
 
 def regrouped(batches: Iterator[UInt8[np.ndarray, "b h w c"]], rows: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
@@ -74,24 +82,71 @@ def regrouped(batches: Iterator[UInt8[np.ndarray, "b h w c"]], rows: int) -> Ite
         yield np.concatenate(held)
 
 
-def open_samples(path: str) -> ImageStream:
+def open_samples(name: str) -> ImageStream:
     """Finished samples as they are: an `.npz`, or a folder of image files of one size.
 
-    The `grid.png` that the job `sample` writes beside its samples is none of them, where there are others.
+    Of a folder with a `samples.json` these are the samples that it announces, and nothing else. Of another the
+    `grid.png` that the job `sample` writes beside its samples is none of them, where there are others.
 
     Raises:
-      UserError: for a path that is neither, or images of several sizes (when the other one is met).
+      UserError: for a path that is neither, samples that are not all there or are of several calls, or images of
+        several sizes (when the other one is met).
     """
-    if path.endswith(".npz"):
-        return _of_npz(open_npz_images(pathlib.Path(path)))
-    folder = _without_grid(open_folder(pathlib.Path(path)))
-    return _of_originals(folder, None, str(path), {}, threads=os.cpu_count() or 1)
+    path = pathlib.Path(name)
+    if not path.exists():
+        raise UserError(
+            f"config.evaluate.samples is {name!r}, which doesn't exist, expected a folder of images or an .npz"
+        )
+    if not path.is_dir() and path.suffix != ".npz":
+        raise UserError(
+            f"config.evaluate.samples is {name!r}, which is a file, expected a folder of images, or an .npz with "
+            "images or arr_0, uint8 [n, h, w, c], as np.savez makes of an array"
+        )
+    try:
+        return _open_samples(path)
+    except UserError as error:
+        raise UserError(f"config.evaluate.samples is {name!r}: {error}") from None
 
 
-def _without_grid(folder: ImageFolder) -> ImageFolder:
-    """The same folder but for its own grid.png; a metadata.jsonl that names it means it."""
+def _open_samples(path: pathlib.Path) -> ImageStream:
+    if not path.is_dir():
+        return _of_npz(open_npz_images(path))
+    request = read_request(path)
+    if request is None:
+        return _of_folder(_unmixed(open_folder(path)), str(path))
+    if request.format == "npz":
+        if not (path / NPZ).exists():
+            check_complete(path, request, 0)
+        stream = _of_npz(open_npz_images(path / NPZ))
+        check_complete(path, request, stream.count)
+        return stream
+    files = sample_files(path, request)
+    return _of_folder(ImageFolder(path.name, path, files, np.full(len(files), -1, np.int32)), str(path))
+
+
+def _of_folder(folder: ImageFolder, name: str) -> ImageStream:
+    stream = _of_originals(folder, None, name, {}, threads=os.cpu_count() or 1)
+    return dataclasses.replace(stream, files=tuple(folder.root / file for file in folder.files))
+
+
+def _unmixed(folder: ImageFolder) -> ImageFolder:
+    """The same folder but for its own grid.png; a metadata.jsonl that names it means it.
+
+    Raises:
+      UserError: for samples of several calls in one folder, and a grid of samples that are elsewhere.
+    """
+    if folder.class_names or folder.captions:
+        return folder
+    for index, names in indices_of(list(folder.files)).items():
+        if len(names) > 1:
+            raise UserError(
+                f"it holds {' and '.join(map(repr, names[:2]))}, two images of sample {index}, expected the samples of "
+                "one call"
+            )
     kept = [i for i, file in enumerate(folder.files) if file != _GRID]
-    if len(kept) == len(folder) or not kept or folder.class_names or folder.captions:
+    if not kept and (folder.root / NPZ).exists():
+        raise UserError(f"its samples are in {NPZ}, expected {str(folder.root / NPZ)!r}")
+    if len(kept) == len(folder) or not kept:
         return folder
     LOG.info("%s is left out: it shows the other %d images", folder.root / _GRID, len(kept))
     return dataclasses.replace(folder, files=[folder.files[i] for i in kept], labels=folder.labels[kept])
@@ -107,27 +162,43 @@ def open_reference_images(experiment: Experiment, name: str, size: Size, mesh: M
       UserError: for a name that is none of these, images that can't be cropped so, or latents without their
         autoencoder.
     """
-    if name.endswith(".npz"):
-        return _of_npz(open_npz_images(pathlib.Path(name)))
+    field = reference_field(experiment)
     if name in SOURCES:
         return _of_source(load_source(name), {})
-    if pathlib.Path(name, MANIFEST).exists():
-        return _of_records(experiment, RecordSource(name), mesh)
-    config = experiment.prepare
-    decoding = dataclasses.replace(decoding_of(experiment), channels=3)
     try:
+        if name.endswith(".npz"):
+            return _of_npz(open_npz_images(pathlib.Path(name)))
+        if pathlib.Path(name, MANIFEST).exists():
+            return _of_records(experiment, RecordSource(name), mesh)
+        _check_folder(name)
+        config, crop = experiment.prepare, CROPS[experiment.prepare.crop]
+        decoding = dataclasses.replace(decoding_of(experiment), channels=3)
         originals = open_originals(name, config.split, config.data_dir, decoding)
+        record = {"split": config.split, "crop": config.crop} | ({"exif": True} if config.exif else {})
+        return _of_originals(originals, lambda image: crop(image, size), originals.name, record, threads=config.threads)
     except UserError as error:
-        field = "config.evaluate.reference" if experiment.evaluate.reference else "config.data.source"
         raise UserError(f"{field} is {name!r}, which samples are to be compared with: {error}") from None
-    record = {"split": config.split, "crop": config.crop} | ({"exif": True} if config.exif else {})
-    crop = CROPS[config.crop]
-    return _of_originals(originals, lambda image: crop(image, size), originals.name, record, threads=config.threads)
+
+
+def reference_field(experiment: Experiment) -> str:
+    """The field that names what samples are compared with."""
+    return "config.evaluate.reference" if experiment.evaluate.reference else "config.data.source"
+
+
+def _check_folder(name: str) -> None:
+    if name.startswith("tfds:") or pathlib.Path(name).is_dir():
+        return
+    found = "it is a file" if pathlib.Path(name).exists() else "it doesn't exist"
+    raise UserError(
+        f"{found}, expected an .npz of statistics or of images, a folder of images, a prepared data set, "
+        "'tfds:<name>' or 'digits'"
+    )
 
 
 def _of_npz(images: NpzImages) -> ImageStream:
     n, *shape = images.shape
-    return ImageStream(str(images.path), n, (shape[0], shape[1], shape[2]), lambda first: images.batches(first, _ROWS))
+    batches = lambda first: images.batches(first, _ROWS)  # noqa: E731
+    return ImageStream(str(images.path), n, (shape[0], shape[1], shape[2]), batches, files=(images.path,))
 
 
 def _of_originals(

@@ -22,6 +22,7 @@ from uvit_jax.data.statistics import LEAST_DRAWN_STD, ChannelSums, channel_sums
 from uvit_jax.data.verification import verify
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.folder_lock import locked
 from uvit_jax.jobs.ingredients import Example, Ingredients, Plan, open_ingredients
 from uvit_jax.jobs.workdir import open_workdir
 from uvit_jax.parallel import hosts
@@ -63,7 +64,14 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     plan = dataclasses.asdict(ingredients.plan)
     hosts.agree({f"{name} of what is prepared": value for name, value in plan.items()})
     open_workdir(out, "config.prepare.out" if config.out else "config.data.source")
-    shards = _shards(len(ingredients), config.images_per_shard)
+    with locked(out, "prepare"):
+        return _make(ingredients, plan, out, config.images_per_shard)
+
+
+def _make(ingredients: Ingredients, plan: dict[str, Any], out: pathlib.Path, images_per_shard: int) -> str:
+    """Makes the shards that are missing, and the manifest; returns the line that the job ends with."""
+    first = hosts.is_first()
+    shards = _shards(len(ingredients), images_per_shard)
     # The first host looks for all: a folder that they share may show another what stood in it a while ago.
     missing = hosts.first_says(hosts.together(lambda: _missing(out, plan, shards) if first else "")).split()
     if not missing:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from uvit_jax.data.npz_images import open_npz_images
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, regrouped
+from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, reference_field, regrouped
 from uvit_jax.metrics.features import Extraction, FeatureExtractor
 from uvit_jax.metrics.moments import Moments
 from uvit_jax.metrics.reference import Reference, check_resolution, read_reference, write_reference
@@ -34,8 +34,10 @@ def reference_name(experiment: Experiment) -> str:
     return experiment.evaluate.reference or experiment.data.source
 
 
-def is_statistics(name: str) -> bool:
+def is_statistics(name: str, field: str = "config.evaluate.reference") -> bool:
     """Whether a name is that of a file of statistics, not of images.
+
+    field: that gave the name, for the sentence of an error.
 
     Raises:
       UserError: for an .npz that isn't there or is none.
@@ -47,7 +49,7 @@ def is_statistics(name: str) -> bool:
             held = set(archive.namelist())
     except (OSError, zipfile.BadZipFile) as error:
         fault = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"config.evaluate.reference is {name!r}, which can't be read ({fault})") from None
+        raise UserError(f"{field} is {name!r}, which can't be read ({fault})") from None
     return "mu.npy" in held or not held & {"images.npy", "arr_0.npy"}
 
 
@@ -60,22 +62,29 @@ def obtain_reference(experiment: Experiment, workdir: pathlib.Path, extraction: 
       UserError: for a reference that can't be had, or of other features or another size than the samples'.
     """
     name, extractor = reference_name(experiment), extraction.extractor
-    if is_statistics(name):
-        reference = hosts.together(read_reference, pathlib.Path(name), extractor)
+    if is_statistics(name, reference_field(experiment)):
+        reference = hosts.together(_read_statistics, experiment, extractor)
         check_resolution(reference, shape)
         return reference
     stream = hosts.together(open_reference_images, experiment, name, shape[:2], extraction.mesh)
     if stream.shape[:2] != shape[:2]:
-        field = "config.evaluate.reference" if experiment.evaluate.reference else "config.data.source"
         raise UserError(
-            f"{field} is {name!r}, whose images have shape {stream.shape}, but the samples to be compared with them "
-            f"{shape}: expected a config.evaluate.reference of that size"
+            f"{reference_field(experiment)} is {name!r}, whose images have shape {stream.shape}, but the samples to be "
+            f"compared with them {shape}: expected a config.evaluate.reference of that size"
         )
     # One name for all hosts: each may have its own copy of the data, written at another time.
     path = workdir / "evaluations" / "references" / hosts.first_says(_kept_name(experiment, stream, extractor))
     if not hosts.first_says(path.exists()):
         make_reference(experiment, stream, extraction, path)
     return hosts.together(read_reference, path, extractor)
+
+
+def _read_statistics(experiment: Experiment, extractor: FeatureExtractor) -> Reference:
+    name = reference_name(experiment)
+    try:
+        return read_reference(pathlib.Path(name), extractor)
+    except UserError as error:
+        raise UserError(f"{reference_field(experiment)} is {name!r}: {error}") from None
 
 
 def make_reference(experiment: Experiment, stream: ImageStream, extraction: Extraction, path: pathlib.Path) -> None:

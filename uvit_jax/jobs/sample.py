@@ -6,13 +6,17 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import pictures
 from uvit_jax.jobs.config import Experiment
+from uvit_jax.jobs.evaluation_report import drawn_samples
+from uvit_jax.jobs.folder_lock import locked
 from uvit_jax.jobs.generation import Generation, agree_on_generation, open_conditions, open_generation_parts
+from uvit_jax.jobs.sample_folder import NPZ, Request, claim, png_name
 from uvit_jax.jobs.weights import Weights, open_weights
 from uvit_jax.jobs.workdir import folder_name, open_workdir
 from uvit_jax.parallel import hosts
@@ -25,8 +29,6 @@ LOG = logging.getLogger("uvit_jax")
 
 # The grid shows this many samples at most: a page that a screen can hold.
 GRID_SAMPLES = 100
-# What has no part in what a sample is.
-_HOW = ("num_samples", "batch_size", "format", "out", "weights", "step")
 
 
 def run(experiment: Experiment, workdir: pathlib.Path) -> str:
@@ -42,19 +44,29 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         raise UserError(f"config.sample.format is 'png', expected 'npz' for images of {parts.image_shape[2]} channels")
     conditions = hosts.together(lambda: open_conditions(parts, text, count=config.num_samples))
     weights = open_weights(parts, workdir)
-    out = pathlib.Path(config.out) if config.out else workdir / "samples" / _folder(experiment, weights)
-    open_workdir(out, "config.sample.out" if config.out else "workdir")
+    generation = Generation(parts, conditions, config.batch_size)
+    request = _request(generation, weights)
+    out = pathlib.Path(config.out) if config.out else workdir / "samples" / _folder(experiment, weights, request)
+    field = "config.sample.out" if config.out else "workdir"
+    open_workdir(out, field)
+    with locked(out, "sample"):
+        hosts.together(lambda: claim(out, request, field) if hosts.is_first() else None)
+        return _sample(generation, weights, out)
+
+
+def _sample(generation: Generation, weights: Weights, out: pathlib.Path) -> str:
+    """Fills the folder; returns the line that the job ends with."""
+    conditions, config = generation.conditions, generation.parts.experiment.sample
     LOG.info("sampling %s with %s", counted(config.num_samples, "image"), weights.title)
 
     # --- Batch after batch: the sampler's program is compiled once, all hosts draw, and one writes.
     indices = np.arange(config.num_samples)
     labels = conditions.of(indices) if conditions.labels else None
-    generation = Generation(parts, conditions, config.batch_size)
     began, first = time.monotonic(), 0
     shown: list[np.ndarray] = []
     with (
         Progress(config.num_samples, description="sample", active=hosts.is_first()) as progress,
-        _writer(experiment, out, labels) as write,
+        _writer(generation.parts.experiment, out, labels) as write,
     ):
         for batch in generation.batches(weights.params, 0, config.num_samples):
             write(first, batch)
@@ -65,7 +77,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     seconds = time.monotonic() - began
 
     # --- What they are, and a picture of the first of them.
-    made = "samples.npz" if config.format == "npz" else counted(config.num_samples, "PNG")
+    made = NPZ if config.format == "npz" else counted(config.num_samples, "PNG")
     if hosts.is_first():
         if config.prompts:
             with atomic_write(out / "prompts.txt") as file:
@@ -75,11 +87,18 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     return f"sampled {counted(config.num_samples, 'image')} in {seconds:.1f} s: see {out}/grid.png, {made}"
 
 
-def _folder(experiment: Experiment, weights: Weights) -> str:
-    """A name for the folder: something to read, and a word of its own for all that decides what sample i is."""
-    asked = {name: value for name, value in dataclasses.asdict(experiment.sample).items() if name not in _HOW}
-    asked |= {"weights": weights.record, "source": experiment.data.source if experiment.sample.labels == "data" else ""}
-    return folder_name(f"{weights.folder}_seed_{experiment.sample.seed}", asked)
+def _request(generation: Generation, weights: Weights) -> Request:
+    """What the folder is for; all hosts call this together."""
+    config = generation.parts.experiment.sample
+    # Both are of as many samples as are asked for.
+    asked: dict[str, Any] = drawn_samples(generation, weights, config.num_samples, "")
+    asked = {name: value for name, value in asked.items() if name not in ("count", "labels sha256")}
+    return Request(config.format, config.num_samples, asked)
+
+
+def _folder(experiment: Experiment, weights: Weights, request: Request) -> str:
+    """A name for the folder: something to read, and a word of its own for the request."""
+    return folder_name(f"{weights.folder}_seed_{experiment.sample.seed}", dataclasses.asdict(request))
 
 
 @contextlib.contextmanager
@@ -91,12 +110,12 @@ def _writer(
 
     def save_pngs(first: int, images: np.ndarray) -> None:
         for i, image in enumerate(images, first):
-            save_png(image, out / (f"{i:06d}.png" if labels is None else f"{i:06d}_label_{labels[i]}.png"))
+            save_png(image, out / png_name(i, None if labels is None else int(labels[i])))
 
     if not hosts.is_first():
         yield lambda first, images: None
     elif config.format == "png":
         yield save_pngs
     else:
-        with npz_writer(out / "samples.npz", config.num_samples, labels) as append:
+        with npz_writer(out / NPZ, config.num_samples, labels) as append:
             yield lambda first, images: append(images)

@@ -182,7 +182,8 @@ class EvaluateConfig:
 
     Attributes:
       num_samples: how many are drawn (all of `samples` are scored); how they are drawn is `config.sample`'s.
-      samples: a folder of images or an .npz to score in place of drawing any.
+      samples: a folder of images, or of samples that its samples.json announces, or an .npz, to score in place of
+        drawing any.
       reference: an .npz of statistics, or images to make them of: a folder, a prepared data set, "tfds:<name>" or
         "digits"; empty for `config.data.source`.
       features: "own", the built-in features that every machine has, or "inception".
@@ -314,11 +315,12 @@ class SampleConfig(SamplerConfig):
       negative_prompt: a text to be guided away from, in place of the empty one.
       guidance_scale: s of cond + s (cond - uncond); the paper's, one less than the usual w.
       seed: of the noise: sample i is a function of (seed, i).
-      batch_size: samples made at a time.
+      batch_size: samples made at a time, at most.
       weights: "ema" or "params", of a run or of a file that holds both.
       step: of the checkpoint; -1 for the newest.
       format: "png", one file a sample, or "npz", one file with `images` uint8 [n, h, w, c] and `labels` [n].
-      out: folder; empty for one in the workdir's samples/ named after step, seed and all else that is asked for.
+      out: folder of this request's samples alone; empty for one in the workdir's samples/ named after step, seed and
+        all else that is asked for.
     """
 
     num_samples: int = 64

@@ -32,6 +32,7 @@ from uvit_jax.jobs.conditions import (
 )
 from uvit_jax.jobs.config import Experiment
 from uvit_jax.jobs.datacard import card_of_source, identity
+from uvit_jax.jobs.folder_lock import locked
 from uvit_jax.jobs.generation import Generation
 from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
 from uvit_jax.jobs.text import TextStates, open_text_states
@@ -64,6 +65,11 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         is no number, while training.
       Preempted: after a SIGTERM, with a checkpoint of the step that was reached.
     """
+    with contextlib.ExitStack() as locks:
+        return _run(experiment, workdir, locks)
+
+
+def _run(experiment: Experiment, workdir: pathlib.Path, locks: contextlib.ExitStack) -> str:
     config, main_host = experiment.train, hosts.is_first()
 
     # --- Everything that can be wrong is found here, on whichever host it is.
@@ -72,6 +78,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     hosts.agree({**identity(parts.card, source), "config.sample.prompts": prompts})
     conditions = _conditions(parts, source, text)
     open_workdir(workdir)
+    locks.enter_context(locked(workdir, "train"))
     before = hosts.together(saved_config, workdir) or {}
     for change in changes(experiment, before):
         LOG.info(change)

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from uvit_jax.errors import UserError
+from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import place
 from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.state import Params, TrainState
@@ -22,6 +23,7 @@ from uvit_jax.training.state import Params, TrainState
 Rates = tuple[tuple[int, float | int], ...]
 
 _DATA_FILE = "metadata"  # Orbax's own name
+_SECONDS_TO_REMOVE = 3.0  # a checkpoint's files, one after another
 
 
 class _Manager(ocp.CheckpointManager):
@@ -30,6 +32,10 @@ class _Manager(ocp.CheckpointManager):
         for JAX, which keeps the last step asked for, this process would fall back behind the others.
         """
         return False
+
+
+class _Removed(UserError):
+    """A checkpoint that was there and no longer is."""
 
 
 class Checkpoints:
@@ -161,13 +167,21 @@ class Checkpoints:
     def restore_weights(self, abstract: Params, *, weights: str, step: int | None = None) -> tuple[Params, int]:
         """One set of weights, "params" or "ema", of a step (default: the newest), and that step.
 
+        Where a run that trains meanwhile removes the newest one while it is read, a newer one is there to be read.
+
         Raises:
           UserError: if there is no such checkpoint or its arrays are not those of `abstract`.
         """
-        step = self.find_step(step)
-        self._check(step, weights, abstract)
-        items = self._read(step, ocp.args.Composite(**{weights: ocp.args.StandardRestore(abstract)}))
-        return items[weights], step
+        found = self.find_step(step)
+        try:
+            self._check(found, weights, abstract)
+            items = self._read(found, ocp.args.Composite(**{weights: ocp.args.StandardRestore(abstract)}))
+        except _Removed:
+            # Several hosts would each find out for themselves, and read different steps.
+            if step is not None or hosts.are_several() or self.find_step() <= found:
+                raise
+            return self.restore_weights(abstract, weights=weights)
+        return items[weights], found
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -186,19 +200,36 @@ class Checkpoints:
             if type(error) is not Exception and not isinstance(error, ValueError | KeyError | OSError):
                 raise
             told = " ".join(str(error).split()).partition(". See full TensorStore details")[0]
-            raise self._damaged(step, told[:150]) from error
+            raise self._unreadable(step, told[:150]) from error
 
-    def _damaged(self, step: int, fault: str) -> UserError:
+    def _unreadable(self, step: int, fault: str) -> UserError:
+        """The error for a checkpoint with this fault: that it was removed, or else that it is damaged."""
+        if self._is_removed(step):
+            return _Removed(
+                f"{self.directory / str(step)} was removed while it was read, by a run that trains there and keeps its "
+                "newest checkpoints alone (config.train.keep_last): expected another step, or -1 for the newest"
+            )
         return UserError(
             f"{self.directory / str(step)} is damaged ({fault}): delete that folder to go on from the one before"
         )
+
+    def _is_removed(self, step: int) -> bool:
+        """Whether a checkpoint that can't be read is gone, or goes within a moment as there are newer ones."""
+        deadline = time.monotonic() + _SECONDS_TO_REMOVE
+        while (self.directory / str(step)).exists():
+            self._manager.reload()
+            if time.monotonic() > deadline or all(other <= step for other in self.steps):
+                return False
+            time.sleep(0.05)
+        self._manager.reload()
+        return True
 
     def _check(self, step: int, item: str, abstract: Any) -> None:
         """Compares the names and shapes on disk with those wanted, before anything is read."""
         with self._telling_damage(step):
             found = _shapes(self._manager.item_metadata(step)[item])
         if not found:
-            raise self._damaged(step, f"it holds no {item}")
+            raise self._unreadable(step, f"it holds no {item}")
         expected = _shapes(abstract)
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
