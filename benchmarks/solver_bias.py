@@ -49,7 +49,7 @@ def solvers(steps: int, spacing: str) -> Iterator[tuple[str, SamplerConfig]]:
                     name = f"{solver} {method} {order} {kind}"
                     # Of order 1 it is DDIM under another name.
                     name = f"ddim as {name}" if order == 1 else name
-                    options = {"solver": solver, "method": method, "order": order, "solver_type": kind}
+                    options: dict[str, Any] = {"solver": solver, "method": method, "order": order, "solver_type": kind}
                     yield name, SamplerConfig(**options, **shared)
     for order in (1, 2):
         name = "ddim 1 as sde-dpmsolver++ 1" if order == 1 else "sde-dpmsolver++ 2"

@@ -53,18 +53,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         given, fields = separate(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
     except (UserError, flags.Error) as error:
         _fail(_one_line(error))
-    try:
-        app.run(lambda _: _main(fields), argv=given, flags_parser=_parse)
-    except SystemExit as ended:
-        _end_soon(ended.code if isinstance(ended.code, int) else 1)
-        raise
-
-
-def _end_soon(code: int) -> None:
-    """Ends the process though a library's thread may wait for what never comes, as after a save that failed."""
-    timer = threading.Timer(_SECONDS_TO_END, os._exit, [code])
-    timer.daemon = True
-    timer.start()
+    app.run(lambda _: _main(fields), argv=given, flags_parser=_parse)
 
 
 def _help(*, every_field: bool) -> str:
@@ -87,12 +76,23 @@ def _value(values: Mapping[str, Any], name: str) -> object:
 def _main(fields: Mapping[str, str | None]) -> None:
     try:
         experiment, workdir = open_experiment(_JOB.value, _CONFIG.value, _WORKDIR.value, fields)
-        _run_job(_JOB.value, experiment, workdir)
+        try:
+            _run_job(_JOB.value, experiment, workdir)
+        except SystemExit as ended:
+            _end_soon(ended.code if isinstance(ended.code, int) else 1)
+            raise
     except UserError as error:
         _fail(error)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+
+
+def _end_soon(code: int) -> None:
+    """Ends the process though a library's thread may wait for what never comes, as after a save that failed."""
+    timer = threading.Timer(_SECONDS_TO_END, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def open_experiment(

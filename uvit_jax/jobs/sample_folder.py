@@ -7,7 +7,7 @@ import pathlib
 import re
 from typing import Any
 
-from uvit_jax.data.folders import EXTENSIONS
+from uvit_jax.data.image_files import is_image
 from uvit_jax.errors import UserError
 from uvit_jax.telemetry.atomic import atomic_write
 from uvit_jax.telemetry.counts import counted
@@ -79,7 +79,7 @@ def claim(folder: pathlib.Path, request: Request, field: str) -> None:
 
 def _check_no_images(folder: pathlib.Path, names: list[str], field: str) -> None:
     for name in sorted(names):
-        if not name.startswith(".") and name.rpartition(".")[2].lower() in (*EXTENSIONS, "npz"):
+        if not name.startswith(".") and (is_image(name) or name.endswith(".npz")):
             raise UserError(
                 f"{field} {folder} holds {name!r} and no {FILE_NAME}, expected a new or empty folder: samples are not "
                 "mixed with other images"
