@@ -31,7 +31,7 @@ TAESD = Autoencoder(
 
 
 def images(*class_names):
-    return ArraySource("images", np.zeros((3, 8, 8, 1), np.float32), np.arange(3), class_names)
+    return ArraySource("images", np.zeros((3, 8, 8, 1), np.float32), np.zeros(3, np.int64), class_names)
 
 
 def latents(folder, **changes):

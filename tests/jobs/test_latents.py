@@ -44,7 +44,11 @@ def root(tmp_path_factory) -> pathlib.Path:
     write_images(root / "images")
     write_kl(root / "kl.safetensors")
     write_taesd(root / "taesd.safetensors")
-    for name, changes in {"kl": {}, "taesd": {}, "pixels": {"autoencoder.name": "", "prepare.image_size": 16}}.items():
+    for name, changes in {
+        "kl": {},
+        "taesd": {},
+        "pixels": {"prepare.latents": False, "prepare.image_size": 16},
+    }.items():
         prepare.run(experiment(root, name, **changes), root)
     return root
 

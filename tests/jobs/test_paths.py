@@ -84,7 +84,8 @@ def test_every_field_that_names_files_is_checked():
 
     from uvit_jax.jobs.config import Experiment
 
-    own = {"evaluate.save", "evaluate.make_reference", "evaluate.inception_sha256", "prepare.on_error"}
+    own = {"sample.weights", "prepare.on_error"}
+    own |= {"evaluate.save", "evaluate.make_reference", "evaluate.inception_sha256"}
     for section, kind in typing.get_type_hints(Experiment).items():
         if not dataclasses.is_dataclass(kind):
             continue

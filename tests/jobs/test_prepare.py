@@ -509,11 +509,8 @@ def test_a_plan_from_before_a_field_is_one_of_what_was_done_then(images, tmp_pat
 def test_class_folders_that_are_not_utf8_are_in_the_manifest_as_text(tmp_path):
     write_images(tmp_path / "images", classes=2, per_class=1)
     (tmp_path / "images" / "c1").rename(tmp_path / "images" / os.fsdecode(b"caf\xe9"))
-    root = tmp_path / os.fsdecode(b"im\xe4ges")
-    (tmp_path / "images").rename(root)
-    prepare.run(experiment(root, tmp_path / "out"), tmp_path)
-    manifest = Manifest.load(tmp_path / "out")
-    assert (manifest.source, manifest.class_names) == (r"im\xe4ges", ("c0", r"caf\xe9"))
+    prepare.run(experiment(tmp_path / "images", tmp_path / "out"), tmp_path)
+    assert Manifest.load(tmp_path / "out").class_names == ("c0", r"caf\xe9")
 
 
 def test_captions_that_no_encoder_is_named_for_are_told(images, tmp_path, caplog):
@@ -536,9 +533,7 @@ def test_official_labels_counted_from_one_are_told(tmp_path, caplog):
 
 def test_a_folder_to_make_that_is_not_utf8_is_refused_before_any_work(images, tmp_path):
     out = tmp_path / os.fsdecode(b"caf\xe9")
-    with pytest.raises(
-        UserError, match=r"^config\.prepare\.out is .*caf\\xe9, expected a name in UTF-8 for the folder"
-    ):
+    with pytest.raises(UserError, match=r"^config\.prepare\.out is .*caf\\udce9', which is not UTF-8, expected a path"):
         prepare.run(experiment(images, out), tmp_path)
     assert not out.exists()
 

@@ -132,7 +132,7 @@ def files(workdir):
             r"holds a model with prediction = 'noise', but config\.diffusion\.prediction is",
         ),
         (
-            {"diffusion__schedule": "vp_cosine"},
+            {"diffusion__schedule": "stable_diffusion"},
             r"holds a model with schedule = 'vp_linear', but config\.diffusion\.sched",
         ),
     ],

@@ -113,8 +113,8 @@ def test_what_changed_since_the_run_began_is_listed_by_field(tmp_path):
         ("prediction", "v", r"prediction = 'noise', but config\.diffusion\.prediction is 'v': take another --workdir"),
         (
             "schedule",
-            "vp_cosine",
-            r"schedule = 'vp_linear', but config\.diffusion\.schedule is 'vp_cosine': take another",
+            "stable_diffusion",
+            r"schedule = 'vp_linear', but config\.diffusion\.schedule is 'stable_diffusion': take another",
         ),
     ],
 )

@@ -61,7 +61,7 @@ def test_half_precision_latents_are_normalized_in_float32():
         (lambda: Normalization((), ()), "0 shifts and 0 scales"),
         (lambda: Normalization.constant(-1.0, 2), r"scale of channel 0 is -1\.0, expected a positive number$"),
         (lambda: Normalization.constant(1.0, 2, shift=float("nan")), "shift of channel 0 is nan"),
-        (lambda: Normalization.from_statistics([0.0, 0.0], [1.0, 0.0]), r"deviation of channel 1 is 0\.0, expected a"),
+        (lambda: Normalization.from_statistics([0.0, 0.0], [1.0, -0.5]), r"of channel 1 is -0\.5, expected a"),
     ],
 )
 def test_numbers_that_normalize_nothing_are_refused(make, message):

@@ -227,8 +227,7 @@ def _card_of_images(
             "config.autoencoder.scale at None, or prepare them with this scale"
         )
     if manifest.scale is None:
-        # A channel that never varies is brought to mean 0 alone.
-        own = Normalization.from_statistics(manifest.mean, [std or 1.0 for std in manifest.std])
+        own = Normalization.from_statistics(manifest.mean, manifest.std)
         normalization = learned or own
         if normalization != own:
             LOG.info("latents are scaled as the model has learned them, not by the statistics of %s", source.name)

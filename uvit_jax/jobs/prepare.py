@@ -15,7 +15,6 @@ from jax.experimental import multihost_utils
 from uvit_jax.data.empty_context import save_empty_context
 from uvit_jax.data.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.manifest import Manifest, Shard
-from uvit_jax.data.names import printable
 from uvit_jax.data.shard_writer import ShardWriter
 from uvit_jax.data.sources import SOURCES
 from uvit_jax.data.statistics import LEAST_DRAWN_STD, ChannelSums, channel_sums
@@ -101,13 +100,7 @@ def _out_folder(experiment: Experiment) -> pathlib.Path:
     config, source = experiment.prepare, experiment.data.source
     if not config.out and source in SOURCES:
         raise UserError(f"config.prepare.out is empty and config.data.source is {source!r}, expected a folder to make")
-    out = pathlib.Path(config.out or source)
-    try:
-        str(out).encode()
-    except UnicodeEncodeError:  # ArrayRecord takes no other name.
-        field = "config.prepare.out" if config.out else "config.data.source"
-        raise UserError(f"{field} is {printable(str(out))}, expected a name in UTF-8 for the folder to make") from None
-    return out
+    return pathlib.Path(config.out or source)
 
 
 def _verify(out: pathlib.Path) -> str:
