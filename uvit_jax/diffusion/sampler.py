@@ -46,7 +46,8 @@ class SamplerConfig:
     solver, method, order, spacing and the rest as in `dpm_solver.sample` (method, order, solver_type and
     lower_order_final concern the DPM-Solvers alone); `eta` is DDIM's, `atol`, `rtol` and `max_evaluations` the adaptive
     method's, which gives every sample steps of its own. guidance: "classifier_free" or "autoguidance", acting where
-    guidance_low <= t <= guidance_high, with guidance_rescale. Raises UserError for a value outside what is known.
+    guidance_low <= t <= guidance_high, with guidance_rescale. Sampling begins at t_start, or a little later where alpha
+    vanishes there (`spacing.first_time`). Raises UserError for a value outside what is known.
     """
 
     solver: str = "dpmsolver++"
