@@ -31,8 +31,8 @@ def ddim(
     """Samples at t_end from x_T [b, ...] at t_start by `steps` evaluations (arXiv:2010.02502, eq. 12 and 16).
 
     eta = 0 draws nothing and is DPM-Solver of order 1; eta = 1 draws with DDPM's posterior variance. `denoise_to_zero`
-    ends with the x_0 predicted at t_end, one evaluation more. Noise and errors as in `tableau.run`; UserError also for
-    eta outside [0, 1].
+    ends with the x_0 predicted at t_end, one evaluation more. A predicted noise is first asked at `spacing.first_time`.
+    Noise and errors as in `tableau.run`; UserError also for eta outside [0, 1].
     """
     check_steps(steps)
     check_eta(eta)
@@ -83,7 +83,7 @@ def ddpm(
 
     The network is asked at `steps` times from t_start to t_end; the last row is the x_0 predicted at t_end. With a
     discrete schedule, steps=1000 and the default ends these are n = 1000, ..., 1. variance: "small", that of the
-    posterior, or "large", 1 - alpha_t^2 / alpha_s^2. Noise and errors as in `tableau.run`.
+    posterior, or "large", 1 - alpha_t^2 / alpha_s^2. Where it begins, noise and errors as in `ddim`.
     """
     check_steps(steps, at_least=2)
     if variance not in VARIANCES:

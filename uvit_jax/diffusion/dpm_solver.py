@@ -46,7 +46,7 @@ def sample(
     return_trajectory: bool = False,
     tolerances: adaptive.Tolerances | None = None,
 ) -> Samples | tuple[Samples, Trajectory]:
-    """Samples at t_end from x_T [b, ...] at t_start.
+    """Samples at t_end from x_T [b, ...] at t_start (later, where alpha vanishes there: `spacing.first_time`).
 
     algorithm: "dpmsolver" (arXiv:2206.00927), "dpmsolver++" (arXiv:2211.01095) or "sde-dpmsolver++" (its multistep SDE
     solver, order 1 or 2). noise_fn(x, t) gets t [b] in (0, 1] and returns the noise (or `prediction`) in the shape and
