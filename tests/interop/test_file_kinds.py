@@ -41,33 +41,48 @@ def npz() -> bytes:
     return data.getvalue()
 
 
+KINDS = {
+    "an empty file": (b"", r"is empty \(0 bytes\): download or copy it again"),
+    "zeros": (bytes(5000), "begins with 4096 zeros, as a download that broke off does: download"),
+    "a git-LFS pointer": (
+        POINTER,
+        r"is a git-LFS pointer to 1,149,112,960 bytes, not the file itself: run `git lfs pull`",
+    ),
+    "a web page of Google Drive": (
+        DRIVE,
+        r"is a web page \('Google Drive - Virus scan warning'\).*download it in a browser or with gdown",
+    ),
+    "a web page": (b"\n <HTML><body>404", "is a web page, which a server sent instead of the file"),
+    "a web page in XHTML": (b'<?xml version="1.0"?>\n<!DOCTYPE html><html>', "is a web page"),
+    "an XML message": (
+        b'<?xml version="1.0"?><Error><Code>NoSuchKey',
+        r"is an XML message of a server \('<\?xml .*NoSuchKey'\)",
+    ),
+    "JSON": (b'{"error": "Invalid username"}', r"""it is JSON that begins '{"error": "Invalid username"}'"""),
+    "text": (b"Access denied\n", "it is text that begins 'Access denied'"),
+    "gzip": (gzip.compress(b"x"), "it is a gzip archive.*: unpack it and name the weights file inside"),
+    "tar": (tarred(), "it is a tar archive.*: unpack it"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\x00", "it is a 7z archive"),
+    "a zip archive": (
+        zipped(**{"dir__nnet.pth": b""}),
+        r"is a zip archive of dir/nnet\.pth, none of torch\.save's: unpack it",
+    ),
+    "npz": (npz(), r"is an \.npz of NumPy arrays \(mu\.npy\): expected the weights alone"),
+    "TorchScript": (
+        zipped(**{"m__data.pkl": b"", "m__constants.pkl": b""}),
+        "is a TorchScript archive, which holds code",
+    ),
+    "MessagePack": (b"\x81\xa6params\x83\xa5kernel", "it is MessagePack"),
+    "a pickle": (b"\x80\x04\x95\x00", "it is a pickle that torch.save didn't write.*: it was not opened"),
+    "ONNX": (b"\x08\x07\x12\x07pytorch\x1a", "it is an ONNX file"),
+    "npy": (b"\x93NUMPY\x01\x00", "it is a NumPy array"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
+    "unknown bytes": (b"\x03\x01\x02\xff", r"its first bytes 03 01 02 ff\): expected weights"),
+}
+
+
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.bin", "w"])
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", r"is empty \(0 bytes\): download or copy it again"),
-        (bytes(5000), "begins with 4096 zeros, as a download that broke off does: download"),
-        (POINTER, r"is a git-LFS pointer to 1,149,112,960 bytes, not the file itself: run `git lfs pull`"),
-        (DRIVE, r"is a web page \('Google Drive - Virus scan warning'\).*download it in a browser or with gdown"),
-        (b"\n <HTML><body>404", "is a web page, which a server sent instead of the file"),
-        (b'<?xml version="1.0"?>\n<!DOCTYPE html><html>', "is a web page"),
-        (b'<?xml version="1.0"?><Error><Code>NoSuchKey', r"is an XML message of a server \('<\?xml .*NoSuchKey'\)"),
-        (b'{"error": "Invalid username"}', r"""it is JSON that begins '{"error": "Invalid username"}'"""),
-        (b"Access denied\n", "it is text that begins 'Access denied'"),
-        (gzip.compress(b"x"), "it is a gzip archive.*: unpack it and name the weights file inside"),
-        (tarred(), "it is a tar archive.*: unpack it"),
-        (b"7z\xbc\xaf\x27\x1c\x00", "it is a 7z archive"),
-        (zipped(**{"dir__nnet.pth": b""}), r"is a zip archive of dir/nnet\.pth, none of torch\.save's: unpack it"),
-        (npz(), r"is an \.npz of NumPy arrays \(mu\.npy\): expected the weights alone"),
-        (zipped(**{"m__data.pkl": b"", "m__constants.pkl": b""}), "is a TorchScript archive, which holds code"),
-        (b"\x81\xa6params\x83\xa5kernel", "it is MessagePack"),
-        (b"\x80\x04\x95\x00", "it is a pickle that torch.save didn't write.*: it was not opened"),
-        (b"\x08\x07\x12\x07pytorch\x1a", "it is an ONNX file"),
-        (b"\x93NUMPY\x01\x00", "it is a NumPy array"),
-        (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
-        (b"\x03\x01\x02\xff", r"its first bytes 03 01 02 ff\): expected weights"),
-    ],
-)
+@pytest.mark.parametrize(("content", "said"), KINDS.values(), ids=KINDS)
 def test_what_is_not_weights_is_named_by_its_content(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said) as refused:
