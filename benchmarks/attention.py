@@ -1,9 +1,10 @@
-"""Packed self-attention on a GPU: Triton's and Hopper's kernels by tiling, cuDNN's with and without copies, and XLA's.
+"""Packed self-attention on a GPU: Triton's and Hopper's kernels by tiling, cuDNN's with and without
+copies, and XLA's.
 
     python benchmarks/attention.py --out attention.json   # two minutes on an H100
 
-Times are of one layer at the given batch. TFLOP/s count 4 t^2 d a forward pass and 2.5 times that a backward pass, with
-the shape's own tokens and channels, whatever a kernel pads them to.
+Times are of one layer at the given batch. TFLOP/s count 4 t^2 d a forward pass and 2.5 times that a
+backward pass, with the shape's own tokens and channels, whatever a kernel pads them to.
 """
 
 import argparse
@@ -17,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.models.fused import hopper_blocks
-from uvit_jax.models.fused.attention import hopper_attention, packed_attention, triton_attention
-from uvit_jax.models.fused.attention_triton import Tiling, Tuning
+from uvit_jax.models.kernels import hopper_blocks
+from uvit_jax.models.kernels.attention import hopper_attention, packed_attention, triton_attention
+from uvit_jax.models.kernels.attention_triton import Tiling, Tuning
 
 # (tokens, heads, head_dim)
 SHAPES = {"H/2": (258, 16, 72), "L/2": (258, 16, 64), "S/2": (257, 8, 64), "COCO S/2": (334, 8, 64)}
-# All are tried on the first shape, one kernel at a time; the others take the best three and the defaults.
+# All are tried on the first shape, one kernel at a time; the others take the best three and the
+# defaults.
 FORWARD = (
     Tiling(64, 64, 64, 4, 2),
     Tiling(64, 64, 64, 4, 3),
@@ -76,7 +78,9 @@ def median_ms(function: Callable[..., Any], inputs: list[tuple], budget: float) 
 
 
 def gradient(attend: Callable) -> Callable:
-    """The forward and the backward pass together: (inputs ..., d_out) to the output and the inputs' gradients."""
+    """The forward and the backward pass together: (inputs ..., d_out) to the output and the inputs'
+    gradients.
+    """
 
     def run(*args: Any) -> Any:
         out, vjp = jax.vjp(attend, *args[:-1])
@@ -115,19 +119,30 @@ def errors(both: Callable, qkv: Any, d_out: Any) -> list[float]:
 
 
 def apart(tokens: int) -> Callable:
-    """cuDNN's attention on three separate arrays, padded to an even number of tokens beforehand: nothing to copy."""
+    """cuDNN's attention on three separate arrays, padded to an even number of tokens beforehand:
+    nothing to copy.
+    """
 
     def attend(query: Any, key: Any, value: Any) -> Any:
-        lengths = jnp.full((query.shape[0],), tokens, jnp.int32) if query.shape[1] != tokens else None
+        lengths = (
+            jnp.full((query.shape[0],), tokens, jnp.int32) if query.shape[1] != tokens else None
+        )
         return jax.nn.dot_product_attention(
-            query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+            query,
+            key,
+            value,
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            implementation="cudnn",
         )
 
     return attend
 
 
 def measured(row: Row, forward: Callable, inputs: list[tuple], flops: float, budget: float) -> Row:
-    """The row with errors (of packed inputs), times and TFLOP/s of the passes; d_out is the last of the inputs."""
+    """The row with errors (of packed inputs), times and TFLOP/s of the passes; d_out is the last of
+    the inputs.
+    """
     both = jax.jit(gradient(forward))
     if len(inputs[0]) == 2:
         row["errors"] = errors(both, *inputs[0])
@@ -191,7 +206,9 @@ def best(found: list[Row]) -> Tuning:
     return Tuning(**picked)
 
 
-def compare(name: str, batch: int, tunings: list[Tuning], inputs: list[tuple], budget: float) -> Iterator[Row]:
+def compare(
+    name: str, batch: int, tunings: list[Tuning], inputs: list[tuple], budget: float
+) -> Iterator[Row]:
     """All implementations on one shape, from the packed array and from three."""
     tokens, heads, head_dim = SHAPES[name]
     flops = 4.0 * batch * tokens**2 * heads * head_dim
@@ -218,15 +235,21 @@ def compare(name: str, batch: int, tunings: list[Tuning], inputs: list[tuple], b
     split = []
     for qkv, d_out in inputs:
         pad = ((0, 0), (0, even - tokens), (0, 0), (0, 0))
-        split.append(tuple(jnp.pad(a, pad) for a in (qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], d_out)))
+        split.append(
+            tuple(jnp.pad(a, pad) for a in (qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], d_out))
+        )
     attend = apart(tokens)
-    yield attempt({"shape": name, "what": "cudnn apart"}, lambda row: measured(row, attend, split, flops, budget))
+    yield attempt(
+        {"shape": name, "what": "cudnn apart"},
+        lambda row: measured(row, attend, split, flops, budget),
+    )
 
 
 def table(rows: list[Row]) -> str:
     """What the run found, a line a case."""
     lines = [
-        f"{'shape':9} {'fwd ms':>7} {'bwd ms':>7} {'both':>7} {'TF fwd':>6} {'TF bwd':>6} {'worst error':>11}  what"
+        f"{'shape':9} {'fwd ms':>7} {'bwd ms':>7} {'both':>7} {'TF fwd':>6} {'TF bwd':>6} "
+        f"{'worst error':>11}  what"
     ]
     for row in rows:
         if "error" in row:
@@ -234,19 +257,24 @@ def table(rows: list[Row]) -> str:
             continue
         worst = f"{max(row['errors']):.5f}" if "errors" in row else "-"
         lines.append(
-            f"{row['shape']:9} {row['forward_ms']:7.3f} {row['backward_ms']:7.3f} {row['both_ms']:7.3f} "
-            f"{row['forward_tflops']:6.0f} {row['backward_tflops']:6.0f} {worst:>11}  {row['what']}"
+            f"{row['shape']:9} {row['forward_ms']:7.3f} {row['backward_ms']:7.3f} "
+            f"{row['both_ms']:7.3f} {row['forward_tflops']:6.0f} {row['backward_tflops']:6.0f} "
+            f"{worst:>11}  {row['what']}"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
     """Searches on the first shape, compares on all, prints the table and writes the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", help="write all rows there as JSON")
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--seconds", type=float, default=140.0, help="start no new case after that many")
+    parser.add_argument(
+        "--seconds", type=float, default=140.0, help="start no new case after that many"
+    )
     args = parser.parse_args()
     start, budget = time.perf_counter(), 0.05
     found: list[Row] = []
@@ -264,7 +292,9 @@ def main() -> None:
             )
         if not found:
             found = list(search(inputs, start + 0.5 * args.seconds, budget))
-        for row in compare(name, args.batch, list(dict.fromkeys([best(found), Tuning()])), inputs, budget):
+        for row in compare(
+            name, args.batch, list(dict.fromkeys([best(found), Tuning()])), inputs, budget
+        ):
             rows.append(row)
             if time.perf_counter() - start > args.seconds:
                 break
@@ -272,10 +302,22 @@ def main() -> None:
             break
     if args.out:
         with open(args.out, "w") as file:
-            json.dump({"device": str(jax.devices()[0]), "batch": args.batch, "search": found, "rows": rows}, file)
+            json.dump(
+                {
+                    "device": str(jax.devices()[0]),
+                    "batch": args.batch,
+                    "search": found,
+                    "rows": rows,
+                },
+                file,
+            )
     for kernel in KERNELS:
-        times = sorted((row for row in found if row["kernel"] == kernel), key=lambda row: row.get("ms", 1e9))
-        shown = (f"{short(Tiling(**row['tiling']))} {row.get('ms', float('nan')):.3f}" for row in times)
+        times = sorted(
+            (row for row in found if row["kernel"] == kernel), key=lambda row: row.get("ms", 1e9)
+        )
+        shown = (
+            f"{short(Tiling(**row['tiling']))} {row.get('ms', float('nan')):.3f}" for row in times
+        )
         print(f"{kernel} (ms; the gradients' with both passes): {', '.join(shown)}")
     print(table(rows))
 

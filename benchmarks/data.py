@@ -1,10 +1,12 @@
-"""How fast prepared data is read: records a second on one core and on all, growth of memory, time to open.
+"""How fast prepared data is read: records a second on one core and on all, growth of memory, time
+to open.
 
 python benchmarks/data.py [--records 200000] [--folder /tmp]
 
-Writes a synthetic set of moments (32x32x8 float16, 16 KiB a record, 3.3 GB by default) and one of 2.5 million tiny
-records, measures in processes of their own, prints a table and deletes both. The files have just been written, so what
-is measured is the machine and not its disk, unless they don't fit into its memory.
+Writes a synthetic set of moments (32x32x8 float16, 16 KiB a record, 3.3 GB by default) and one of
+2.5 million tiny records, measures in processes of their own, prints a table and deletes both. The
+files have just been written, so what is measured is the machine and not its disk, unless they don't
+fit into its memory.
 """
 
 import argparse
@@ -20,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from uvit_jax.data.manifest import Manifest, Shard
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.records import RecordSource, ShardWriter
+from uvit_jax.data.prepared.manifest import Manifest, Shard
+from uvit_jax.data.prepared.record_source import RecordSource, ShardWriter
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
 MOMENTS, TINY = (32, 32, 8), (1, 1, 2)
@@ -36,7 +38,9 @@ def write(folder: str, records: int, shape: tuple[int, int, int]) -> float:
     shards: list[Shard] = []
     start = time.perf_counter()
     for first in range(0, records, SHARD):
-        with ShardWriter(folder, f"{len(shards):05d}.array_record", shape, "float16", mirror=False) as writer:
+        with ShardWriter(
+            folder, f"{len(shards):05d}.array_record", shape, "float16", mirror=False
+        ) as writer:
             for i in range(first, min(first + SHARD, records)):
                 writer.write(i % CLASSES, pool[i % len(pool)])
         shards.append(writer.shard)
@@ -84,8 +88,12 @@ def source_rate(folder: str, seconds: float, cores: int = 1) -> float:
     return _rate(read, seconds)
 
 
-def pipeline_rate(folder: str, seconds: float, cores: int, workers: int, prefetch: int = 2) -> float:
-    """Records a second of `train_batches`, shuffled, batched, stacked and as arrays on JAX's CPU device."""
+def pipeline_rate(
+    folder: str, seconds: float, cores: int, workers: int, prefetch: int = 2
+) -> float:
+    """Records a second of `train_batches`, shuffled, batched, stacked and as arrays on JAX's CPU
+    device.
+    """
     _use_cores(cores)
     batches = _batches(folder, workers, prefetch)
     rate = _rate(lambda: next(batches), seconds)
@@ -94,7 +102,9 @@ def pipeline_rate(folder: str, seconds: float, cores: int, workers: int, prefetc
 
 
 def memory(folder: str) -> list[dict[str, float]]:
-    """MiB of this process after a warm-up of a tenth of an epoch and after each epoch: anonymous, and all resident."""
+    """MiB of this process after a warm-up of a tenth of an epoch and after each epoch: anonymous,
+    and all resident.
+    """
     batches = _batches(folder, workers=0, prefetch=2)
     epoch = max(10, len(RecordSource(folder)) // BATCH)
     found, done = [], 0
@@ -132,7 +142,9 @@ def _rate(step: Callable[[], Any], seconds: float) -> float:
 
 
 def _use_cores(count: int) -> None:
-    """Keeps this process to its first cores; threads that XLA and NumPy start later follow, so call it before them."""
+    """Keeps this process to its first cores; threads that XLA and NumPy start later follow, so call
+    it before them.
+    """
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
@@ -150,18 +162,29 @@ def run(parent: str, records: int, tiny_records: int, seconds: float) -> None:
         large, tiny = os.path.join(folder, "large"), os.path.join(folder, "tiny")
         took = write(large, records, MOMENTS)
         size = records * np.prod(MOMENTS) * 2
-        print(f"wrote {records:,} records of {size / records:,.0f} bytes in {took:.1f} s, {size / took / 1e9:.2f} GB/s")
+        print(
+            f"wrote {records:,} records of {size / records:,.0f} bytes in {took:.1f} s, "
+            f"{size / took / 1e9:.2f} GB/s"
+        )
 
         def show(what: str, rate: float) -> None:
             print(f"  {what:58s} {rate:10,.0f} records/s  {rate * size / records / 1e9:6.2f} GB/s")
 
         show("one core, RecordSource.read", alone(source_rate, large, seconds))
         show("one core, train_batches", alone(pipeline_rate, large, seconds, 1, 0))
-        show(f"{cores} cores, train_batches, {cores} threads", alone(pipeline_rate, large, seconds, cores, 0, cores))
-        show(f"{cores} cores, train_batches, {cores} workers", alone(pipeline_rate, large, seconds, cores, cores))
+        show(
+            f"{cores} cores, train_batches, {cores} threads",
+            alone(pipeline_rate, large, seconds, cores, 0, cores),
+        )
+        show(
+            f"{cores} cores, train_batches, {cores} workers",
+            alone(pipeline_rate, large, seconds, cores, cores),
+        )
         for number, found in enumerate(alone(memory, large)):
             when = f"after {number} epochs" if number else "after a tenth of an epoch"
-            print(f"  {when:58s} RssAnon {found['RssAnon']:7.1f} MiB  VmRSS {found['VmRSS']:7.1f} MiB")
+            print(
+                f"  {when:58s} RssAnon {found['RssAnon']:7.1f} MiB  VmRSS {found['VmRSS']:7.1f} MiB"
+            )
         write(tiny, tiny_records, TINY)
         opened, files = alone(open_seconds, tiny), len(os.listdir(tiny)) - 1
         what = f"opening {tiny_records:,} records in {files} shards and reading one"
@@ -170,9 +193,15 @@ def run(parent: str, records: int, tiny_records: int, seconds: float) -> None:
 
 def main() -> None:
     """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=200_000, help="of the large set, 16 KiB each")
-    parser.add_argument("--tiny-records", type=int, default=2_500_000, help="of the set that is only opened")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--records", type=int, default=200_000, help="of the large set, 16 KiB each"
+    )
+    parser.add_argument(
+        "--tiny-records", type=int, default=2_500_000, help="of the set that is only opened"
+    )
     parser.add_argument("--seconds", type=float, default=20, help="how long each rate is measured")
     parser.add_argument("--folder", help="where the temporary files go (default: the system's)")
     arguments = parser.parse_args()

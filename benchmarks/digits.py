@@ -1,4 +1,5 @@
-"""How good the digits run is: do its samples read as the digit asked for, and are they as varied as the data?
+"""How good the digits run is: do its samples read as the digit asked for, and are they as varied as
+the data?
 
 python benchmarks/digits.py runs/digits/samples/benchmark/samples.npz
 """
@@ -10,7 +11,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from uvit_jax.data.npz_images import open_npz_images
+from uvit_jax.data.originals.npz_images import open_npz_images
 from uvit_jax.errors import UserError, run_script
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.moments import Moments
@@ -27,7 +28,8 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def scores(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Agreement of an SVM trained on the real digits with the asked labels, and the distance to the real pixels.
+    """Agreement of an SVM trained on the real digits with the asked labels, and the distance to the
+    real pixels.
 
     Args:
       images: uint8 `[n, 8, 8, 1]`.
@@ -41,7 +43,9 @@ def scores(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {
         "svm_agreement": float(np.mean(SVC().fit(real, data.target).predict(samples) == labels)),
         "frechet_distance": distance(samples, real),
-        "frechet_distance_of_two_halves_of_the_data": distance(real[order[:half]], real[order[half:]]),
+        "frechet_distance_of_two_halves_of_the_data": distance(
+            real[order[:half]], real[order[half:]]
+        ),
     }
 
 
@@ -53,19 +57,27 @@ def read(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """
     found = open_npz_images(path)
     if found.shape[1:] != (8, 8, 1):
-        raise UserError(f"{path} holds images of shape {found.shape[1:]}, expected digits, (8, 8, 1)")
+        raise UserError(
+            f"{path} holds images of shape {found.shape[1:]}, expected digits, (8, 8, 1)"
+        )
     name = {"images": "labels", "arr_0": "arr_1"}[found.entry]
     with np.load(path) as saved:
         labels = saved[name] if name in saved else np.empty(0)
     if labels.shape != found.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{path} has {name} of shape {labels.shape}, expected a digit of each image")
+        raise UserError(
+            f"{path} has {name} of shape {labels.shape}, expected a digit of each image"
+        )
     return np.concatenate(list(found.batches(0, 1000))), labels
 
 
 def main() -> None:
     """Prints the scores of an .npz of samples."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("samples", help=".npz of --config.sample.format=npz, or of --config.evaluate.save=npz")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "samples", help=".npz of --config.sample.format=npz, or of --config.evaluate.save=npz"
+    )
     images, labels = read(pathlib.Path(parser.parse_args().samples))
     print(f"{len(images)} samples, {np.bincount(labels).tolist()} of each digit")
     for name, value in scores(images, labels).items():

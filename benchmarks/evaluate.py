@@ -1,10 +1,12 @@
-"""What an evaluation of 50,000 samples costs, part by part: network, decoder, features, metrics; and its overhead.
+"""What an evaluation of 50,000 samples costs, part by part: network, decoder, features, metrics;
+and its overhead.
 
-    python benchmarks/evaluate.py                                   # all parts, U-ViT-H/2 at 256x256
-    python benchmarks/evaluate.py extraction --out extraction.json  # one part: extraction, decoder, whole or metrics
+    python benchmarks/evaluate.py                                   # all parts, U-ViT-H/2 at
+    256x256 python benchmarks/evaluate.py extraction --out extraction.json  # one part: extraction,
+    decoder, whole or metrics
 
-Weights are random: no rate depends on them. `whole` draws, decodes and scores samples by the job's own code, and again
-without scoring: the difference is the evaluation's overhead.
+Weights are random: no rate depends on them. `whole` draws, decodes and scores samples by the job's
+own code, and again without scoring: the difference is the evaluation's overhead.
 """
 
 import argparse
@@ -22,22 +24,22 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import run_script
+from uvit_jax.experiment.assembled import assemble
+from uvit_jax.experiment.config import load_experiment, parse_settings
+from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.interop.autoencoder import Autoencoder
-from uvit_jax.jobs.conditions import label_conditions
-from uvit_jax.jobs.config import load_experiment, parse_settings
-from uvit_jax.jobs.datacard import DataCard
-from uvit_jax.jobs.evaluation import Evaluation
-from uvit_jax.jobs.generation import Generation
-from uvit_jax.jobs.image_streams import ImageStream
-from uvit_jax.jobs.setup import assemble
+from uvit_jax.jobs.evaluation.image_streams import ImageStream
+from uvit_jax.jobs.evaluation.scored_images import Evaluation
+from uvit_jax.jobs.sampling.conditions import label_conditions
+from uvit_jax.jobs.sampling.generation import Generation
 from uvit_jax.metrics.features import Extraction, FeatureExtractor
 from uvit_jax.metrics.frechet import FrechetReference, frechet_bias
-from uvit_jax.metrics.kernel import kid
+from uvit_jax.metrics.kid import kid
 from uvit_jax.metrics.moments import SplitMoments
-from uvit_jax.metrics.neighbours import density_coverage, precision_recall
+from uvit_jax.metrics.precision_recall import density_coverage, precision_recall
 from uvit_jax.metrics.reference import Reference
-from uvit_jax.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from uvit_jax.models.inception import WIDTHS, Inception, preprocess
+from uvit_jax.models.frozen.autoencoder import AutoencoderConfig, AutoencoderKL
+from uvit_jax.models.frozen.inception import WIDTHS, Inception, preprocess
 from uvit_jax.models.latents import Normalization
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -67,7 +69,13 @@ def extractor(dtype: str) -> FeatureExtractor:
     params = nnx.to_pure_dict(state)
     settings = {"dtype": dtype}
     return FeatureExtractor(
-        name="random", sha256="", prefix="random_", widths=widths, settings=settings, params=params, apply=apply
+        name="random",
+        sha256="",
+        prefix="random_",
+        widths=widths,
+        settings=settings,
+        params=params,
+        apply=apply,
     )
 
 
@@ -105,7 +113,15 @@ def measure_extraction(rows: list[dict[str, Any]]) -> None:
         count = 8 * extraction.rows
         images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
         found = rate(functools.partial(extraction, images), count)
-        rows.append({"part": "extraction", "dtype": dtype, "side": side, "chunk": chunk, "images_per_sec": found})
+        rows.append(
+            {
+                "part": "extraction",
+                "dtype": dtype,
+                "side": side,
+                "chunk": chunk,
+                "images_per_sec": found,
+            }
+        )
         show(rows[-1])
 
 
@@ -118,7 +134,9 @@ def measure_decoder(rows: list[dict[str, Any]]) -> None:
         for batch in (16, 64):
             z = jax.random.normal(jax.random.key(0), (batch, 32, 32, 4))
             found = rate(functools.partial(_several, decode, params, z), 4 * batch)
-            rows.append({"part": "decoder", "dtype": dtype, "batch": batch, "images_per_sec": found})
+            rows.append(
+                {"part": "decoder", "dtype": dtype, "batch": batch, "images_per_sec": found}
+            )
             show(rows[-1])
 
 
@@ -131,20 +149,27 @@ def measure_whole(rows: list[dict[str, Any]], options: argparse.Namespace) -> No
     experiment = load_experiment(options.config, parse_settings(options.set))
     experiment = dataclasses.replace(
         experiment,
-        autoencoder=dataclasses.replace(experiment.autoencoder, dtype="bfloat16", batch_size=options.batch_size),
-        sample=dataclasses.replace(experiment.sample, batch_size=options.batch_size * jax.device_count()),
+        autoencoder=dataclasses.replace(
+            experiment.autoencoder, dtype="bfloat16", batch_size=options.batch_size
+        ),
+        sample=dataclasses.replace(
+            experiment.sample, batch_size=options.batch_size * jax.device_count()
+        ),
     )
     card = DataCard("random", normalization=Normalization.constant(0.18215, 4))
     parts = assemble(experiment, card, autoencoder("bfloat16"), section="sample")
-    params = jax.jit(parts.init_params, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_params))(
-        jax.random.key(0)
-    )
+    params = jax.jit(
+        parts.init_params,
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_params),
+    )(jax.random.key(0))
     count = options.batches * experiment.sample.batch_size
     latents_alone = dataclasses.replace(parts, codec=None, card=DataCard("random"))
     stages = {"network": latents_alone, "network and decoder": parts}
     seconds: dict[str, float] = {}
     for name, stage in stages.items():
-        generation = Generation(stage, label_conditions(experiment, ()), experiment.sample.batch_size)
+        generation = Generation(
+            stage, label_conditions(experiment, ()), experiment.sample.batch_size
+        )
         for _ in generation.batches(params, 0, experiment.sample.batch_size):
             pass
         began = time.monotonic()
@@ -155,12 +180,21 @@ def measure_whole(rows: list[dict[str, Any]], options: argparse.Namespace) -> No
         show(rows[-1])
     seconds["whole"] = whole(generation, params, count)
     overhead = 1 - seconds["network and decoder"] / seconds["whole"]
-    rows.append({"part": "whole", "images": count, "images_per_sec": count / seconds["whole"], "overhead": overhead})
+    rows.append(
+        {
+            "part": "whole",
+            "images": count,
+            "images_per_sec": count / seconds["whole"],
+            "overhead": overhead,
+        }
+    )
     show(rows[-1])
 
 
 def whole(generation: Generation, params: Any, count: int) -> float:
-    """Seconds of drawing and scoring with FID, sFID and IS, without the final metrics; compiled before."""
+    """Seconds of drawing and scoring with FID, sFID and IS, without the final metrics; compiled
+    before.
+    """
     parts = generation.parts
     extraction = Extraction(extractor("bfloat16"), parts.mesh, ("pool", "spatial", "logits"))
     extraction(np.zeros((1, *parts.image_shape), np.uint8))
@@ -168,17 +202,25 @@ def whole(generation: Generation, params: Any, count: int) -> float:
     zero = {kind: (np.zeros(width), np.eye(width)) for kind, width in widths.items()}
     mean, covariance = zero["pool"]
     reference = Reference(
-        path=pathlib.Path("random.npz"), sha256="", mean=mean, covariance=covariance, spatial=zero["spatial"]
+        path=pathlib.Path("random.npz"),
+        sha256="",
+        mean=mean,
+        covariance=covariance,
+        spatial=zero["spatial"],
     )
     evaluation = Evaluation(("fid", "sfid", "is"), {}, extraction, reference, None, "")
-    stream = ImageStream("random", count, parts.image_shape, lambda first: generation.batches(params, first, count))
+    stream = ImageStream(
+        "random", count, parts.image_shape, lambda first: generation.batches(params, first, count)
+    )
     with tempfile.TemporaryDirectory() as folder:
         report = evaluation.run(stream, {"count": count}, pathlib.Path(folder, "out"), "random")
     return report["seconds"]["samples and features"]
 
 
 def measure_metrics(rows: list[dict[str, Any]]) -> None:
-    """Metrics of 50,000 samples from their features: FID's moments, KID, precision and recall against 10,000."""
+    """Metrics of 50,000 samples from their features: FID's moments, KID, precision and recall
+    against 10,000.
+    """
     rng = np.random.default_rng(0)
     fake = rng.standard_normal((SAMPLES, 2048), np.float32)
     real = rng.standard_normal((10_000, 2048), np.float32) + np.float32(0.1)
@@ -209,7 +251,11 @@ def measure_metrics(rows: list[dict[str, Any]]) -> None:
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The time of FID-50k, part by part, from the measured rates."""
     best = {
-        part: max(row["images_per_sec"] for row in rows if row["part"] == part and row.get("side", 256) == 256)
+        part: max(
+            row["images_per_sec"]
+            for row in rows
+            if row["part"] == part and row.get("side", 256) == 256
+        )
         for part in ("network", "decoder", "extraction")
         if any(row["part"] == part for row in rows)
     }
@@ -219,17 +265,26 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def show(row: dict[str, Any]) -> None:
     """A line for one measurement."""
-    cells = (f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
+    cells = (
+        f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in row.items()
+    )
     print("  ".join(cells), flush=True)
 
 
 def main() -> None:
     """Measures the parts asked for and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", default=["extraction", "decoder", "whole", "metrics"])
     parser.add_argument("--config", default=CONFIG, help="of `whole`: a model of 4-channel latents")
-    parser.add_argument("--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value")
-    parser.add_argument("--batch-size", type=int, default=64, help="samples of each device at a time, of `whole`")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="samples of each device at a time, of `whole`"
+    )
     parser.add_argument("--batches", type=int, default=6, help="of `whole`")
     parser.add_argument("--out", help="a JSON file of all measurements")
     options = parser.parse_args()

@@ -1,13 +1,16 @@
-"""The fused kernels of `models/fused` against their XLA twins on a GPU: ms, GB/s and errors, over a grid of tunings.
+"""The fused kernels of `models/kernels` against their XLA twins on a GPU: ms, GB/s and errors, over a
+grid of tunings.
 
-    python benchmarks/kernels.py --out kernels.json          # S/2, L/2 and H/2 at batch 128, under 90 seconds
-    python benchmarks/kernels.py --models H/2 --batch-size 192 --seconds 300
-    python benchmarks/kernels.py --interpret                 # does it run at all: tiny, on a CPU, no times to trust
+    python benchmarks/kernels.py --out kernels.json          # S/2, L/2 and H/2 at batch 128, under
+    90 seconds python benchmarks/kernels.py --models H/2 --batch-size 192 --seconds 300 python
+    benchmarks/kernels.py --interpret                 # does it run at all: tiny, on a CPU, no times
+    to trust
 
-Calls follow one another without a wait between them; one under some 20 us (row_sums of S/2) is timed by its launch.
-GB/s counts each large input read once and each large output written once. The error is ||out - ref|| / ||ref|| (the
-worst output) against the twin in float32 on the same bfloat16 inputs: about 2e-3 is bfloat16's rounding. Tunings that
-come after --seconds are left out, and the last table says so.
+Calls follow one another without a wait between them; one under some 20 us (row_sums of S/2) is
+timed by its launch. GB/s counts each large input read once and each large output written once. The
+error is ||out - ref|| / ||ref|| (the worst output) against the twin in float32 on the same bfloat16
+inputs: about 2e-3 is bfloat16's rounding. Tunings that come after --seconds are left out, and the
+last table says so.
 """
 
 import argparse
@@ -24,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.models.fused import gelu, gelu_triton, norm, norm_triton
-from uvit_jax.models.fused.tiles import Tuning
+from uvit_jax.models.kernels import gelu, gelu_triton, norm, norm_triton
+from uvit_jax.models.kernels.tiles import Tuning
 
 # Tokens and width.
 MODELS = {"H/2": (258, 1152), "L/2": (257, 1024), "S/2": (257, 512)}
@@ -34,7 +37,9 @@ WIDE, SMS = 4, 132
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One operation on one shape: how often a large array is read or written, and which tunings to try."""
+    """One operation on one shape: how often a large array is read or written, and which tunings to
+    try.
+    """
 
     twin: Callable[..., Any]
     kernel: Callable[..., Any]
@@ -63,12 +68,19 @@ def cases(d: int = 1152) -> dict[str, Case]:
     norms += [Tuning(rows=r, warps=w) for r, w in ((1, 4), (2, 4), (4, 8), (8, 8), (8, 4))]
     norms += [Tuning(rows=4, warps=4, layout="pad"), Tuning(rows=4, warps=4, programs=SMS * 8)]
     back = [norm_triton.backward_tuning(d)]
-    back += [Tuning(rows=r, warps=w, programs=SMS * k) for r, w, k in ((1, 4, 4), (1, 4, 6), (1, 4, 8), (2, 4, 4))]
+    back += [
+        Tuning(rows=r, warps=w, programs=SMS * k)
+        for r, w, k in ((1, 4, 4), (1, 4, 6), (1, 4, 8), (2, 4, 4))
+    ]
     back += [Tuning(rows=2, warps=8, programs=SMS * 4), Tuning(rows=4, warps=16, programs=SMS * 2)]
-    back += [Tuning(rows=8, warps=16, programs=SMS), Tuning(rows=1, warps=4, programs=SMS * 4, layout="pad")]
+    back += [
+        Tuning(rows=8, warps=16, programs=SMS),
+        Tuning(rows=1, warps=4, programs=SMS * 4, layout="pad"),
+    ]
     gelu_forward = [gelu_triton.FORWARD]
     gelu_forward += [
-        Tuning(rows=r, cols=c, warps=w) for r, c, w in ((1, 1024, 4), (2, 512, 4), (8, 512, 4), (8, 512, 8))
+        Tuning(rows=r, cols=c, warps=w)
+        for r, c, w in ((1, 1024, 4), (2, 512, 4), (8, 512, 4), (8, 512, 8))
     ]
     gelu_back = [gelu_triton.BACKWARD]
     gelu_back += [
@@ -97,7 +109,9 @@ def cases(d: int = 1152) -> dict[str, Case]:
             1,
             back,
         ),
-        "bias_gelu forward": Case(gelu.bias_gelu_xla, gelu_triton.bias_gelu_forward, ("x", "p"), 2, WIDE, gelu_forward),
+        "bias_gelu forward": Case(
+            gelu.bias_gelu_xla, gelu_triton.bias_gelu_forward, ("x", "p"), 2, WIDE, gelu_forward
+        ),
         "bias_gelu backward": Case(
             lambda dg, u, bias: jax.vjp(gelu.bias_gelu_xla, u, bias)[1](dg),
             gelu_triton.bias_gelu_backward,
@@ -106,7 +120,9 @@ def cases(d: int = 1152) -> dict[str, Case]:
             WIDE,
             gelu_back,
         ),
-        "row_sums": Case(lambda x: x.astype(jnp.float32).sum(0), norm_triton.row_sums, ("x",), 1, 1, sums),
+        "row_sums": Case(
+            lambda x: x.astype(jnp.float32).sum(0), norm_triton.row_sums, ("x",), 1, 1, sums
+        ),
     }
 
 
@@ -117,12 +133,20 @@ def make_inputs(kinds: tuple[str, ...], n: int, d: int, seed: int) -> list[jax.A
     out = []
     for kind, key in zip(kinds, keys, strict=True):
         a = jax.random.normal(key, shapes[kind], jnp.float32)
-        out.append({"x": 1.5 * a, "p": 1 + 0.3 * a, "mean": 0.1 * a, "rstd": 1 / (1 + 0.1 * abs(a))}[kind])
-    return [a.astype(jnp.bfloat16) if kind == "x" else a for a, kind in zip(out, kinds, strict=True)]
+        out.append(
+            {"x": 1.5 * a, "p": 1 + 0.3 * a, "mean": 0.1 * a, "rstd": 1 / (1 + 0.1 * abs(a))}[kind]
+        )
+    return [
+        a.astype(jnp.bfloat16) if kind == "x" else a for a, kind in zip(out, kinds, strict=True)
+    ]
 
 
-def milliseconds(function: Callable[..., Any], sets: list[list[jax.Array]], calls: int, repeats: int = 3) -> float:
-    """The median over repeats of the time of one of `calls` calls in a row, over several sets of inputs in turn."""
+def milliseconds(
+    function: Callable[..., Any], sets: list[list[jax.Array]], calls: int, repeats: int = 3
+) -> float:
+    """The median over repeats of the time of one of `calls` calls in a row, over several sets of
+    inputs in turn.
+    """
     jax.block_until_ready(function(*sets[0]))
     seconds = []
     for _ in range(repeats):
@@ -154,7 +178,9 @@ def last_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[-1][:200] if lines else ''}"
 
 
-def measure(function: Callable[..., Any], sets: list[list[jax.Array]], ref: Any, large: int, calls: int) -> dict:
+def measure(
+    function: Callable[..., Any], sets: list[list[jax.Array]], ref: Any, large: int, calls: int
+) -> dict:
     """Time, rate and error of one implementation, or the error it ended with."""
     try:
         began = time.perf_counter()
@@ -165,22 +191,33 @@ def measure(function: Callable[..., Any], sets: list[list[jax.Array]], ref: Any,
     except Exception as failure:
         return {"failed": last_line(failure)}
     moved = large * max(a.nbytes for a in sets[0])
-    return {"ms": ms, "gb_per_sec": moved / ms / 1e6, "error": error, "first_call_seconds": compile_seconds}
+    return {
+        "ms": ms,
+        "gb_per_sec": moved / ms / 1e6,
+        "error": error,
+        "first_call_seconds": compile_seconds,
+    }
 
 
 def public_gradients(implementation: norm.Implementation, batch: int, tokens: int, d: int) -> float:
-    """The worst relative error of a sublayer's gradients through the public functions against XLA in float32."""
+    """The worst relative error of a sublayer's gradients through the public functions against XLA
+    in float32.
+    """
     arrays = make_inputs(("x", "x", "p", "p", "p", "x"), batch * tokens, d, 7)
     shape = (batch, tokens, d)
 
-    def loss(x: Any, y: Any, bias: Any, scale: Any, shift: Any, out: Any, *, how: norm.Implementation) -> jax.Array:
+    def loss(
+        x: Any, y: Any, bias: Any, scale: Any, shift: Any, out: Any, *, how: norm.Implementation
+    ) -> jax.Array:
         x, y, out = x.reshape(shape), y.reshape(shape), out.reshape(shape)
         r, h = norm.add_norm(x, y, bias, scale, shift, implementation=how)
         g = gelu.bias_gelu(h, bias, implementation=how)
         return jnp.sum(norm.residual_add(r, g, bias, implementation=how).astype(jnp.float32) * out)
 
     def gradients(how: norm.Implementation, arguments: list[jax.Array]) -> Any:
-        return jax.jit(jax.grad(functools.partial(loss, how=how), argnums=(0, 1, 2, 3, 4)))(*arguments)
+        return jax.jit(jax.grad(functools.partial(loss, how=how), argnums=(0, 1, 2, 3, 4)))(
+            *arguments
+        )
 
     return float(relative_error(gradients(implementation, arrays), gradients("xla", wide(arrays))))
 
@@ -190,7 +227,10 @@ def row(name: str, op: str, what: str, result: dict) -> str:
     head = f"{name:4} {op:28} {what:52}"
     if "failed" in result:
         return f"{head} {result['failed']}"
-    return f"{head} {result['ms']:8.3f} ms {result['gb_per_sec']:6.0f} GB/s  error {result['error']:.1e}"
+    return (
+        f"{head} {result['ms']:8.3f} ms {result['gb_per_sec']:6.0f} GB/s  error "
+        f"{result['error']:.1e}"
+    )
 
 
 def describe(tuning: Tuning) -> str:
@@ -202,17 +242,25 @@ def describe(tuning: Tuning) -> str:
 
 def main() -> None:
     """Measures, prints, and writes everything as JSON where --out says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--ops", nargs="+", default=list(cases()), choices=list(cases()))
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--calls", type=int, default=20, help="calls in a row in one timing")
-    parser.add_argument("--seconds", type=float, default=80, help="no new tuning is begun after these")
-    parser.add_argument("--interpret", action="store_true", help="tiny shapes by Pallas's interpreter")
+    parser.add_argument(
+        "--seconds", type=float, default=80, help="no new tuning is begun after these"
+    )
+    parser.add_argument(
+        "--interpret", action="store_true", help="tiny shapes by Pallas's interpreter"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="a file for the results as JSON")
     options = parser.parse_args()
     began = time.monotonic()
-    batch, calls, sets_of_inputs = (options.batch_size, options.calls, 2) if not options.interpret else (1, 1, 1)
+    batch, calls, sets_of_inputs = (
+        (options.batch_size, options.calls, 2) if not options.interpret else (1, 1, 1)
+    )
     device = jax.devices()[0]
     print(f"{device.device_kind}, jax {jax.__version__}, batch {batch}", flush=True)
 
@@ -220,7 +268,10 @@ def main() -> None:
     copies = [make_inputs(("x",), batch * 258, WIDE * 1152, seed) for seed in range(2)]
     copy = milliseconds(jax.jit(lambda a: -a), copies, calls)
     copy_rate = 2 * copies[0][0].nbytes / copy / 1e6
-    print(f"copy of {copies[0][0].nbytes / 1e6:.0f} MB: {copy:.3f} ms, {copy_rate:.0f} GB/s", flush=True)
+    print(
+        f"copy of {copies[0][0].nbytes / 1e6:.0f} MB: {copy:.3f} ms, {copy_rate:.0f} GB/s",
+        flush=True,
+    )
     del copies
     try:
         how: norm.Implementation = "interpret" if options.interpret else "triton"
@@ -230,7 +281,9 @@ def main() -> None:
     print(f"gradients through the public functions, H/2, error: {gradients}", flush=True)
 
     # Every operation's twin and default first, so that little time still gives a whole picture.
-    for some, name, op in itertools.product((slice(0, 1), slice(1, None)), options.models, options.ops):
+    for some, name, op in itertools.product(
+        (slice(0, 1), slice(1, None)), options.models, options.ops
+    ):
         tokens, d = MODELS[name]
         case = cases(d)[op]
         tunings = case.tunings[some] if not options.interpret else case.tunings[some][:1]
@@ -240,7 +293,9 @@ def main() -> None:
             left_out += len(tunings)
             continue
         sets = [
-            make_inputs(case.inputs, 1 * 11 if options.interpret else batch * tokens, d * case.width, seed)
+            make_inputs(
+                case.inputs, 1 * 11 if options.interpret else batch * tokens, d * case.width, seed
+            )
             for seed in range(sets_of_inputs)
         ]
         try:
@@ -265,8 +320,15 @@ def main() -> None:
 
     summarize(rows, copy_rate, left_out, time.monotonic() - began)
     if options.out:
-        report = {"device": device.device_kind, "jax": jax.__version__, "batch": batch, "copy_gb_per_sec": copy_rate}
-        options.out.write_text(json.dumps({**report, "gradients": gradients, "rows": rows}, indent=1))
+        report = {
+            "device": device.device_kind,
+            "jax": jax.__version__,
+            "batch": batch,
+            "copy_gb_per_sec": copy_rate,
+        }
+        options.out.write_text(
+            json.dumps({**report, "gradients": gradients, "rows": rows}, indent=1)
+        )
 
 
 def summarize(rows: list[dict], copy_rate: float, left_out: int, seconds: float) -> None:

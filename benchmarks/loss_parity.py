@@ -1,11 +1,13 @@
-"""Losses of bfloat16 and fp8 runs with this machine's kernels beside a float32 run's, on the same data and noise.
+"""Losses of bfloat16 and fp8 runs with this machine's kernels beside a float32 run's, on the same
+data and noise.
 
     python benchmarks/loss_parity.py                                       # digits, 200 steps
-    python benchmarks/loss_parity.py configs/cifar10.py --batch-size 64    # a paper config: images of waves
-    python benchmarks/loss_parity.py --forms bfloat16 fp8 --steps 2000     # without a float32 run
+    python benchmarks/loss_parity.py configs/cifar10.py --batch-size 64    # a paper config: images
+    of waves python benchmarks/loss_parity.py --forms bfloat16 fp8 --steps 2000     # without a
+    float32 run
 
-All start from the same weights and draw the same times and noises. Prints the mean loss of every tenth of the run and
-the others' difference from the first form's, and ends with the largest.
+All start from the same weights and draw the same times and noises. Prints the mean loss of every
+tenth of the run and the others' difference from the first form's, and ends with the largest.
 """
 
 import argparse
@@ -20,10 +22,10 @@ import numpy as np
 from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.sources import SOURCES, ArraySource, Source, load_source
 from uvit_jax.errors import run_script
-from uvit_jax.jobs.abstract_batch import abstract_inputs, abstract_state, batch_fields
-from uvit_jax.jobs.config import load_experiment, parse_settings
-from uvit_jax.jobs.datacard import DataCard
-from uvit_jax.jobs.setup import assemble
+from uvit_jax.experiment.assembled import assemble
+from uvit_jax.experiment.config import load_experiment, parse_settings
+from uvit_jax.experiment.data_card import DataCard
+from uvit_jax.experiment.step_program import abstract_inputs, abstract_state, batch_fields
 from uvit_jax.training.state import create_sharded
 
 FORMS = {
@@ -38,7 +40,10 @@ def losses(config: str, batch_size: int, steps: int, overrides: dict[str, str]) 
     experiment = load_experiment(config, {"train.batch_size": str(batch_size), **overrides})
     # A short run is to learn something.
     experiment = dataclasses.replace(
-        experiment, optimizer=dataclasses.replace(experiment.optimizer, warmup_steps=min(50, steps // 4), decay="none")
+        experiment,
+        optimizer=dataclasses.replace(
+            experiment.optimizer, warmup_steps=min(50, steps // 4), decay="none"
+        ),
     )
     parts = assemble(experiment, DataCard(config), devices=jax.devices()[:1])
     optimizer, _ = abstract_state(parts)
@@ -71,34 +76,56 @@ def _source(experiment: Any) -> Source:
     rows, columns = np.arange(h)[None, :, None, None], np.arange(w)[None, None, :, None]
     images = np.sin(waves[0] * rows + waves[1] * columns + phase).astype(np.float32)
     classes = max(experiment.num_real_classes, 1)
-    return ArraySource("waves", images, rng.integers(0, classes, 2048), [str(i) for i in range(classes)])
+    return ArraySource(
+        "waves", images, rng.integers(0, classes, 2048), [str(i) for i in range(classes)]
+    )
 
 
 def main() -> None:
     """Runs both and compares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", nargs="?", default="configs/digits.py")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value"
+    )
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["float32", "bfloat16"])
     parser.add_argument("--out", default="")
     options = parser.parse_args()
     overrides = parse_settings(options.set)
     curves = {
-        name: losses(options.config, options.batch_size, options.steps, {**FORMS[name], **overrides})
+        name: losses(
+            options.config, options.batch_size, options.steps, {**FORMS[name], **overrides}
+        )
         for name in options.forms
     }
-    print(f"{options.config}, {options.steps} steps of {options.batch_size}: {jax.devices()[0].device_kind}")
+    print(
+        f"{options.config}, {options.steps} steps of {options.batch_size}: "
+        f"{jax.devices()[0].device_kind}"
+    )
     first, *others = options.forms
-    tenths = {name: np.array([part.mean() for part in np.array_split(curve, 10)]) for name, curve in curves.items()}
+    tenths = {
+        name: np.array([part.mean() for part in np.array_split(curve, 10)])
+        for name, curve in curves.items()
+    }
     for number in range(10):
-        compared = (f"{name} {tenths[name][number]:.5f} {_difference(tenths, name)[number]:+.3%}" for name in others)
+        compared = (
+            f"{name} {tenths[name][number]:.5f} {_difference(tenths, name)[number]:+.3%}"
+            for name in others
+        )
         print(f"tenth {number + 1:2}: {first} {tenths[first][number]:.5f}  {'  '.join(compared)}")
     for name in others:
-        print(f"largest difference of {name} from {first}: {np.abs(_difference(tenths, name)).max():.3%}")
+        print(
+            f"largest difference of {name} from {first}: "
+            f"{np.abs(_difference(tenths, name)).max():.3%}"
+        )
     if options.out:
-        pathlib.Path(options.out).write_text(json.dumps({name: curve.tolist() for name, curve in curves.items()}))
+        pathlib.Path(options.out).write_text(
+            json.dumps({name: curve.tolist() for name, curve in curves.items()})
+        )
 
 
 def _difference(tenths: dict[str, np.ndarray], name: str) -> np.ndarray:

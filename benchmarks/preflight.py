@@ -1,12 +1,14 @@
-"""The job `preflight` for every paper config on slices of TPU v4, v5e, v5p and v6e, with none of them there.
+"""The job `preflight` for every paper config on slices of TPU v4, v5e, v5p and v6e, with none of
+them there.
 
-    python benchmarks/preflight.py --out preflight                       # everything; goes on where it was stopped
-    python benchmarks/preflight.py --out preflight --only cifar10 v6e    # what has both in its name
+    python benchmarks/preflight.py --out preflight                       # everything; goes on where
+    it was stopped python benchmarks/preflight.py --out preflight --only cifar10 v6e    # what has
+    both in its name
 
-Needs `pip install -e '.[tpu]'`. Each config is compiled as it is, in a process of its own (a large model takes
-minutes), with a mesh of pure data parallelism; hours are those of the config's own steps and batch at 40 % MFU, or,
-where the roofline allows less, by the schedule. Writes `OUT/table.md` and, for each, a `preflight.json` in
-`OUT/<config>/<slice>/`.
+Needs `pip install -e '.[tpu]'`. Each config is compiled as it is, in a process of its own (a large
+model takes minutes), with a mesh of pure data parallelism; hours are those of the config's own
+steps and batch at 40 % MFU, or, where the roofline allows less, by the schedule. Writes
+`OUT/table.md` and, for each, a `preflight.json` in `OUT/<config>/<slice>/`.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import subprocess
 import sys
 from typing import Any
 
-# Chips that the batch divides over and that the model keeps busy: 16 for a batch of 128 or 256, 64 for one of 1024.
+# Chips that the batch divides over and that the model keeps busy: 16 for a batch of 128 or 256, 64
+# for one of 1024.
 SMALL = ("v4:2x2x4", "v5e:4x4", "v5p:2x2x4", "v6e:4x4")
 LARGE = ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8")
 PAPER = {
@@ -55,8 +58,17 @@ def folder_of(out: pathlib.Path, config: str, topology: str) -> pathlib.Path:
 
 def preflight(config: str, topology: str, folder: pathlib.Path, extra: list[str]) -> bool:
     """Runs the job; whether it left figures (a config that doesn't fit has some too)."""
-    command = [sys.executable, "-m", "uvit_jax.main", "--job=preflight", f"--config={config}", f"--workdir={folder}"]
-    done = subprocess.run([*command, f"--config.preflight.topology={topology}", *extra], check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "uvit_jax.main",
+        "--job=preflight",
+        f"--config={config}",
+        f"--workdir={folder}",
+    ]
+    done = subprocess.run(
+        [*command, f"--config.preflight.topology={topology}", *extra], check=False
+    )
     return done.returncode in (0, 1) and (folder / "preflight.json").exists()
 
 
@@ -86,17 +98,24 @@ def markdown(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADS))]
     rule = tuple("-" * width for width in widths)
     cells = (
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (HEADS, rule, *rows)
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in (HEADS, rule, *rows)
     )
     return "".join(f"| {line} |\n" for line in cells)
 
 
 def main() -> None:
     """Runs what isn't there yet, and writes the table after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("preflight"))
-    parser.add_argument("--only", nargs="*", default=[], help="words that config and slice together must hold")
-    parser.add_argument("fields", nargs="*", help="fields of the config, as --config.mesh.fsdp=8 behind a --")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="words that config and slice together must hold"
+    )
+    parser.add_argument(
+        "fields", nargs="*", help="fields of the config, as --config.mesh.fsdp=8 behind a --"
+    )
     options = parser.parse_args()
     pairs = [(config, topology) for config, topologies in PAPER.items() for topology in topologies]
     rows = []

@@ -1,10 +1,12 @@
-"""Matrix products of a block apart: in bfloat16 and in 8 bits, and a weight's gradient as several partial sums.
+"""Matrix products of a block apart: in bfloat16 and in 8 bits, and a weight's gradient as several
+partial sums.
 
-    python benchmarks/products.py                                   # U-ViT-H/2 at batch 192, half a minute on an H100
-    python benchmarks/products.py --width 1024 --batch 256 --parts 1 2 3 4 6
+    python benchmarks/products.py                                   # U-ViT-H/2 at batch 192, half a
+    minute on an H100 python benchmarks/products.py --width 1024 --batch 256 --parts 1 2 3 4 6
 
-A row is a product with all that it takes: casts and scales in 8 bits, the sum of the partial sums. TFLOP/s count the
-product alone. "8-bit" says whether the compiled program holds cuBLASLt's 8-bit product.
+A row is a product with all that it takes: casts and scales in 8 bits, the sum of the partial sums.
+TFLOP/s count the product alone. "8-bit" says whether the compiled program holds cuBLASLt's 8-bit
+product.
 """
 
 import argparse
@@ -14,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from attention import median_ms
 
-from uvit_jax.models.fused.products import product
-from uvit_jax.models.fused.weight_gradient import weight_tangent
+from uvit_jax.models.kernels.products import product
+from uvit_jax.models.kernels.weight_gradient import weight_tangent
 
 TOKENS = 258
 
@@ -26,13 +28,18 @@ def weight_gradient(x: jax.Array, dy: jax.Array, parts: int) -> jax.Array:
     return jax.linear_transpose(lambda kernel: weight_tangent(x, kernel, parts), weights)(dy)[0]
 
 
-def cases(batch: int, width: int, parts: list[int]) -> Iterator[tuple[str, Callable, list[tuple], float]]:
+def cases(
+    batch: int, width: int, parts: list[int]
+) -> Iterator[tuple[str, Callable, list[tuple], float]]:
     """Name, function, two sets of inputs and FLOPs of each product."""
     rows = batch * TOKENS
 
     def random(*shapes: tuple[int, ...]) -> list[tuple]:
         keys = [jax.random.split(jax.random.key(i), len(shapes)) for i in range(2)]
-        return [tuple(jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(ks, shapes, strict=True)) for ks in keys]
+        return [
+            tuple(jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(ks, shapes, strict=True))
+            for ks in keys
+        ]
 
     for name, k, m in (
         ("fc1", width, 4 * width),
@@ -43,7 +50,12 @@ def cases(batch: int, width: int, parts: list[int]) -> Iterator[tuple[str, Calla
         flops = 2.0 * rows * k * m
         inputs = [(x, w.astype(jnp.float32)) for x, w in random((batch, TOKENS, k), (k, m))]
         for dtype in ("bfloat16", "fp8"):
-            yield f"{name} in {dtype}", lambda x, w, d=dtype: product(x, w, fp8=d == "fp8"), inputs, flops
+            yield (
+                f"{name} in {dtype}",
+                lambda x, w, d=dtype: product(x, w, fp8=d == "fp8"),
+                inputs,
+                flops,
+            )
         inputs = random((rows, k), (rows, m))
         for number in parts:
             if rows % number == 0:
@@ -57,12 +69,17 @@ def cases(batch: int, width: int, parts: list[int]) -> Iterator[tuple[str, Calla
 
 def main() -> None:
     """Measures and prints a line a product."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--width", type=int, default=1152)
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 4])
     options = parser.parse_args()
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.batch} x {TOKENS} rows of {options.width}")
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.batch} x {TOKENS} rows "
+        f"of {options.width}"
+    )
     for name, function, inputs, flops in cases(options.batch, options.width, options.parts):
         compiled = jax.jit(function).lower(*inputs[0]).compile()
         eight = "  8-bit" if "matmul$f8" in (compiled.as_text() or "") else ""

@@ -1,7 +1,9 @@
-"""Where the time of a train step goes: kernels by kind, from a trace of the compiled step on this machine's device.
+"""Where the time of a train step goes: kernels by kind, from a trace of the compiled step on this
+machine's device.
 
     python benchmarks/profile_step.py configs/imagenet256.py:huge --batch-size 96 --out profile
-    python benchmarks/profile_step.py configs/imagenet256.py:huge --batch-size 96 --set model.remat=none
+    python benchmarks/profile_step.py configs/imagenet256.py:huge --batch-size 96 --set
+    model.remat=none
 
 --out keeps the optimized HLO (step.txt) and the table (kernels.json) in a folder.
 """
@@ -19,7 +21,7 @@ import jax
 from train_step import compile_step
 
 from uvit_jax.errors import run_script
-from uvit_jax.jobs.config import parse_settings
+from uvit_jax.experiment.config import parse_settings
 
 STEPS = 3
 # Kinds of kernels by what their names hold, the first that fits.
@@ -37,7 +39,9 @@ KINDS = (
 
 
 def kernel_times(folder: pathlib.Path) -> dict[tuple[str, str], tuple[float, int]]:
-    """Of each kernel (its name, and the HLO operation without its number): milliseconds and launches."""
+    """Of each kernel (its name, and the HLO operation without its number): milliseconds and
+    launches.
+    """
     times: dict[tuple[str, str], tuple[float, int]] = collections.defaultdict(lambda: (0.0, 0))
     for path in folder.rglob("*.xplane.pb"):
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
@@ -56,7 +60,9 @@ def kernel_times(folder: pathlib.Path) -> dict[tuple[str, str], tuple[float, int
 
 
 def busy_and_idle(folder: pathlib.Path) -> tuple[float, float]:
-    """Milliseconds from the first kernel's start to the last one's end: with one running, and with none."""
+    """Milliseconds from the first kernel's start to the last one's end: with one running, and with
+    none.
+    """
     spans = sorted(
         (event.start_ns, event.end_ns)
         for path in folder.rglob("*.xplane.pb")
@@ -84,10 +90,14 @@ def kind_of(kernel: str, operation: str) -> str:
 
 def main() -> None:
     """Compiles, traces a few steps and prints the kernels, the dearest first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config")
     parser.add_argument("--batch-size", type=int, default=96)
-    parser.add_argument("--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value"
+    )
     parser.add_argument("--rows", type=int, default=40)
     parser.add_argument("--out", default="")
     options = parser.parse_args()
@@ -107,14 +117,23 @@ def main() -> None:
         times = kernel_times(pathlib.Path(folder))
         busy, idle = (value / STEPS for value in busy_and_idle(pathlib.Path(folder)))
     rows = sorted(
-        ((ms / STEPS, launches / STEPS, kernel, operation) for (kernel, operation), (ms, launches) in times.items()),
+        (
+            (ms / STEPS, launches / STEPS, kernel, operation)
+            for (kernel, operation), (ms, launches) in times.items()
+        ),
         reverse=True,
     )
     kinds: dict[str, float] = collections.defaultdict(float)
     for milliseconds, _, kernel, operation in rows:
         kinds[kind_of(kernel, operation)] += milliseconds
-    print(f"{options.config} batch {options.batch_size} {' '.join(options.set)}: {jax.devices()[0].device_kind}")
-    print(f"a step: {sum(kinds.values()):.1f} ms in kernels; the device busy {busy:.1f}, idle between {idle:.1f}")
+    print(
+        f"{options.config} batch {options.batch_size} {' '.join(options.set)}: "
+        f"{jax.devices()[0].device_kind}"
+    )
+    print(
+        f"a step: {sum(kinds.values()):.1f} ms in kernels; the device busy {busy:.1f}, idle "
+        f"between {idle:.1f}"
+    )
     print(f"{wall:.1f} ms by the clock, the profiler's own work with them")
     for milliseconds, launches, kernel, operation in rows[: options.rows]:
         print(f"{milliseconds:9.2f} ms {launches:6.0f} x  {operation[:40]:40} {kernel[:70]}")

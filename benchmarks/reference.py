@@ -1,9 +1,11 @@
-"""What scripts beside this one share to compare with the official PyTorch U-ViT: its rows, ratios and a bar chart.
+"""What scripts beside this one share to compare with the official PyTorch U-ViT: its rows, ratios
+and a bar chart.
 
-`--reference DIR` names a checkout of https://github.com/baofff/U-ViT. The forms: "published", its code as it is
-(float16 autocast, gradient scaler, EMA parameter by parameter); "float32", the same with attention in float32; "tuned",
-bfloat16, fused AdamW, EMA at once, guidance in one batch; "compiled", tuned under torch.compile. None recomputes
-activations in the backward pass, which the published configs of the large models do.
+`--reference DIR` names a checkout of https://github.com/baofff/U-ViT. The forms: "published", its
+code as it is (float16 autocast, gradient scaler, EMA parameter by parameter); "float32", the same
+with attention in float32; "tuned", bfloat16, fused AdamW, EMA at once, guidance in one batch;
+"compiled", tuned under torch.compile. None recomputes activations in the backward pass, which the
+published configs of the large models do.
 """
 
 import argparse
@@ -16,23 +18,37 @@ from collections.abc import Sequence
 from typing import Any
 
 from uvit_jax.errors import UserError
-from uvit_jax.jobs.config import Experiment
+from uvit_jax.experiment.config import Experiment
+from uvit_jax.files import atomic_write
 from uvit_jax.models.uvit_config import UViTConfig
-from uvit_jax.telemetry.atomic import atomic_write
 
 Row = dict[str, Any]
 FORMS = ("published", "float32", "tuned", "compiled")
 _INK, _GREY, _BLUE, _TEAL = "#222222", "#888888", "#1f5fa8", "#2a8a7f"
 # What the official network can't be told, and the only value it has.
-_FIXED = {"skip": "concat", "time": "token", "patch_embed": "linear", "pos_embed": "learned", "context_dim": 0}
+_FIXED = {
+    "skip": "concat",
+    "time": "token",
+    "patch_embed": "linear",
+    "pos_embed": "learned",
+    "context_dim": 0,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """The options of a comparison, and where its rows and chart go; `batch_size` is the reference's default."""
-    parser.add_argument("--reference", metavar="DIR", help="a checkout of the official PyTorch code to compare with")
+    """The options of a comparison, and where its rows and chart go; `batch_size` is the reference's
+    default.
+    """
+    parser.add_argument(
+        "--reference", metavar="DIR", help="a checkout of the official PyTorch code to compare with"
+    )
     parser.add_argument("--reference-batch-size", type=int, nargs="+", default=[batch_size])
-    parser.add_argument("--reference-forms", nargs="+", choices=FORMS, default=["published", "float32", "compiled"])
-    parser.add_argument("--reference-python", default=sys.executable, help="a Python that has torch and einops")
+    parser.add_argument(
+        "--reference-forms", nargs="+", choices=FORMS, default=["published", "float32", "compiled"]
+    )
+    parser.add_argument(
+        "--reference-python", default=sys.executable, help="a Python that has torch and einops"
+    )
     parser.add_argument("--out", help="a JSON file of all rows")
     parser.add_argument("--chart", help="a PNG of all rows")
 
@@ -46,13 +62,14 @@ def official_network(config: UViTConfig) -> dict[str, Any]:
     for field, only in _FIXED.items():
         if getattr(config, field) != only:
             raise UserError(
-                f"model.{field} is {getattr(config, field)!r}, expected {only!r} to compare with --reference"
+                f"model.{field} is {getattr(config, field)!r}, expected {only!r} to compare with "
+                f"--reference"
             )
     height, width = config.input_size
     if height != width or config.conv == "before":
         raise UserError(
-            f"the model is {height}x{width} with conv = {config.conv!r}, expected a square with conv = 'after' or "
-            "'none' to compare with --reference"
+            f"the model is {height}x{width} with conv = {config.conv!r}, expected a square with "
+            "conv = 'after' or 'none' to compare with --reference"
         )
     return {
         "img_size": height,
@@ -69,8 +86,11 @@ def official_network(config: UViTConfig) -> dict[str, Any]:
     }
 
 
-def run_reference(options: argparse.Namespace, name: str, experiment: Experiment, what: str, steps: int) -> list[Row]:
-    """Rows of the official network in each form at each batch, measured in a process that has ended on return.
+def run_reference(
+    options: argparse.Namespace, name: str, experiment: Experiment, what: str, steps: int
+) -> list[Row]:
+    """Rows of the official network in each form at each batch, measured in a process that has ended
+    on return.
 
     Call it before JAX takes the GPU's memory.
 
@@ -85,13 +105,19 @@ def run_reference(options: argparse.Namespace, name: str, experiment: Experiment
     """
     checkout = pathlib.Path(options.reference).resolve()
     if not (checkout / "libs" / "uvit.py").exists():
-        raise UserError(f"--reference is {options.reference!r}, expected a checkout with libs/uvit.py")
+        raise UserError(
+            f"--reference is {options.reference!r}, expected a checkout with libs/uvit.py"
+        )
     optimizer, sample = experiment.optimizer, experiment.sample
     job = {
         "what": what,
         "checkout": str(checkout),
         "network": official_network(experiment.model),
-        "optimizer": {"lr": optimizer.lr, "betas": optimizer.betas, "weight_decay": optimizer.weight_decay},
+        "optimizer": {
+            "lr": optimizer.lr,
+            "betas": optimizer.betas,
+            "weight_decay": optimizer.weight_decay,
+        },
         "guidance_scale": sample.guidance_scale,
         "evaluations": steps if what == "sample" else 0,
         "forms": options.reference_forms,
@@ -119,7 +145,10 @@ def run_reference(options: argparse.Namespace, name: str, experiment: Experiment
                 # At once: minutes of work must not be lost with what comes after.
                 print(reference_line(rows[-1]), flush=True)
     if process.returncode:
-        print(f"the reference ended with status {process.returncode}; its rows up to there count", file=sys.stderr)
+        print(
+            f"the reference ended with status {process.returncode}; its rows up to there count",
+            file=sys.stderr,
+        )
     return rows
 
 
@@ -128,7 +157,11 @@ def reference_line(row: Row) -> str:
     what = f"  official, {row['form']:10} batch {row['batch']:4}: "
     if "error" in row:
         return what + row["error"]
-    tflops = f", {row['tflops']:.3g} TFLOP/s, {row['share']:.0%} of the ceiling" if "share" in row else ""
+    tflops = (
+        f", {row['tflops']:.3g} TFLOP/s, {row['share']:.0%} of the ceiling"
+        if "share" in row
+        else ""
+    )
     memory = "" if row["gib"] is None else f", {row['gib']:.1f} GiB"
     warning = "" if row["finite"] else ", NOT FINITE"
     return (
@@ -152,7 +185,9 @@ def show_rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def print_comparison(ours: Sequence[Row], theirs: Sequence[Row], flops: float, ceiling: float) -> None:
+def print_comparison(
+    ours: Sequence[Row], theirs: Sequence[Row], flops: float, ceiling: float
+) -> None:
     """A line for each row of the reference, then our best over the best of each of its forms.
 
     Rows get their TFLOP/s and share of the ceiling (FLOP/s); flops: of one image.
@@ -167,7 +202,10 @@ def print_comparison(ours: Sequence[Row], theirs: Sequence[Row], flops: float, c
         other = best([row for row in theirs if row["form"] == form])
         if own is not None and other is not None:
             a, b = rate_of_one(own), rate_of_one(other)
-            print(f"  ours / official, {form}: {show_rate(a)} / {show_rate(b)} = {a / b:.2f} x", flush=True)
+            print(
+                f"  ours / official, {form}: {show_rate(a)} / {show_rate(b)} = {a / b:.2f} x",
+                flush=True,
+            )
 
 
 def finish(options: argparse.Namespace, rows: Sequence[Row], title: str) -> None:
@@ -179,8 +217,9 @@ def finish(options: argparse.Namespace, rows: Sequence[Row], title: str) -> None
 
 
 def bar_chart(rows: Sequence[Row], path: str, *, title: str) -> None:
-    """Writes a PNG with one panel a config and one bar a row: images/s for each device, ours in colours, the
-    reference grey; behind each bar its rate and share of the ceiling. The file appears whole or not at all.
+    """Writes a PNG with one panel a config and one bar a row: images/s for each device, ours in
+    colours, the reference grey; behind each bar its rate and share of the ceiling. The file appears
+    whole or not at all.
     """
     from matplotlib.figure import Figure  # only where a chart is asked for
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -196,7 +235,9 @@ def bar_chart(rows: Sequence[Row], path: str, *, title: str) -> None:
         dpi=120,
         layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08),
     )
-    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[1 + len(some) for some in panels.values()])
+    grid = figure.subplots(
+        len(panels), 1, squeeze=False, height_ratios=[1 + len(some) for some in panels.values()]
+    )
     for panel, (config, some) in zip(grid[:, 0], panels.items(), strict=True):
         rates = [rate_of_one(row) for row in some]
         own = best([row for row in some if row["who"] == "ours" and row.get("share")])

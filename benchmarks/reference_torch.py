@@ -1,8 +1,9 @@
-"""The official PyTorch U-ViT's own speed: one JSON row a line for the job on stdin; `reference.py` starts it.
+"""The official PyTorch U-ViT's own speed: one JSON row a line for the job on stdin; `reference.py`
+starts it.
 
-It runs in a process of its own, whose GPU memory is free when it ends, and needs torch, einops and a checkout of the
-official code, of which `libs/uvit.py` and `dpm_solver_pp.py` are imported as they are. On a CPU float16 becomes
-bfloat16, without a scaler.
+It runs in a process of its own, whose GPU memory is free when it ends, and needs torch, einops and
+a checkout of the official code, of which `libs/uvit.py` and `dpm_solver_pp.py` are imported as they
+are. On a CPU float16 becomes bfloat16, without a scaler.
 """
 
 import contextlib
@@ -29,8 +30,10 @@ class Form:
 
     Attributes:
       half: autocast's dtype; with float16 the loss is scaled.
-      float32_attention: keeps attention out of autocast, in the float32 that the official code casts to.
-      tuned: fused AdamW and the EMA of all parameters at once; in sampling, both halves of guidance in one batch.
+      float32_attention: keeps attention out of autocast, in the float32 that the official code
+        casts to.
+      tuned: fused AdamW and the EMA of all parameters at once; in sampling, both halves of guidance
+        in one batch.
       compiled: under torch.compile in its default mode.
     """
 
@@ -87,12 +90,15 @@ class Machine:
         with mock.patch.object(functional, "scaled_dot_product_attention", asked):
             probe = torch.zeros(1, 1, 8, 8, device=self.device)
             with self.autocast():
-                # Measured, not assumed: releases of torch differ in whether autocast casts what attention is given.
+                # Measured, not assumed: releases of torch differ in whether autocast casts what
+                # attention is given.
                 dtype = functional.scaled_dot_product_attention(probe, probe, probe).dtype
             yield str(dtype).removeprefix("torch.")
 
 
-def train_step(network: torch.nn.Module, machine: Machine, batch: int, job: dict[str, Any]) -> Callable[[], Any]:
+def train_step(
+    network: torch.nn.Module, machine: Machine, batch: int, job: dict[str, Any]
+) -> Callable[[], Any]:
     """One whole step on random examples: noise-prediction loss, gradients, AdamW, EMA."""
     form, device = machine.form, machine.device
     average = copy.deepcopy(network).requires_grad_(False)
@@ -127,8 +133,11 @@ def train_step(network: torch.nn.Module, machine: Machine, batch: int, job: dict
     return step
 
 
-def sampling(network: torch.nn.Module, machine: Machine, batch: int, job: dict[str, Any]) -> Callable[[int], Any]:
-    """`run(evaluations)`: latents by the official DPM-Solver++, third order, uniform in time, down to t = 1/1000.
+def sampling(
+    network: torch.nn.Module, machine: Machine, batch: int, job: dict[str, Any]
+) -> Callable[[int], Any]:
+    """`run(evaluations)`: latents by the official DPM-Solver++, third order, uniform in time, down
+    to t = 1/1000.
 
     A guided evaluation is two calls of the network, as published, or one on twice the batch.
     """
@@ -139,7 +148,9 @@ def sampling(network: torch.nn.Module, machine: Machine, batch: int, job: dict[s
     call = torch.compile(network) if form.compiled else network
     x, labels = examples(batch, device, job)
     scale = job["guidance_scale"]
-    empty = torch.full((batch,), job["network"]["num_classes"] - 1, device=device) if scale else None
+    empty = (
+        torch.full((batch,), job["network"]["num_classes"] - 1, device=device) if scale else None
+    )
 
     def ask(*inputs: Any) -> torch.Tensor:
         with machine.autocast():
@@ -166,10 +177,16 @@ def sampling(network: torch.nn.Module, machine: Machine, batch: int, job: dict[s
 
 def betas(device: str) -> torch.Tensor:
     """Stable Diffusion's: square roots evenly from 0.00085 to 0.012, 1000 of them."""
-    return torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device=device).square().float()
+    return (
+        torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device=device)
+        .square()
+        .float()
+    )
 
 
-def examples(batch: int, device: str, job: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def examples(
+    batch: int, device: str, job: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Random latents [b, c, h, w], and labels [b] where the network has them."""
     network = job["network"]
     classes, side = network["num_classes"], network["img_size"]
@@ -178,7 +195,9 @@ def examples(batch: int, device: str, job: dict[str, Any]) -> tuple[torch.Tensor
 
 
 def measure(name: str, batch: int, job: dict[str, Any]) -> dict[str, Any]:
-    """Images/s (the median of `job["repeats"]`), seconds of the first call and peak memory of one form at a batch."""
+    """Images/s (the median of `job["repeats"]`), seconds of the first call and peak memory of one
+    form at a batch.
+    """
     machine = Machine(FORMS[name])
     with contextlib.redirect_stdout(sys.stderr):  # the module prints how it attends
         uvit: Any = importlib.import_module("libs.uvit")
@@ -231,7 +250,8 @@ def main() -> None:
             except torch.OutOfMemoryError:
                 row["error"] = "does not fit"
             print(json.dumps(row), flush=True)
-            # Each measurement starts with an empty device, and torch.compile with shapes it has not seen.
+            # Each measurement starts with an empty device, and torch.compile with shapes it has not
+            # seen.
             torch.compiler.reset()
             gc.collect()
             if torch.cuda.is_available():

@@ -1,13 +1,16 @@
-"""Samples of a config as the job draws them: images/s of the network alone and with the decoder, TFLOP/s.
+"""Samples of a config as the job draws them: images/s of the network alone and with the decoder,
+TFLOP/s.
 
-    python benchmarks/sampling.py                                                  # U-ViT-H/2 at 256x256, guided
-    python benchmarks/sampling.py --batch-size 64 256 --guidance-interval 0.1,0.8  # and guided in an interval alone
-    python benchmarks/sampling.py --batch-size 64 256 --reference U-ViT --out sampling.json --chart sampling.png
+    python benchmarks/sampling.py                                                  # U-ViT-H/2 at
+    256x256, guided python benchmarks/sampling.py --batch-size 64 256 --guidance-interval 0.1,0.8  #
+    and guided in an interval alone python benchmarks/sampling.py --batch-size 64 256 --reference
+    U-ViT --out sampling.json --chart sampling.png
 
-Weights are random: no rate depends on them. TFLOP/s are the network's alone: one forward pass of `models/flops.py` an
-evaluation, two where it is guided, which within an interval only some are. "Of matmul" is the share of what a large
-bfloat16 matrix product reaches, measured in the same run. --reference measures the official PyTorch code's latents on
-the same device, by its own DPM-Solver++ with as many evaluations (`reference.py`).
+Weights are random: no rate depends on them. TFLOP/s are the network's alone: one forward pass of
+`models/flops.py` an evaluation, two where it is guided, which within an interval only some are. "Of
+matmul" is the share of what a large bfloat16 matrix product reaches, measured in the same run.
+--reference measures the official PyTorch code's latents on the same device, by its own DPM-Solver++
+with as many evaluations (`reference.py`).
 """
 
 import argparse
@@ -24,10 +27,10 @@ from train_step import matmul_ceiling
 
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.errors import UserError, run_script
-from uvit_jax.jobs.conditions import Conditions, label_conditions
-from uvit_jax.jobs.config import Experiment, load_experiment, parse_settings
-from uvit_jax.jobs.datacard import DataCard
-from uvit_jax.jobs.setup import Parts, assemble
+from uvit_jax.experiment.assembled import Parts, assemble
+from uvit_jax.experiment.config import Experiment, load_experiment, parse_settings
+from uvit_jax.experiment.data_card import DataCard
+from uvit_jax.jobs.sampling.conditions import Conditions, label_conditions
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.models.latents import Normalization
 
@@ -72,15 +75,23 @@ class Drawing:
 
 
 def make_parts(name: str, experiment: Experiment) -> Parts:
-    """The parts of a config, with a random decoder where its network draws latents of Stable Diffusion's shape."""
+    """The parts of a config, with a random decoder where its network draws latents of Stable
+    Diffusion's shape.
+    """
     if not experiment.autoencoder.name:
         return assemble(experiment, DataCard(name), section="sample")
-    card = DataCard("random", normalization=Normalization.constant(0.18215, experiment.model.in_channels))
+    card = DataCard(
+        "random", normalization=Normalization.constant(0.18215, experiment.model.in_channels)
+    )
     return assemble(experiment, card, autoencoder(experiment.autoencoder.dtype), section="sample")
 
 
-def measure(name: str, experiment: Experiment, params: Any, repeats: int, ceiling: float) -> Iterator[Row]:
-    """A row of the network alone and, for a network of latents, one with the decoder; `ceiling` of one device."""
+def measure(
+    name: str, experiment: Experiment, params: Any, repeats: int, ceiling: float
+) -> Iterator[Row]:
+    """A row of the network alone and, for a network of latents, one with the decoder; `ceiling` of
+    one device.
+    """
     parts, size, interval = (
         make_parts(name, experiment),
         experiment.sample.batch_size,
@@ -114,7 +125,9 @@ def random_conditions(experiment: Experiment) -> Conditions:
     model = experiment.model
     if not model.context_dim:
         return label_conditions(experiment, ())
-    texts = np.random.default_rng(0).standard_normal((9, model.context_length, model.context_dim), np.float32)
+    texts = np.random.default_rng(0).standard_normal(
+        (9, model.context_length, model.context_dim), np.float32
+    )
     return Conditions(texts[1:], texts[0])
 
 
@@ -125,10 +138,14 @@ def sample_flops(experiment: Experiment) -> int:
 
 
 def evaluations(experiment: Experiment) -> int:
-    """Of the network a sample, a guided one counted once; a UserError where the solver chooses them."""
+    """Of the network a sample, a guided one counted once; a UserError where the solver chooses
+    them.
+    """
     found = experiment.sample.sampler().evaluations
     if found is None:
-        raise UserError("config.sample.method is 'adaptive', expected one whose number of evaluations is fixed")
+        raise UserError(
+            "config.sample.method is 'adaptive', expected one whose number of evaluations is fixed"
+        )
     return found
 
 
@@ -140,7 +157,9 @@ def random_params(experiment: Experiment) -> Any:
 
 
 def variants(experiment: Experiment, options: argparse.Namespace) -> Iterator[Experiment]:
-    """The experiment at each batch size; guided everywhere first, then within the interval asked for."""
+    """The experiment at each batch size; guided everywhere first, then within the interval asked
+    for.
+    """
     intervals = [(0.0, 1.0)]
     if options.guidance_interval:
         low, high = (float(end) for end in options.guidance_interval.split(","))
@@ -148,7 +167,9 @@ def variants(experiment: Experiment, options: argparse.Namespace) -> Iterator[Ex
     for low, high in intervals:
         for size in options.batch_size:
             size *= jax.device_count()
-            sample = dataclasses.replace(experiment.sample, batch_size=size, guidance_low=low, guidance_high=high)
+            sample = dataclasses.replace(
+                experiment.sample, batch_size=size, guidance_low=low, guidance_high=high
+            )
             yield dataclasses.replace(experiment, sample=sample)
 
 
@@ -167,11 +188,17 @@ def show(row: Row) -> None:
 
 def main() -> None:
     """Measures and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", nargs="?", default=CONFIG, help="configs/x.py:variant")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[64], help="of each device")
-    parser.add_argument("--guidance-interval", metavar="LOW,HIGH", help="measured besides, in t from 0 to 1")
-    parser.add_argument("--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value")
+    parser.add_argument(
+        "--guidance-interval", metavar="LOW,HIGH", help="measured besides, in t from 0 to 1"
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     add_arguments(parser, batch_size=64)
     options = parser.parse_args()
@@ -183,8 +210,15 @@ def main() -> None:
     # Before JAX takes the GPU's memory for itself.
     theirs = run_reference(options, name, experiment, "sample", count) if options.reference else []
     device, ceiling = jax.devices()[0].device_kind, matmul_ceiling()
-    title = f"{jax.device_count()} x {device}, jax {jax.__version__}, matrix products {ceiling / 1e12:.3g} TFLOP/s"
-    guidance = f"guidance {experiment.sample.guidance_scale:g}" if experiment.sample.guidance_scale else "no guidance"
+    title = (
+        f"{jax.device_count()} x {device}, jax {jax.__version__}, matrix products "
+        f"{ceiling / 1e12:.3g} TFLOP/s"
+    )
+    guidance = (
+        f"guidance {experiment.sample.guidance_scale:g}"
+        if experiment.sample.guidance_scale
+        else "no guidance"
+    )
     print(f"{title}\n{name}: {experiment.sample.solver}, {count} evaluations, {guidance}")
     print(f"{'':44}" + "".join(f"{head:>{len(head) + 3}}" for head in HEADS))
     ours: list[Row] = []
@@ -193,7 +227,9 @@ def main() -> None:
         for row in measure(name, variant, params, options.repeats, ceiling):
             ours.append(row)
             show(row)
-    alike = [row for row in ours if "tflops" in row]  # latents, guided everywhere, as the reference draws them
+    alike = [
+        row for row in ours if "tflops" in row
+    ]  # latents, guided everywhere, as the reference draws them
     print_comparison(alike, theirs, sample_flops(experiment), ceiling)
     finish(options, [*ours, *theirs], title)
 

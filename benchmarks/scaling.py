@@ -1,14 +1,17 @@
-"""Scaling on paper: step time and communication of a config on slices of 8 to 1024 TPUs that are not there.
+"""Scaling on paper: step time and communication of a config on slices of 8 to 1024 TPUs that are
+not there.
 
-    python benchmarks/scaling.py configs/imagenet512.py --out scaling --chart scaling.png   # goes on where it stopped
-    python benchmarks/scaling.py configs/imagenet512.py --out scaling --only v5p fsdp       # what has both in its name
+    python benchmarks/scaling.py configs/imagenet512.py --out scaling --chart scaling.png   # goes
+    on where it stopped python benchmarks/scaling.py configs/imagenet512.py --out scaling --only v5p
+    fsdp       # what has both in its name
 
-Needs `pip install -e '.[tpu]'`. The train step is compiled for each slice by the job preflight, in a process of its
-own (a large model takes minutes each). Weak scaling gives every chip `--per-chip` images, strong scaling splits the
-config's own batch. A step is what the compiler expects of its own schedule: the cycles it writes beside each operation,
-and the collectives that no computation hides, at the links' full speed (`uvit_jax/parallel/overlap.py`). Nothing is
-measured; read it for where communication begins to cost, not for milliseconds. Writes `OUT/table.md`,
-`OUT/scaling.json` and, for each compile, `OUT/<config>/<case>/preflight.json`.
+Needs `pip install -e '.[tpu]'`. The train step is compiled for each slice by the job preflight, in
+a process of its own (a large model takes minutes each). Weak scaling gives every chip `--per-chip`
+images, strong scaling splits the config's own batch. A step is what the compiler expects of its own
+schedule: the cycles it writes beside each operation, and the collectives that no computation hides,
+at the links' full speed (`uvit_jax/compiled/overlap.py`). Nothing is measured; read it for where
+communication begins to cost, not for milliseconds. Writes `OUT/table.md`, `OUT/scaling.json` and,
+for each compile, `OUT/<config>/<case>/preflight.json`.
 """
 
 import argparse
@@ -20,15 +23,17 @@ import sys
 from typing import Any
 
 from uvit_jax.errors import run_script
-from uvit_jax.jobs.config import load_experiment
+from uvit_jax.experiment.config import load_experiment
 
-# Slices of each generation by their chips; v5e's pods end at 256, four of them are joined by the data center's network.
+# Slices of each generation by their chips; v5e's pods end at 256, four of them are joined by the
+# data center's network.
 SLICES = {
     "v5p": {8: "2x2x2", 64: "4x4x4", 256: "4x8x8", 1024: "8x8x16"},
     "v5e": {8: "2x4", 64: "8x8", 256: "16x16", 1024: "4*16x16"},
 }
 MESHES = {"v5p": ("data", "data-sc", "fsdp"), "v5e": ("data", "fsdp")}
-# An fsdp axis divides the width of every model up to this; the rest of the chips are replicas of such a group.
+# An fsdp axis divides the width of every model up to this; the rest of the chips are replicas of
+# such a group.
 MOST_FSDP = 64
 HEADS = (
     "slice",
@@ -50,7 +55,8 @@ HEADS = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One compile: so many chips of one kind, a mesh of pure data parallelism or with fsdp, and a batch.
+    """One compile: so many chips of one kind, a mesh of pure data parallelism or with fsdp, and a
+    batch.
 
     "data-sc" is data parallelism with `train.overlap=sparsecore`.
     """
@@ -97,7 +103,9 @@ def cases(batch: int, per_chip: int) -> list[Case]:
     return list(dict.fromkeys(made))
 
 
-def preflight(config: str, case: Case, folder: pathlib.Path, extra: list[str]) -> dict[str, Any] | None:
+def preflight(
+    config: str, case: Case, folder: pathlib.Path, extra: list[str]
+) -> dict[str, Any] | None:
     """The job's report; what doesn't fit has one too."""
     file = folder / "preflight.json"
     if not file.exists():
@@ -107,9 +115,14 @@ def preflight(config: str, case: Case, folder: pathlib.Path, extra: list[str]) -
 
 
 def figures(case: Case, report: dict[str, Any]) -> dict[str, Any]:
-    """What the table and the chart say of one compile; seconds, bytes and FLOPs of one chip in one step."""
+    """What the table and the chart say of one compile; seconds, bytes and FLOPs of one chip in one
+    step.
+    """
     memory, schedule = report["memory"], report["schedule"]
-    found: dict[str, Any] = dataclasses.asdict(case) | {"per_chip": case.batch / case.chips, "memory": memory["total"]}
+    found: dict[str, Any] = dataclasses.asdict(case) | {
+        "per_chip": case.batch / case.chips,
+        "memory": memory["total"],
+    }
     if schedule is None:
         return found
     traffic = report["collectives"]
@@ -125,18 +138,29 @@ def figures(case: Case, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds images a second of each chip relative to the smallest slice that the same kind, mesh and scaling fit on.
+    """Adds images a second of each chip relative to the smallest slice that the same kind, mesh and
+    scaling fit on.
 
     None for what doesn't fit, or has nothing to be compared with.
     """
     done = []
     for row in rows:
-        alike = [r for r in rows if "step" in r and all(r[key] == row[key] for key in ("chip", "mesh", "scaling"))]
+        alike = [
+            r
+            for r in rows
+            if "step" in r and all(r[key] == row[key] for key in ("chip", "mesh", "scaling"))
+        ]
         known = "step" in row and len(alike) > 1
         base = min(alike, key=lambda r: r["chips"], default=row)
         done.append(row | {"efficiency": row["rate"] / base["rate"] if known else None})
     return sorted(
-        done, key=lambda row: (row["scaling"] == "strong", list(SLICES).index(row["chip"]), row["mesh"], row["chips"])
+        done,
+        key=lambda row: (
+            row["scaling"] == "strong",
+            list(SLICES).index(row["chip"]),
+            row["mesh"],
+            row["chips"],
+        ),
     )
 
 
@@ -156,7 +180,10 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['flops'] / 1e12:.2f}",
         f"{number:,} ({row['asynchronous']:,}): {kinds}",
         f"{row['sent'] / 1e6:,.0f}",
-        *(f"{1e3 * row[key]:.1f} ms" for key in ("compute", "communication", "hidden", "exposed", "step")),
+        *(
+            f"{1e3 * row[key]:.1f} ms"
+            for key in ("compute", "communication", "hidden", "exposed", "step")
+        ),
         "-" if row["efficiency"] is None else f"{row['efficiency']:.0%}",
         f"{row['mfu']:.0%}",
     )
@@ -168,12 +195,17 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for scaling in ("weak", "strong"):
         lines = [cells(row) for row in rows if row["scaling"] == scaling]
         rule = ("---",) * len(HEADS)
-        text.append(f"{scaling} scaling\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in (HEADS, rule, *lines)))
+        text.append(
+            f"{scaling} scaling\n\n"
+            + "".join(f"| {' | '.join(line)} |\n" for line in (HEADS, rule, *lines))
+        )
     return "\n".join(text)
 
 
 def chart(rows: list[dict[str, Any]], title: str, path: str) -> None:
-    """What an image costs on each slice and mesh, and how efficient that is, weak scaling above strong."""
+    """What an image costs on each slice and mesh, and how efficient that is, weak scaling above
+    strong.
+    """
     from matplotlib.figure import Figure  # only where a chart is asked for
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -181,16 +213,24 @@ def chart(rows: list[dict[str, Any]], title: str, path: str) -> None:
     series = list(dict.fromkeys((row["chip"], row["mesh"]) for row in rows))
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)
     figure = Figure(figsize=(2.8 * len(series) + 4, 7.2), dpi=110, layout=layout)
-    grid = figure.subplots(2, len(series) + 1, squeeze=False, width_ratios=[1.0] * len(series) + [1.3])
-    tallest = {chip: max(_cost(r, r["step"]) for r in rows if r["chip"] == chip) for chip, _ in series}
+    grid = figure.subplots(
+        2, len(series) + 1, squeeze=False, width_ratios=[1.0] * len(series) + [1.3]
+    )
+    tallest = {
+        chip: max(_cost(r, r["step"]) for r in rows if r["chip"] == chip) for chip, _ in series
+    }
     for line, scaling in zip(grid, ("weak", "strong"), strict=True):
         for axes, (chip, mesh) in zip(line, series, strict=False):
-            alike = [r for r in rows if (r["chip"], r["mesh"], r["scaling"]) == (chip, mesh, scaling)]
+            alike = [
+                r for r in rows if (r["chip"], r["mesh"], r["scaling"]) == (chip, mesh, scaling)
+            ]
             _bars(axes, alike)
             axes.set_title(f"{chip}, {mesh}", fontsize=11)
             axes.set_ylim(0, 1.2 * tallest[chip])
             points = [(r["chips"], 100 * r["efficiency"]) for r in alike if r["efficiency"]]
-            line[-1].plot(*zip(*points, strict=True) if points else ([], []), "o-", label=f"{chip}, {mesh}")
+            line[-1].plot(
+                *zip(*points, strict=True) if points else ([], []), "o-", label=f"{chip}, {mesh}"
+            )
         line[0].set_ylabel(f"{scaling} scaling\nchip-milliseconds an image")
         line[-1].set(xscale="log", xlim=(7, 1170), title="efficiency, %")
         line[-1].set_ylim(0, max(108, 1.05 * line[-1].get_ylim()[1]))
@@ -215,7 +255,9 @@ def _cost(row: dict[str, Any], seconds: float) -> float:
 
 
 def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """A bar for each slice, from the bottom up: computation alone, both at once, communication alone."""
+    """A bar for each slice, from the bottom up: computation alone, both at once, communication
+    alone.
+    """
     parts = {
         "computes": ("#4878a8", [r["compute"] - r["hidden"] for r in rows]),
         "computes and communicates": ("#8fc1b5", [r["hidden"] for r in rows]),
@@ -231,24 +273,35 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set_xlim(-0.6, len(sizes) - 0.4)
     for place, top, row in zip(places, bottom, rows, strict=True):
         note = f"{1e3 * row['step']:.0f} ms\n{row['exposed'] / row['step']:.0%} waits"
-        axes.annotate(note, (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=7.5)
+        axes.annotate(
+            note, (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=7.5
+        )
 
 
 def main() -> None:
     """Compiles what isn't there yet; writes the table after each, and the chart at the end."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="configs/imagenet512.py, or with a variant behind a colon")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("scaling"))
     parser.add_argument("--per-chip", type=int, default=16, help="images a chip of weak scaling")
-    parser.add_argument("--only", nargs="*", default=[], help="words that a case's name must hold, as v5p-64 data")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="words that a case's name must hold, as v5p-64 data"
+    )
     parser.add_argument("--chart", help="the PNG to draw")
     parser.add_argument(
-        "fields", nargs="*", help="fields of the config, as --config.model.scan_blocks=True behind a --"
+        "fields",
+        nargs="*",
+        help="fields of the config, as --config.model.scan_blocks=True behind a --",
     )
     options = parser.parse_intermixed_args()
     batch = load_experiment(options.config).train.batch_size
     # What was compiled with other fields is not taken for this.
-    parts = [pathlib.Path(options.config).name, *(field.removeprefix("--config.") for field in options.fields)]
+    parts = [
+        pathlib.Path(options.config).name,
+        *(field.removeprefix("--config.") for field in options.fields),
+    ]
     folder = options.out / "-".join(parts).replace(".py", "").replace(":", "-").replace("/", "-")
     rows: list[dict[str, Any]] = []
     for case in cases(batch, options.per_chip):

@@ -1,13 +1,15 @@
-"""Solvers against what they should draw: mean and deviation of samples, for every schedule and prediction.
+"""Solvers against what they should draw: mean and deviation of samples, for every schedule and
+prediction.
 
-    python benchmarks/solver_bias.py exact                  # perfect networks, 100 evaluations, float32
-    python benchmarks/solver_bias.py exact --steps 50 --spacing logsnr
-    python benchmarks/solver_bias.py trained                # a small trained network, 50 evaluations
+    python benchmarks/solver_bias.py exact                  # perfect networks, 100 evaluations,
+    float32 python benchmarks/solver_bias.py exact --steps 50 --spacing logsnr python
+    benchmarks/solver_bias.py trained                # a small trained network, 50 evaluations
 
-Ten minutes each on two CPU cores, most of it compilation. `exact` has two data sets whose noise prediction is
-known: one Gaussian, N(0.7, 0.4^2), and a mixture of two. It prints the errors of the mean (as a part of the larger
-of |mean| and deviation) and of the deviation that pass the limit. `trained` trains a network of three layers on
-points around ten centres and prints deviations outside 0.8 to 1.2 of the data's.
+Ten minutes each on two CPU cores, most of it compilation. `exact` has two data sets whose noise
+prediction is known: one Gaussian, N(0.7, 0.4^2), and a mixture of two. It prints the errors of the
+mean (as a part of the larger of |mean| and deviation) and of the deviation that pass the limit.
+`trained` trains a network of three layers on points around ten centres and prints deviations
+outside 0.8 to 1.2 of the data's.
 """
 
 import argparse
@@ -49,7 +51,12 @@ def solvers(steps: int, spacing: str) -> Iterator[tuple[str, SamplerConfig]]:
                     name = f"{solver} {method} {order} {kind}"
                     # Of order 1 it is DDIM under another name.
                     name = f"ddim as {name}" if order == 1 else name
-                    options: dict[str, Any] = {"solver": solver, "method": method, "order": order, "solver_type": kind}
+                    options: dict[str, Any] = {
+                        "solver": solver,
+                        "method": method,
+                        "order": order,
+                        "solver_type": kind,
+                    }
                     yield name, SamplerConfig(**options, **shared)
     for order in (1, 2):
         name = "ddim 1 as sde-dpmsolver++ 1" if order == 1 else "sde-dpmsolver++ 2"
@@ -61,15 +68,30 @@ def solvers(steps: int, spacing: str) -> Iterator[tuple[str, SamplerConfig]]:
 
 
 def moments(
-    predict: Callable, x_T: Any, schedule: Schedule, prediction: str, configs: dict[str, SamplerConfig], parts: int
+    predict: Callable,
+    x_T: Any,
+    schedule: Schedule,
+    prediction: str,
+    configs: dict[str, SamplerConfig],
+    parts: int,
 ) -> dict[str, list[tuple[float, float]]]:
-    """Mean and deviation of the samples of each solver, one pair for each of so many parts of the rows."""
-    options: dict[str, Any] = {"prediction": prediction, "key": jax.random.key(7), "return_trajectory": False}
+    """Mean and deviation of the samples of each solver, one pair for each of so many parts of the
+    rows.
+    """
+    options: dict[str, Any] = {
+        "prediction": prediction,
+        "key": jax.random.key(7),
+        "return_trajectory": False,
+    }
 
     @jax.jit
     def draw(x: Any) -> Any:
-        samples = {name: config.solve(predict, x, schedule, **options) for name, config in configs.items()}
-        return {name: [(p.mean(), p.std()) for p in jnp.split(y, parts)] for name, y in samples.items()}
+        samples = {
+            name: config.solve(predict, x, schedule, **options) for name, config in configs.items()
+        }
+        return {
+            name: [(p.mean(), p.std()) for p in jnp.split(y, parts)] for name, y in samples.items()
+        }
 
     return {name: [(float(m), float(s)) for m, s in pairs] for name, pairs in draw(x_T).items()}
 
@@ -93,8 +115,14 @@ def exact(steps: int, spacing: str) -> None:
                     if not max(map(abs, errors)) <= limit:
                         outside += 1
                         told = "mean {:+.1%}, deviation {:+.1%}".format(*errors)
-                        print(f"{schedule_name:16s} {prediction:5s} {data:9s} {name:42s} {told}", flush=True)
-    print(f"{steps} evaluations, {spacing}: {count - outside} of {count} within 2 % (DDIM, DDPM and Euler 4 %)")
+                        print(
+                            f"{schedule_name:16s} {prediction:5s} {data:9s} {name:42s} {told}",
+                            flush=True,
+                        )
+    print(
+        f"{steps} evaluations, {spacing}: {count - outside} of {count} within 2 % (DDIM, DDPM and "
+        f"Euler 4 %)"
+    )
 
 
 def perfect(schedule: Schedule, prediction: str) -> Callable:
@@ -107,8 +135,12 @@ def perfect(schedule: Schedule, prediction: str) -> Callable:
         share = jax.nn.softmax(-0.5 * offsets**2 / variance, axis=0)
         noise = sigma * (share * offsets).sum(0) / variance
         centres = jnp.asarray(modes)[:, None, None]
-        x0 = (share * (centres + alpha * spread**2 / variance * offsets)).sum(0)  # without cancellation
-        return {"noise": noise, "x0": x0, "v": alpha * noise - sigma * x0, "flow": noise - x0}[prediction]
+        x0 = (share * (centres + alpha * spread**2 / variance * offsets)).sum(
+            0
+        )  # without cancellation
+        return {"noise": noise, "x0": x0, "v": alpha * noise - sigma * x0, "flow": noise - x0}[
+            prediction
+        ]
 
     def predict(x: Any, t: Any) -> Any:
         halves = zip(jnp.split(x, 2), jnp.split(t, 2), DATA.values(), strict=True)
@@ -118,7 +150,9 @@ def perfect(schedule: Schedule, prediction: str) -> Callable:
 
 
 def trained(steps: int, spacing: str) -> None:
-    """Prints the solvers whose samples of a small trained network have another deviation than the data."""
+    """Prints the solvers whose samples of a small trained network have another deviation than the
+    data.
+    """
     true_std = float(examples(jax.random.key(9), 20_000).std())
     x_T, outside, count = jax.random.normal(jax.random.key(3), (1000, CENTRES.shape[1])), 0, 0
     for schedule_name, schedule in SCHEDULES.items():
@@ -133,8 +167,8 @@ def trained(steps: int, spacing: str) -> None:
             found = moments(predict, x_T, schedule, prediction, dict(solvers(steps, spacing)), 1)
             ratios = {name: std / true_std for name, [(_, std)] in found.items()}
             print(
-                f"{schedule_name:16s} {prediction:5s} loss {loss:.3f}, deviations {min(ratios.values()):.2f} to "
-                f"{max(ratios.values()):.2f} of the data's",
+                f"{schedule_name:16s} {prediction:5s} loss {loss:.3f}, deviations "
+                f"{min(ratios.values()):.2f} to {max(ratios.values()):.2f} of the data's",
                 flush=True,
             )
             count += len(ratios)
@@ -148,7 +182,9 @@ def trained(steps: int, spacing: str) -> None:
 def examples(key: Any, count: int) -> Any:
     """Points around the centres, [count, 8]."""
     which, around = jax.random.split(key)
-    centres = jnp.asarray(CENTRES, jnp.float32)[jax.random.randint(which, (count,), 0, len(CENTRES))]
+    centres = jnp.asarray(CENTRES, jnp.float32)[
+        jax.random.randint(which, (count,), 0, len(CENTRES))
+    ]
     return centres + 0.1 * jax.random.normal(around, centres.shape)
 
 
@@ -186,7 +222,9 @@ def train(schedule: Schedule, prediction: str, steps: int, width: int = 96) -> t
             updates, state = optimizer.update(grads, state)
             return (optax.apply_updates(params, updates), state), value
 
-        (params, _), losses = jax.lax.scan(body, (params, optimizer.init(params)), jax.random.split(keys[-1], steps))
+        (params, _), losses = jax.lax.scan(
+            body, (params, optimizer.init(params)), jax.random.split(keys[-1], steps)
+        )
         return params, losses[-100:].mean()
 
     params, value = run(jax.random.key(1))
@@ -195,7 +233,9 @@ def train(schedule: Schedule, prediction: str, steps: int, width: int = 96) -> t
 
 def main() -> None:
     """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("exact", "trained"))
     parser.add_argument("--steps", type=int, help="network evaluations (default 100; trained: 50)")
     parser.add_argument("--spacing", default="time_uniform", help="of the times")

@@ -1,10 +1,12 @@
-"""Solvers against each other and against their cost: error over network evaluations, overhead, compile time.
+"""Solvers against each other and against their cost: error over network evaluations, overhead,
+compile time.
 
-    python benchmarks/solvers.py accuracy --out docs/solvers.png   # 40 s on two CPU cores
-    python benchmarks/solvers.py overhead                          # a few minutes on a CPU: 50 steps of U-ViT-S
+    python benchmarks/solvers.py accuracy --out docs/solvers.png   # 40 s on two CPU cores python
+    benchmarks/solvers.py overhead                          # a few minutes on a CPU: 50 steps of
+    U-ViT-S
 
-Accuracy is measured in double precision on data whose noise prediction is known exactly: in each dimension a mixture of
-two Gaussians, with Stable Diffusion's discrete schedule.
+Accuracy is measured in double precision on data whose noise prediction is known exactly: in each
+dimension a mixture of two Gaussians, with Stable Diffusion's discrete schedule.
 """
 
 import argparse
@@ -37,8 +39,12 @@ ODE_SOLVERS: dict[str, Callable] = {
     "DPM-Solver singlestep 3 (L models)": lambda f, x, s, n: sample(
         f, x, s, steps=n, algorithm="dpmsolver", method="singlestep", order=3, spacing="logsnr"
     ),
-    "DPM-Solver++ multistep 2": lambda f, x, s, n: sample(f, x, s, steps=n, order=2, spacing="logsnr"),
-    "DPM-Solver++ multistep 3": lambda f, x, s, n: sample(f, x, s, steps=n, order=3, spacing="logsnr"),
+    "DPM-Solver++ multistep 2": lambda f, x, s, n: sample(
+        f, x, s, steps=n, order=2, spacing="logsnr"
+    ),
+    "DPM-Solver++ multistep 3": lambda f, x, s, n: sample(
+        f, x, s, steps=n, order=3, spacing="logsnr"
+    ),
     "DPM-Solver++ singlestep 3": lambda f, x, s, n: sample(
         f, x, s, steps=n, method="singlestep", order=3, spacing="logsnr"
     ),
@@ -47,7 +53,9 @@ ODE_SOLVERS: dict[str, Callable] = {
     ),
 }
 SDE_SOLVERS: dict[str, Callable] = {
-    "Euler-Maruyama": lambda f, x, s, n, key: euler_maruyama(f, x, s, steps=n, key=key, spacing="logsnr"),
+    "Euler-Maruyama": lambda f, x, s, n, key: euler_maruyama(
+        f, x, s, steps=n, key=key, spacing="logsnr"
+    ),
     "DDPM": lambda f, x, s, n, key: ddpm(f, x, s, steps=n, key=key, spacing="logsnr"),
     "SDE-DPM-Solver++ 1": lambda f, x, s, n, key: sample(
         f, x, s, steps=n, algorithm="sde-dpmsolver++", order=1, key=key, spacing="logsnr"
@@ -55,7 +63,9 @@ SDE_SOLVERS: dict[str, Callable] = {
     "SDE-DPM-Solver++ 2": lambda f, x, s, n, key: sample(
         f, x, s, steps=n, algorithm="sde-dpmsolver++", order=2, key=key, spacing="logsnr"
     ),
-    "DPM-Solver++ multistep 2 (no noise)": lambda f, x, s, n, key: sample(f, x, s, steps=n, order=2, spacing="logsnr"),
+    "DPM-Solver++ multistep 2 (no noise)": lambda f, x, s, n, key: sample(
+        f, x, s, steps=n, order=2, spacing="logsnr"
+    ),
 }
 
 
@@ -66,8 +76,14 @@ def exact_noise(schedule: Any) -> Callable:
         alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
         variance = alpha**2 * SPREAD**2 + sigma**2
         offsets = [x - alpha * mode for mode in MODES]
-        share = jax.nn.softmax(jnp.stack([-0.5 * offset**2 / variance for offset in offsets]), axis=0)
-        return sigma * sum(part * offset for part, offset in zip(share, offsets, strict=True)) / variance
+        share = jax.nn.softmax(
+            jnp.stack([-0.5 * offset**2 / variance for offset in offsets]), axis=0
+        )
+        return (
+            sigma
+            * sum(part * offset for part, offset in zip(share, offsets, strict=True))
+            / variance
+        )
 
     return jax.jit(noise_fn)
 
@@ -78,19 +94,37 @@ def accuracy(out: str) -> None:
         schedule = VPDiscrete.stable_diffusion()
         noise_fn = exact_noise(schedule)
         x_T = jax.random.normal(jax.random.key(0), (8, 256), jnp.float64)
-        truth = sample(noise_fn, x_T, schedule, steps=6000, method="singlestep_fixed", order=3, spacing="logsnr")
+        truth = sample(
+            noise_fn,
+            x_T,
+            schedule,
+            steps=6000,
+            method="singlestep_fixed",
+            order=3,
+            spacing="logsnr",
+        )
         assert isinstance(truth, jax.Array)
         errors: dict[str, Any] = {}
         for name, draw in ODE_SOLVERS.items():
-            found = jax.jit(lambda x, draw=draw: [draw(noise_fn, x, schedule, n) for n in EVALUATIONS])(x_T)
+            found = jax.jit(
+                lambda x, draw=draw: [draw(noise_fn, x, schedule, n) for n in EVALUATIONS]
+            )(x_T)
             errors[name] = [(n, rms(x - truth)) for n, x in zip(EVALUATIONS, found, strict=True)]
         for order, name in ((2, "DPM-Solver++ adaptive 12"), (3, "DPM-Solver++ adaptive 23")):
             solutions = [
-                solve(noise_fn, x_T, schedule, order=order, tolerances=Tolerances(atol=0.16 * r, rtol=r))
+                solve(
+                    noise_fn,
+                    x_T,
+                    schedule,
+                    order=order,
+                    tolerances=Tolerances(atol=0.16 * r, rtol=r),
+                )
                 for r in (0.2, 0.05, 0.0125, 0.003)
             ]
             errors[name] = [(int(found.evaluations), rms(found.x - truth)) for found in solutions]
-        distances = {name: distance_to_data(draw, noise_fn, schedule) for name, draw in SDE_SOLVERS.items()}
+        distances = {
+            name: distance_to_data(draw, noise_fn, schedule) for name, draw in SDE_SOLVERS.items()
+        }
     for title, table in (("rms error", errors), ("Wasserstein distance", distances)):
         print(f"{title} by network evaluations")
         for name, points in table.items():
@@ -127,8 +161,14 @@ def plot(errors: dict[str, Any], distances: dict[str, Any], out: str) -> None:
         left.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=name, color=colour)
     for name, points in distances.items():
         right.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    left.set(xlabel="network evaluations", ylabel="rms error of x at t_end", title="probability-flow ODE")
-    right.set(xlabel="network evaluations", ylabel="Wasserstein-2 distance to the data", title="reverse SDE")
+    left.set(
+        xlabel="network evaluations", ylabel="rms error of x at t_end", title="probability-flow ODE"
+    )
+    right.set(
+        xlabel="network evaluations",
+        ylabel="Wasserstein-2 distance to the data",
+        title="reverse SDE",
+    )
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=7)
@@ -137,13 +177,17 @@ def plot(errors: dict[str, Any], distances: dict[str, Any], out: str) -> None:
 
 
 def overhead(repeats: int) -> None:
-    """Times 50-step U-ViT-S samplers (batch 1, 32x32x3), the same samplers around no network, and their compilation."""
+    """Times 50-step U-ViT-S samplers (batch 1, 32x32x3), the same samplers around no network, and
+    their compilation.
+    """
     from flax import nnx
 
     from uvit_jax.models.uvit import UViT
     from uvit_jax.models.uvit_config import UViTConfig
 
-    config = UViTConfig(image_size=32, patch_size=2, embed_dim=512, depth=13, num_heads=8, dtype="float32")
+    config = UViTConfig(
+        image_size=32, patch_size=2, embed_dim=512, depth=13, num_heads=8, dtype="float32"
+    )
     graphdef, params = nnx.split(UViT(config, rngs=nnx.Rngs(0)))
 
     def network(params: Any, x: Any, t: Any, condition: Any) -> Any:
@@ -186,7 +230,9 @@ def compile_seconds(network: Callable, params: Any, steps: int) -> float:
     schedule, x_T = VPLinear(), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
     def program(params: Any, x: Any) -> Any:
-        return sample(lambda x, t: network(params, x, schedule.model_time(t), None), x, schedule, steps=steps)
+        return sample(
+            lambda x, t: network(params, x, schedule.model_time(t), None), x, schedule, steps=steps
+        )
 
     times = []
     for _ in range(3):
@@ -199,9 +245,13 @@ def compile_seconds(network: Callable, params: Any, steps: int) -> float:
 
 def main() -> None:
     """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("accuracy", "overhead"))
-    parser.add_argument("--out", default="docs/solvers.png", help="where accuracy writes its picture")
+    parser.add_argument(
+        "--out", default="docs/solvers.png", help="where accuracy writes its picture"
+    )
     parser.add_argument("--repeats", type=int, default=20, help="how often the overhead is timed")
     arguments = parser.parse_args()
     if arguments.what == "accuracy":

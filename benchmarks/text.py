@@ -1,11 +1,14 @@
-"""Whether text steers: a tiny model learns 16 captioned images by heart and is asked for each by its caption.
+"""Whether text steers: a tiny model learns 16 captioned images by heart and is asked for each by
+its caption.
 
-    python benchmarks/text.py COCO --tokenizer bpe_simple_vocab_16e6.txt.gz   # some five minutes on 2 cores
+    python benchmarks/text.py COCO --tokenizer bpe_simple_vocab_16e6.txt.gz   # some five minutes on
+    2 cores
 
-COCO is a folder of COCO's layout. Its first 16 images are prepared as 32x32 pixels with the states of their captions
-(by default of a CLIP ViT-L/14 tower that was never trained: `--text-encoder` names another), a small U-ViT is trained,
-and each image's first caption drawn once. Counted are the samples whose nearest training image, in pixels, is the
-caption's own: with its own caption, and with the next image's, where it should be the next image.
+COCO is a folder of COCO's layout. Its first 16 images are prepared as 32x32 pixels with the states
+of their captions (by default of a CLIP ViT-L/14 tower that was never trained: `--text-encoder`
+names another), a small U-ViT is trained, and each image's first caption drawn once. Counted are the
+samples whose nearest training image, in pixels, is the caption's own: with its own caption, and
+with the next image's, where it should be the next image.
 """
 
 import argparse
@@ -15,11 +18,11 @@ import tempfile
 
 import numpy as np
 
-from uvit_jax.data.coco import coco_splits
-from uvit_jax.data.records import RecordSource
+from uvit_jax.data.originals.coco import coco_splits
+from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.errors import UserError, run_script
+from uvit_jax.experiment.config import default_config, resolve
 from uvit_jax.jobs import prepare, sample, train
-from uvit_jax.jobs.config import default_config, resolve
 
 IMAGES = 16
 
@@ -31,7 +34,9 @@ def subset(source: pathlib.Path, split: str, out: pathlib.Path, count: int) -> N
       UserError: for a folder that is none, or `out` where there is something already.
     """
     if split not in coco_splits(source):
-        raise UserError(f"{source} has no annotations/captions_{split}.json, expected a folder of COCO's layout")
+        raise UserError(
+            f"{source} has no annotations/captions_{split}.json, expected a folder of COCO's layout"
+        )
     if out.exists():
         raise UserError(f"{out} is there already, expected another --out")
     name = f"annotations/captions_{split}.json"
@@ -43,12 +48,16 @@ def subset(source: pathlib.Path, split: str, out: pathlib.Path, count: int) -> N
     (out / name).write_text(json.dumps({"images": images, "annotations": annotations}))
     (out / split).mkdir()
     for image in images:
-        (out / split / image["file_name"]).symlink_to((source / split / image["file_name"]).absolute())
+        (out / split / image["file_name"]).symlink_to(
+            (source / split / image["file_name"]).absolute()
+        )
 
 
-def overfit(source: pathlib.Path, split: str, folder: pathlib.Path, fields: dict[str, object]) -> tuple[int, int, int]:
-    """How many samples are nearest to the image of their caption: own captions, the next image's; and to the own image
-    in spite of the next one's caption.
+def overfit(
+    source: pathlib.Path, split: str, folder: pathlib.Path, fields: dict[str, object]
+) -> tuple[int, int, int]:
+    """How many samples are nearest to the image of their caption: own captions, the next image's;
+    and to the own image in spite of the next one's caption.
 
     Args:
       source: a COCO folder with as few images as can be learned by heart.
@@ -108,25 +117,42 @@ def overfit(source: pathlib.Path, split: str, folder: pathlib.Path, fields: dict
     steered = nearest(captions, "own")
     moved = nearest([*captions[1:], captions[0]], "next")
     following = (numbers + 1) % len(data)
-    return int((steered == numbers).sum()), int((moved == following).sum()), int((moved == numbers).sum())
+    return (
+        int((steered == numbers).sum()),
+        int((moved == following).sum()),
+        int((moved == numbers).sum()),
+    )
 
 
 def main() -> None:
     """Prints the three counts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=pathlib.Path, help="a folder of COCO's layout")
     parser.add_argument("--split", default="train2017")
     parser.add_argument("--text-encoder", default="random:0")
-    parser.add_argument("--tokenizer", default="", help="of the text encoder; needed for a random one")
+    parser.add_argument(
+        "--tokenizer", default="", help="of the text encoder; needed for a random one"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="keep data, weights and pictures here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or pathlib.Path(temporary)
         subset(options.source, options.split, folder / "coco", IMAGES)
-        fields = {"text_encoder.name": options.text_encoder, "text_encoder.tokenizer": options.tokenizer}
+        fields = {
+            "text_encoder.name": options.text_encoder,
+            "text_encoder.tokenizer": options.tokenizer,
+        }
         own, following, stayed = overfit(folder / "coco", options.split, folder, fields)
-    print(f"asked with its own caption, the nearest image is its own: {own} of {IMAGES} (asked: at least 14)")
-    print(f"asked with the next image's caption, it is the next one: {following} of {IMAGES}; still its own: {stayed}")
+    print(
+        f"asked with its own caption, the nearest image is its own: {own} of {IMAGES} (asked: at "
+        f"least 14)"
+    )
+    print(
+        f"asked with the next image's caption, it is the next one: {following} of {IMAGES}; still "
+        f"its own: {stayed}"
+    )
 
 
 if __name__ == "__main__":

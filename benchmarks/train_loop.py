@@ -1,17 +1,20 @@
-"""What the train loop costs beside its steps: data, logging and checkpoints, measured in the job `train` itself.
+"""What the train loop costs beside its steps: data, logging and checkpoints, measured in the job
+`train` itself.
 
-    python benchmarks/train_loop.py configs/digits.py --steps 300
-    python benchmarks/train_loop.py configs/imagenet256.py:large --batch-size 256 --steps 60 --set model.remat=none
+    python benchmarks/train_loop.py configs/digits.py --steps 300 python benchmarks/train_loop.py
+    configs/imagenet256.py:large --batch-size 256 --steps 60 --set model.remat=none
 
-The job runs as a user's does, in a temporary folder, until the steps are made. Prepared data are written there first,
-random numbers of the config's shapes, unless --set data.source=FOLDER names some; built-in data are the config's own.
-The bare step is the job's own compiled program, on one batch over and over, before the job's loop and after the job.
+The job runs as a user's does, in a temporary folder, until the steps are made. Prepared data are
+written there first, random numbers of the config's shapes, unless --set data.source=FOLDER names
+some; built-in data are the config's own. The bare step is the job's own compiled program, on one
+batch over and over, before the job's loop and after the job.
 
-The difference is that of wall-clock times; one window of steps warms up, pictures are left out. Its parts are what
-`training.loop` accounts for: time of the host, of which nothing is lost while the devices have steps queued, so that
-the parts of data and logging may add up to more than the difference. A checkpoint is started in the middle of the
-steps and written while they go on: it costs what holds the loop up ("blocking"), and what the steps that follow take
-longer ("in all", as far as they last and as the noise of the machine allows). The last line is the steps' share without
+The difference is that of wall-clock times; one window of steps warms up, pictures are left out. Its
+parts are what `training.loop` accounts for: time of the host, of which nothing is lost while the
+devices have steps queued, so that the parts of data and logging may add up to more than the
+difference. A checkpoint is started in the middle of the steps and written while they go on: it
+costs what holds the loop up ("blocking"), and what the steps that follow take longer ("in all", as
+far as they last and as the noise of the machine allows). The last line is the steps' share without
 checkpoints, and that of a checkpoint every `train.save_every` steps, as the config has it.
 """
 
@@ -29,28 +32,31 @@ from unittest import mock
 import jax
 import numpy as np
 
-from uvit_jax.data.empty_context import save_empty_context
-from uvit_jax.data.manifest import Manifest
-from uvit_jax.data.records import ShardWriter
+from uvit_jax.data.prepared.empty_context import save_empty_context
+from uvit_jax.data.prepared.manifest import Manifest
+from uvit_jax.data.prepared.record_source import ShardWriter
 from uvit_jax.data.sources import SOURCES
 from uvit_jax.errors import Preempted, run_script
+from uvit_jax.experiment.config import Experiment, load_experiment, parse_settings
+from uvit_jax.files import atomic_write
 from uvit_jax.jobs import train
-from uvit_jax.jobs.config import Experiment, load_experiment, parse_settings
 from uvit_jax.parallel.compile_cache import keep_compiled_programs
 from uvit_jax.parallel.gpu_memory import use_cuda_allocator
-from uvit_jax.telemetry.atomic import atomic_write
 from uvit_jax.training.loop import Hook, Window, fit
 
 # Windows that the measured steps are logged in at least, half of them before the checkpoint.
 WINDOWS = 4
-# Looks at the clock before and after the job, with at least so many steps of the bare program in between.
+# Looks at the clock before and after the job, with at least so many steps of the bare program in
+# between.
 REPEATS, BARE_STEPS = 2, 10
 # Shares at the config's own `log_every` and `save_every`.
 _OWN_SHARES = ("log_share", "save_blocking_share", "save_share", "share")
 
 
 def write_data(experiment: Experiment, folder: pathlib.Path, examples: int) -> None:
-    """Writes a prepared data set of random numbers for this config, moments where it names an autoencoder."""
+    """Writes a prepared data set of random numbers for this config, moments where it names an
+    autoencoder.
+    """
     model, section = experiment.model, experiment.autoencoder
     rng, classes = np.random.default_rng(0), experiment.num_real_classes
     height, width, channels = model.sample_shape
@@ -70,12 +76,17 @@ def write_data(experiment: Experiment, folder: pathlib.Path, examples: int) -> N
 
     with ShardWriter(folder, "00000.array_record", shape, dtype, mirror=mirror, **text) as writer:
         for i in range(examples):
-            captions = [(array(states, np.dtype(experiment.prepare.dtype)), str(i))] if text else None
+            captions = (
+                [(array(states, np.dtype(experiment.prepare.dtype)), str(i))] if text else None
+            )
             images = [array(shape, dtype) for _ in range(1 + mirror)]
             writer.write(i % classes if classes else -1, *images, captions=captions)
     if text:
         empty = np.zeros(states, experiment.prepare.dtype)
-        text |= {"text_encoder_sha256": "0" * 64, "empty_context_sha256": save_empty_context(folder, empty)}
+        text |= {
+            "text_encoder_sha256": "0" * 64,
+            "empty_context_sha256": save_empty_context(folder, empty),
+        }
     Manifest(
         source="random numbers",
         split="train",
@@ -109,7 +120,8 @@ class _Once(Hook):
 
 @dataclasses.dataclass
 class Measured:
-    """A `fit` that measures: the bare step first, then the loop itself, up to so many steps after a window of warm-up.
+    """A `fit` that measures: the bare step first, then the loop itself, up to so many steps after a
+    window of warm-up.
 
     Attributes:
       steps: to measure; a whole number of windows, so perhaps some more.
@@ -160,9 +172,12 @@ class Measured:
             on_log(step, window)
 
         # Due at the multiples of a step, and so the first time at that step.
-        hooks = [dataclasses.replace(hook, every=self.saved, at_end=False) if hook.timed else hook for hook in hooks]
-        # Before an untimed hook no step is under way: the first window to be measured begins with none, as the last
-        # before the checkpoint ends.
+        hooks = [
+            dataclasses.replace(hook, every=self.saved, at_end=False) if hook.timed else hook
+            for hook in hooks
+        ]
+        # Before an untimed hook no step is under way: the first window to be measured begins with
+        # none, as the last before the checkpoint ends.
         hooks.append(_Once(lambda state: None, first, at_end=False, timed=False))
         state = fit(
             train_step,
@@ -207,7 +222,9 @@ def summary(measured: Measured, experiment: Experiment) -> dict[str, Any]:
     bare = float(np.median([seconds for repeats in measured.bare for seconds in repeats]))
     before = [window for step, window in measured.windows.items() if step <= measured.saved]
     after = [window for step, window in measured.windows.items() if step > measured.saved]
-    loop, without, rest = (_per_step(windows, "seconds") for windows in (before + after, before, after))
+    loop, without, rest = (
+        _per_step(windows, "seconds") for windows in (before + after, before, after)
+    )
     blocking = sum(window.hook_seconds for window in after)
     save = (rest - without) * sum(window.steps for window in after)
     log = sum(window.log_seconds for window in before + after) / len(before + after)
@@ -242,10 +259,14 @@ def summary(measured: Measured, experiment: Experiment) -> dict[str, Any]:
 
 
 def _per_step(windows: Sequence[Window], field: str) -> float:
-    return sum(getattr(window, field) for window in windows) / sum(window.steps for window in windows)
+    return sum(getattr(window, field) for window in windows) / sum(
+        window.steps for window in windows
+    )
 
 
-def measure(experiment: Experiment, *, steps: int, examples: int, own_data: bool, parent: str | None) -> dict[str, Any]:
+def measure(
+    experiment: Experiment, *, steps: int, examples: int, own_data: bool, parent: str | None
+) -> dict[str, Any]:
     """The summary of an experiment's loop.
 
     Args:
@@ -257,7 +278,9 @@ def measure(experiment: Experiment, *, steps: int, examples: int, own_data: bool
     """
     measured = Measured(max(steps, 2))
     # Warm-up and bare steps are fewer than four times these and fifty.
-    enough = dataclasses.replace(experiment.train, steps=max(experiment.train.steps, 5 * measured.steps + 50))
+    enough = dataclasses.replace(
+        experiment.train, steps=max(experiment.train.steps, 5 * measured.steps + 50)
+    )
     experiment = dataclasses.replace(experiment, train=enough)
     with tempfile.TemporaryDirectory(dir=parent) as name:
         folder = pathlib.Path(name)
@@ -266,7 +289,8 @@ def measure(experiment: Experiment, *, steps: int, examples: int, own_data: bool
             experiment = dataclasses.replace(
                 experiment,
                 data=dataclasses.replace(experiment.data, source=str(folder / "data")),
-                # Pictures need the autoencoder and the tower of texts; steps on prepared data don't.
+                # Pictures need the autoencoder and the tower of texts; steps on prepared data
+                # don't.
                 autoencoder=dataclasses.replace(experiment.autoencoder, name=""),
                 sample=dataclasses.replace(experiment.sample, prompts="", negative_prompt=""),
             )
@@ -284,29 +308,47 @@ def measure(experiment: Experiment, *, steps: int, examples: int, own_data: bool
 def show(row: dict[str, Any]) -> None:
     """The summary in a few lines."""
     before, after = (1e3 * np.median(repeats) for repeats in row["bare_seconds_each"])
-    mib, own = row["checkpoint_bytes"] / 2**20, {name: f"{row[f'own_{name}']:.2%}" for name in _OWN_SHARES}
+    mib, own = (
+        row["checkpoint_bytes"] / 2**20,
+        {name: f"{row[f'own_{name}']:.2%}" for name in _OWN_SHARES},
+    )
     for name, field, told in (
         ("bare step", "bare", f"{before:.2f} before the job's loop, {after:.2f} after the job"),
         ("in the loop", "loop", f"{row['share']:+.2%}, {row['steps']} steps"),
-        ("  before the checkpoint", "without_checkpoints", f"{row['without_checkpoints_share']:+.2%}"),
+        (
+            "  before the checkpoint",
+            "without_checkpoints",
+            f"{row['without_checkpoints_share']:+.2%}",
+        ),
         ("  waiting for data", "data", f"{row['data_share']:.2%} of a step, host time"),
         ("  a log", "log", f"{row['log_share']:.2%} at every {row['log_every']} steps, host time"),
-        ("  a checkpoint", "save_blocking", f"blocking; {1e3 * row['save_seconds']:.0f} ms in all, of {mib:,.0f} MiB"),
+        (
+            "  a checkpoint",
+            "save_blocking",
+            f"blocking; {1e3 * row['save_seconds']:.0f} ms in all, of {mib:,.0f} MiB",
+        ),
     ):
         print(f"  {name:24}{1e3 * row[f'{field}_seconds']:10.2f} ms   {told}")
     print(
-        f"  log_every={row['own_log_every']}, save_every={row['own_save_every']}: logs {own['log_share']} (host time), "
-        f"checkpoints {own['save_blocking_share']} blocking and {own['save_share']} in all; the loop {own['share']}",
+        f"  log_every={row['own_log_every']}, save_every={row['own_save_every']}: logs "
+        f"{own['log_share']} (host time), checkpoints {own['save_blocking_share']} blocking and "
+        f"{own['save_share']} in all; the loop {own['share']}",
         flush=True,
     )
 
 
 def main() -> None:
     """Measures one config and prints what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="configs/x.py:variant")
-    parser.add_argument("--batch-size", type=int, help="of all devices together; the config's by default")
-    parser.add_argument("--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value")
+    parser.add_argument(
+        "--batch-size", type=int, help="of all devices together; the config's by default"
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value"
+    )
     parser.add_argument("--steps", type=int, default=200, help="that are measured")
     parser.add_argument("--examples", type=int, default=4096, help="of the data that are made")
     parser.add_argument("--folder", help="where the temporary files go (default: the system's)")
@@ -319,7 +361,10 @@ def main() -> None:
     use_cuda_allocator(os.environ)
     keep_compiled_programs(os.environ)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(f"{options.config}, batch {experiment.train.batch_size}, {device}, jax {jax.__version__}", flush=True)
+    print(
+        f"{options.config}, batch {experiment.train.batch_size}, {device}, jax {jax.__version__}",
+        flush=True,
+    )
     row = measure(
         experiment,
         steps=options.steps,
@@ -330,7 +375,10 @@ def main() -> None:
     show(row)
     if options.out:
         with atomic_write(options.out) as file:
-            file.write(json.dumps({"config": options.config, "device": device, **row}, indent=2).encode() + b"\n")
+            file.write(
+                json.dumps({"config": options.config, "device": device, **row}, indent=2).encode()
+                + b"\n"
+            )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""One whole train step (loss, gradients, AdamW, EMA) of the paper's models: images/s, MFU, memory, hours of the run.
+"""One whole train step (loss, gradients, AdamW, EMA) of the paper's models: images/s, MFU, memory,
+hours of the run.
 
-    python benchmarks/train_step.py                                                # every paper config
-    python benchmarks/train_step.py configs/imagenet256.py:huge --batch-size 64    # one, at another batch a device
-    python benchmarks/train_step.py configs/imagenet256.py:huge --mesh 1,1,1 2,1,1 1,2,1    # one device, and two
-    python benchmarks/train_step.py configs/imagenet256.py:huge --batch-size 128 192 --reference U-ViT --chart step.png
+    python benchmarks/train_step.py                                                # every paper
+    config python benchmarks/train_step.py configs/imagenet256.py:huge --batch-size 64    # one, at
+    another batch a device python benchmarks/train_step.py configs/imagenet256.py:huge --mesh 1,1,1
+    2,1,1 1,2,1    # one device, and two python benchmarks/train_step.py configs/imagenet256.py:huge
+    --batch-size 128 192 --reference U-ViT --chart step.png
 
-The step is the one that training compiles, on random examples; MFU counts 3 forward passes of `models/flops.py` an
-image, rematerialisation not counted; "of matmul" is the share of what a large bfloat16 matrix product reaches, measured
-in the same run. The hours are those of the config's own steps and batch at the rate measured, without pictures and
-checkpoints. --reference measures the official PyTorch code on the same device and prints the ratios (`reference.py`).
+The step is the one that training compiles, on random examples; MFU counts 3 forward passes of
+`models/flops.py` an image, rematerialisation not counted; "of matmul" is the share of what a large
+bfloat16 matrix product reaches, measured in the same run. The hours are those of the config's own
+steps and batch at the rate measured, without pictures and checkpoints. --reference measures the
+official PyTorch code on the same device and prints the ratios (`reference.py`).
 """
 
 import argparse
@@ -25,10 +28,10 @@ import numpy as np
 from reference import Row, add_arguments, finish, print_comparison, run_reference, show_rate
 
 from uvit_jax.errors import run_script
-from uvit_jax.jobs.abstract_batch import abstract_inputs, abstract_state, lower_train_step
-from uvit_jax.jobs.config import Experiment, load_experiment, parse_settings
-from uvit_jax.jobs.datacard import DataCard
-from uvit_jax.jobs.setup import assemble
+from uvit_jax.experiment.assembled import assemble
+from uvit_jax.experiment.config import Experiment, load_experiment, parse_settings
+from uvit_jax.experiment.data_card import DataCard
+from uvit_jax.experiment.step_program import abstract_inputs, abstract_state, lower_train_step
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel.mesh import MeshConfig
 from uvit_jax.telemetry.throughput import Throughput
@@ -61,7 +64,8 @@ class Step:
       mesh: sizes of the mesh.
       compiled: `compiled(state, batch, None) -> (state, metrics)`; the state given is used up.
       state, batch: on the devices.
-      lower_seconds, compile_seconds: tracing and lowering, which a kept program does not save, and the rest.
+      lower_seconds, compile_seconds: tracing and lowering, which a kept program does not save, and
+        the rest.
     """
 
     experiment: Experiment
@@ -80,7 +84,8 @@ def compile_step(
     mesh: MeshConfig | None = None,
     devices: list[jax.Device] | None = None,
 ) -> Step:
-    """The step of a config at another batch size, with fields replaced as on the command line ("model.remat": "none").
+    """The step of a config at another batch size, with fields replaced as on the command line
+    ("model.remat": "none").
 
     mesh, devices: one device of its own where they are not given.
     """
@@ -89,7 +94,9 @@ def compile_step(
     parts = assemble(experiment, DataCard(name), devices=devices or jax.devices()[:1])
     optimizer, template = abstract_state(parts)
     step = abstract_inputs(experiment, parts.batch_sharding)
-    batch = {field: jax.device_put(_random(shape), shape.sharding) for field, shape in step.batch.items()}
+    batch = {
+        field: jax.device_put(_random(shape), shape.sharding) for field, shape in step.batch.items()
+    }
     began = time.monotonic()
     lowered = lower_train_step(parts, optimizer, template, step)
     between = time.monotonic()
@@ -110,7 +117,9 @@ def measure(
     repeats: int,
     ceiling: float,
 ) -> Row:
-    """The median rate of `repeats` times `steps` steps, after one of warm-up; `ceiling` of one device, in FLOP/s."""
+    """The median rate of `repeats` times `steps` steps, after one of warm-up; `ceiling` of one
+    device, in FLOP/s.
+    """
     step = compile_step(name, batch_size, overrides, mesh, devices)
     state, compiled, model = step.state, step.compiled, step.experiment.model
     seconds = []
@@ -124,7 +133,11 @@ def measure(
     throughput = Throughput(forward_flops(model), devices)
     mfu = throughput.window(steps=1, images=batch_size, seconds=batch_size / rate)["mfu"]
     memory = compiled.memory_analysis()
-    gib = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30 if memory else float("nan")
+    gib = (
+        (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**30
+        if memory
+        else float("nan")
+    )
     flops = 3 * forward_flops(model) * rate
     return {
         "who": "ours",
@@ -159,10 +172,14 @@ def _random(shape: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def matmul_ceiling() -> float:
-    """FLOP/s of one device in products of two bfloat16 matrices of 8192x8192 (1024x1024 on a CPU): the median of 5
-    times some 0.1 s."""
+    """FLOP/s of one device in products of two bfloat16 matrices of 8192x8192 (1024x1024 on a CPU):
+    the median of 5 times some 0.1 s.
+    """
     size, products = (1024, 2) if jax.default_backend() == "cpu" else (8192, 64)
-    a, b = (jax.random.normal(key, (size, size), jnp.bfloat16) for key in jax.random.split(jax.random.key(0)))
+    a, b = (
+        jax.random.normal(key, (size, size), jnp.bfloat16)
+        for key in jax.random.split(jax.random.key(0))
+    )
     multiply = jax.jit(jnp.matmul)
     jax.block_until_ready(multiply(a, b))
     seconds = []
@@ -191,7 +208,9 @@ def show(row: Row) -> None:
     print(f"{row['config']:34}{line}", flush=True)
 
 
-def measure_config(name: str, options: argparse.Namespace, overrides: dict[str, str], ceiling: float) -> list[Row]:
+def measure_config(
+    name: str, options: argparse.Namespace, overrides: dict[str, str], ceiling: float
+) -> list[Row]:
     """Rows of one config on every mesh at every batch size that fits, printed one by one."""
     rows = []
     for text, size in itertools.product(options.mesh, options.batch_size or [PAPER.get(name, 64)]):
@@ -200,7 +219,9 @@ def measure_config(name: str, options: argparse.Namespace, overrides: dict[str, 
         devices = jax.devices() if -1 in sizes else jax.devices()[: math.prod(sizes)]
         counts: Any = {"steps": options.steps, "repeats": options.repeats, "ceiling": ceiling}
         try:
-            row = measure(name, size * len(devices), MeshConfig(*sizes), devices, overrides, **counts)
+            row = measure(
+                name, size * len(devices), MeshConfig(*sizes), devices, overrides, **counts
+            )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -215,13 +236,22 @@ def measure_config(name: str, options: argparse.Namespace, overrides: dict[str, 
 
 def main() -> None:
     """Measures and prints a table; one line of JSON a row where --json asks for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="*", default=list(PAPER), help="configs/x.py:variant")
-    parser.add_argument("--batch-size", type=int, nargs="+", help="of each device, one after another; one that fits")
-    parser.add_argument(
-        "--mesh", nargs="+", default=["-1,1,1"], help="data,fsdp,tensor; several are measured one after another"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value")
+    parser.add_argument("configs", nargs="*", default=list(PAPER), help="configs/x.py:variant")
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", help="of each device, one after another; one that fits"
+    )
+    parser.add_argument(
+        "--mesh",
+        nargs="+",
+        default=["-1,1,1"],
+        help="data,fsdp,tensor; several are measured one after another",
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="section.field=value, as --config.section.field=value"
+    )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
@@ -231,11 +261,16 @@ def main() -> None:
     experiments = {name: load_experiment(name, overrides) for name in options.configs}
     # Before JAX takes the GPU's memory for itself.
     theirs = {
-        name: run_reference(options, name, experiment, "train", options.steps) if options.reference else []
+        name: run_reference(options, name, experiment, "train", options.steps)
+        if options.reference
+        else []
         for name, experiment in experiments.items()
     }
     device, ceiling = jax.devices()[0].device_kind, matmul_ceiling()
-    title = f"{jax.device_count()} x {device}, jax {jax.__version__}, matrix products {ceiling / 1e12:.3g} TFLOP/s"
+    title = (
+        f"{jax.device_count()} x {device}, jax {jax.__version__}, matrix products "
+        f"{ceiling / 1e12:.3g} TFLOP/s"
+    )
     print(title)
     print(f"{'config':34}" + "".join(f"{head:>{len(head) + 3}}" for head in HEADS))
     rows: list[Row] = []

@@ -1,15 +1,16 @@
-"""CIFAR-10 32x32, unconditional, U-ViT-S/2 (44M parameters): FID 3.11 in the paper (50,000 samples, EMA weights).
+"""CIFAR-10 32x32, unconditional, U-ViT-S/2 (44M parameters): FID 3.11 in the paper (50,000 samples,
+EMA weights).
 
-python -m uvit_jax.main --job prepare --config configs/cifar10.py --config.prepare.source=tfds:cifar10
-python -m uvit_jax.main --config configs/cifar10.py
+python -m uvit_jax.main --job prepare --config configs/cifar10.py
+--config.prepare.source=tfds:cifar10 python -m uvit_jax.main --config configs/cifar10.py
 
-Hardware: one H200, 5 hours (3,434 images/s, python benchmarks/train_step.py); the paper used 4 A100.
-The paper's weights: --job sample --config.init_from=cifar10_uvit_small.pth
+Hardware: one H200, 5 hours (3,434 images/s, python benchmarks/train_step.py); the paper used 4
+A100. The paper's weights: --job sample --config.init_from=cifar10_uvit_small.pth
 """
 
 from ml_collections import ConfigDict
 
-from uvit_jax.jobs.config import default_config
+from uvit_jax.experiment.config import default_config
 
 
 def get_config() -> ConfigDict:
@@ -46,7 +47,8 @@ def get_config() -> ConfigDict:
     config.sample.spacing = "time_uniform"
     config.sample.t_end = 1e-3
 
-    # The paper's FID: 50,000 samples of the EMA weights; --config.evaluate.reference names the statistics.
+    # The paper's FID: 50,000 samples of the EMA weights; --config.evaluate.reference names the
+    # statistics.
     config.evaluate.features = "inception"
     config.evaluate.num_samples = 50_000
     return config

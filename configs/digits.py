@@ -1,11 +1,12 @@
-"""Real 8x8 handwritten digits, class-conditional: a first light that takes minutes on two CPU cores.
+"""Real 8x8 handwritten digits, class-conditional: a first light that takes minutes on two CPU
+cores.
 
 python -m uvit_jax.main --config configs/digits.py
 """
 
 from ml_collections import ConfigDict
 
-from uvit_jax.jobs.config import default_config
+from uvit_jax.experiment.config import default_config
 
 
 def get_config() -> ConfigDict:

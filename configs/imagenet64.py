@@ -1,24 +1,29 @@
-"""ImageNet 64x64, class-conditional, in pixels: U-ViT-M/4 (131M parameters) and, as :large, U-ViT-L/4 (287M).
+"""ImageNet 64x64, class-conditional, in pixels: U-ViT-M/4 (131M parameters) and, as :large,
+U-ViT-L/4 (287M).
 
-FID in the paper 5.85 (:mid, the default) and 4.26 (:large): 50,000 samples, EMA weights, classes as in the data.
+FID in the paper 5.85 (:mid, the default) and 4.26 (:large): 50,000 samples, EMA weights, classes as
+in the data.
 
-python -m uvit_jax.main --job prepare --config configs/imagenet64.py --config.prepare.source=IMAGENET
-python -m uvit_jax.main --config configs/imagenet64.py:large
+python -m uvit_jax.main --job prepare --config configs/imagenet64.py
+--config.prepare.source=IMAGENET python -m uvit_jax.main --config configs/imagenet64.py:large
 
-Hardware, in hours of one H200 (python benchmarks/train_step.py): 56 for :mid (1,524 images/s), 113 for :large (755
-images/s), divided by the number of GPUs where they scale; the paper used 8 A100.
-The paper's weights: --job sample --config.init_from=imagenet64_uvit_mid.pth (or imagenet64_uvit_large.pth).
+Hardware, in hours of one H200 (python benchmarks/train_step.py): 56 for :mid (1,524 images/s), 113
+for :large (755 images/s), divided by the number of GPUs where they scale; the paper used 8 A100.
+The paper's weights: --job sample --config.init_from=imagenet64_uvit_mid.pth (or
+imagenet64_uvit_large.pth).
 """
 
 from ml_collections import ConfigDict
 
 from uvit_jax.errors import UserError
-from uvit_jax.jobs.config import default_config
+from uvit_jax.experiment.config import default_config
 
 
 def get_config(variant: str = "mid") -> ConfigDict:
     if variant not in ("mid", "large"):
-        raise UserError(f"configs/imagenet64.py has no variant {variant!r}, expected 'mid' or 'large'")
+        raise UserError(
+            f"configs/imagenet64.py has no variant {variant!r}, expected 'mid' or 'large'"
+        )
     large = variant == "large"
     config = default_config()
 
@@ -57,8 +62,9 @@ def get_config(variant: str = "mid") -> ConfigDict:
     config.sample.spacing = "logsnr"
     config.sample.t_end = 1e-4
 
-    # The paper's FID: 50,000 samples of the EMA weights; --config.evaluate.reference names the statistics, and
-    # --config.sample.labels=data draws classes as often as the training set has them, as the paper does.
+    # The paper's FID: 50,000 samples of the EMA weights; --config.evaluate.reference names the
+    # statistics, and --config.sample.labels=data draws classes as often as the training set has
+    # them, as the paper does.
     config.evaluate.features = "inception"
     config.evaluate.num_samples = 50_000
     return config

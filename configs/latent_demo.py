@@ -1,20 +1,24 @@
-"""A latent model of a folder of a few images on a laptop: prepared, trained and sampled in minutes on two cores.
+"""A latent model of a folder of a few images on a laptop: prepared, trained and sampled in minutes
+on two cores.
 
-Wants a folder of images, its sub-folders being classes, and the weights of TAEF2 (8 MB): taef2_encoder.pth and
-taef2_decoder.pth of github.com/madebyollin/taesd in a folder, or the hub's name below where it can be reached.
+Wants a folder of images, its sub-folders being classes, and the weights of TAEF2 (8 MB):
+taef2_encoder.pth and taef2_decoder.pth of github.com/madebyollin/taesd in a folder, or the hub's
+name below where it can be reached.
 
-python -m uvit_jax.main --job prepare --config configs/latent_demo.py --config.prepare.source=IMAGES \
+python -m uvit_jax.main --job prepare --config configs/latent_demo.py --config.prepare.source=IMAGES
+\
     --config.autoencoder.name=TAEF2
-python -m uvit_jax.main --config configs/latent_demo.py --config.autoencoder.name=TAEF2 --config.model.num_classes=51
-python -m uvit_jax.main --job sample --workdir runs/latent_demo
+python -m uvit_jax.main --config configs/latent_demo.py --config.autoencoder.name=TAEF2
+--config.model.num_classes=51 python -m uvit_jax.main --job sample --workdir runs/latent_demo
 
-num_classes is one more than the classes of the folder. On 50 photographs, one a class, the three take six minutes; the
-samples then have the colours and rough shapes of each class's photograph, and details want many times the steps.
+num_classes is one more than the classes of the folder. On 50 photographs, one a class, the three
+take six minutes; the samples then have the colours and rough shapes of each class's photograph, and
+details want many times the steps.
 """
 
 from ml_collections import ConfigDict
 
-from uvit_jax.jobs.config import default_config
+from uvit_jax.experiment.config import default_config
 
 
 def get_config() -> ConfigDict:
@@ -29,7 +33,8 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 51  # fifty, and the empty label
 
     config.diffusion.schedule = "vp_linear"
-    # A token carries 512 numbers, more than it is wide: their noise would not fit through, the image does.
+    # A token carries 512 numbers, more than it is wide: their noise would not fit through, the
+    # image does.
     config.diffusion.prediction = "x0"
     config.diffusion.p_uncond = 0.1
 

@@ -1,25 +1,30 @@
-"""MS-COCO 2014 at 256x256, text to image on latents: U-ViT-S/2 (45M parameters) and, as :deep, 17 blocks (58M).
+"""MS-COCO 2014 at 256x256, text to image on latents: U-ViT-S/2 (45M parameters) and, as :deep, 17
+blocks (58M).
 
-FID in the paper 5.95 (:small, the default) and 5.48 (:deep): 30,000 captions of the validation set, guidance 1.0.
+FID in the paper 5.95 (:small, the default) and 5.48 (:deep): 30,000 captions of the validation set,
+guidance 1.0.
 
 python -m uvit_jax.main --job prepare --config configs/mscoco256.py --config.prepare.source=COCO
-python -m uvit_jax.main --config configs/mscoco256.py
-python -m uvit_jax.main --job sample --workdir runs/mscoco256 --config.sample.prompts="a red bus; two cats on a sofa"
+python -m uvit_jax.main --config configs/mscoco256.py python -m uvit_jax.main --job sample --workdir
+runs/mscoco256 --config.sample.prompts="a red bus; two cats on a sofa"
 
-COCO holds train2014/ and annotations/captions_train2014.json. Hardware, in hours of one H200 (python
-benchmarks/train_step.py): 24 for :small (2,994 images/s), 31 for :deep (2,298 images/s); the paper used 4 A100.
-The paper's weights, nothing to prepare: --job sample --config.init_from=mscoco_uvit_small.pth, and the prompts.
+COCO holds train2014/ and annotations/captions_train2014.json. Hardware, in hours of one H200
+(python benchmarks/train_step.py): 24 for :small (2,994 images/s), 31 for :deep (2,298 images/s);
+the paper used 4 A100. The paper's weights, nothing to prepare: --job sample
+--config.init_from=mscoco_uvit_small.pth, and the prompts.
 """
 
 from ml_collections import ConfigDict
 
 from uvit_jax.errors import UserError
-from uvit_jax.jobs.config import default_config
+from uvit_jax.experiment.config import default_config
 
 
 def get_config(variant: str = "small") -> ConfigDict:
     if variant not in ("small", "deep"):
-        raise UserError(f"configs/mscoco256.py has no variant {variant!r}, expected 'small' or 'deep'")
+        raise UserError(
+            f"configs/mscoco256.py has no variant {variant!r}, expected 'small' or 'deep'"
+        )
     config = default_config()
 
     config.model.image_size = 32
@@ -66,7 +71,8 @@ def get_config(variant: str = "small") -> ConfigDict:
     config.sample.t_end = 1e-3
     config.sample.guidance_scale = 1.0
 
-    # The paper's FID: of 30,000 captions of the validation set, prepared as above with split val2014.
+    # The paper's FID: of 30,000 captions of the validation set, prepared as above with split
+    # val2014.
     config.evaluate.features = "inception"
     config.evaluate.num_samples = 30_000
     config.evaluate.captions = "data/mscoco256_val"

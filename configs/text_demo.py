@@ -1,21 +1,24 @@
-"""Text to image on a laptop: captioned images prepared with TAEF2 and CLIP, a small model trained, prompts drawn.
+"""Text to image on a laptop: captioned images prepared with TAEF2 and CLIP, a small model trained,
+prompts drawn.
 
-Wants images with captions (COCO's layout, or a flat folder with a metadata.jsonl), the weights of TAEF2 (8 MB, see
-configs/latent_demo.py) and those of CLIP ViT-L/14 (the hub's name below, or a folder).
+Wants images with captions (COCO's layout, or a flat folder with a metadata.jsonl), the weights of
+TAEF2 (8 MB, see configs/latent_demo.py) and those of CLIP ViT-L/14 (the hub's name below, or a
+folder).
 
 python -m uvit_jax.main --job prepare --config configs/text_demo.py --config.prepare.source=COCO \
     --config.prepare.split=train2017 --config.autoencoder.name=TAEF2
-python -m uvit_jax.main --config configs/text_demo.py --config.autoencoder.name=TAEF2
-python -m uvit_jax.main --job sample --workdir runs/text_demo --config.sample.prompts="a red bus; two cats on a sofa"
+python -m uvit_jax.main --config configs/text_demo.py --config.autoencoder.name=TAEF2 python -m
+uvit_jax.main --job sample --workdir runs/text_demo --config.sample.prompts="a red bus; two cats on
+a sofa"
 
-Without CLIP's weights a tower that was never trained stands in: --config.text_encoder.name=random:0 and
---config.text_encoder.tokenizer=bpe_simple_vocab_16e6.txt.gz (OpenAI's). Every text then has states of its own, without
-meaning: the model knows the captions it has seen and no others.
+Without CLIP's weights a tower that was never trained stands in: --config.text_encoder.name=random:0
+and --config.text_encoder.tokenizer=bpe_simple_vocab_16e6.txt.gz (OpenAI's). Every text then has
+states of its own, without meaning: the model knows the captions it has seen and no others.
 """
 
 from ml_collections import ConfigDict
 
-from uvit_jax.jobs.config import default_config
+from uvit_jax.experiment.config import default_config
 
 
 def get_config() -> ConfigDict:
@@ -31,7 +34,8 @@ def get_config() -> ConfigDict:
     config.model.context_length = 77
 
     config.diffusion.schedule = "vp_linear"
-    # A token carries 512 numbers, more than it is wide: their noise would not fit through, the image does.
+    # A token carries 512 numbers, more than it is wide: their noise would not fit through, the
+    # image does.
     config.diffusion.prediction = "x0"
     config.diffusion.p_uncond = 0.1
 

@@ -13,7 +13,9 @@ from uvit_jax.models.uvit import UViTConfig
 
 def draw(key: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     """The standard normal array that belongs to a name."""
-    return np.random.default_rng([seed, zlib.crc32(key.encode())]).standard_normal(shape, dtype=np.float32)
+    return np.random.default_rng([seed, zlib.crc32(key.encode())]).standard_normal(
+        shape, dtype=np.float32
+    )
 
 
 def formula_weight(key: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -38,7 +40,10 @@ def formula_weight(key: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarra
 
 def uvit_weights(config: UViTConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """The golden state dict of a U-ViT, official names and layouts."""
-    return {key: formula_weight(key, entry.shape, seed) for key, entry in official._layout(config).items()}
+    return {
+        key: formula_weight(key, entry.shape, seed)
+        for key, entry in official._layout(config).items()
+    }
 
 
 def read_golden(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -13,9 +13,9 @@ from benchmarks.digits import read, scores
 from benchmarks.text import subset
 from tests.jobs.runs import ROOT, TINY, environment, tiny_experiment
 from uvit_jax.errors import UserError
-from uvit_jax.jobs.config import load_experiment
-from uvit_jax.jobs.datacard import DataCard
-from uvit_jax.jobs.setup import assemble
+from uvit_jax.experiment.assembled import assemble
+from uvit_jax.experiment.config import load_experiment
+from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.training.loop import Window
 
 
@@ -28,7 +28,9 @@ def test_scores_tell_real_digits_from_collapsed_and_mislabelled_ones():
     assert 0.2 < real["frechet_distance_of_two_halves_of_the_data"] < 0.4
     assert scores(images, (data.target + 1) % 10)["svm_agreement"] < 0.01
     collapsed = np.repeat(images[:10], 180, axis=0)[: len(images)]
-    assert scores(collapsed, np.repeat(data.target[:10], 180)[: len(images)])["frechet_distance"] > 1.2
+    assert (
+        scores(collapsed, np.repeat(data.target[:10], 180)[: len(images)])["frechet_distance"] > 1.2
+    )
 
 
 def test_samples_are_read_as_the_jobs_write_them(tmp_path):
@@ -39,7 +41,9 @@ def test_samples_are_read_as_the_jobs_write_them(tmp_path):
         assert np.array_equal(found[0], images)
         assert found[1].tolist() == [3, 7]
     np.savez(tmp_path / "samples.npz", images=images)
-    with pytest.raises(UserError, match=r"has labels of shape \(0,\), expected a digit of each image"):
+    with pytest.raises(
+        UserError, match=r"has labels of shape \(0,\), expected a digit of each image"
+    ):
         read(tmp_path / "samples.npz")
     np.savez(tmp_path / "samples.npz", images=images.reshape(2, 4, 16, 1), labels=labels)
     with pytest.raises(UserError, match=r"holds images of shape \(4, 16, 1\), expected digits"):
@@ -54,7 +58,10 @@ def test_samples_are_read_as_the_jobs_write_them(tmp_path):
             "train_step.py configs/digits.py --set model.dept=3",
             "config.model has no field 'dept', did you mean 'depth'?",
         ),
-        ("train_step.py configs/digits.py --set model.depth", "--set has 'model.depth', expected section.field=value"),
+        (
+            "train_step.py configs/digits.py --set model.depth",
+            "--set has 'model.depth', expected section.field=value",
+        ),
         ("digits.py nosuch.npz", "nosuch.npz can't be read"),
         ("text.py nosuch", "nosuch has no annotations/captions_train2017.json"),
     ],
@@ -62,7 +69,9 @@ def test_samples_are_read_as_the_jobs_write_them(tmp_path):
 def test_a_mistake_ends_in_one_clear_sentence(arguments, message):
     script, *rest = arguments.split()
     command = [sys.executable, str(pathlib.Path("benchmarks", script)), *rest]
-    ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
+    )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"error: {message}")
     assert ended.stderr.count("\n") == 1
@@ -76,14 +85,20 @@ def test_captioned_images_are_not_laid_over_others(tmp_path):
 
 
 def windows(**others):
-    """Windows of 10 steps that end at steps 20, 30, ...: each in 10.1 seconds, with 1 of data and 0.5 of a log."""
+    """Windows of 10 steps that end at steps 20, 30, ...: each in 10.1 seconds, with 1 of data and
+    0.5 of a log.
+    """
     common = {"metrics": {}, "steps": 10, "seconds": 10.1, "data_seconds": 1.0, "log_seconds": 0.5}
     return {step: Window(**common | others.get(f"at_{step}", {})) for step in (20, 30, 40, 50)}
 
 
 def test_the_loops_summary_parts_the_steps_from_the_checkpoint():
-    measured = train_loop.Measured(40, log_every=10, bare=[[1.1, 1.0], [1.0, 0.9]], saved=30, checkpoint_bytes=7)
-    measured.windows = windows(at_40={"seconds": 13.1, "hook_seconds": 2.0}, at_50={"seconds": 10.6})
+    measured = train_loop.Measured(
+        40, log_every=10, bare=[[1.1, 1.0], [1.0, 0.9]], saved=30, checkpoint_bytes=7
+    )
+    measured.windows = windows(
+        at_40={"seconds": 13.1, "hook_seconds": 2.0}, at_50={"seconds": 10.6}
+    )
     experiment = tiny_experiment(train__save_every=500, train__log_every=50)
     row = train_loop.summary(measured, experiment)
     expected = {
@@ -123,7 +138,12 @@ def test_the_loops_summary_parts_the_steps_from_the_checkpoint():
     ],
 )
 def test_the_train_loop_is_measured_on_data_made_for_the_config(name, fields, tmp_path, capsys):
-    network = {"model.embed_dim": "16", "model.depth": "1", "model.num_heads": "2", "model.dtype": "float32"}
+    network = {
+        "model.embed_dim": "16",
+        "model.depth": "1",
+        "model.num_heads": "2",
+        "model.dtype": "float32",
+    }
     experiment = load_experiment(name, network | fields | {"train.batch_size": "4"})
     row = train_loop.measure(experiment, steps=8, examples=12, own_data=False, parent=str(tmp_path))
     assert not list(tmp_path.iterdir())
@@ -141,14 +161,32 @@ def test_the_train_loop_is_measured_on_data_made_for_the_config(name, fields, tm
     assert f"save_every={experiment.train.save_every}: logs" in capsys.readouterr().out
 
 
-def test_the_train_loop_of_packaged_data_is_measured_from_the_command_line(tmp_path, capsys, monkeypatch):
+def test_the_train_loop_of_packaged_data_is_measured_from_the_command_line(
+    tmp_path, capsys, monkeypatch
+):
     settings = [f"{name}={value}" for name, value in TINY.items()]
     out = tmp_path / "loop.json"
-    options = ["--batch-size", "16", "--steps", "5", "--folder", str(tmp_path), "--out", str(out), "--set", *settings]
+    options = [
+        "--batch-size",
+        "16",
+        "--steps",
+        "5",
+        "--folder",
+        str(tmp_path),
+        "--out",
+        str(out),
+        "--set",
+        *settings,
+    ]
     monkeypatch.setattr("sys.argv", ["train_loop.py", "configs/digits.py", *options])
     train_loop.main()
     assert capsys.readouterr().out.startswith("configs/digits.py, batch 16, ")
     row = json.loads(out.read_text())
-    assert (row["config"], row["batch"], row["own_log_every"], row["own_save_every"]) == ("configs/digits.py", 16, 2, 4)
+    assert (row["config"], row["batch"], row["own_log_every"], row["own_save_every"]) == (
+        "configs/digits.py",
+        16,
+        2,
+        4,
+    )
     assert row["steps"] >= 5
     assert row["save_blocking_seconds"] > 0

@@ -6,25 +6,52 @@ from uvit_jax.errors import UserError
 
 
 def test_the_programs_flags_and_the_configs_fields_are_told_apart():
-    argv = ["uvit-jax", "-config", "x.py:a", "--job=sample", "--config.a.b=c=d", "--config.a.n", "-3", "--workdir", "w"]
-    kept, fields = separate([*argv, "--noconfig.data.flip", "--config.sample.out=", "--verbosity", "1", "--config.b"])
+    argv = [
+        "uvit-jax",
+        "-config",
+        "x.py:a",
+        "--job=sample",
+        "--config.a.b=c=d",
+        "--config.a.n",
+        "-3",
+        "--workdir",
+        "w",
+    ]
+    kept, fields = separate(
+        [*argv, "--noconfig.data.flip", "--config.sample.out=", "--verbosity", "1", "--config.b"]
+    )
     assert kept == ["uvit-jax", "--config=x.py:a", "--job=sample", "--workdir=w", "--verbosity=1"]
     assert fields == {"a.b": "c=d", "a.n": "-3", "data.flip": "false", "sample.out": "", "b": None}
 
 
 def test_of_a_field_that_is_set_twice_the_last_counts():
-    assert separate(["uvit-jax", "--config.a=1", "--config.b=2", "--config.a", "3"])[1] == {"b": "2", "a": "3"}
+    assert separate(["uvit-jax", "--config.a=1", "--config.b=2", "--config.a", "3"])[1] == {
+        "b": "2",
+        "a": "3",
+    }
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("train configs/x.py", "'train' is not a flag, did you mean --job train --config configs/x.py?"),
+        (
+            "train configs/x.py",
+            "'train' is not a flag, did you mean --job train --config configs/x.py?",
+        ),
         ("smaple --workdir w", "'smaple' is not a flag, did you mean --job sample?"),
         ("sample configs", "'sample' is not a flag, did you mean --job sample --workdir configs?"),
-        ("configs/x.py:large", "'configs/x.py:large' is not a flag, did you mean --config configs/x.py:large?"),
-        ("--config = x.py", "'x.py' is not a flag, expected --config, --job, --workdir or --config.SECTION.FIELD"),
-        ("--config x.py train.steps=3", "'train.steps=3' is not a flag, did you mean --config.train.steps=3?"),
+        (
+            "configs/x.py:large",
+            "'configs/x.py:large' is not a flag, did you mean --config configs/x.py:large?",
+        ),
+        (
+            "--config = x.py",
+            "'x.py' is not a flag, expected --config, --job, --workdir or --config.SECTION.FIELD",
+        ),
+        (
+            "--config x.py train.steps=3",
+            "'train.steps=3' is not a flag, did you mean --config.train.steps=3?",
+        ),
         ("--config x.py stray", "'stray' is not a flag, expected --config, --job, --workdir or"),
         ("--confg configs/x.py", "there is no flag --confg, did you mean --config?"),
         ("-confg=configs/x.py", "there is no flag --confg, did you mean --config?"),
@@ -33,18 +60,37 @@ def test_of_a_field_that_is_set_twice_the_last_counts():
         ("--jb sample", "there is no flag --jb, did you mean --job?"),
         ("--hlep", "there is no flag --hlep, did you mean --help?"),
         ("--train.steps=3", "there is no flag --train.steps, did you mean --config.train.steps?"),
-        ("--cofig.train.steps=3", "there is no flag --cofig.train.steps, did you mean --config.train.steps?"),
-        ("--cfg.train.steps=3", "there is no flag --cfg.train.steps, did you mean --config.train.steps?"),
+        (
+            "--cofig.train.steps=3",
+            "there is no flag --cofig.train.steps, did you mean --config.train.steps?",
+        ),
+        (
+            "--cfg.train.steps=3",
+            "there is no flag --cfg.train.steps, did you mean --config.train.steps?",
+        ),
         ("--trian.steps=3", "there is no flag --trian.steps, did you mean --config.train.steps?"),
-        ("--steps=3", "there is no flag --steps, did you mean --config.train.steps or --config.sample.steps?"),
-        ("--colour=red", "there is no flag --colour, expected --config, --job, --workdir or --config.SECTION.FIELD"),
+        (
+            "--steps=3",
+            "there is no flag --steps, did you mean --config.train.steps or --config.sample.steps?",
+        ),
+        (
+            "--colour=red",
+            "there is no flag --colour, expected --config, --job, --workdir or "
+            "--config.SECTION.FIELD",
+        ),
         ("--config", "--config has no value, expected one as --config configs/digits.py"),
         ("--config=", "--config has no value, expected one as --config configs/digits.py"),
         ("--workdir --job sample", "--workdir has no value, expected one as --workdir runs/digits"),
         ("--workdir=", "--workdir has no value, expected one as --workdir runs/digits"),
         ("--config x.py --job", "--job has no value, expected one as --job train"),
-        ("--config a/x.py --config b/x.py", "--config is given twice, as 'a/x.py' and as 'b/x.py', expected one"),
-        ("--workdir a --workdir=b", "--workdir is given twice, as 'a' and as 'b', expected one of them"),
+        (
+            "--config a/x.py --config b/x.py",
+            "--config is given twice, as 'a/x.py' and as 'b/x.py', expected one",
+        ),
+        (
+            "--workdir a --workdir=b",
+            "--workdir is given twice, as 'a' and as 'b', expected one of them",
+        ),
     ],
 )
 def test_a_mistake_in_the_flags_is_told_with_the_right_one(arguments, sentence):
@@ -57,12 +103,22 @@ def test_the_same_flag_twice_with_one_value_is_no_mistake():
     assert separate(["uvit-jax", "--config", "x.py", "--config=x.py"])[1] == {}
 
 
-@pytest.mark.parametrize("flag", ["--help", "-h", "-help", "--helpshort", "--help=true", "--helpfull"])
+@pytest.mark.parametrize(
+    "flag", ["--help", "-h", "-help", "--helpshort", "--help=true", "--helpfull"]
+)
 def test_help_is_printed_and_is_no_failure(capsys, flag):
     assert asked_for_help(["uvit-jax", "--job", "sample", flag])
     main.run(["uvit-jax", "--job", "sample", flag])
     out, err = capsys.readouterr()
-    for name in ("--config ", "--job ", "--workdir ", "--config.SECTION.FIELD=VALUE", "train", "evaluate", "prepare"):
+    for name in (
+        "--config ",
+        "--job ",
+        "--workdir ",
+        "--config.SECTION.FIELD=VALUE",
+        "train",
+        "evaluate",
+        "prepare",
+    ):
         assert name in out
     assert ("--config.train.steps=500000" in out) == (flag == "--helpfull")
     assert err == ""

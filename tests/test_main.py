@@ -9,8 +9,8 @@ import pytest
 from tests.jobs.runs import ROOT, run, run_command, tiny_experiment
 from uvit_jax import main
 from uvit_jax.errors import Failed, Preempted, UserError
-from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.workdir import save_config
+from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.workdir import save_config
 from uvit_jax.main import open_experiment
 
 
@@ -29,11 +29,21 @@ def error_of(result) -> str:
         (["--config.model.dpeth=5"], "config.model has no field 'dpeth', did you mean 'depth'?"),
         (["--config.train.steps=many"], "error: config.train.steps is 'many', expected int\n"),
         (["--config.data.flip=maybe"], "error: config.data.flip is 'maybe', expected bool\n"),
-        (["--config.optimizer.betas=0.9"], "config.optimizer.betas is '0.9', expected two numbers\n"),
-        (["--steps=3"], "there is no flag --steps, did you mean --config.train.steps or --config.sample.steps?\n"),
+        (
+            ["--config.optimizer.betas=0.9"],
+            "config.optimizer.betas is '0.9', expected two numbers\n",
+        ),
+        (
+            ["--steps=3"],
+            "there is no flag --steps, did you mean --config.train.steps or "
+            "--config.sample.steps?\n",
+        ),
         (["--config.model.depth=4"], "config.model.depth is 4, expected an odd number"),
         (["--job=paint"], "paint"),
-        (["--config.mesh.data=3"], "config.mesh.data = 3, config.mesh.fsdp = 1, config.mesh.tensor = 1 don't mul"),
+        (
+            ["--config.mesh.data=3"],
+            "config.mesh.data = 3, config.mesh.fsdp = 1, config.mesh.tensor = 1 don't mul",
+        ),
         (["--workdir=LICENSE/run"], "workdir LICENSE/run can't be written to"),
         (["stray"], "'stray' is not a flag"),
     ],
@@ -55,12 +65,16 @@ def test_a_config_file_that_fails_is_told_in_one_sentence(tmp_path):
 
 
 def test_a_variant_of_a_config_without_any_is_refused():
-    assert "that config has no variants" in error_of(run(config="configs/digits.py:tiny", tiny=False, timeout=60))
+    assert "that config has no variants" in error_of(
+        run(config="configs/digits.py:tiny", tiny=False, timeout=60)
+    )
 
 
 def test_a_misspelt_field_in_a_config_file_is_named_with_the_right_one(tmp_path):
     config = tmp_path / "mine.py"
-    config.write_text((ROOT / "configs/digits.py").read_text().replace("config.train.steps", "config.train.stepz"))
+    config.write_text(
+        (ROOT / "configs/digits.py").read_text().replace("config.train.steps", "config.train.stepz")
+    )
     message = error_of(run(config=str(config), tiny=False, timeout=60))
     assert "stepz" in message
     assert "did you mean 'steps'?" in message
@@ -77,14 +91,22 @@ def test_a_misspelt_field_in_a_config_file_is_named_with_the_right_one(tmp_path)
             MemoryError(),
             1,
             "",
-            "error: the host is out of memory: lower config.train.batch_size (16), or raise config.train.microbatches "
+            "error: the host is out of memory: lower config.train.batch_size (16), or raise "
+            "config.train.microbatches "
             "(1), or set config.model.remat ('none'); no checkpoint was saved yet\n",
         ),
-        (KeyboardInterrupt(), 130, "", "\ninterrupted: the same command continues from the last checkpoint\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "",
+            "\ninterrupted: the same command continues from the last checkpoint\n",
+        ),
     ],
     ids=["done", "failed", "mistake", "preempted", "memory", "interrupted"],
 )
-def test_each_end_of_a_job_has_its_exit_code_and_its_line(monkeypatch, capsys, tmp_path, end, code, stdout, stderr):
+def test_each_end_of_a_job_has_its_exit_code_and_its_line(
+    monkeypatch, capsys, tmp_path, end, code, stdout, stderr
+):
     def job(experiment, workdir):
         if isinstance(end, str):
             return end
@@ -100,14 +122,19 @@ def test_each_end_of_a_job_has_its_exit_code_and_its_line(monkeypatch, capsys, t
 
 FOLDERS = {"evaluate.samples": "a", "evaluate.reference": "b"}
 MAKE = {"evaluate.make_reference": "true", "evaluate.reference": "b", "prepare.image_size": "64"}
-MISSING = "--config is missing, expected --config configs/<name>.py, or the --workdir of an earlier run"
+MISSING = (
+    "--config is missing, expected --config configs/<name>.py, or the --workdir of an earlier run"
+)
 
 
 @pytest.mark.parametrize("fields", [FOLDERS, MAKE], ids=["two folders", "a reference"])
 def test_an_evaluation_without_a_model_needs_neither_a_config_nor_a_workdir(fields):
     experiment, workdir = open_experiment("evaluate", "", "", fields)
     assert workdir == pathlib.Path("runs/evaluate")
-    assert (experiment.evaluate.reference, experiment.evaluate.samples) == ("b", fields.get("evaluate.samples", ""))
+    assert (experiment.evaluate.reference, experiment.evaluate.samples) == (
+        "b",
+        fields.get("evaluate.samples", ""),
+    )
     # Nothing else is asked for than a config's defaults.
     sections = {"evaluate": experiment.evaluate, "prepare": experiment.prepare}
     assert dataclasses.replace(Experiment(), **sections) == experiment
@@ -118,13 +145,33 @@ def test_an_evaluation_without_a_model_needs_neither_a_config_nor_a_workdir(fiel
     [
         ("train", "", {}, MISSING),
         ("train", "", FOLDERS, MISSING),
-        ("sample", "nosuch", FOLDERS, "nosuch holds no config.json: give --config, or the --workdir of an earlier run"),
-        ("evaluate", "", {}, f"{MISSING} (--job evaluate needs neither where config.evaluate.samples and config."),
+        (
+            "sample",
+            "nosuch",
+            FOLDERS,
+            "nosuch holds no config.json: give --config, or the --workdir of an earlier run",
+        ),
+        (
+            "evaluate",
+            "",
+            {},
+            f"{MISSING} (--job evaluate needs neither where config.evaluate.samples and config.",
+        ),
         ("evaluate", "", {"evaluate.samples": "a"}, MISSING),
         ("evaluate", "", {"evaluate.samples": "a", "evaluate.reference": ""}, MISSING),
-        ("evaluate", "nosuch", {"evaluate.reference": "b"}, "nosuch holds no config.json: give --config, or the"),
+        (
+            "evaluate",
+            "nosuch",
+            {"evaluate.reference": "b"},
+            "nosuch holds no config.json: give --config, or the",
+        ),
         # The images of a reference would be cropped to the size of a model that nobody asked for.
-        ("evaluate", "", MAKE | {"prepare.image_size": "0"}, f"{MISSING} (--job evaluate needs neither where config."),
+        (
+            "evaluate",
+            "",
+            MAKE | {"prepare.image_size": "0"},
+            f"{MISSING} (--job evaluate needs neither where config.",
+        ),
         ("smaple", "", {}, "--job is 'smaple', expected one of 'train', 'sample'"),
     ],
 )
@@ -137,19 +184,35 @@ def test_a_job_without_what_it_needs_says_so(job, workdir, fields, sentence):
 def test_a_run_goes_on_with_the_config_that_it_was_started_with(tmp_path):
     made = tiny_experiment()
     save_config(made, tmp_path)
-    experiment, workdir = open_experiment("evaluate", "", str(tmp_path), {"evaluate.num_samples": "7"})
+    experiment, workdir = open_experiment(
+        "evaluate", "", str(tmp_path), {"evaluate.num_samples": "7"}
+    )
     assert workdir == tmp_path
-    assert experiment == dataclasses.replace(made, evaluate=dataclasses.replace(made.evaluate, num_samples=7))
+    assert experiment == dataclasses.replace(
+        made, evaluate=dataclasses.replace(made.evaluate, num_samples=7)
+    )
 
 
 def test_a_workdir_is_named_after_the_config_and_its_variant():
-    assert open_experiment("train", str(ROOT / "configs/digits.py"), "", {})[1] == pathlib.Path("runs/digits")
+    assert open_experiment("train", str(ROOT / "configs/digits.py"), "", {})[1] == pathlib.Path(
+        "runs/digits"
+    )
     large = open_experiment("train", str(ROOT / "configs/imagenet256.py:large"), "", {})
     assert large[1] == pathlib.Path("runs/imagenet256-large")
 
 
 def test_a_mistake_in_the_config_is_told_without_importing_what_only_jobs_need():
-    slow = ("flax", "orbax", "grain", "optax", "clu", "tensorflow_datasets", "matplotlib", "scipy", "sklearn")
+    slow = (
+        "flax",
+        "orbax",
+        "grain",
+        "optax",
+        "clu",
+        "tensorflow_datasets",
+        "matplotlib",
+        "scipy",
+        "sklearn",
+    )
     program = f"""
 import sys
 from uvit_jax.errors import UserError
@@ -172,12 +235,20 @@ print([name for name in {(*slow, "jax.experimental.pallas")} if name in sys.modu
 
 
 def test_the_package_is_a_command_too():
-    ended = run_command([sys.executable, "-m", "uvit_jax", "train", "configs/digits.py"], timeout=60)
-    assert error_of(ended) == "error: 'train' is not a flag, did you mean --job train --config configs/digits.py?\n"
+    ended = run_command(
+        [sys.executable, "-m", "uvit_jax", "train", "configs/digits.py"], timeout=60
+    )
+    assert (
+        error_of(ended)
+        == "error: 'train' is not a flag, did you mean --job train --config configs/digits.py?\n"
+    )
 
 
 def test_help_needs_no_jax():
-    program = "import sys\nfrom uvit_jax.main import run\nrun(['uvit-jax', '--help'])\nassert 'jax' not in sys.modules"
+    program = (
+        "import sys\nfrom uvit_jax.main import run\nrun(['uvit-jax', '--help'])\nassert "
+        "'jax' not in sys.modules"
+    )
     assert run_command([sys.executable, "-c", program], timeout=60).returncode == 0
 
 

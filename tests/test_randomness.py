@@ -13,16 +13,24 @@ from uvit_jax.training.step import Objective, draw
 
 
 def test_every_stream_has_keys_of_its_own():
-    keys = {tuple(jax.random.key_data(stream_key(seed, stream)).tolist()) for stream in Stream for seed in range(5)}
+    keys = {
+        tuple(jax.random.key_data(stream_key(seed, stream)).tolist())
+        for stream in Stream
+        for seed in range(5)
+    }
     assert len(keys) == 5 * len(Stream)
-    words = {int(seed_sequence(seed, s, 0).generate_state(1)[0]) for s in Stream for seed in range(5)}
+    words = {
+        int(seed_sequence(seed, s, 0).generate_state(1)[0]) for s in Stream for seed in range(5)
+    }
     assert len(words) == 5 * len(Stream)
 
 
 def test_a_training_step_and_a_sample_of_the_same_number_draw_other_noise():
     """The key of step i's times was that of sample i's initial noise."""
     shape, images = (4, 4, 1), jnp.zeros((1, 4, 4, 1))
-    sampler = Sampler(lambda params, x, t, c: x, VPLinear(), shape, config=SamplerConfig(solver="ddim", steps=1))
+    sampler = Sampler(
+        lambda params, x, t, c: x, VPLinear(), shape, config=SamplerConfig(solver="ddim", steps=1)
+    )
     x_T = np.asarray(sampler(None, seed=0, indices=np.arange(3))).reshape(3, 16)
     for i in range(3):
         key = jax.random.fold_in(stream_key(0, Stream.STEP), i)

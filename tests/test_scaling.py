@@ -2,7 +2,7 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.scaling import Case, cases, chart, figures, markdown, with_efficiency
-from uvit_jax.parallel.topology import parse_topology
+from uvit_jax.compiled.topology import parse_topology
 
 
 def report(model_flops, total, **schedule):
@@ -11,7 +11,15 @@ def report(model_flops, total, **schedule):
         "memory": {"total": total},
         "hardware": {"peak_flops": 459e12},
         "flops": {"model": model_flops, "compiled": 1.1 * model_flops} if schedule else None,
-        "collectives": [{"kind": "all-reduce", "network": "ici", "count": 10, "bytes": 1e9, "wire_bytes": 1996e6}],
+        "collectives": [
+            {
+                "kind": "all-reduce",
+                "network": "ici",
+                "count": 10,
+                "bytes": 1e9,
+                "wire_bytes": 1996e6,
+            }
+        ],
         "schedule": {"asynchronous": 9, **schedule} if schedule else None,
     }
 
@@ -22,9 +30,27 @@ def rows_of(*made):
 
 @pytest.fixture
 def rows():
-    alone = {"compute": 0.080, "communication": 0.002, "hidden": 0.0, "exposed": 0.002, "step": 0.082}
-    full = {"compute": 0.080, "communication": 0.004, "hidden": 0.0, "exposed": 0.004, "step": 0.084}
-    few = {"compute": 0.008, "communication": 0.004, "hidden": 0.003, "exposed": 0.001, "step": 0.009}
+    alone = {
+        "compute": 0.080,
+        "communication": 0.002,
+        "hidden": 0.0,
+        "exposed": 0.002,
+        "step": 0.082,
+    }
+    full = {
+        "compute": 0.080,
+        "communication": 0.004,
+        "hidden": 0.0,
+        "exposed": 0.004,
+        "step": 0.084,
+    }
+    few = {
+        "compute": 0.008,
+        "communication": 0.004,
+        "hidden": 0.003,
+        "exposed": 0.001,
+        "step": 0.009,
+    }
     return rows_of(
         (Case("v5p", 8, "data", 128), report(12e12, 2**34, **alone), "weak"),
         (Case("v5p", 1024, "data", 16384), report(12e12, 2**34, **full), "weak"),
@@ -41,7 +67,10 @@ def test_efficiency_is_images_of_a_chip_relative_to_the_smallest_slice_that_fits
 
 def test_the_table_tells_weak_from_strong_and_says_what_does_not_fit(rows):
     weak, strong = markdown(rows).split("strong scaling")
-    assert "| v5p:8x8x16 | data | 16 | 16.0 | 13.20 | 10 (9): all-reduce | 1,996 | 80.0 ms | 4.0 ms | 0.0 ms |" in weak
+    assert (
+        "| v5p:8x8x16 | data | 16 | 16.0 | 13.20 | 10 (9): all-reduce | 1,996 | 80.0 ms | 4.0 ms "
+        "| 0.0 ms |" in weak
+    )
     assert "| 4.0 ms | 84.0 ms | 98% | 31% |" in weak
     assert "| v5p:8x8x16 | data | 1 | 8.0 |" in strong
     assert "| v5e:2x4 | data | 128 | ?, too much | - |" in strong
@@ -65,14 +94,21 @@ def test_the_chart_is_drawn_of_what_there_is(rows, tmp_path):
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_fields_of_the_config_may_stand_behind_all_options_and_have_a_folder_of_their_own(monkeypatch, tmp_path):
+def test_fields_of_the_config_may_stand_behind_all_options_and_have_a_folder_of_their_own(
+    monkeypatch, tmp_path
+):
     asked = []
-    monkeypatch.setattr(scaling, "preflight", lambda config, case, folder, fields: asked.append((folder, fields)))
+    monkeypatch.setattr(
+        scaling, "preflight", lambda config, case, folder, fields: asked.append((folder, fields))
+    )
     field = "--config.model.attention=xla"
     only = ["--only", "v5p-64-data-batch"]
     monkeypatch.setattr(
-        "sys.argv", ["scaling.py", "configs/imagenet512.py", "--out", str(tmp_path), *only, "--", field]
+        "sys.argv",
+        ["scaling.py", "configs/imagenet512.py", "--out", str(tmp_path), *only, "--", field],
     )
     with pytest.raises(SystemExit, match="nothing was compiled"):
         scaling.main()
-    assert asked == [(tmp_path / "imagenet512-model.attention=xla" / "v5p-64-data-batch1024", [field])]
+    assert asked == [
+        (tmp_path / "imagenet512-model.attention=xla" / "v5p-64-data-batch1024", [field])
+    ]

@@ -1,4 +1,6 @@
-"""The command line before it is given types: its flags, the config's fields as text, and what is wrong with either."""
+"""The command line before it is given types: its flags, the config's fields as text, and what is
+wrong with either.
+"""
 
 import pathlib
 import re
@@ -29,7 +31,9 @@ def asked_for_help(argv: Sequence[str]) -> str | None:
 
 
 def help_text(configs: Sequence[str]) -> str:
-    """What --help prints; configs: names of those that came with the package, where it is installed."""
+    """What --help prints; configs: names of those that came with the package, where it is
+    installed.
+    """
     jobs = "\n".join(f"      {name:10} {what}" for name, what in JOBS.items())
     packaged = f"\nConfigs that came with it: {', '.join(configs)}\n" if configs else ""
     return f"""U-ViT in JAX: prepares data, trains, samples and evaluates.
@@ -52,10 +56,12 @@ python -m uvit_jax is the same command. Exit codes: 0 done, 1 failed, 2 a mistak
 
 
 def separate(argv: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
-    """absl's part of a command line, and the config's fields by their dotted names; None where one has no value.
+    """absl's part of a command line, and the config's fields by their dotted names; None where one
+    has no value.
 
     Raises:
-      UserError: for a flag that there is none of, one without a value or given twice, or an argument without a flag.
+      UserError: for a flag that there is none of, one without a value or given twice, or an
+        argument without a flag.
     """
     kept, strays, waiting = [argv[0]], [], list(argv[1:])
     fields: dict[str, str | None] = {}
@@ -78,10 +84,15 @@ def separate(argv: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
             if not value:
                 raise UserError(f"--{name} has no value, expected one as --{name} {_VALUES[name]}")
             if given.setdefault(name, value) != value:
-                raise UserError(f"--{name} is given twice, as {given[name]!r} and as {value!r}, expected one of them")
+                raise UserError(
+                    f"--{name} is given twice, as {given[name]!r} and as {value!r}, expected one "
+                    f"of them"
+                )
             kept.append(f"--{name}={value}")
         elif name in flags.FLAGS or name.removeprefix("no") in flags.FLAGS:
-            kept.append(argument if value is None or found[2] is not None else f"{argument}={value}")
+            kept.append(
+                argument if value is None or found[2] is not None else f"{argument}={value}"
+            )
         else:
             raise UserError(_unknown(name))
     if strays:
@@ -106,7 +117,7 @@ def _unknown(name: str) -> str:
         meant = [close]
     else:
         # Imported late: most mistakes can be told without the sections of a config.
-        from uvit_jax.jobs.config import field_names
+        from uvit_jax.experiment.config import field_names
 
         names = field_names()
         near = [field for field in names if field in (name, rest) or field.endswith(f".{name}")]
@@ -114,7 +125,10 @@ def _unknown(name: str) -> str:
             near = [field for field in [nearest(name, names)] if field]
         meant = [f"config.{field}" for field in near]
     if not meant:
-        return f"there is no flag --{name}, expected --config, --job, --workdir or --config.SECTION.FIELD: see --help"
+        return (
+            f"there is no flag --{name}, expected --config, --job, --workdir or "
+            f"--config.SECTION.FIELD: see --help"
+        )
     return f"there is no flag --{name}, did you mean {' or '.join(f'--{flag}' for flag in meant)}?"
 
 
@@ -133,4 +147,7 @@ def _stray(strays: Sequence[str], given: Mapping[str, str]) -> str:
             meant["workdir"] = f"--workdir {stray}"
     if len(meant) == len(strays) and not set(meant) & set(given):
         return f"{strays[0]!r} is not a flag, did you mean {' '.join(meant.values())}?"
-    return f"{strays[0]!r} is not a flag, expected --config, --job, --workdir or --config.SECTION.FIELD: see --help"
+    return (
+        f"{strays[0]!r} is not a flag, expected --config, --job, --workdir or "
+        f"--config.SECTION.FIELD: see --help"
+    )

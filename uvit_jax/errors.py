@@ -1,19 +1,29 @@
 """The exceptions a person is meant to read: their text is shown alone, without a traceback."""
 
+import functools
+import logging
 import sys
 from collections.abc import Callable, Iterable
 
+LOG = logging.getLogger("uvit_jax")
+
 
 class UserError(ValueError):
-    """Bad input from a person: one sentence naming the field or file, the value found and the value expected."""
+    """Bad input from a person: one sentence naming the field or file, the value found and the value
+    expected.
+    """
 
 
 class Failed(Exception):
-    """A job that did its work and found that the answer is no: its one line is printed and the exit code is 1."""
+    """A job that did its work and found that the answer is no: its one line is printed and the exit
+    code is 1.
+    """
 
 
 class Preempted(Exception):
-    """A job that was told to stop and has kept what it did: its one line is printed and the exit code is 143."""
+    """A job that was told to stop and has kept what it did: its one line is printed and the exit
+    code is 143.
+    """
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -26,7 +36,9 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a mistyped one is meant to be, a few letters away or longer; None where none is near."""
+    """The known word that a mistyped one is meant to be, a few letters away or longer; None where
+    none is near.
+    """
     if not word:
         return None
     words = sorted(known, key=lambda other: _edits(word, other))
@@ -46,3 +58,26 @@ def _edits(one: str, other: str) -> int:
                 row[-1] = min(row[-1], rows[-2][j - 2] + 1)
         rows.append(row)
     return rows[-1][-1]
+
+
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises a UserError that names the field, the value and the known ones unless value is one of
+    them.
+    """
+    if value not in choices:
+        close = nearest(str(value), choices)
+        hint = f" (did you mean {close!r}?)" if close else ""
+        raise UserError(
+            f"{field} is {value!r}, expected one of {', '.join(map(repr, choices))}{hint}"
+        )
+
+
+def counted(count: int, thing: str, things: str = "") -> str:
+    """A number and its noun: "1 image", "2,000 images"; `things` where the plural is not with s."""
+    return f"{count:,} {thing if count == 1 else things or thing + 's'}"
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Logs a warning once per process."""
+    LOG.warning(message)

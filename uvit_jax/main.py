@@ -14,22 +14,25 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from uvit_jax.command_line import JOBS, asked_for_help, help_text, separate
-from uvit_jax.errors import Failed, Preempted, UserError
-from uvit_jax.jobs.config_file import packaged_configs, read_config, split_name
-from uvit_jax.jobs.paths import local_path
-from uvit_jax.models.uvit_config import check_choice
+from uvit_jax.errors import Failed, Preempted, UserError, check_choice
+from uvit_jax.experiment.config_file import packaged_configs, read_config, split_name
+from uvit_jax.experiment.paths import local_path
 
 if TYPE_CHECKING:
     import ml_collections
 
-    from uvit_jax.jobs.config import Experiment
+    from uvit_jax.experiment.config import Experiment
 
 # This one asks no devices for anything, and so joins no other hosts.
 _ALONE = ("preflight",)
 
-_CONFIG = flags.DEFINE_string("config", "", "Config file, as configs/digits.py or configs/imagenet256.py:large.")
+_CONFIG = flags.DEFINE_string(
+    "config", "", "Config file, as configs/digits.py or configs/imagenet256.py:large."
+)
 _JOB = flags.DEFINE_string("job", "train", "What to do.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; by default runs/<name of the config>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Folder of the run; by default runs/<name of the config>."
+)
 
 _INTERRUPTED = "\ninterrupted: the same command continues from the last checkpoint"
 _SECONDS_TO_END = 30.0
@@ -61,7 +64,7 @@ def _help(*, every_field: bool) -> str:
     if not every_field:
         return text
     # Imported late: --help needs no jax.
-    from uvit_jax.jobs.config import default_config, field_names
+    from uvit_jax.experiment.config import default_config, field_names
 
     values = default_config().to_dict()
     lines = [f"--config.{name}={_value(values, name)!r}" for name in field_names()]
@@ -89,7 +92,9 @@ def _main(fields: Mapping[str, str | None]) -> None:
 
 
 def _end_soon(code: int) -> None:
-    """Ends the process though a library's thread may wait for what never comes, as after a save that failed."""
+    """Ends the process though a library's thread may wait for what never comes, as after a save
+    that failed.
+    """
     timer = threading.Timer(_SECONDS_TO_END, os._exit, [code])
     timer.daemon = True
     timer.start()
@@ -118,7 +123,7 @@ def open_experiment(
     else:
         config, default = _config_without_file(job, workdir), job
     # Imported late: a config file that isn't there is told without jax.
-    from uvit_jax.jobs.config import resolve, set_fields
+    from uvit_jax.experiment.config import resolve, set_fields
 
     set_fields(config, fields)
     if not name and not _is_saved(workdir):
@@ -127,11 +132,13 @@ def open_experiment(
 
 
 def _config_without_file(job: str, workdir: str) -> "ml_collections.ConfigDict":
-    """The config of the run in the workdir; every default for `evaluate`, which can do without a model."""
+    """The config of the run in the workdir; every default for `evaluate`, which can do without a
+    model.
+    """
     if not _is_saved(workdir) and job != "evaluate":
         raise UserError(_no_config(workdir))
-    from uvit_jax.jobs.config import default_config
-    from uvit_jax.jobs.saved_config import get_config
+    from uvit_jax.experiment.config import default_config
+    from uvit_jax.experiment.saved_config import get_config
 
     return get_config(workdir) if _is_saved(workdir) else default_config()
 
@@ -141,7 +148,9 @@ def _is_saved(workdir: str) -> bool:
 
 
 def _check_told_everything(config: "ml_collections.ConfigDict", workdir: str) -> None:
-    """Refuses an evaluation without a config that needs one: of a model, or of a reference without a size."""
+    """Refuses an evaluation without a config that needs one: of a model, or of a reference without
+    a size.
+    """
     evaluate, needed = config.evaluate, "evaluate.samples and config.evaluate.reference"
     if evaluate.make_reference:
         needed = "evaluate.reference and config.prepare.image_size"
@@ -149,25 +158,33 @@ def _check_told_everything(config: "ml_collections.ConfigDict", workdir: str) ->
     else:
         is_told = evaluate.reference and evaluate.samples
     if not is_told:
-        raise UserError(f"{_no_config(workdir)} (--job evaluate needs neither where config.{needed} are given)")
+        raise UserError(
+            f"{_no_config(workdir)} (--job evaluate needs neither where config.{needed} are given)"
+        )
 
 
 def _no_config(workdir: str) -> str:
     if workdir:
         return f"{workdir} holds no config.json: give --config, or the --workdir of an earlier run"
-    return "--config is missing, expected --config configs/<name>.py, or the --workdir of an earlier run"
+    return (
+        "--config is missing, expected --config configs/<name>.py, or the --workdir of an "
+        "earlier run"
+    )
 
 
 def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoReturn:
-    """Runs a job, on all hosts of the run; whatever ends it on this one, the others are not left waiting for it."""
-    from uvit_jax.jobs import failures
-    from uvit_jax.jobs.workdir import agree_on_run
+    """Runs a job, on all hosts of the run; whatever ends it on this one, the others are not left
+    waiting for it.
+    """
+    from uvit_jax import failures
+    from uvit_jax.experiment.workdir import agree_on_run
     from uvit_jax.parallel import hosts
     from uvit_jax.parallel.compile_cache import keep_compiled_programs
     from uvit_jax.parallel.gpu_memory import use_cuda_allocator
 
     failures.quiet_libraries()
-    # Whether all processes come to their ends here, and whether each has something of its own to say.
+    # Whether all processes come to their ends here, and whether each has something of its own to
+    # say.
     together, each, stream = True, False, sys.stderr
     try:
         if name not in _ALONE:
@@ -177,14 +194,23 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
                 logging.getLogger("uvit_jax").setLevel(logging.WARNING)
             agree_on_run(name, experiment, workdir)
             keep_compiled_programs(os.environ)
-        told, code, stream = importlib.import_module(f"uvit_jax.jobs.{name}").run(experiment, workdir), 0, sys.stdout
+        told, code, stream = (
+            importlib.import_module(f"uvit_jax.jobs.{name}").run(experiment, workdir),
+            0,
+            sys.stdout,
+        )
     except Failed as error:
         told, code, stream = str(error), 1, sys.stdout
     except Preempted as error:
         told, code = str(error), 143
     except UserError as error:
         failures.log_traceback(error)
-        told, code, together, each = f"error: {error}", 2, isinstance(error, hosts.SharedError), True
+        told, code, together, each = (
+            f"error: {error}",
+            2,
+            isinstance(error, hosts.SharedError),
+            True,
+        )
     except KeyboardInterrupt:
         told, code, together, each = _INTERRUPTED, 130, False, True
     except Exception as error:

@@ -3,9 +3,9 @@
 import ml_dtypes  # noqa: F401
 import numpy as np
 
-from uvit_jax.data.empty_context import save_empty_context
-from uvit_jax.data.manifest import Manifest
-from uvit_jax.data.records import ShardWriter
+from uvit_jax.data.prepared.empty_context import save_empty_context
+from uvit_jax.data.prepared.manifest import Manifest
+from uvit_jax.data.prepared.record_source import ShardWriter
 
 CONTEXT = (5, 6)  # tokens and width of the captions' states
 
@@ -19,9 +19,14 @@ def arrays(count, shape, dtype, seed=0):
 
 
 def captions_of(example, dtype="float16"):
-    """The captions of this example, 1 to 4: states full of 10 times its number plus the caption's, and texts."""
+    """The captions of this example, 1 to 4: states full of 10 times its number plus the caption's,
+    and texts.
+    """
     return [
-        (np.full(CONTEXT, 10 * example + which, np.dtype(dtype)), f"Žába {example}, said {which}\n" + "x" * which)
+        (
+            np.full(CONTEXT, 10 * example + which, np.dtype(dtype)),
+            f"Žába {example}, said {which}\n" + "x" * which,
+        )
         for which in range(1 + example % 4)
     ]
 
@@ -42,11 +47,15 @@ def prepare(
     With a context_dtype it is a text data set, whose captions are those of `captions_of`.
     """
     x = arrays(sum(sizes), shape, dtype)
-    labels = np.arange(len(x), dtype=np.int32) % classes if classes else np.full(len(x), -1, np.int32)
+    labels = (
+        np.arange(len(x), dtype=np.int32) % classes if classes else np.full(len(x), -1, np.int32)
+    )
     text = {"context_shape": CONTEXT, "context_dtype": context_dtype} if context_dtype else {}
     shards, first = [], 0
     for number, size in enumerate(sizes):
-        with ShardWriter(folder, f"{number:05d}.array_record", shape, dtype, mirror=mirror, **text) as writer:
+        with ShardWriter(
+            folder, f"{number:05d}.array_record", shape, dtype, mirror=mirror, **text
+        ) as writer:
             for i in range(first, first + size):
                 captions = {"captions": captions_of(i, context_dtype)} if text else {}
                 writer.write(int(labels[i]), x[i, 0], *([x[i, 1]] if mirror else []), **captions)
@@ -54,7 +63,10 @@ def prepare(
         first += size
     if text:
         empty = np.full(CONTEXT, -0.5, np.dtype(context_dtype))
-        text |= {"text_encoder_sha256": "c" * 64, "empty_context_sha256": save_empty_context(folder, empty)}
+        text |= {
+            "text_encoder_sha256": "c" * 64,
+            "empty_context_sha256": save_empty_context(folder, empty),
+        }
     channels = shape[-1] // (2 if kind == "moments" else 1)
     Manifest(
         source="random",

@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 
 from tests.data.prepared import CONTEXT, arrays, captions_of, prepare
-from uvit_jax.data.empty_context import save_empty_context
-from uvit_jax.data.manifest import Manifest
-from uvit_jax.data.records import RecordSource, ShardWriter, encode_caption, encode_example, verify
+from uvit_jax.data.prepared.empty_context import save_empty_context
+from uvit_jax.data.prepared.manifest import Manifest
+from uvit_jax.data.prepared.record_source import (
+    RecordSource,
+    ShardWriter,
+    encode_caption,
+    encode_example,
+    verify,
+)
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
 
@@ -24,7 +30,9 @@ TEXT = {"context_shape": CONTEXT, "context_dtype": "float16"}
 def read(source, indices, mirrored=False, draws=None, fields=None):
     indices = np.asarray(indices)
     mirrored = np.broadcast_to(mirrored, indices.shape).copy()
-    return source.read(indices, mirrored, None if draws is None else np.asarray(draws, np.uint64), fields)
+    return source.read(
+        indices, mirrored, None if draws is None else np.asarray(draws, np.uint64), fields
+    )
 
 
 def alter(path, offset, bits=0xFF):
@@ -72,10 +80,16 @@ def test_a_record_says_where_its_captions_are_and_a_caption_is_states_then_text(
 
 
 @pytest.mark.parametrize("context_dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize(("mirror", "dtype"), [(False, "float16"), (True, "bfloat16"), (False, "uint8")])
-def test_the_captions_written_are_read_across_shards_in_any_order(tmp_path, mirror, dtype, context_dtype):
+@pytest.mark.parametrize(
+    ("mirror", "dtype"), [(False, "float16"), (True, "bfloat16"), (False, "uint8")]
+)
+def test_the_captions_written_are_read_across_shards_in_any_order(
+    tmp_path, mirror, dtype, context_dtype
+):
     kind = "pixels" if dtype == "uint8" else "moments"
-    x, labels = prepare(tmp_path, kind=kind, dtype=dtype, mirror=mirror, context_dtype=context_dtype)
+    x, labels = prepare(
+        tmp_path, kind=kind, dtype=dtype, mirror=mirror, context_dtype=context_dtype
+    )
     source = RecordSource(tmp_path)
     assert isinstance(source, Source)
     assert source.context_shape == CONTEXT
@@ -85,7 +99,10 @@ def test_the_captions_written_are_read_across_shards_in_any_order(tmp_path, mirr
     assert found.keys() == {"x", "label", "context"}
     np.testing.assert_array_equal(found["x"], x[order, int(mirror)])
     np.testing.assert_array_equal(found["label"], labels[order])
-    assert (found["context"].dtype, found["context"].shape) == (np.dtype(context_dtype), (15, *CONTEXT))
+    assert (found["context"].dtype, found["context"].shape) == (
+        np.dtype(context_dtype),
+        (15, *CONTEXT),
+    )
     assert found["label"].flags.c_contiguous
     assert found["context"].flags.c_contiguous
     for i, draw, context in zip(order, draws, found["context"], strict=True):
@@ -177,9 +194,15 @@ def test_images_and_captions_share_the_files_that_may_be_open(tmp_path, monkeypa
     prepare(tmp_path, sizes=(2,) * 12, context_dtype="float16")
     monkeypatch.setattr("resource.getrlimit", lambda which: (12, 12))
     source = RecordSource(tmp_path)
-    np.testing.assert_array_equal(read(source, np.arange(24))["context"][:, 0, 0], 10 * np.arange(24))
+    np.testing.assert_array_equal(
+        read(source, np.arange(24))["context"][:, 0, 0], 10 * np.arange(24)
+    )
     links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
-    opened = [os.readlink(link) for link in links if os.path.exists(link) and str(tmp_path) in os.readlink(link)]
+    opened = [
+        os.readlink(link)
+        for link in links
+        if os.path.exists(link) and str(tmp_path) in os.readlink(link)
+    ]
     assert (len(opened), sum(".captions." in path for path in opened)) == (6, 3)
 
 
@@ -205,12 +228,17 @@ def test_another_empty_context_is_refused_when_the_data_set_is_opened(tmp_path):
 
     digest = save_empty_context(tmp_path, np.zeros(CONTEXT, np.float16))
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    refused(rf"{path} has SHA-256 {digest}, expected {expected}: copy or prepare the data set again")
+    refused(
+        rf"{path} has SHA-256 {digest}, expected {expected}: copy or prepare the data set again"
+    )
     for states, said in (
         (np.zeros((5, 7), np.float16), r"is float16 \(5, 7\), expected floats \(5, 6\)"),
         (np.zeros(CONTEXT, np.int32), r"is int32 \(5, 6\), expected floats \(5, 6\)"),
         (np.full(CONTEXT, np.inf, np.float32), "holds NaN or infinity, expected finite numbers"),
-        (np.array([[{}]]), r"is no array \(.*allow_pickle=False.*\), expected the states of the empty caption"),
+        (
+            np.array([[{}]]),
+            r"is no array \(.*allow_pickle=False.*\), expected the states of the empty caption",
+        ),
     ):
         buffer = io.BytesIO()
         np.save(buffer, states)
@@ -232,11 +260,14 @@ def test_a_missing_or_truncated_file_of_captions_is_named_when_the_data_set_is_o
     os.truncate(path, size - 1)
     for opened in (RecordSource, verify):
         with pytest.raises(
-            UserError, match=rf"^{path} has {size - 1} bytes, expected {size}: copy or prepare it again$"
+            UserError,
+            match=rf"^{path} has {size - 1} bytes, expected {size}: copy or prepare it again$",
         ):
             opened(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match=rf"^cannot read {path}: No such file.*; expected a shard of the manifest$"):
+    with pytest.raises(
+        UserError, match=rf"^cannot read {path}: No such file.*; expected a shard of the manifest$"
+    ):
         RecordSource(tmp_path)
 
 
@@ -247,7 +278,9 @@ def test_altered_bytes_end_in_an_error_with_the_captions_file_and_record(tmp_pat
     alter(path, path.read_bytes().index("Žába 7, said 2".encode()), bits=1)
     source = RecordSource(tmp_path)
     assert read(source, [7, 7, 7], draws=[0, 1, 3])["context"][:, 0, 0].tolist() == [70, 71, 73]
-    said = rf"^{path} record 7 is damaged \(Corrupted .*hash mismatch.*\): prepare the data set again$"
+    said = (
+        rf"^{path} record 7 is damaged \(Corrupted .*hash mismatch.*\): prepare the data set again$"
+    )
     for ask in (
         lambda: read(source, [0, 7], draws=[0, 2]),
         lambda: source.captions(7),
@@ -267,12 +300,20 @@ def test_captions_of_another_text_data_set_are_told(tmp_path):
         (1, range(1, 1), r"it has 0 captions from number 1 on"),
         (2, range(-3, 0), r"it has 3 captions from number -3 on"),
     ):
-        rewrite_examples(tmp_path, 0, [*head[:number], encode_example(0, x[number, 0], span), *head[number + 1 :]])
-        with pytest.raises(UserError, match=rf"^{path} record {number} is damaged \({said}\): prepare"):
+        rewrite_examples(
+            tmp_path,
+            0,
+            [*head[:number], encode_example(0, x[number, 0], span), *head[number + 1 :]],
+        )
+        with pytest.raises(
+            UserError, match=rf"^{path} record {number} is damaged \({said}\): prepare"
+        ):
             read(RecordSource(tmp_path), [0, number])
     rewrite_examples(tmp_path, 0, [*head[:2], encode_example(0, x[2, 0], range(6, 9))])
     captions = tmp_path / "00000.captions.array_record"
-    with pytest.raises(UserError, match=rf"^{captions} record 6 is damaged \(.*\): prepare the data set again$"):
+    with pytest.raises(
+        UserError, match=rf"^{captions} record 6 is damaged \(.*\): prepare the data set again$"
+    ):
         read(RecordSource(tmp_path), [2])
 
 
@@ -282,7 +323,9 @@ def test_verify_names_images_whose_captions_do_not_follow_each_other(tmp_path):
 
     def check(found, said):
         rewrite_examples(
-            tmp_path, 0, [encode_example(0, x[i // 2, i % 2], captions) for i, captions in enumerate(found)]
+            tmp_path,
+            0,
+            [encode_example(0, x[i // 2, i % 2], captions) for i, captions in enumerate(found)],
         )
         with pytest.raises(UserError, match=rf"^{path} {said}$"):
             verify(tmp_path)
@@ -298,9 +341,13 @@ def test_verify_names_images_whose_captions_do_not_follow_each_other(tmp_path):
     )
     check(
         [*right[:3], range(1, 2), *right[4:]],
-        "record 3 has 1 captions from 1 on, expected those of the image that it mirrors, 2 from 1 on",
+        "record 3 has 1 captions from 1 on, expected those of the image that it mirrors, 2 from 1 "
+        "on",
     )
-    check([*right[:4], range(3, 5), range(3, 5)], "has 5 captions, expected 6: prepare the data set again")
+    check(
+        [*right[:4], range(3, 5), range(3, 5)],
+        "has 5 captions, expected 6: prepare the data set again",
+    )
     rewrite_examples(tmp_path, 0, [encode_example(0, x[i // 2, i % 2], right[i]) for i in range(6)])
     verify(tmp_path)
 
@@ -311,14 +358,19 @@ def test_verify_names_a_caption_that_is_not_as_it_should_be(tmp_path):
     good = [encode_caption(states, text) for i in range(3) for states, text in captions_of(i)]
     nan = np.full(CONTEXT, np.nan, np.float16)
     for records, said in (
-        ([*good[:4], encode_caption(nan, "a"), good[5]], "record 4 holds NaN or infinity, expected finite numbers"),
+        (
+            [*good[:4], encode_caption(nan, "a"), good[5]],
+            "record 4 holds NaN or infinity, expected finite numbers",
+        ),
         (
             [*good[:3], good[3] + b"\xe9", *good[4:]],
-            r"record 3 is damaged \(its text has the byte 0xe9, which is no UTF-8\): prepare the data set again",
+            r"record 3 is damaged \(its text has the byte 0xe9, which is no UTF-8\): prepare the "
+            r"data set again",
         ),
         (
             [good[0], good[1][: STATES_BYTES - 1], *good[2:]],
-            rf"record 1 is damaged \(it has {STATES_BYTES - 1} bytes instead of at least {STATES_BYTES}\): prepare .*",
+            rf"record 1 is damaged \(it has {STATES_BYTES - 1} bytes instead of at least "
+            rf"{STATES_BYTES}\): prepare .*",
         ),
         (good[:5], "has 5 records, expected 6: prepare the data set again"),
     ):
@@ -330,7 +382,8 @@ def test_verify_names_a_caption_that_is_not_as_it_should_be(tmp_path):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     replace_shard(tmp_path, 0, captions_sha256="0" * 64)
     with pytest.raises(
-        UserError, match=rf"^{path} has SHA-256 {digest}, expected 0{{64}}: prepare the data set again$"
+        UserError,
+        match=rf"^{path} has SHA-256 {digest}, expected 0{{64}}: prepare the data set again$",
     ):
         verify(tmp_path)
 
@@ -344,7 +397,10 @@ def test_a_shard_and_its_captions_appear_together_and_are_described(tmp_path):
         hidden = {".00000-of-00004.array_record.tmp", ".00000-of-00004.captions.array_record.tmp"}
         assert {path.name for path in tmp_path.iterdir()} == hidden
     shard = writer.shard
-    assert {path.name for path in tmp_path.iterdir()} == {name, "00000-of-00004.captions.array_record"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        name,
+        "00000-of-00004.captions.array_record",
+    }
     assert (shard.num_examples, shard.num_records, shard.num_captions) == (4, 8, 1 + 2 + 3 + 4)
     assert [file.name for file in shard.files] == [name, "00000-of-00004.captions.array_record"]
     assert [file.num_records for file in shard.files] == [8, 10]
@@ -368,7 +424,9 @@ def test_a_shard_whose_writing_ends_early_leaves_nothing_that_counts(tmp_path, m
     array, replace = arrays(1, SHAPE, "float16")[0, 0], os.replace
 
     def write(text, error=None):
-        with ShardWriter(tmp_path, "a.array_record", SHAPE, "float16", mirror=False, **TEXT) as writer:
+        with ShardWriter(
+            tmp_path, "a.array_record", SHAPE, "float16", mirror=False, **TEXT
+        ) as writer:
             writer.write(0, array, captions=[(np.ones(CONTEXT, np.float16), text)])
             if error:
                 raise error
@@ -412,7 +470,9 @@ def test_a_text_shard_takes_only_images_with_captions_of_its_own_shape(tmp_path)
         ):
             writer.write(0, array, captions=captions)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match=r"^ShardWriter: context_shape is \(5, 6\) and context_dtype None$"):
+    with pytest.raises(
+        ValueError, match=r"^ShardWriter: context_shape is \(5, 6\) and context_dtype None$"
+    ):
         ShardWriter(tmp_path, "a", SHAPE, "float16", mirror=False, context_shape=CONTEXT)
 
 
@@ -420,7 +480,10 @@ def test_a_folder_where_the_captions_cannot_be_written_is_named_at_once_and_left
     (tmp_path / ".a.captions.tmp").mkdir()
     (tmp_path / ".a.captions.tmp" / "full").write_text("")
     with (
-        pytest.raises(UserError, match=rf"^cannot write {tmp_path}/a.captions: Is a directory; expected a writable"),
+        pytest.raises(
+            UserError,
+            match=rf"^cannot write {tmp_path}/a.captions: Is a directory; expected a writable",
+        ),
         ShardWriter(tmp_path, "a", SHAPE, "float16", mirror=False, **TEXT),
     ):
         pytest.fail("the block must not be entered")

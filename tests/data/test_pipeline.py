@@ -13,7 +13,7 @@ import pytest
 from tests.data.prepared import CONTEXT, prepare
 from uvit_jax.data import pipeline
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.records import RecordSource
+from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.data.sources import ArraySource
 from uvit_jax.errors import UserError
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
@@ -91,14 +91,18 @@ def test_only_the_fields_asked_for_are_there(batches):
     [[(0, 4), (4, 8)], [(2, 4), (6, 8)], [(0, 8)], [(4, 6)]],
     ids=["neighbours", "strided", "all", "one"],
 )
-def test_a_host_reads_its_own_rows_alone_and_they_are_those_of_the_whole_batch(batches, monkeypatch, parts):
+def test_a_host_reads_its_own_rows_alone_and_they_are_those_of_the_whole_batch(
+    batches, monkeypatch, parts
+):
     whole = take(batches(MIRRORS, batch_size=8, flip=True), 7)
     rows = np.concatenate([np.arange(*part) for part in parts])
     reads = []
 
     def local_part(shape, sharding, part):
         assert shape[0] == 8
-        return jnp.concatenate([part((slice(*rows), *[slice(None)] * (len(shape) - 1))) for rows in parts])
+        return jnp.concatenate(
+            [part((slice(*rows), *[slice(None)] * (len(shape) - 1))) for rows in parts]
+        )
 
     class Source(MirrorSource):
         def read(self, indices, *rest):
@@ -146,7 +150,9 @@ class CountingSource(ArraySource):
 
 
 def test_only_a_few_batches_are_read_ahead_and_none_to_reach_a_saved_position(batches):
-    source = CountingSource(**{field.name: getattr(SOURCE, field.name) for field in dataclasses.fields(SOURCE)})
+    source = CountingSource(
+        **{field.name: getattr(SOURCE, field.name) for field in dataclasses.fields(SOURCE)}
+    )
     iterator = batches(source, prefetch=2)
     iterator.set_state({"next_example": 10**10})
     assert source.reads == []
@@ -161,9 +167,13 @@ def test_only_a_few_batches_are_read_ahead_and_none_to_reach_a_saved_position(ba
 
 def test_an_epochs_order_is_grains_shuffle_at_a_seed_of_its_own(batches):
     seed = 2**32 - 2
-    seeds = [int(seed_sequence(seed, Stream.EPOCH, epoch).generate_state(1)[0]) for epoch in range(6)]
+    seeds = [
+        int(seed_sequence(seed, Stream.EPOCH, epoch).generate_state(1)[0]) for epoch in range(6)
+    ]
     grains = [grain.MapDataset.range(SIZE).shuffle(seed=each) for each in seeds]
-    expected = np.array([order[i] for order in grains for i in range(SIZE)])[: 14 * 6].reshape(14, 6)
+    expected = np.array([order[i] for order in grains for i in range(SIZE)])[: 14 * 6].reshape(
+        14, 6
+    )
     np.testing.assert_array_equal(take(batches(seed=seed, batch_size=6), 14), expected)
 
 
@@ -217,7 +227,9 @@ def test_flips_are_even_and_drawn_anew_at_every_visit_without_touching_the_order
     many = MirrorSource("many", images, np.zeros(size, np.int32), ["all"], shift=size)
 
     def visits(**arguments):
-        return take(batches(many, batch_size=100, **arguments), size * epochs // 100).reshape(epochs, size)
+        return take(batches(many, batch_size=100, **arguments), size * epochs // 100).reshape(
+            epochs, size
+        )
 
     plain, flipped, other = visits(), visits(flip=True), visits(flip=True, seed=1)
     assert plain.max() < size
@@ -233,7 +245,9 @@ def test_flips_are_even_and_drawn_anew_at_every_visit_without_touching_the_order
 @pytest.mark.parametrize(("batch_size", "prefetch"), [(2, 2), (10, 1), (20, 0)])
 def test_an_examples_flip_depends_on_its_place_in_the_stream_alone(batches, batch_size, prefetch):
     expected = take(batches(MIRRORS, flip=True), 50).ravel()
-    found = take(batches(MIRRORS, flip=True, batch_size=batch_size, prefetch=prefetch), 200 // batch_size).ravel()
+    found = take(
+        batches(MIRRORS, flip=True, batch_size=batch_size, prefetch=prefetch), 200 // batch_size
+    ).ravel()
     np.testing.assert_array_equal(found, expected)
 
 
@@ -279,7 +293,8 @@ def test_records_are_batches_in_their_own_dtype(batches, tmp_path):
     np.testing.assert_array_equal(batch["label"], labels[indices])
 
 
-# The upper halves of the first five words of seed 3: what a run has seen at a position must never change.
+# The upper halves of the first five words of seed 3: what a run has seen at a position must never
+# change.
 FLIPS = [426205290, 3947405353, 687844646, 2283974846, 2773007633]
 CAPTIONS = [3740187040, 1674070230, 3836412313, 428783249, 3003175713]
 
@@ -290,12 +305,16 @@ def test_the_random_words_of_a_seed_stay_what_they_are(first):
     assert [int(word) >> 32 for word in words] == CAPTIONS[first:]
     words = pipeline._words(np.arange(first, 5), 3, Stream.FLIP)
     assert [int(word) >> 32 for word in words] == FLIPS[first:]
-    assert pipeline._flips(np.arange(first, 5), 3).tolist() == [word >= 2**31 for word in FLIPS[first:]]
+    assert pipeline._flips(np.arange(first, 5), 3).tolist() == [
+        word >= 2**31 for word in FLIPS[first:]
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSource(ArraySource):
-    """A caption's states are its number among an example's `captions`; keeps whether captions were drawn."""
+    """A caption's states are its number among an example's `captions`; keeps whether captions were
+    drawn.
+    """
 
     captions: int = 3
     drawn: list[bool] = dataclasses.field(default_factory=list)
@@ -309,7 +328,9 @@ class TextSource(ArraySource):
         assert (draws is not None) == ("context" in fields)
         batch = super().read(indices, mirrored)
         if draws is not None:
-            batch["context"] = np.multiply.outer((draws % self.captions).astype(np.float32), np.ones(CONTEXT))
+            batch["context"] = np.multiply.outer(
+                (draws % self.captions).astype(np.float32), np.ones(CONTEXT)
+            )
         return {name: batch[name] for name in fields}
 
 
@@ -320,21 +341,29 @@ def text_source(size=SIZE, captions=3):
 
 def drawn(iterator, count):
     """The captions of the next batches, `[count, batch]`."""
-    return np.stack([np.asarray(next(iterator)["context"])[:, 0, 0] for _ in range(count)]).astype(int)
+    return np.stack([np.asarray(next(iterator)["context"])[:, 0, 0] for _ in range(count)]).astype(
+        int
+    )
 
 
 TEXT_FIELDS = ("x", "context")
 
 
-def test_captions_are_drawn_at_equal_odds_and_anew_at_every_visit_without_touching_the_order(batches):
+def test_captions_are_drawn_at_equal_odds_and_anew_at_every_visit_without_touching_the_order(
+    batches,
+):
     size, epochs = 500, 4
     arguments = {"batch_size": 100, "fields": TEXT_FIELDS}
     count = size * epochs // 100
     order = take(batches(text_source(size), batch_size=100), count)
     np.testing.assert_array_equal(take(batches(text_source(size), **arguments), count), order)
     found = drawn(batches(text_source(size), **arguments), count).reshape(epochs, size)
-    visits = found[np.arange(epochs)[:, None], np.argsort(order.reshape(epochs, size))]  # [epoch, example]
-    assert np.abs(np.bincount(visits.ravel()) - size * epochs / 3).max() < 4 * np.sqrt(size * epochs * 2 / 9)
+    visits = found[
+        np.arange(epochs)[:, None], np.argsort(order.reshape(epochs, size))
+    ]  # [epoch, example]
+    assert np.abs(np.bincount(visits.ravel()) - size * epochs / 3).max() < 4 * np.sqrt(
+        size * epochs * 2 / 9
+    )
     for one in range(epochs):
         for another in range(one):
             assert 0.23 < np.mean(visits[one] == visits[another]) < 0.43
@@ -346,7 +375,9 @@ def test_captions_are_drawn_apart_from_flips(batches):
     source = text_source(400, captions=2)
     fields = ("context",)
     plain = drawn(batches(source, batch_size=100, fields=fields), 8)
-    np.testing.assert_array_equal(drawn(batches(source, batch_size=100, fields=fields, flip=True), 8), plain)
+    np.testing.assert_array_equal(
+        drawn(batches(source, batch_size=100, fields=fields, flip=True), 8), plain
+    )
     flips = pipeline._flips(np.arange(800), 0)
     assert 0.4 < np.mean(flips == plain.ravel()) < 0.6
 
@@ -357,7 +388,9 @@ def test_a_caption_depends_on_its_place_in_the_stream_alone(batches, batch_size,
     iterator = batches(text_source(), fields=TEXT_FIELDS, batch_size=batch_size, prefetch=prefetch)
     np.testing.assert_array_equal(drawn(iterator, 200 // batch_size).ravel(), expected)
     iterator.set_state({"next_example": 3 * batch_size})
-    np.testing.assert_array_equal(drawn(iterator, 2).ravel(), expected[3 * batch_size : 5 * batch_size])
+    np.testing.assert_array_equal(
+        drawn(iterator, 2).ravel(), expected[3 * batch_size : 5 * batch_size]
+    )
 
 
 def test_no_caption_is_drawn_where_none_is_wanted(batches):
@@ -368,7 +401,8 @@ def test_no_caption_is_drawn_where_none_is_wanted(batches):
 
 def test_where_there_are_no_captions_a_context_is_refused_before_anything_is_read(batches):
     with pytest.raises(
-        UserError, match=r"^'numbers' holds no captions, expected a data set prepared with a text encoder$"
+        UserError,
+        match=r"^'numbers' holds no captions, expected a data set prepared with a text encoder$",
     ):
         batches(fields=TEXT_FIELDS)
 

@@ -1,4 +1,6 @@
-"""What the tests of the solvers share: double precision, the golden samples, the analytic noise model behind them."""
+"""What the tests of the solvers share: double precision, the golden samples, the analytic noise
+model behind them.
+"""
 
 import pathlib
 
@@ -32,13 +34,19 @@ def stable_diffusion():
 
 @pytest.fixture(scope="session")
 def analytic_noise():
-    """analytic_noise(schedule) -> noise_fn of a Gaussian mixture of one, bent a little; images are NCHW."""
+    """analytic_noise(schedule) -> noise_fn of a Gaussian mixture of one, bent a little; images are
+    NCHW.
+    """
 
     def make(schedule):
         def noise_fn(x, t):
-            alpha, sigma = (value[:, None, None, None] for value in (schedule.alpha(t), schedule.sigma(t)))
+            alpha, sigma = (
+                value[:, None, None, None] for value in (schedule.alpha(t), schedule.sigma(t))
+            )
             mu, s = (jnp.asarray(GOLDEN[name], x.dtype) for name in ("mu", "s"))
-            return sigma * (x - alpha * mu) / (alpha**2 * s**2 + sigma**2) + 0.05 * alpha * jnp.sin(3 * x)
+            return sigma * (x - alpha * mu) / (alpha**2 * s**2 + sigma**2) + 0.05 * alpha * jnp.sin(
+                3 * x
+            )
 
         return jax.jit(noise_fn)  # traced once, however many solvers call it
 
@@ -50,7 +58,9 @@ def compilations():
     """compilations() -> how many programs XLA has compiled so far."""
     seen = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, duration, **_: seen.append(duration) if event.endswith("backend_compile_duration") else None
+        lambda event, duration, **_: (
+            seen.append(duration) if event.endswith("backend_compile_duration") else None
+        )
     )
     np.testing.assert_equal(len(seen), 0)
     return lambda: len(seen)

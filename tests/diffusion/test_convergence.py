@@ -1,4 +1,6 @@
-"""The order of convergence each solver really has, on the analytic model in double precision with uniform logSNR."""
+"""The order of convergence each solver really has, on the analytic model in double precision with
+uniform logSNR.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,9 @@ def errors_at(golden, stable_diffusion, analytic_noise):
         x_T = jnp.asarray(golden["x_T"])
         if method == "heun":
             return heun(noise_fn, x_T, stable_diffusion, steps=steps, spacing="logsnr")
-        return sample(noise_fn, x_T, stable_diffusion, steps=steps, method=method, spacing="logsnr", **options)
+        return sample(
+            noise_fn, x_T, stable_diffusion, steps=steps, method=method, spacing="logsnr", **options
+        )
 
     def errors(outer_steps, evaluations_per_step, truth=[], **options):  # noqa: B006
         if not truth:
@@ -41,7 +45,9 @@ def errors_at(golden, stable_diffusion, analytic_noise):
         ("singlestep_fixed", 3, "taylor"),
     ],
 )
-def test_halving_the_step_divides_the_error_by_two_to_the_order(x64, errors_at, algorithm, method, order, solver_type):
+def test_halving_the_step_divides_the_error_by_two_to_the_order(
+    x64, errors_at, algorithm, method, order, solver_type
+):
     options = {"method": method, "order": order, "algorithm": algorithm, "solver_type": solver_type}
     coarse, fine = errors_at([200, 400], 1 if method == "multistep" else order, **options)
     assert coarse / fine == pytest.approx(2**order, rel=0.15)

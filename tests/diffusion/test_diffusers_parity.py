@@ -12,7 +12,9 @@ SOLVER_TYPE = {"dpmsolver": "midpoint", "taylor": "heun"}  # ours, and what diff
 
 @pytest.fixture
 def scheduler():
-    """scheduler(...) -> diffusers' scheduler on the 20 integer times it spaces evenly, ending at its first one."""
+    """scheduler(...) -> diffusers' scheduler on the 20 integer times it spaces evenly, ending at
+    its first one.
+    """
     pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
 
@@ -43,7 +45,10 @@ def both(scheduler, schedule, *, algorithm, order, solver_type, prediction="nois
 
     kind = {"noise": "epsilon", "x0": "sample", "v": "v_prediction"}[prediction]
     theirs = scheduler(
-        algorithm_type=algorithm, solver_order=order, solver_type=SOLVER_TYPE[solver_type], prediction_type=kind
+        algorithm_type=algorithm,
+        solver_order=order,
+        solver_type=SOLVER_TYPE[solver_type],
+        prediction_type=kind,
     )
     rng = np.random.default_rng(0)
     x_T = rng.standard_normal((2, 4, 4, 3)).astype(np.float32)
@@ -51,9 +56,13 @@ def both(scheduler, schedule, *, algorithm, order, solver_type, prediction="nois
     x = torch.from_numpy(x_T)
     for time, noise in zip(theirs.timesteps, noises, strict=True):
         said = torch.from_numpy(network(x.numpy()))
-        stochastic = {"variance_noise": torch.from_numpy(noise)} if algorithm.startswith("sde") else {}
+        stochastic = (
+            {"variance_noise": torch.from_numpy(noise)} if algorithm.startswith("sde") else {}
+        )
         x = theirs.step(said, time, x, **stochastic).prev_sample
-    times = (np.append(theirs.timesteps.numpy(), 0) + 1) / 1000  # diffusers counts from 0, the paper from 1
+    times = (
+        np.append(theirs.timesteps.numpy(), 0) + 1
+    ) / 1000  # diffusers counts from 0, the paper from 1
     ours = sample(
         lambda x, t: 0.4 * x + 0.2 * jnp.sin(3 * x),
         jnp.asarray(x_T),
@@ -74,15 +83,24 @@ def both(scheduler, schedule, *, algorithm, order, solver_type, prediction="nois
 @pytest.mark.parametrize("solver_type", ["dpmsolver", "taylor"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("algorithm", ["dpmsolver++", "dpmsolver"])
-def test_multistep_samples_are_diffusers(scheduler, stable_diffusion, algorithm, order, solver_type):
-    ours, theirs = both(scheduler, stable_diffusion, algorithm=algorithm, order=order, solver_type=solver_type)
+def test_multistep_samples_are_diffusers(
+    scheduler, stable_diffusion, algorithm, order, solver_type
+):
+    ours, theirs = both(
+        scheduler, stable_diffusion, algorithm=algorithm, order=order, solver_type=solver_type
+    )
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("prediction", ["x0", "v"])
 def test_other_predictions_are_diffusers(scheduler, stable_diffusion, prediction):
-    options = {"algorithm": "dpmsolver++", "order": 2, "solver_type": "dpmsolver", "prediction": prediction}
+    options = {
+        "algorithm": "dpmsolver++",
+        "order": 2,
+        "solver_type": "dpmsolver",
+        "prediction": prediction,
+    }
     ours, theirs = both(scheduler, stable_diffusion, **options)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 

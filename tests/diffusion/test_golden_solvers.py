@@ -49,11 +49,18 @@ def arguments(name: str) -> dict:
     if variant == ["dynamic_thresholding"]:
         return chosen | {"thresholding": True, "thresholding_ratio": 0.995, "thresholding_max": 1.0}
     if variant:
-        return chosen | {"lower_order_final": variant[0] == "lower_order_final", "solver_type": variant[1]}
+        return chosen | {
+            "lower_order_final": variant[0] == "lower_order_final",
+            "solver_type": variant[1],
+        }
     return chosen
 
 
-FIXED = [n for n in GOLDEN if n.split(".")[0] in ("pp", "v1", "dpmsolver", "dpmsolver++") and "adaptive" not in n]
+FIXED = [
+    n
+    for n in GOLDEN
+    if n.split(".")[0] in ("pp", "v1", "dpmsolver", "dpmsolver++") and "adaptive" not in n
+]
 FIXED.remove("pp.truth")
 FAMILIES = sorted({".".join(name.split(".")[:2]) for name in FIXED})
 
@@ -74,21 +81,29 @@ def check_family(family: str, dtype, tolerance: float, schedule, analytic_noise)
     else:
         ends = {}
     noise_fn = analytic_noise(schedule)
-    together = jax.jit(lambda x: [sample(noise_fn, x, schedule, **ends, **arguments(name)) for name in names])
+    together = jax.jit(
+        lambda x: [sample(noise_fn, x, schedule, **ends, **arguments(name)) for name in names]
+    )
     x_T = jnp.asarray(GOLDEN["x_T"], dtype)
-    program = together.lower(x_T).compile({"xla_backend_optimization_level": 0})  # compiling is all the time it takes
+    program = together.lower(x_T).compile(
+        {"xla_backend_optimization_level": 0}
+    )  # compiling is all the time it takes
     for name, found in zip(names, program(x_T), strict=True):
         assert found.dtype == dtype
         np.testing.assert_allclose(found, GOLDEN[name], rtol=0, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_fixed_step_sample_to_1e_9_in_double_precision(family, x64, stable_diffusion, analytic_noise):
+def test_every_fixed_step_sample_to_1e_9_in_double_precision(
+    family, x64, stable_diffusion, analytic_noise
+):
     check_family(family, jnp.float64, 1e-9, stable_diffusion, analytic_noise)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_fixed_step_sample_to_3e_4_in_single_precision(family, stable_diffusion, analytic_noise):
+def test_every_fixed_step_sample_to_3e_4_in_single_precision(
+    family, stable_diffusion, analytic_noise
+):
     check_family(family, jnp.float32, 3e-4, stable_diffusion, analytic_noise)
 
 
@@ -96,12 +111,19 @@ def check_adaptive(dtype, tolerance: float, schedule, analytic_noise) -> None:
     cases = [(form, order) for form in ALGORITHM for order in (2, 3)]
     noise_fn = analytic_noise(schedule)
     together = jax.jit(
-        lambda x: [solve(noise_fn, x, schedule, algorithm=ALGORITHM[form], order=order) for form, order in cases]
+        lambda x: [
+            solve(noise_fn, x, schedule, algorithm=ALGORITHM[form], order=order)
+            for form, order in cases
+        ]
     )
-    for (form, order), found in zip(cases, together(jnp.asarray(GOLDEN["x_T"], dtype)), strict=True):
+    for (form, order), found in zip(
+        cases, together(jnp.asarray(GOLDEN["x_T"], dtype)), strict=True
+    ):
         assert found.converged
         expected = GOLDEN[f"pp.{form}.adaptive.order{order}"]
-        np.testing.assert_allclose(found.x, expected, rtol=0, atol=tolerance, err_msg=f"{form} {order}")
+        np.testing.assert_allclose(
+            found.x, expected, rtol=0, atol=tolerance, err_msg=f"{form} {order}"
+        )
 
 
 def test_adaptive_samples_to_1e_9_in_double_precision(x64, stable_diffusion, analytic_noise):
@@ -131,5 +153,7 @@ def test_euler_maruyama_to_3e_4_in_single_precision(analytic_noise):
 
 def test_fine_steps_reach_the_reference_solution(x64, stable_diffusion, analytic_noise):
     x_T = jnp.asarray(GOLDEN["x_T"])
-    found = sample(analytic_noise(stable_diffusion), x_T, stable_diffusion, steps=1000, spacing="logsnr")
+    found = sample(
+        analytic_noise(stable_diffusion), x_T, stable_diffusion, steps=1000, spacing="logsnr"
+    )
     np.testing.assert_allclose(found, GOLDEN["pp.truth"], rtol=0, atol=1e-4)

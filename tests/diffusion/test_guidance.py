@@ -70,18 +70,24 @@ def test_examples_at_different_times_are_guided_each_by_its_own():
     found = classifier_free(network, LABELS, NULL, 2.0, interval=(0.2, 0.6))(X, t)
     full = classifier_free(network, LABELS, NULL, 2.0)(X, t)
     plain = network(X, t, LABELS)
-    np.testing.assert_allclose(found, jnp.stack([plain[0], full[1], plain[2]]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found, jnp.stack([plain[0], full[1], plain[2]]), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_autoguidance_leads_away_from_the_weak_model():
     strong, weak = (lambda x, t: 3 * x), (lambda x, t: x + 1)
-    np.testing.assert_allclose(autoguidance(strong, weak, 0.5)(X, T), 3 * X + 0.5 * (2 * X - 1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        autoguidance(strong, weak, 0.5)(X, T), 3 * X + 0.5 * (2 * X - 1), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_rescaling_restores_the_standard_deviation():
     plain = network(X, T, LABELS)
     std = lambda x: np.asarray(x).reshape(3, -1).std(-1)  # noqa: E731
-    guided, whole, half = (classifier_free(network, LABELS, NULL, 3.0, rescale=r)(X, T) for r in (0.0, 1.0, 0.5))
+    guided, whole, half = (
+        classifier_free(network, LABELS, NULL, 3.0, rescale=r)(X, T) for r in (0.0, 1.0, 0.5)
+    )
     assert (std(guided) > 1.5 * std(plain)).all()
     np.testing.assert_allclose(std(whole), std(plain), rtol=1e-5)
     np.testing.assert_allclose(half, 0.5 * (guided + whole), rtol=1e-5, atol=1e-6)

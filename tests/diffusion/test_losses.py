@@ -32,7 +32,9 @@ def test_a_perfect_network_has_no_loss(prediction):
     x0, t, noise = batch()
     schedule = VPLinear()
     alpha, sigma = (value[:, None, None, None] for value in (schedule.alpha(t), schedule.sigma(t)))
-    right = {"noise": noise, "x0": x0, "v": alpha * noise - sigma * x0, "flow": noise - x0}[prediction]
+    right = {"noise": noise, "x0": x0, "v": alpha * noise - sigma * x0, "flow": noise - x0}[
+        prediction
+    ]
     found = denoising_loss(lambda x, time: right, x0, t, noise, schedule, prediction=prediction)
     np.testing.assert_allclose(found, 0.0, atol=1e-10)
 
@@ -43,7 +45,9 @@ def test_min_snr_weighs_every_prediction_alike(schedule, x64):
     guess = lambda x, time: jnp.cos(x)  # noqa: E731
 
     def loss(prediction):
-        said = lambda x, time: convert(guess(x, time), x, t, schedule, source="noise", target=prediction)  # noqa: E731
+        said = lambda x, time: convert(  # noqa: E731
+            guess(x, time), x, t, schedule, source="noise", target=prediction
+        )
         options = {"prediction": prediction, "weighting": "min_snr", "min_snr_gamma": 5.0}
         return denoising_loss(said, x0, t, noise, schedule, **options)
 

@@ -23,7 +23,9 @@ def test_every_prediction_converts_to_every_other(schedule, x64):
     for source in PREDICTIONS:
         for target in PREDICTIONS:
             found = convert(said[source], x_t, t, schedule, source=source, target=target)
-            np.testing.assert_allclose(found, said[target], atol=1e-11, err_msg=f"{source} to {target}")
+            np.testing.assert_allclose(
+                found, said[target], atol=1e-11, err_msg=f"{source} to {target}"
+            )
 
 
 def test_one_time_may_serve_the_whole_batch():
@@ -36,4 +38,11 @@ def test_one_time_may_serve_the_whole_batch():
 @pytest.mark.parametrize(("source", "target"), [("eps", "x0"), ("x0", "score")])
 def test_an_unknown_prediction_lists_the_known_ones(source, target):
     with pytest.raises(UserError, match="expected one of noise, x0, v, flow"):
-        convert(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.ones(1), VPLinear(), source=source, target=target)
+        convert(
+            jnp.ones((1, 2)),
+            jnp.ones((1, 2)),
+            jnp.ones(1),
+            VPLinear(),
+            source=source,
+            target=target,
+        )

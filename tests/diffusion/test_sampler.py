@@ -47,7 +47,9 @@ CONFIGS = [{}, {"solver": "sde-dpmsolver++"}, {"solver": "euler_maruyama"}, {"so
 CONFIGS += [{"solver": "ddim", "eta": 0.5}, {"method": "adaptive", "order": 3}]
 
 
-@pytest.mark.parametrize("options", CONFIGS, ids=lambda options: "-".join(map(str, options.values())) or "default")
+@pytest.mark.parametrize(
+    "options", CONFIGS, ids=lambda options: "-".join(map(str, options.values())) or "default"
+)
 def test_sample_i_depends_on_seed_and_i_alone(options):
     one = shared(**options)
     labels = np.asarray([3, 1, 4, 1, 5])
@@ -69,7 +71,10 @@ def test_sample_i_does_not_depend_on_the_size_of_its_batch(options):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_can_be_asked_for_by_name(solver):
-    config, x = SamplerConfig(solver=solver, steps=6), jax.ShapeDtypeStruct((3, *SHAPE), jnp.float32)
+    config, x = (
+        SamplerConfig(solver=solver, steps=6),
+        jax.ShapeDtypeStruct((3, *SHAPE), jnp.float32),
+    )
     predict = lambda x, t: x * t[:, None, None, None]  # noqa: E731
     options = {"prediction": "v", "key": jax.random.key(0), "return_trajectory": True}
     found, trajectory = jax.eval_shape(lambda x: config.solve(predict, x, VPLinear(), **options), x)
@@ -81,7 +86,10 @@ def test_every_solver_can_be_asked_for_by_name(solver):
 def test_seeds_and_indices_give_different_samples():
     one = shared(solver="ddpm")
     options = {"condition": np.ones(5, int), "guidance_scale": 0.5}
-    base, other_seed = draw(one, np.arange(5), **options), draw(one, np.arange(5), seed=1, **options)
+    base, other_seed = (
+        draw(one, np.arange(5), **options),
+        draw(one, np.arange(5), seed=1, **options),
+    )
     assert not np.allclose(base, other_seed)
     assert not np.allclose(base[0], base[1])
 
@@ -94,7 +102,9 @@ def test_new_seeds_labels_scales_and_weights_compile_nothing(compilations):
     scaled = draw(one, [0, 1, 2], condition=labels, guidance_scale=2.0)
     relabelled = draw(one, [0, 1, 2], condition=labels + 3, guidance_scale=0.5)
     reseeded = draw(one, [5, 6, 7], condition=labels, guidance_scale=0.5, seed=2**32 - 1)
-    retrained = one({"w": jnp.asarray(0.4)}, seed=0, indices=np.arange(3), condition=labels, guidance_scale=0.5)
+    retrained = one(
+        {"w": jnp.asarray(0.4)}, seed=0, indices=np.arange(3), condition=labels, guidance_scale=0.5
+    )
     assert compilations() == before
     for other in (scaled, relabelled, reseeded, retrained):
         assert not np.allclose(first, other)
@@ -123,8 +133,11 @@ def test_contexts_and_no_condition_at_all():
     context = jax.random.normal(jax.random.key(0), (2, 5, 3))
     one = sampler(null_condition=np.zeros((5, 3), np.float32))
     guided = draw(one, [0, 1], condition=context, guidance_scale=1.0)
-    # The empty context adds nothing to this network's prediction, so a scale of 1 is the context counted twice.
-    np.testing.assert_allclose(guided, draw(one, [0, 1], condition=2 * context), rtol=1e-4, atol=1e-5)
+    # The empty context adds nothing to this network's prediction, so a scale of 1 is the context
+    # counted twice.
+    np.testing.assert_allclose(
+        guided, draw(one, [0, 1], condition=2 * context), rtol=1e-4, atol=1e-5
+    )
     assert draw(sampler(null_condition=None), [0, 1]).shape == (2, *SHAPE)
 
 
@@ -135,9 +148,13 @@ def test_the_network_is_given_the_schedules_time():
     schedule = VPDiscrete.stable_diffusion()
     config = SamplerConfig(solver="ddim", steps=1, t_start=0.5, t_end=0.25)
     found = draw(Sampler(timed, schedule, SHAPE, config=config, prediction="x0"), [0])
-    noise = draw(Sampler(lambda p, x, t, c: 0 * x, schedule, SHAPE, config=config, prediction="x0"), [0])
+    noise = draw(
+        Sampler(lambda p, x, t, c: 0 * x, schedule, SHAPE, config=config, prediction="x0"), [0]
+    )
     alpha, sigma = schedule.alpha(np.asarray([0.5, 0.25])), schedule.sigma(np.asarray([0.5, 0.25]))
-    np.testing.assert_allclose(found - noise, 500 * (alpha[1] - sigma[1] / sigma[0] * alpha[0]), rtol=1e-4)
+    np.testing.assert_allclose(
+        found - noise, 500 * (alpha[1] - sigma[1] / sigma[0] * alpha[0]), rtol=1e-4
+    )
 
 
 def test_the_trajectory_has_every_state():
@@ -151,24 +168,32 @@ def test_guidance_stops_outside_its_interval():
     labels = np.arange(2)
     never = sampler(guidance_low=0.0, guidance_high=1e-4)
     np.testing.assert_allclose(
-        draw(never, [0, 1], condition=labels, guidance_scale=3.0), draw(shared(), [0, 1], condition=labels), rtol=1e-6
+        draw(never, [0, 1], condition=labels, guidance_scale=3.0),
+        draw(shared(), [0, 1], condition=labels),
+        rtol=1e-6,
     )
     partly, always = sampler(guidance_low=0.3, guidance_high=0.7), shared()
-    assert not np.allclose(*(draw(one, [0, 1], condition=labels, guidance_scale=3.0) for one in (partly, always)))
+    assert not np.allclose(
+        *(draw(one, [0, 1], condition=labels, guidance_scale=3.0) for one in (partly, always))
+    )
 
 
 def test_autoguidance_asks_the_weak_network_with_its_own_weights():
     one = sampler(guidance="autoguidance", weak_network=network)
     options = {"condition": np.arange(2), "guidance_scale": 1.0}
     same = draw(one, [0, 1], weak_params=PARAMS, **options)
-    np.testing.assert_allclose(same, draw(shared(), [0, 1], condition=np.arange(2)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        same, draw(shared(), [0, 1], condition=np.arange(2)), rtol=1e-5, atol=1e-6
+    )
     assert not np.allclose(same, draw(one, [0, 1], weak_params={"w": jnp.asarray(0.1)}, **options))
 
 
 def test_a_sharding_lays_out_the_batch():
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
-    found, _ = draw(sampler(sharding=sharding, return_trajectory=True), [0, 1], condition=np.arange(2))
+    found, _ = draw(
+        sampler(sharding=sharding, return_trajectory=True), [0, 1], condition=np.arange(2)
+    )
     np.testing.assert_allclose(found, draw(shared(), [0, 1], condition=np.arange(2)), rtol=1e-6)
     assert found.sharding.is_equivalent_to(sharding, found.ndim)
 
@@ -195,10 +220,15 @@ def test_samples_do_not_depend_on_the_number_of_devices(tmp_path):
     """
     found = []
     for devices in (1, 4):
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+        flags = {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+        }
         path = tmp_path / f"{devices}.npy"
         subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program), str(path)], check=True, env=flags | {"PYTHONPATH": "."}
+            [sys.executable, "-c", textwrap.dedent(program), str(path)],
+            check=True,
+            env=flags | {"PYTHONPATH": "."},
         )
         found.append(np.load(path))
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
@@ -209,21 +239,31 @@ def test_samples_do_not_depend_on_the_number_of_devices(tmp_path):
     [
         (
             {"solver": "plms"},
-            r"solver is 'plms', expected one of dpmsolver\+\+, dpmsolver, sde-dpmsolver\+\+, euler_mar",
+            r"solver is 'plms', expected one of dpmsolver\+\+, dpmsolver, sde-dpmsolver\+\+, "
+            r"euler_mar",
         ),
         ({"spacing": "karras"}, "spacing is 'karras'"),
         ({"guidance": "cfg"}, "guidance is 'cfg', expected one of classifier_free, autoguidance"),
         ({"steps": 1}, "steps is 1, expected at least the order, 2"),
         ({"steps": 1, "solver": "ddpm"}, "steps is 1, expected at least 2"),
         ({"t_end": 2.0}, "t_end is 2.0"),
-        ({"guidance_low": 0.5, "guidance_high": 0.2}, "guidance_low is 0.5 and guidance_high 0.2, expected 0 <= "),
-        ({"solver": "heun", "thresholding": True}, "thresholding needs a solver among .*, found 'heun'"),
+        (
+            {"guidance_low": 0.5, "guidance_high": 0.2},
+            "guidance_low is 0.5 and guidance_high 0.2, expected 0 <= ",
+        ),
+        (
+            {"solver": "heun", "thresholding": True},
+            "thresholding needs a solver among .*, found 'heun'",
+        ),
         ({"eta": -1.0}, "eta is -1.0, expected a number from 0 to 1"),
         ({"atol": -1.0}, "atol is -1.0, expected 0 or more, and finite"),
         ({"rtol": float("nan")}, "rtol is nan, expected 0 or more, and finite"),
         ({"atol": 0.0, "rtol": 0.0}, "atol and rtol are both 0, expected one of them above 0"),
         ({"max_evaluations": 0}, "max_evaluations is 0, expected at least 1"),
-        ({"method": "adaptive", "return_trajectory": True}, "method 'adaptive' keeps no trajectory"),
+        (
+            {"method": "adaptive", "return_trajectory": True},
+            "method 'adaptive' keeps no trajectory",
+        ),
         ({"guidance": "autoguidance"}, "needs a weak_network, found None"),
         ({"prediction": "eps"}, "prediction is 'eps', expected one of"),
     ],
@@ -263,7 +303,14 @@ def evaluations(**options):
     config = SamplerConfig(**options)
     x = jnp.ones((1, 2, 2, 1))
     with jax.disable_jit():  # or loops are traced once for all their turns
-        config.solve(predict, x, VPLinear(), prediction="noise", key=jax.random.key(0), return_trajectory=False)
+        config.solve(
+            predict,
+            x,
+            VPLinear(),
+            prediction="noise",
+            key=jax.random.key(0),
+            return_trajectory=False,
+        )
     return len(asked), config.evaluations
 
 
@@ -274,7 +321,9 @@ DPM_SOLVERS = [
     for order in (1, 2, 3)
     if not (method == "singlestep_fast" and order == 1)
 ]
-OTHER_SOLVERS = [{"solver": solver} for solver in SOLVERS if solver not in ("dpmsolver++", "dpmsolver")]
+OTHER_SOLVERS = [
+    {"solver": solver} for solver in SOLVERS if solver not in ("dpmsolver++", "dpmsolver")
+]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +344,9 @@ def test_an_adaptive_solver_reports_no_number_of_evaluations():
     assert SamplerConfig(method="adaptive", order=2).evaluations is None
     # The method is the DPM-Solvers' own, whatever is left standing in a config.
     assert SamplerConfig(solver="heun", method="adaptive", steps=9).evaluations == 9
-    assert SamplerConfig(solver="ddim", method="singlestep_fixed", order=2, steps=9).evaluations == 9
+    assert (
+        SamplerConfig(solver="ddim", method="singlestep_fixed", order=2, steps=9).evaluations == 9
+    )
 
 
 def test_an_adaptive_sampler_that_does_not_converge_says_so():

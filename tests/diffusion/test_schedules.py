@@ -7,7 +7,9 @@ from uvit_jax.diffusion.schedules import RectifiedFlow, VPCosine, VPDiscrete, VP
 from uvit_jax.errors import UserError
 
 SCHEDULES = [VPLinear(), VPCosine(), VPDiscrete.stable_diffusion(), RectifiedFlow()]
-every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
+every_schedule = pytest.mark.parametrize(
+    "schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__
+)
 QUANTITIES = ("log_alpha", "alpha", "sigma", "lambda_", "snr", "drift", "squared_diffusion")
 
 
@@ -25,7 +27,8 @@ def single_precision(schedule, t: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def close(found, expected, double: bool) -> None:
-    # In single precision the hold is relative; where lambda crosses 0 nothing relative can be asked.
+    # In single precision the hold is relative; where lambda crosses 0 nothing relative can be
+    # asked.
     tolerance = {"rtol": 0, "atol": 1e-9} if double else {"rtol": 1e-4, "atol": 2e-6}
     np.testing.assert_allclose(found, expected, **tolerance)
 
@@ -40,20 +43,35 @@ def test_schedules_agree_with_the_reference_code(golden, double):
             close(schedule.lambda_(t), golden[f"{name}.lambda"], double)
             lambdas = jnp.asarray(golden[f"{name}.lambda"], t.dtype)
             close(schedule.inverse_lambda(lambdas), golden[f"{name}.inverse_lambda"], double)
-        for schedule, name, kept in ((linear, "vpsde", slice(None)), (cosine, "vpsde_cosine", slice(-1))):
+        for schedule, name, kept in (
+            (linear, "vpsde", slice(None)),
+            (cosine, "vpsde_cosine", slice(-1)),
+        ):
             close(schedule.alpha(t)[kept] ** 2, golden[f"{name}.cum_alpha"][kept], double)
             close(schedule.sigma(t)[kept] ** 2, golden[f"{name}.cum_beta"][kept], double)
-            close(jnp.sqrt(schedule.squared_diffusion(t))[kept], golden[f"{name}.diffusion"][kept], double)
+            close(
+                jnp.sqrt(schedule.squared_diffusion(t))[kept],
+                golden[f"{name}.diffusion"][kept],
+                double,
+            )
             snr, expected = schedule.snr(t)[kept], golden[f"{name}.snr"][kept]
             np.testing.assert_allclose(snr, expected, rtol=1e-9 if double else 1e-4)
-            np.testing.assert_allclose(1 / snr, golden[f"{name}.nsr"][kept], rtol=1e-9 if double else 1e-4)
+            np.testing.assert_allclose(
+                1 / snr, golden[f"{name}.nsr"][kept], rtol=1e-9 if double else 1e-4
+            )
 
 
-def test_stable_diffusions_betas_and_their_products_are_the_reference_codes(golden, stable_diffusion):
+def test_stable_diffusions_betas_and_their_products_are_the_reference_codes(
+    golden, stable_diffusion
+):
     np.testing.assert_allclose(stable_diffusion.betas, golden["sd.betas"], rtol=0, atol=1e-15)
     n = np.arange(1, 1001)
-    np.testing.assert_allclose(stable_diffusion.alpha(n / 1000) ** 2, golden["sd.cum_alphas"][1:], rtol=1e-12)
-    np.testing.assert_allclose(stable_diffusion.sigma(n / 1000) ** 2, golden["sd.cum_betas"][1:], rtol=1e-11)
+    np.testing.assert_allclose(
+        stable_diffusion.alpha(n / 1000) ** 2, golden["sd.cum_alphas"][1:], rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        stable_diffusion.sigma(n / 1000) ** 2, golden["sd.cum_betas"][1:], rtol=1e-11
+    )
 
 
 @every_schedule
@@ -68,7 +86,9 @@ def test_everything_is_finite_and_alpha_at_most_one(schedule):
 @every_schedule
 def test_single_precision_loses_no_digits_at_either_end(schedule):
     t = whole_range()
-    t = t[t > 1e-5]  # below, Stable Diffusion's first segment reaches 0, where a relative error means nothing
+    t = t[
+        t > 1e-5
+    ]  # below, Stable Diffusion's first segment reaches 0, where a relative error means nothing
     found = single_precision(schedule, t)
     for name in QUANTITIES:
         single = found[name].astype(np.float64)
@@ -92,18 +112,24 @@ def test_lambda_falls_and_inverse_lambda_inverts_it(schedule):
 @every_schedule
 def test_lambda_is_log_of_alpha_over_sigma_and_snr_its_square(schedule):
     t = np.linspace(0.01, 0.99, 50)
-    np.testing.assert_allclose(schedule.lambda_(t), np.log(schedule.alpha(t) / schedule.sigma(t)), atol=1e-12)
+    np.testing.assert_allclose(
+        schedule.lambda_(t), np.log(schedule.alpha(t) / schedule.sigma(t)), atol=1e-12
+    )
     np.testing.assert_allclose(schedule.snr(t), np.exp(2 * schedule.lambda_(t)), rtol=1e-11)
 
 
 @every_schedule
 def test_the_sde_has_the_schedules_mean_and_variance(schedule, x64):
     t = jnp.linspace(0.0105, 0.9895, 40)  # inside the discrete schedule's segments
-    rates = jax.jit(lambda t: [jax.vmap(jax.grad(f))(t) for f in (schedule.log_alpha, schedule.lambda_)])
+    rates = jax.jit(
+        lambda t: [jax.vmap(jax.grad(f))(t) for f in (schedule.log_alpha, schedule.lambda_)]
+    )
     rate, lambda_rate = rates(t)
     t = np.asarray(t)
     np.testing.assert_allclose(schedule.drift(t), rate, rtol=1e-8)
-    np.testing.assert_allclose(schedule.squared_diffusion(t), -2 * schedule.sigma(t) ** 2 * lambda_rate, rtol=1e-8)
+    np.testing.assert_allclose(
+        schedule.squared_diffusion(t), -2 * schedule.sigma(t) ** 2 * lambda_rate, rtol=1e-8
+    )
 
 
 @every_schedule
@@ -141,7 +167,10 @@ def test_training_times_cover_their_distribution(stable_diffusion):
 
 
 def test_schedules_are_hashable_values():
-    assert len({VPLinear(), VPLinear(), VPLinear(0.2), VPDiscrete((0.1, 0.2)), VPDiscrete((0.1, 0.2))}) == 3
+    assert (
+        len({VPLinear(), VPLinear(), VPLinear(0.2), VPDiscrete((0.1, 0.2)), VPDiscrete((0.1, 0.2))})
+        == 3
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Euler-Maruyama, DDIM, DDPM, SDE-DPM-Solver++ and Heun: their textbook steps, and the distribution they draw from."""
+"""Euler-Maruyama, DDIM, DDPM, SDE-DPM-Solver++ and Heun: their textbook steps, and the distribution
+they draw from.
+"""
 
 import itertools
 
@@ -28,7 +30,9 @@ def test_ddpm_takes_the_textbooks_steps(x64):
         expected = x
         for i, n in enumerate(range(9, -1, -1)):
             noise = wavy(expected, jnp.full((2,), (n + 1) / 10))
-            mean = (expected - betas[n] / np.sqrt(1 - cumulative[n]) * noise) / np.sqrt(1 - betas[n])
+            mean = (expected - betas[n] / np.sqrt(1 - cumulative[n]) * noise) / np.sqrt(
+                1 - betas[n]
+            )
             before = cumulative[n - 1] if n else 1.0
             posterior = betas[n] * (1 - before) / (1 - cumulative[n])
             std = np.sqrt(posterior if variance == "small" else betas[n]) if n else 0.0
@@ -65,10 +69,21 @@ SOLVERS = {
     "euler_ode": lambda f, x, s, key: euler_maruyama(f, x, s, steps=300, ode=True),
     "ddim": lambda f, x, s, key: ddim(f, x, s, steps=300, eta=0.5, key=key),
     "ddpm": lambda f, x, s, key: ddpm(f, x, s, steps=300, key=key),
-    "sde 1": lambda f, x, s, key: sample(f, x, s, steps=300, algorithm="sde-dpmsolver++", order=1, key=key),
-    "sde 2": lambda f, x, s, key: sample(f, x, s, steps=60, spacing="logsnr", algorithm="sde-dpmsolver++", key=key),
+    "sde 1": lambda f, x, s, key: sample(
+        f, x, s, steps=300, algorithm="sde-dpmsolver++", order=1, key=key
+    ),
+    "sde 2": lambda f, x, s, key: sample(
+        f, x, s, steps=60, spacing="logsnr", algorithm="sde-dpmsolver++", key=key
+    ),
     "sde 2 taylor": lambda f, x, s, key: sample(
-        f, x, s, steps=60, spacing="logsnr", algorithm="sde-dpmsolver++", solver_type="taylor", key=key
+        f,
+        x,
+        s,
+        steps=60,
+        spacing="logsnr",
+        algorithm="sde-dpmsolver++",
+        solver_type="taylor",
+        key=key,
     ),
     "heun": lambda f, x, s, key: heun(f, x, s, steps=200, spacing="logsnr"),
 }
@@ -76,7 +91,9 @@ SOLVERS = {
 
 @pytest.mark.parametrize("schedule", [VPLinear(), RectifiedFlow()], ids=["vp", "flow"])
 def test_every_solver_draws_from_the_datas_distribution(schedule):
-    """For data N(MEAN, STD^2) the noise is known exactly, so samples must have that mean and standard deviation."""
+    """For data N(MEAN, STD^2) the noise is known exactly, so samples must have that mean and
+    standard deviation.
+    """
 
     @jax.jit
     def exact(x, t):
@@ -84,7 +101,9 @@ def test_every_solver_draws_from_the_datas_distribution(schedule):
         return sigma * (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
 
     x_T = jax.random.normal(jax.random.key(5), (4, 20_000))
-    together = jax.jit(lambda x, key: {name: solve(exact, x, schedule, key) for name, solve in SOLVERS.items()})
+    together = jax.jit(
+        lambda x, key: {name: solve(exact, x, schedule, key) for name, solve in SOLVERS.items()}
+    )
     for name, found in together(x_T, jax.random.key(7)).items():
         assert float(found.mean()) == pytest.approx(MEAN, abs=0.01), name
         assert float(found.std()) == pytest.approx(STD, rel=0.03), name
@@ -102,14 +121,23 @@ def test_noise_from_one_key_per_example_is_that_examples_alone():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: ddim(wavy, X, VPLinear(), steps=5, eta=1.5), "eta is 1.5, expected a number from 0 to 1"),
+        (
+            lambda: ddim(wavy, X, VPLinear(), steps=5, eta=1.5),
+            "eta is 1.5, expected a number from 0 to 1",
+        ),
         (lambda: ddim(wavy, X, VPLinear(), steps=0), "steps is 0, expected at least 1"),
         (
             lambda: ddpm(wavy, X, VPLinear(), steps=5, variance="learned"),
             "variance is 'learned', expected one of small",
         ),
-        (lambda: ddpm(wavy, X, VPLinear(), steps=5), "draws noise: give it a key, or the noises themselves"),
-        (lambda: euler_maruyama(wavy, X, VPLinear(), steps=1, ode=True), "steps is 1, expected at least 2"),
+        (
+            lambda: ddpm(wavy, X, VPLinear(), steps=5),
+            "draws noise: give it a key, or the noises themselves",
+        ),
+        (
+            lambda: euler_maruyama(wavy, X, VPLinear(), steps=1, ode=True),
+            "steps is 1, expected at least 2",
+        ),
         (
             lambda: euler_maruyama(wavy, X, VPLinear(), steps=5, noises=jnp.zeros((4, *X.shape))),
             r"noises have the shape \(4, 2, 4, 4, 3\), expected \(5, 2, 4, 4, 3\)",

@@ -30,7 +30,13 @@ class TorchPickler(pickle._Pickler):
 
     def persistent_id(self, obj):
         if isinstance(obj, Storage):
-            return ("storage", Named("torch", _STORAGES[obj.array.dtype]), obj.key, "cpu", obj.array.size)
+            return (
+                "storage",
+                Named("torch", _STORAGES[obj.array.dtype]),
+                obj.key,
+                "cpu",
+                obj.array.size,
+            )
         return None
 
     def save(self, obj, save_persistent_id=True):
@@ -49,7 +55,10 @@ def write_weights(path: pathlib.Path, weights: dict[str, np.ndarray]) -> pathlib
         import torch
     except ImportError:
         return write_pth(path, *as_torch(weights))
-    torch.save({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()}, path)
+    torch.save(
+        {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights.items()},
+        path,
+    )
     return path
 
 
@@ -72,10 +81,15 @@ def tensor(storage, shape, stride, offset=0):
 
 def as_torch(weights):
     """The tree that torch.save pickles for a state dict, and its storages."""
-    storages = {name: Storage(str(i), np.ascontiguousarray(array)) for i, (name, array) in enumerate(weights.items())}
+    storages = {
+        name: Storage(str(i), np.ascontiguousarray(array))
+        for i, (name, array) in enumerate(weights.items())
+    }
     tree = {
         name: tensor(
-            storage, storage.array.shape, tuple(step // storage.array.itemsize for step in storage.array.strides)
+            storage,
+            storage.array.shape,
+            tuple(step // storage.array.itemsize for step in storage.array.strides),
         )
         for name, storage in storages.items()
     }
@@ -83,7 +97,9 @@ def as_torch(weights):
 
 
 def write_tree(path: pathlib.Path, tree) -> pathlib.Path:
-    """A `.pth` of dictionaries in each other, whose arrays become tensors; all else is pickled as it is."""
+    """A `.pth` of dictionaries in each other, whose arrays become tensors; all else is pickled as
+    it is.
+    """
     storages = []
 
     def converted(value):
@@ -93,6 +109,8 @@ def write_tree(path: pathlib.Path, tree) -> pathlib.Path:
             return value
         value = np.ascontiguousarray(value).reshape(value.shape)
         storages.append(Storage(str(len(storages)), value))
-        return tensor(storages[-1], value.shape, tuple(step // value.itemsize for step in value.strides))
+        return tensor(
+            storages[-1], value.shape, tuple(step // value.itemsize for step in value.strides)
+        )
 
     return write_pth(path, converted(tree), storages)

@@ -7,13 +7,13 @@ from flax import nnx
 from PIL import Image
 
 from tests.reference_weights import formula_weight, nhwc, read_golden
-from uvit_jax.data.crops import adm
+from uvit_jax.data.originals.crops import adm
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import load_autoencoder, load_tiny_autoencoder
 from uvit_jax.interop.official import read_weights
-from uvit_jax.models.autoencoder import AutoencoderConfig
+from uvit_jax.models.frozen.autoencoder import AutoencoderConfig
+from uvit_jax.models.frozen.tiny_autoencoder import TinyAutoencoderConfig
 from uvit_jax.models.latents import Normalization, sample_moments
-from uvit_jax.models.tiny_autoencoder import TinyAutoencoderConfig
 
 
 def golden_weights(folder, name):
@@ -63,7 +63,9 @@ def test_compvis_network_equals_the_reference(golden_dir):
     # Without variance a draw is the scaled mean.
     moments = nhwc(golden["moments"]).copy()
     moments[..., 4:] = -60
-    z = sample_moments(moments, jax.random.key(0), Normalization.constant(float(metadata["scale_factor"]), 4))
+    z = sample_moments(
+        moments, jax.random.key(0), Normalization.constant(float(metadata["scale_factor"]), 4)
+    )
     np.testing.assert_allclose(z, nhwc(golden["z"]), atol=1e-5)
 
 
@@ -79,7 +81,11 @@ DIFFUSERS = {
     "mid.block_2": "mid_block.resnets.1",
     "nin_shortcut": "conv_shortcut",
 }
-DIFFUSERS |= {"norm_out": "conv_norm_out", "attn_1.norm": "attn_1.group_norm", "mid.attn_1": "mid_block.attentions.0"}
+DIFFUSERS |= {
+    "norm_out": "conv_norm_out",
+    "attn_1.norm": "attn_1.group_norm",
+    "mid.attn_1": "mid_block.attentions.0",
+}
 DIFFUSERS |= {f"down.{i}.block": f"down_blocks.{i}.resnets" for i in range(3)}
 DIFFUSERS |= {f"down.{i}.downsample": f"down_blocks.{i}.downsamplers.0" for i in range(3)}
 DIFFUSERS |= {f"up.{i}.block": f"up_blocks.{2 - i}.resnets" for i in range(3)}
@@ -89,8 +95,12 @@ DIFFUSERS |= {f"up.{i}.upsample": f"up_blocks.{2 - i}.upsamplers.0" for i in ran
 NEW, OLD = ("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")
 
 
-@pytest.mark.parametrize(("parts", "linear"), [(NEW, True), (OLD, True), (OLD, False)], ids=["new", "old", "old_conv"])
-def test_diffusers_names_of_any_age_give_the_network_of_the_compvis_names(tiny_weights, tiny_params, parts, linear):
+@pytest.mark.parametrize(
+    ("parts", "linear"), [(NEW, True), (OLD, True), (OLD, False)], ids=["new", "old", "old_conv"]
+)
+def test_diffusers_names_of_any_age_give_the_network_of_the_compvis_names(
+    tiny_weights, tiny_params, parts, linear
+):
     renamed = {}
     for key, array in tiny_weights.items():
         attention = "attn_1" in key and "norm" not in key
@@ -113,7 +123,11 @@ def test_bfloat16_comes_close_and_gives_float32(golden_dir, tiny_weights):
 
 
 def test_what_only_training_needs_is_left_out(tiny_weights, tiny_params):
-    training = {"loss.logvar": np.zeros(()), "model_ema.decay": np.ones(()), "model_ema.num_updates": np.ones((), int)}
+    training = {
+        "loss.logvar": np.zeros(()),
+        "model_ema.decay": np.ones(()),
+        "model_ema.num_updates": np.ones((), int),
+    }
     loaded = load_autoencoder({**tiny_weights, **training})
     assert jax.tree.structure(nnx.state(loaded)) == jax.tree.structure(tiny_params)
 
@@ -127,13 +141,18 @@ def test_arrays_missing_unexpected_or_of_another_shape_are_named(tiny_weights):
     weights = dict(tiny_weights)
     weights["decoder.mid.attn_2.q.bias"] = weights.pop("decoder.mid.attn_1.q.bias")
     with pytest.raises(
-        UserError, match=r"1 missing \(first: decoder\.mid\.attn_1\.q\.bias\), 1 unexpected \(first: deco"
+        UserError,
+        match=r"1 missing \(first: decoder\.mid\.attn_1\.q\.bias\), 1 unexpected \(first: deco",
     ):
         load_autoencoder(weights)
     with pytest.raises(UserError, match=r"quant_conv\.bias has shape \(6,\), expected \(8,\)$"):
         load_autoencoder({**tiny_weights, "quant_conv.bias": np.zeros(6, np.float32)})
-    with pytest.raises(UserError, match=r"attn_1\.q\.weight has shape .*, expected \(64, 64, 1, 1\) or \(64, 64\)$"):
-        load_autoencoder({**tiny_weights, "encoder.mid.attn_1.q.weight": np.zeros((64, 64, 3, 3), np.float32)})
+    with pytest.raises(
+        UserError, match=r"attn_1\.q\.weight has shape .*, expected \(64, 64, 1, 1\) or \(64, 64\)$"
+    ):
+        load_autoencoder(
+            {**tiny_weights, "encoder.mid.attn_1.q.weight": np.zeros((64, 64, 3, 3), np.float32)}
+        )
 
 
 def test_weights_of_another_kind_of_network_are_refused():
@@ -146,16 +165,24 @@ def test_weights_of_another_kind_of_network_are_refused():
 def tiny_family_weights(z_channels, d=8):
     """Weights of the members without a norm, by the numbers of their layers."""
     shapes = {"encoder": {}, "decoder": {}}
-    convs = {"encoder": {0: (d, 3), 14: (z_channels, d)}, "decoder": {1: (d, z_channels), 19: (3, d)}}
+    convs = {
+        "encoder": {0: (d, 3), 14: (z_channels, d)},
+        "decoder": {1: (d, z_channels), 19: (3, d)},
+    }
     resamplings = {"encoder": (2, 6, 10), "decoder": (7, 12, 17)}
-    blocks = {"encoder": (1, 3, 4, 5, 7, 8, 9, 11, 12, 13), "decoder": (3, 4, 5, 8, 9, 10, 13, 14, 15, 18)}
+    blocks = {
+        "encoder": (1, 3, 4, 5, 7, 8, 9, 11, 12, 13),
+        "decoder": (3, 4, 5, 8, 9, 10, 13, 14, 15, 18),
+    }
     for part, out in shapes.items():
         for i, (c_out, c_in) in convs[part].items():
             out |= {f"{i}.weight": (c_out, c_in, 3, 3), f"{i}.bias": (c_out,)}
         out |= {f"{i}.weight": (d, d, 3, 3) for i in resamplings[part]}
         for name in (f"{i}.conv.{j}" for i in blocks[part] for j in (0, 2, 4)):
             out |= {f"{name}.weight": (d, d, 3, 3), f"{name}.bias": (d,)}
-    return [{key: formula_weight(key, shape) for key, shape in out.items()} for out in shapes.values()]
+    return [
+        {key: formula_weight(key, shape) for key, shape in out.items()} for out in shapes.values()
+    ]
 
 
 @pytest.mark.parametrize("z_channels", [4, 16])
@@ -172,12 +199,16 @@ def test_members_of_the_tiny_family_without_a_norm_load_by_their_own_numbers(z_c
         (model.encoder.down[2][1].convs[2].kernel, "12.conv.4.weight"),
     ):
         np.testing.assert_array_equal(kernel[...].transpose(3, 2, 0, 1), encoder[name])
-    np.testing.assert_array_equal(model.decoder.up[1][2].convs[0].bias[...], decoder["10.conv.0.bias"])
+    np.testing.assert_array_equal(
+        model.decoder.up[1][2].convs[0].bias[...], decoder["10.conv.0.bias"]
+    )
 
 
 def test_an_encoder_and_a_decoder_of_different_latents_are_refused():
     encoder, decoder = tiny_family_weights(4)[0], tiny_family_weights(16)[1]
-    with pytest.raises(UserError, match=r"encoder\.14\.weight has shape \(4, 8, 3, 3\), expected \(16, 8, 3, 3\)"):
+    with pytest.raises(
+        UserError, match=r"encoder\.14\.weight has shape \(4, 8, 3, 3\), expected \(16, 8, 3, 3\)"
+    ):
         load_tiny_autoencoder(encoder, decoder)
 
 
@@ -186,7 +217,9 @@ def taef2(shared_golden_dir):
     weights = shared_golden_dir.parent / "weights" / "taef2"
     if not weights.is_dir():
         pytest.skip(f"no TAEF2 weights at {weights}")
-    return load_tiny_autoencoder(*(read_weights(weights / f"taef2_{part}.pth") for part in ("encoder", "decoder")))
+    return load_tiny_autoencoder(
+        *(read_weights(weights / f"taef2_{part}.pth") for part in ("encoder", "decoder"))
+    )
 
 
 def test_taef2_equals_the_reference(shared_golden_dir, taef2):

@@ -27,7 +27,10 @@ def make(torch, name, options):
     """An autoencoder of diffusers with the formula's weights."""
     diffusers = pytest.importorskip("diffusers")
     model = getattr(diffusers, name)(**options)
-    weights = {key: torch.from_numpy(formula_weight(key, tuple(t.shape))) for key, t in model.state_dict().items()}
+    weights = {
+        key: torch.from_numpy(formula_weight(key, tuple(t.shape)))
+        for key, t in model.state_dict().items()
+    }
     model.load_state_dict(weights)
     return model.eval()
 
@@ -38,14 +41,18 @@ def check_parity(torch, model, folder, factor):
     z = draw("z", (2, model.config.latent_channels, 4, 6))
     with torch.no_grad():
         encoded = model.encode(torch.from_numpy(x))
-        expected = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.parameters
+        expected = (
+            encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.parameters
+        )
         image = model.decode(torch.from_numpy(z)).sample.numpy()
     autoencoder = open_autoencoder(str(folder))
     ours = jax.jit(autoencoder.encode)(autoencoder.params, nhwc(x))
     np.testing.assert_allclose(ours, nhwc(expected.numpy()), atol=1e-4, rtol=0)
     # The formula's tiny decoder makes values up to 30: float32's rounding is a part of those.
     ours = jax.jit(autoencoder.decode)(autoencoder.params, nhwc(z))
-    np.testing.assert_allclose(ours, nhwc(image), atol=max(1e-4, 1e-5 * np.abs(image).max()), rtol=0)
+    np.testing.assert_allclose(
+        ours, nhwc(image), atol=max(1e-4, 1e-5 * np.abs(image).max()), rtol=0
+    )
     return autoencoder
 
 
@@ -54,7 +61,12 @@ def check_parity(torch, model, folder, factor):
     "options",
     [
         {"scaling_factor": 0.13025},
-        {"latent_channels": 16, "shift_factor": 0.0609, "use_quant_conv": False, "use_post_quant_conv": False},
+        {
+            "latent_channels": 16,
+            "shift_factor": 0.0609,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        },
         {"mid_block_add_attention": False, "block_out_channels": (32, 32, 64)},
     ],
     ids=["xl", "sd3", "no_attention"],
@@ -62,7 +74,9 @@ def check_parity(torch, model, folder, factor):
 def test_a_kl_autoencoder_of_diffusers_opens_from_its_folder(torch, tmp_path, options, safe):
     model = make(torch, "AutoencoderKL", KL | options)
     model.save_pretrained(tmp_path, safe_serialization=safe)
-    assert sorted(tmp_path.glob("*.bin")) == ([] if safe else [tmp_path / "diffusion_pytorch_model.bin"])
+    assert sorted(tmp_path.glob("*.bin")) == (
+        [] if safe else [tmp_path / "diffusion_pytorch_model.bin"]
+    )
     autoencoder = check_parity(torch, model, tmp_path, factor=4)
     assert autoencoder.scale == options.get("scaling_factor", 0.18215)
     assert autoencoder.shift == options.get("shift_factor", 0.0)
@@ -82,4 +96,6 @@ def test_the_golden_numbers_of_the_tiny_family_are_diffusers(torch, golden_dir):
         latents = model.encode(torch.from_numpy(golden["input.x"])).latents
         image = model.decode(torch.from_numpy(golden["input.z"])).sample
     np.testing.assert_allclose(latents, golden["latents"], atol=1e-5)
-    np.testing.assert_allclose(image, golden["decoded"], atol=1e-5 * np.abs(golden["decoded"]).max())
+    np.testing.assert_allclose(
+        image, golden["decoded"], atol=1e-5 * np.abs(golden["decoded"]).max()
+    )

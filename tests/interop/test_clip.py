@@ -12,7 +12,7 @@ from tests.reference_weights import draw, formula_weight, read_golden
 from uvit_jax.errors import UserError
 from uvit_jax.interop.clip import open_text_encoder, random_text_encoder
 from uvit_jax.interop.tokenizer import Tokenizer
-from uvit_jax.models.clip_text import CLIPTextConfig
+from uvit_jax.models.frozen.clip_text import CLIPTextConfig
 
 HUB = "model.safetensors"
 OPEN_CLIP = "open_clip_model.safetensors"
@@ -20,7 +20,14 @@ OPEN_CLIP_CONFIG = {
     "model_cfg": {
         "embed_dim": 16,
         "quick_gelu": True,
-        "text_cfg": {"context_length": 12, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2, "mlp_ratio": 3},
+        "text_cfg": {
+            "context_length": 12,
+            "vocab_size": 60,
+            "width": 32,
+            "heads": 4,
+            "layers": 2,
+            "mlp_ratio": 3,
+        },
     },
     "preprocess_cfg": {},
 }
@@ -73,7 +80,9 @@ def open_clip(weights):
 def write(folder, weights, config, name=HUB):
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / name)
-    (folder / ("open_clip_config.json" if name == OPEN_CLIP else "config.json")).write_text(json.dumps(config))
+    (folder / ("open_clip_config.json" if name == OPEN_CLIP else "config.json")).write_text(
+        json.dumps(config)
+    )
     return str(folder)
 
 
@@ -98,7 +107,9 @@ def test_states_and_embeddings_equal_the_reference(activation, golden, weights, 
 
 
 def test_every_publication_of_a_tower_is_the_same_tower(weights, open_clip, config, tmp_path):
-    expected = open_text_encoder(write(tmp_path / "plain", weights, {**config, "hidden_act": "quick_gelu"}))
+    expected = open_text_encoder(
+        write(tmp_path / "plain", weights, {**config, "hidden_act": "quick_gelu"})
+    )
     whole = {
         **weights,
         "logit_scale": np.ones((), np.float32),
@@ -113,10 +124,19 @@ def test_every_publication_of_a_tower_is_the_same_tower(weights, open_clip, conf
     }
     write(tmp_path / "whole", whole, clip)
     write(tmp_path / "pipeline" / "text_encoder", weights, config)
-    write(tmp_path / "bare", {key.removeprefix("text_model."): array for key, array in weights.items()}, config)
+    write(
+        tmp_path / "bare",
+        {key.removeprefix("text_model."): array for key, array in weights.items()},
+        config,
+    )
     write(tmp_path / "open_clip", open_clip, OPEN_CLIP_CONFIG, OPEN_CLIP)
     stage = {f"cond_stage_model.transformer.{key}": array for key, array in weights.items()}
-    write(tmp_path / "stage", stage | {"first_stage_model.quant_conv.bias": np.ones(8, np.float32)}, config, "sd.bin")
+    write(
+        tmp_path / "stage",
+        stage | {"first_stage_model.quant_conv.bias": np.ones(8, np.float32)},
+        config,
+        "sd.bin",
+    )
     stage = {f"cond_stage_model.model.{key}": array for key, array in open_clip.items()}
     write(tmp_path / "open_stage", stage, OPEN_CLIP_CONFIG, OPEN_CLIP)
     write(tmp_path / "variant", weights, config, "model.fp16.safetensors")
@@ -140,12 +160,20 @@ def test_every_publication_of_a_tower_is_the_same_tower(weights, open_clip, conf
 
 
 def test_two_towers_in_one_file_and_two_variants_in_a_folder_are_named(weights, config, tmp_path):
-    two = {f"{place}.{key}": array for place in ("embedders.0", "embedders.1") for key, array in weights.items()}
-    with pytest.raises(UserError, match=r"holds 2 networks of this kind, at 'embedders\.0' and 'embedders\.1'"):
+    two = {
+        f"{place}.{key}": array
+        for place in ("embedders.0", "embedders.1")
+        for key, array in weights.items()
+    }
+    with pytest.raises(
+        UserError, match=r"holds 2 networks of this kind, at 'embedders\.0' and 'embedders\.1'"
+    ):
         open_text_encoder(write(tmp_path / "two", two, config))
     for variant in ("fp16", "bf16"):
         write(tmp_path / "variants", weights, config, f"model.{variant}.safetensors")
-    with pytest.raises(UserError, match=r"holds 2 variants of one tower \(model\.bf16\.safetensors, model\.fp16"):
+    with pytest.raises(
+        UserError, match=r"holds 2 variants of one tower \(model\.bf16\.safetensors, model\.fp16"
+    ):
         open_text_encoder(f"{tmp_path}/variants")
 
 
@@ -199,7 +227,9 @@ def test_a_tower_that_is_nowhere_is_named_with_where_it_was_looked_for(tmp_path,
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=rf"{tmp_path}/openai/clip.* openai/clip .*{tmp_path}/cache.*127.0.0.1:9"):
+    with pytest.raises(
+        UserError, match=rf"{tmp_path}/openai/clip.* openai/clip .*{tmp_path}/cache.*127.0.0.1:9"
+    ):
         open_text_encoder("openai/clip")
 
 
@@ -209,10 +239,19 @@ def test_a_tower_that_is_nowhere_is_named_with_where_it_was_looked_for(tmp_path,
         ({"model_type": "t5"}, 'model_type is "t5", expected clip or clip_text_model$'),
         ({"hidden_act": "relu"}, "activation is 'relu', expected one of"),
         ({"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06, expected 1e-5$"),
-        ({"num_hidden_layers": "2"}, 'num_hidden_layers is "2", expected a whole number, at least 1$'),
-        ({"num_hidden_layers": 3}, r"arrays 16 missing \(first: encoder.layers.2.self_attn.q_proj.weight\)"),
+        (
+            {"num_hidden_layers": "2"},
+            'num_hidden_layers is "2", expected a whole number, at least 1$',
+        ),
+        (
+            {"num_hidden_layers": 3},
+            r"arrays 16 missing \(first: encoder.layers.2.self_attn.q_proj.weight\)",
+        ),
         ({"num_hidden_layers": 1}, "arrays 16 unexpected"),
-        ({"intermediate_size": 128}, r"fc1.weight has shape \(96, 32\), expected \(128, 32\) \(by config.json beside"),
+        (
+            {"intermediate_size": 128},
+            r"fc1.weight has shape \(96, 32\), expected \(128, 32\) \(by config.json beside",
+        ),
     ],
 )
 def test_a_config_of_another_network_is_refused_by_name(fields, message, weights, config, tmp_path):
@@ -221,26 +260,38 @@ def test_a_config_of_another_network_is_refused_by_name(fields, message, weights
 
 
 def test_an_open_clip_tower_of_another_kind_is_refused(open_clip, tmp_path):
-    saved = {"model_cfg": {"text_cfg": {**OPEN_CLIP_CONFIG["model_cfg"]["text_cfg"], "no_causal_mask": True}}}
+    saved = {
+        "model_cfg": {
+            "text_cfg": {**OPEN_CLIP_CONFIG["model_cfg"]["text_cfg"], "no_causal_mask": True}
+        }
+    }
     with pytest.raises(UserError, match="text_cfg has no_causal_mask, expected only vocab_size,"):
         open_text_encoder(write(tmp_path, open_clip, saved, OPEN_CLIP))
 
 
 def test_open_clip_without_quick_gelu_has_the_exact_one(open_clip, tmp_path):
     saved = {"model_cfg": without(OPEN_CLIP_CONFIG["model_cfg"], "quick_gelu")}
-    assert open_text_encoder(write(tmp_path, open_clip, saved, OPEN_CLIP)).config.activation == "gelu"
+    assert (
+        open_text_encoder(write(tmp_path, open_clip, saved, OPEN_CLIP)).config.activation == "gelu"
+    )
 
 
 def test_weights_without_a_config_are_refused(weights, config, tmp_path):
     write(tmp_path, weights, config)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match=rf"{HUB} has no config.json or open_clip_config.json beside it"):
+    with pytest.raises(
+        UserError, match=rf"{HUB} has no config.json or open_clip_config.json beside it"
+    ):
         open_text_encoder(str(tmp_path / HUB))
-    with pytest.raises(UserError, match=rf"{tmp_path} holds {HUB}, expected a CLIP text tower: config.json with"):
+    with pytest.raises(
+        UserError, match=rf"{tmp_path} holds {HUB}, expected a CLIP text tower: config.json with"
+    ):
         open_text_encoder(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["[]", "{", "3", '{"model_cfg": 3}', '{"model_type": "clip", "text_config": 3}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", "3", '{"model_cfg": 3}', '{"model_type": "clip", "text_config": 3}']
+)
 def test_a_config_that_is_none_is_refused(content, weights, config, tmp_path):
     write(tmp_path, weights, config)
     (tmp_path / "config.json").write_text(content)
@@ -260,23 +311,40 @@ def test_a_random_tower_tells_texts_apart_and_says_what_it_is():
     assert difference[0] == 0
     assert difference[1:6].min() > 0.7  # of states with a standard deviation of 1
     assert difference[6] > 0.3  # the end's, which says what was before it
-    assert random_text_encoder(7, config).sha256 == encoder.sha256 != random_text_encoder(8, config).sha256
+    assert (
+        random_text_encoder(7, config).sha256
+        == encoder.sha256
+        != random_text_encoder(8, config).sha256
+    )
 
 
 @pytest.mark.parametrize("name", ["random:", "random:-1", "random:x"])
 def test_a_random_tower_needs_a_seed(name):
-    with pytest.raises(UserError, match=rf"the text encoder is '{name}', expected random: and a seed"):
+    with pytest.raises(
+        UserError, match=rf"the text encoder is '{name}', expected random: and a seed"
+    ):
         open_text_encoder(name)
 
 
 def test_a_tokenizer_of_more_ids_or_longer_texts_is_refused():
     def tokenizer(vocab_size, context_length):
-        ids = {"start": 0, "end": 1, "pad": 1, "vocab_size": vocab_size, "context_length": context_length}
+        ids = {
+            "start": 0,
+            "end": 1,
+            "pad": 1,
+            "vocab_size": vocab_size,
+            "context_length": context_length,
+        }
         return Tokenizer(name="bpe", backend=tokenizers.Tokenizer(tokenizers.models.BPE()), **ids)
 
-    encoder = random_text_encoder(0, CLIPTextConfig(vocab_size=300, context_length=16, width=8, layers=1, heads=1))
+    encoder = random_text_encoder(
+        0, CLIPTextConfig(vocab_size=300, context_length=16, width=8, layers=1, heads=1)
+    )
     encoder.check_tokenizer(tokenizer(300, 16))
-    with pytest.raises(UserError, match=r"bpe has 301 tokens, expected at most the 300 of the text encoder random:0$"):
+    with pytest.raises(
+        UserError,
+        match=r"bpe has 301 tokens, expected at most the 300 of the text encoder random:0$",
+    ):
         encoder.check_tokenizer(tokenizer(301, 16))
     with pytest.raises(UserError, match="bpe has 17 tokens to a text, expected at most the 16"):
         encoder.check_tokenizer(tokenizer(300, 17))
@@ -298,9 +366,15 @@ def test_vit_l_14_equals_the_reference(shared_golden_dir, tmp_path):
     encoder = open_text_encoder(write(tmp_path, weights, config))
     assert encoder.config == CLIPTextConfig()
     states = jax.jit(encoder.encode)(encoder.params, golden["token_ids"].astype(np.int32))
-    np.testing.assert_allclose(np.asarray(states)[:3, ::8], golden["last_hidden_state"], atol=2e-5, rtol=0)
-    half = dataclasses.replace(encoder, graphdef=open_text_encoder(str(tmp_path), dtype="bfloat16").graphdef)
-    error = np.asarray(jax.jit(half.encode)(half.params, golden["token_ids"].astype(np.int32))) - states
+    np.testing.assert_allclose(
+        np.asarray(states)[:3, ::8], golden["last_hidden_state"], atol=2e-5, rtol=0
+    )
+    half = dataclasses.replace(
+        encoder, graphdef=open_text_encoder(str(tmp_path), dtype="bfloat16").graphdef
+    )
+    error = (
+        np.asarray(jax.jit(half.encode)(half.params, golden["token_ids"].astype(np.int32))) - states
+    )
     assert np.sqrt(np.mean(error**2) / np.mean(states**2)) < 0.01
 
 
@@ -311,7 +385,12 @@ def test_parity_with_transformers(kind, activation, config, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     text = {**config, "hidden_act": activation}
     if kind == "CLIPModel":
-        vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision = {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
         full = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
         model = transformers.CLIPModel(full)
     else:
@@ -328,10 +407,14 @@ def test_parity_with_transformers(kind, activation, config, tmp_path):
         tower = model.text_model if kind == "CLIPModel" else model
         expected = tower(input_ids=torch.from_numpy(ids).long()).last_hidden_state.numpy()
     encoder = open_text_encoder(str(tmp_path / "safe"))
-    np.testing.assert_allclose(jax.jit(encoder.encode)(encoder.params, ids), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        jax.jit(encoder.encode)(encoder.params, ids), expected, atol=1e-5, rtol=0
+    )
     assert_same_tower(open_text_encoder(str(tmp_path)), encoder)
     if kind == "CLIPModel":
         with torch.no_grad():
             features = model.get_text_features(input_ids=torch.from_numpy(ids).long())
         features = getattr(features, "pooler_output", features).numpy()
-        np.testing.assert_allclose(jax.jit(encoder.embed)(encoder.params, ids), features, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(
+            jax.jit(encoder.embed)(encoder.params, ids), features, atol=1e-5, rtol=0
+        )

@@ -14,10 +14,12 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop.clip import open_text_encoder
 from uvit_jax.interop.clip_vision import open_image_encoder
 from uvit_jax.interop.clip_vision_layouts import hub_vision_shapes, read_vision_config
-from uvit_jax.models.clip_vision import MEAN, STD, CLIPVisionConfig, preprocess
+from uvit_jax.models.frozen.clip_vision import MEAN, STD, CLIPVisionConfig, preprocess
 
 HUB, OPEN_CLIP = "model.safetensors", "open_clip_model.safetensors"
-SMALL = CLIPVisionConfig(image_size=24, patch_size=8, width=32, layers=2, heads=4, mlp_ratio=3, projection=16)
+SMALL = CLIPVisionConfig(
+    image_size=24, patch_size=8, width=32, layers=2, heads=4, mlp_ratio=3, projection=16
+)
 CONFIG = {
     "model_type": "clip_vision_model",
     "image_size": 24,
@@ -41,7 +43,14 @@ OPEN_CLIP_CONFIG = {
             "mlp_ratio": 3,
             "patch_dropout": 0.5,
         },
-        "text_cfg": {"context_length": 12, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2, "mlp_ratio": 3},
+        "text_cfg": {
+            "context_length": 12,
+            "vocab_size": 60,
+            "width": 32,
+            "heads": 4,
+            "layers": 2,
+            "mlp_ratio": 3,
+        },
     },
     "preprocess_cfg": {"mean": list(MEAN), "std": list(STD)},
 }
@@ -61,7 +70,9 @@ PREPROCESSOR = {
 def weights():
     """A small tower under the hub's names."""
     keys = hub_vision_shapes(SMALL)
-    names = {key: key if key == "visual_projection.weight" else f"vision_model.{key}" for key in keys}
+    names = {
+        key: key if key == "visual_projection.weight" else f"vision_model.{key}" for key in keys
+    }
     return {name: formula_weight(name, keys[key]) for key, name in names.items()}
 
 
@@ -111,7 +122,10 @@ def assert_same_tower(first, second):
 
 def numpy_forward(weights, pixels, config, activation):
     """CLIP's image tower as the paper's code has it, patch by patch and head by head, in float64."""
-    w = {key.removeprefix("vision_model."): array.astype(np.float64) for key, array in weights.items()}
+    w = {
+        key.removeprefix("vision_model."): array.astype(np.float64)
+        for key, array in weights.items()
+    }
     p, heads = config["patch_size"], config["num_attention_heads"]
     k = config["hidden_size"] // heads
 
@@ -144,7 +158,11 @@ def numpy_forward(weights, pixels, config, activation):
             layer = f"encoder.layers.{i}"
             x = x + attention(norm(x, f"{layer}.layer_norm1"), layer)
             hidden = linear(norm(x, f"{layer}.layer_norm2"), f"{layer}.mlp.fc1")
-            cdf = (1 + erf(hidden / np.sqrt(2))) / 2 if activation == "gelu" else 1 / (1 + np.exp(-1.702 * hidden))
+            cdf = (
+                (1 + erf(hidden / np.sqrt(2))) / 2
+                if activation == "gelu"
+                else 1 / (1 + np.exp(-1.702 * hidden))
+            )
             x = x + linear(hidden * cdf, f"{layer}.mlp.fc2")
         embeddings.append(w["visual_projection.weight"] @ norm(x[0], "post_layernorm"))
     return np.stack(embeddings)
@@ -162,7 +180,9 @@ def test_embeddings_equal_the_paper_s_formula(activation, weights, images, tmp_p
 def test_images_of_another_size_are_resized_and_cropped(weights, tmp_path):
     encoder = open_image_encoder(write(tmp_path, weights, CONFIG))
     x = np.random.default_rng(1).integers(0, 256, (1, 48, 96, 3), dtype=np.uint8)
-    resized = np.asarray(Image.fromarray(x[0]).resize((48, 24), Image.Resampling.BICUBIC))[None, :, 12:36]
+    resized = np.asarray(Image.fromarray(x[0]).resize((48, 24), Image.Resampling.BICUBIC))[
+        None, :, 12:36
+    ]
     np.testing.assert_allclose(embed(encoder, x), embed(encoder, resized), atol=1e-5)
 
 
@@ -198,7 +218,12 @@ def test_what_a_config_leaves_out_is_the_publishers_default(tmp_path):
     base = CLIPVisionConfig(patch_size=32, width=768, layers=12, heads=12, dtype="bfloat16")
     clip = {"model_type": "clip", "vision_config": {"dropout": 0.0}, "vision_config_dict": None}
     assert read("config.json", clip) == base
-    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
+    large = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    }
     clip = {"model_type": "clip", "vision_config_dict": {**large, "intermediate_size": 4096}}
     assert read("config.json", clip) == CLIPVisionConfig(dtype="bfloat16")
     open_clip = {"model_cfg": {"vision_cfg": {"patch_size": 32}}}
@@ -217,7 +242,10 @@ def test_the_hash_is_of_what_embeddings_depend_on(weights, tmp_path):
         return open_image_encoder(write(tmp_path, weights, {**CONFIG, **fields})).sha256
 
     expected = hash_of(weights)
-    assert hash_of({**weights, "logit_scale": np.ones(1, np.float32)}, attention_dropout=0.1) == expected
+    assert (
+        hash_of({**weights, "logit_scale": np.ones(1, np.float32)}, attention_dropout=0.1)
+        == expected
+    )
     assert hash_of(weights, hidden_act="gelu") != expected
     assert hash_of(weights, num_attention_heads=2) != expected
     for name in ("vision_model.embeddings.class_embedding", "visual_projection.weight"):
@@ -229,8 +257,17 @@ def test_the_hash_is_of_what_embeddings_depend_on(weights, tmp_path):
 def test_pixels_are_normalized_as_the_files_say(weights, open_clip, images, tmp_path):
     write(tmp_path / "hub", weights, CONFIG)
     (tmp_path / "hub" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-    prepare = {"mean": PREPROCESSOR["image_mean"], "std": PREPROCESSOR["image_std"], "interpolation": "bicubic"}
-    write(tmp_path / "open_clip", open_clip, {**OPEN_CLIP_CONFIG, "preprocess_cfg": prepare}, OPEN_CLIP)
+    prepare = {
+        "mean": PREPROCESSOR["image_mean"],
+        "std": PREPROCESSOR["image_std"],
+        "interpolation": "bicubic",
+    }
+    write(
+        tmp_path / "open_clip",
+        open_clip,
+        {**OPEN_CLIP_CONFIG, "preprocess_cfg": prepare},
+        OPEN_CLIP,
+    )
     encoder = open_image_encoder(str(tmp_path / "hub"))
     assert_same_tower(open_image_encoder(str(tmp_path / "open_clip")), encoder)
     pixels = (images / 255 - prepare["mean"]) / prepare["std"]
@@ -242,7 +279,10 @@ def test_pixels_are_normalized_as_the_files_say(weights, open_clip, images, tmp_
     ("fields", "message"),
     [
         ({"resample": 2}, "resample is 2, expected 3$"),
-        ({"size": {"shortest_edge": 32}}, r'size is {"shortest_edge": 32}, expected 24 or {"shortest_edge": 24}$'),
+        (
+            {"size": {"shortest_edge": 32}},
+            r'size is {"shortest_edge": 32}, expected 24 or {"shortest_edge": 24}$',
+        ),
         ({"do_center_crop": False}, "do_center_crop is false, expected true$"),
         ({"image_mean": [0.5]}, r"image_mean is \[0.5\], expected 3 numbers$"),
         ({"image_std": [1, 0, 1]}, "std is .*, expected positive numbers$"),
@@ -278,18 +318,28 @@ def test_a_folder_with_a_text_tower_alone_is_refused(golden_dir, tmp_path):
     keys = json.loads((golden_dir / "clip_text_tiny_keys.json").read_text())
     text = {key: formula_weight(key, tuple(shape)) for key, shape in keys.items()}
     write(tmp_path / "text", text, {"model_type": "clip_text_model"})
-    with pytest.raises(UserError, match=r'model_type is "clip_text_model", expected clip or clip_vision_model$'):
+    with pytest.raises(
+        UserError, match=r'model_type is "clip_text_model", expected clip or clip_vision_model$'
+    ):
         open_image_encoder(str(tmp_path / "text"))
     write(tmp_path / "clip", text, {"model_type": "clip", "vision_config": CONFIG})
-    with pytest.raises(UserError, match=rf"{HUB}: the weights hold text_.*, expected a CLIP image tower: vision_model"):
+    with pytest.raises(
+        UserError,
+        match=rf"{HUB}: the weights hold text_.*, expected a CLIP image tower: vision_model",
+    ):
         open_image_encoder(str(tmp_path / "clip"))
     write(tmp_path / "pipeline" / "text_encoder", text, {"model_type": "clip_text_model"})
-    with pytest.raises(UserError, match=r"pipeline holds text_encoder, expected a CLIP image tower: config.json with"):
+    with pytest.raises(
+        UserError,
+        match=r"pipeline holds text_encoder, expected a CLIP image tower: config.json with",
+    ):
         open_image_encoder(str(tmp_path / "pipeline"))
 
 
 def test_a_folder_with_an_image_tower_alone_has_no_text_encoder(weights, tmp_path):
-    with pytest.raises(UserError, match=r'model_type is "clip_vision_model", expected clip or clip_text_model$'):
+    with pytest.raises(
+        UserError, match=r'model_type is "clip_vision_model", expected clip or clip_text_model$'
+    ):
         open_text_encoder(write(tmp_path, weights, CONFIG))
 
 
@@ -305,11 +355,24 @@ def test_a_tower_without_its_projection_is_refused(weights, tmp_path):
         ({"hidden_act": "relu"}, "activation is 'relu', expected one of"),
         ({"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06, expected 1e-5$"),
         ({"num_channels": 4}, "num_channels is 4, expected 3$"),
-        ({"image_size": [24, 24]}, r"image_size is \[24, 24\], expected a whole number, at least 1$"),
-        ({"num_hidden_layers": 3}, r"arrays 16 missing \(first: encoder.layers.2.self_attn.q_proj.weight\)"),
+        (
+            {"image_size": [24, 24]},
+            r"image_size is \[24, 24\], expected a whole number, at least 1$",
+        ),
+        (
+            {"num_hidden_layers": 3},
+            r"arrays 16 missing \(first: encoder.layers.2.self_attn.q_proj.weight\)",
+        ),
         ({"num_hidden_layers": 1}, "arrays 16 unexpected"),
-        ({"patch_size": 4}, r"patch_embedding.weight has shape \(32, 3, 8, 8\), expected \(32, 3, 4, 4\) \(by config"),
-        ({"image_size": 32}, r"position_embedding.weight has shape \(10, 32\), expected \(17, 32\)"),
+        (
+            {"patch_size": 4},
+            r"patch_embedding.weight has shape \(32, 3, 8, 8\), expected \(32, 3, 4, 4\) \(by "
+            r"config",
+        ),
+        (
+            {"image_size": 32},
+            r"position_embedding.weight has shape \(10, 32\), expected \(17, 32\)",
+        ),
     ],
 )
 def test_a_config_of_another_network_is_refused_by_name(fields, message, weights, tmp_path):
@@ -320,7 +383,10 @@ def test_a_config_of_another_network_is_refused_by_name(fields, message, weights
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"timm_model_name": "convnext_base"}, "vision_cfg has timm_model_name, expected only image_size,"),
+        (
+            {"timm_model_name": "convnext_base"},
+            "vision_cfg has timm_model_name, expected only image_size,",
+        ),
         ({"layers": [3, 4, 6, 3]}, r"layers is \[3, 4, 6, 3\], expected a whole number"),
         ({"head_width": 24}, "width is 32, expected a multiple of head_width = 24"),
     ],
@@ -334,11 +400,15 @@ def test_an_open_clip_tower_of_another_kind_is_refused(fields, message, open_cli
 
 def test_open_clip_images_prepared_in_another_way_are_refused(open_clip, tmp_path):
     saved = {**OPEN_CLIP_CONFIG, "preprocess_cfg": {"resize_mode": "squash"}}
-    with pytest.raises(UserError, match=r'open_clip_config.json: resize_mode is "squash", expected "shortest"$'):
+    with pytest.raises(
+        UserError, match=r'open_clip_config.json: resize_mode is "squash", expected "shortest"$'
+    ):
         open_image_encoder(write(tmp_path, open_clip, saved, OPEN_CLIP))
 
 
-@pytest.mark.parametrize("content", ["[]", "{", "3", '{"model_cfg": {}}', '{"model_type": "clip", "vision_config": 3}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", "3", '{"model_cfg": {}}', '{"model_type": "clip", "vision_config": 3}']
+)
 def test_a_config_that_is_none_is_refused(content, weights, tmp_path):
     write(tmp_path, weights, CONFIG)
     (tmp_path / "config.json").write_text(content)
@@ -353,13 +423,20 @@ def test_parity_with_transformers(kind, activation, images, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     vision = {**without(CONFIG, "model_type"), "hidden_act": activation, "projection_dim": 16}
     if kind == "CLIPModel":
-        text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        text = {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
         full = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
         model = transformers.CLIPModel(full)
     else:
         model = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**vision))
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if tensor.ndim}
-    model.load_state_dict({key: torch.from_numpy(formula_weight(key, shape)) for key, shape in shapes.items()}, False)
+    model.load_state_dict(
+        {key: torch.from_numpy(formula_weight(key, shape)) for key, shape in shapes.items()}, False
+    )
     model.eval().save_pretrained(tmp_path / "safe")
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_bytes((tmp_path / "safe" / "config.json").read_bytes())
@@ -370,7 +447,9 @@ def test_parity_with_transformers(kind, activation, images, tmp_path):
         processor.save_pretrained(folder)
     encoder = open_image_encoder(str(tmp_path / "safe"))
     assert_same_tower(open_image_encoder(str(tmp_path)), encoder)
-    pixels = processor([Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
+    pixels = processor([Image.fromarray(image) for image in images], return_tensors="pt")[
+        "pixel_values"
+    ]
     with torch.no_grad():
         if kind == "CLIPModel":
             expected = model.get_image_features(pixel_values=pixels)
@@ -386,6 +465,10 @@ def test_parity_with_transformers(kind, activation, images, tmp_path):
 def test_images_are_prepared_as_by_transformers(height, width):
     transformers = pytest.importorskip("transformers")
     x = np.random.default_rng(2).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-    expected = transformers.CLIPImageProcessorPil()([Image.fromarray(image) for image in x], return_tensors="np")
+    expected = transformers.CLIPImageProcessorPil()(
+        [Image.fromarray(image) for image in x], return_tensors="np"
+    )
     pixels = preprocess(x, CLIPVisionConfig())
-    np.testing.assert_allclose(pixels, expected["pixel_values"].transpose(0, 2, 3, 1), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        pixels, expected["pixel_values"].transpose(0, 2, 3, 1), atol=1e-5, rtol=0
+    )

@@ -17,7 +17,9 @@ from uvit_jax.interop.file_kinds import check_content, weights_kind
 WEIGHTS = {"a": np.arange(300, dtype=np.float32), "b": np.ones((2, 3), np.float32)}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:6726\nsize 1149112960\n"
 # What Google Drive sends for a large file.
-DRIVE = b'<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title><style nonce="x">'
+DRIVE = (
+    b'<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title><style nonce="x">'
+)
 
 
 def zipped(**entries: bytes) -> bytes:
@@ -50,7 +52,8 @@ KINDS = {
     ),
     "a web page of Google Drive": (
         DRIVE,
-        r"is a web page \('Google Drive - Virus scan warning'\).*download it in a browser or with gdown",
+        r"is a web page \('Google Drive - Virus scan warning'\).*download it in a browser or with "
+        r"gdown",
     ),
     "a web page": (b"\n <HTML><body>404", "is a web page, which a server sent instead of the file"),
     "a web page in XHTML": (b'<?xml version="1.0"?>\n<!DOCTYPE html><html>', "is a web page"),
@@ -58,9 +61,15 @@ KINDS = {
         b'<?xml version="1.0"?><Error><Code>NoSuchKey',
         r"is an XML message of a server \('<\?xml .*NoSuchKey'\)",
     ),
-    "JSON": (b'{"error": "Invalid username"}', r"""it is JSON that begins '{"error": "Invalid username"}'"""),
+    "JSON": (
+        b'{"error": "Invalid username"}',
+        r"""it is JSON that begins '{"error": "Invalid username"}'""",
+    ),
     "text": (b"Access denied\n", "it is text that begins 'Access denied'"),
-    "gzip": (gzip.compress(b"x"), "it is a gzip archive.*: unpack it and name the weights file inside"),
+    "gzip": (
+        gzip.compress(b"x"),
+        "it is a gzip archive.*: unpack it and name the weights file inside",
+    ),
     "tar": (tarred(), "it is a tar archive.*: unpack it"),
     "7z": (b"7z\xbc\xaf\x27\x1c\x00", "it is a 7z archive"),
     "a zip archive": (
@@ -73,7 +82,10 @@ KINDS = {
         "is a TorchScript archive, which holds code",
     ),
     "MessagePack": (b"\x81\xa6params\x83\xa5kernel", "it is MessagePack"),
-    "a pickle": (b"\x80\x04\x95\x00", "it is a pickle that torch.save didn't write.*: it was not opened"),
+    "a pickle": (
+        b"\x80\x04\x95\x00",
+        "it is a pickle that torch.save didn't write.*: it was not opened",
+    ),
     "ONNX": (b"\x08\x07\x12\x07pytorch\x1a", "it is an ONNX file"),
     "npy": (b"\x93NUMPY\x01\x00", "it is a NumPy array"),
     "HDF5": (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file"),
@@ -111,7 +123,9 @@ def test_a_download_that_broke_off_anywhere_is_told_as_such(tmp_path, suffix):
     whole = path.read_bytes()
     for length in range(12, len(whole), 97):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"a download that broke off, download or copy it again$"):
+        with pytest.raises(
+            UserError, match=r"a download that broke off, download or copy it again$"
+        ):
             official.read_weights(path)
 
 
@@ -123,7 +137,9 @@ def test_a_header_that_no_library_reads_is_left_to_it(tmp_path):
 
 
 def test_shapes_beyond_all_memory_are_refused(tmp_path):
-    header = json.dumps({"b": {"dtype": "F32", "shape": [1, 0, 2**63], "data_offsets": [0, 0]}}).encode()
+    header = json.dumps(
+        {"b": {"dtype": "F32", "shape": [1, 0, 2**63], "data_offsets": [0, 0]}}
+    ).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(UserError, match="no whole safetensors file"):
         official.read_weights(tmp_path / "w.safetensors")

@@ -54,11 +54,23 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         headers, path = {}, self.path.partition("?")[0]
-        if path in ("/api/models/org/model", "/api/models/org/model/revision/main") and path not in self.server.fails:
-            body = {"id": "org/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in PUBLISHED]}
+        if (
+            path in ("/api/models/org/model", "/api/models/org/model/revision/main")
+            and path not in self.server.fails
+        ):
+            body = {
+                "id": "org/model",
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in PUBLISHED],
+            }
         elif path == f"/api/models/org/model/tree/{COMMIT}":
-            body = [{"type": "file", "path": n, "size": len(b), "oid": f"{len(b):040}"} for n, b in PUBLISHED.items()]
-        elif path.startswith("/org/model/resolve/") and (name := path.split("/", 5)[5]) in PUBLISHED:
+            body = [
+                {"type": "file", "path": n, "size": len(b), "oid": f"{len(b):040}"}
+                for n, b in PUBLISHED.items()
+            ]
+        elif (
+            path.startswith("/org/model/resolve/") and (name := path.split("/", 5)[5]) in PUBLISHED
+        ):
             self.server.downloads += [name] if self.command == "GET" else []
             body = PUBLISHED[name]
             headers = {"ETag": f'"{len(body):040}"', "X-Repo-Commit": COMMIT}
@@ -83,7 +95,11 @@ def hub(cache, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     yield server
     server.shutdown()
     server.server_close()
@@ -108,7 +124,11 @@ def test_a_cached_model_is_found_without_asking_the_hub(unreachable):
 
 
 def test_of_a_model_on_the_hub_only_the_files_needed_are_downloaded_and_only_once(hub, cache):
-    sets = [("config.json", "absent.safetensors"), ("config.json", "*.safetensors"), ("weights.bin",)]
+    sets = [
+        ("config.json", "absent.safetensors"),
+        ("config.json", "*.safetensors"),
+        ("weights.bin",),
+    ]
     for _ in range(2):
         folder = find_model("org/model", *sets)
         assert folder.is_relative_to(cache)
@@ -138,14 +158,17 @@ def test_a_hub_that_fails_before_the_download_is_told(hub, cache):
     put_in_cache(cache, "config.json")
     hub.fails.add("/api/models/org/model/revision/main")
     with pytest.raises(
-        UserError, match=r"can't be had from \S+ \(ConnectionError: the download of config.json and weights.bin"
+        UserError,
+        match=r"can't be had from \S+ \(ConnectionError: the download of config.json and "
+        r"weights.bin",
     ):
         find_model("org/model", ("config.json", "weights.bin"))
 
 
 def test_a_model_without_the_files_is_refused_with_what_it_holds(hub):
     with pytest.raises(
-        UserError, match=r"^org/model on http\S+ holds README\.md, config\.json, .*, expected a and b, or"
+        UserError,
+        match=r"^org/model on http\S+ holds README\.md, config\.json, .*, expected a and b, or",
     ):
         find_model("org/model", ("a", "b"), ("c",))
     assert hub.downloads == []
@@ -166,7 +189,12 @@ def test_an_unreachable_hub_is_told_quickly_with_all_that_was_tried(unreachable)
         find_model("org/model", ("config.json",))
     assert time.monotonic() - start < 5
     message = str(refused.value)
-    for part in (f"{unreachable.parent}/org/model", f"the cache {unreachable}", "http://127.0.0.1:9", "refused"):
+    for part in (
+        f"{unreachable.parent}/org/model",
+        f"the cache {unreachable}",
+        "http://127.0.0.1:9",
+        "refused",
+    ):
         assert part in message
     assert "\n" not in message
     assert not message.endswith(".")
@@ -179,19 +207,34 @@ def test_offline_mode_is_named(unreachable, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["model", "/no/such/folder", "weights/kl.pth", "./org/model", "org/../model", "a/b:c:d", "~nobody/x", ""]
+    "name",
+    [
+        "model",
+        "/no/such/folder",
+        "weights/kl.pth",
+        "./org/model",
+        "org/../model",
+        "a/b:c:d",
+        "~nobody/x",
+        "",
+    ],
 )
 def test_a_name_that_can_be_no_models_is_refused_without_asking(unreachable, name):
-    with pytest.raises(UserError, match=r"there is no file or folder .*nor can .* be a hub's name \(org/model\)$"):
+    with pytest.raises(
+        UserError, match=r"there is no file or folder .*nor can .* be a hub's name \(org/model\)$"
+    ):
         find_model(name, ("config.json",))
 
 
 def test_an_address_is_refused_with_the_name_it_stands_for(unreachable):
     with pytest.raises(
-        UserError, match=r"is an address, expected a file or folder .* or the hub's name 'org/model': do"
+        UserError,
+        match=r"is an address, expected a file or folder .* or the hub's name 'org/model': do",
     ):
         find_model("https://huggingface.co/org/model/tree/main", ("config.json",))
-    with pytest.raises(UserError, match=r"is an address, expected .* or a hub's name \(org/model\)"):
+    with pytest.raises(
+        UserError, match=r"is an address, expected .* or a hub's name \(org/model\)"
+    ):
         find_model("gs://bucket/model", ("config.json",))
 
 
@@ -199,7 +242,12 @@ def test_a_slip_in_a_path_that_could_be_a_hubs_name_is_told_both_ways(unreachabl
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / "sd-vae-mse").mkdir()
-    with pytest.raises(UserError, match=r"models/sd-vae-mes \(did you mean models/sd-vae-mse\?\), .* not \(whole\) in"):
+    with pytest.raises(
+        UserError,
+        match=r"models/sd-vae-mes \(did you mean models/sd-vae-mse\?\), .* not \(whole\) in",
+    ):
         find_model("models/sd-vae-mes", ("config.json",))
-    with pytest.raises(UserError, match=r"models/kl \(the folder holds sd-vae-mse\), models/kl is not \(whole\) in"):
+    with pytest.raises(
+        UserError, match=r"models/kl \(the folder holds sd-vae-mse\), models/kl is not \(whole\) in"
+    ):
         find_model("models/kl", ("config.json",))

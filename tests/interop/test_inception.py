@@ -18,8 +18,8 @@ from tests.reference_weights import formula_weight, nhwc, read_golden
 from uvit_jax.errors import UserError
 from uvit_jax.interop import inception
 from uvit_jax.interop.inception import NAME, SHA256, open_inception
-from uvit_jax.models.inception import WIDTHS
-from uvit_jax.models.resize import RESIZES
+from uvit_jax.models.frozen.inception import WIDTHS
+from uvit_jax.models.frozen.resize import RESIZES
 
 GOLDEN = {
     "pool2048": "pool2048",
@@ -36,7 +36,10 @@ FILE = "pt_inception-2015-12-05-6726825d.pth"
 def weights(golden_dir):
     """Formula weights under the published names."""
     keys = json.loads((golden_dir / "inception_keys.json").read_text())
-    return {key: np.asarray(formula_weight(key, tuple(shape)), np.float32) for key, shape in keys.items()}
+    return {
+        key: np.asarray(formula_weight(key, tuple(shape)), np.float32)
+        for key, shape in keys.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,10 @@ def features(opened):
 
 def test_a_web_page_or_a_pointer_in_the_place_of_the_weights_is_told_as_such(tmp_path):
     path = tmp_path / FILE
-    for content, said in ((b"<html>Sign in", "is a web page"), (b"version https://git-lfs.github.com", "git-LFS")):
+    for content, said in (
+        (b"<html>Sign in", "is a web page"),
+        (b"version https://git-lfs.github.com", "git-LFS"),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=rf"^{path} .*{said}"):
             open_inception(str(path))
@@ -88,7 +94,9 @@ def sha256_of(path):
 
 @contextlib.contextmanager
 def served(content, monkeypatch, *, length=None):
-    """Puts these bytes at the published address; the times they were asked for are counted in the list given."""
+    """Puts these bytes at the published address; the times they were asked for are counted in the
+    list given.
+    """
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -122,11 +130,15 @@ def test_features_equal_the_reference(golden_dir, opened, features):
         np.testing.assert_allclose(out[name], golden[f"{key}.32"], atol=2e-5, rtol=0, err_msg=name)
 
 
-def test_features_of_an_image_of_the_networks_size_equal_the_reference(shared_golden_dir, opened, features):
+def test_features_of_an_image_of_the_networks_size_equal_the_reference(
+    shared_golden_dir, opened, features
+):
     golden, _ = read_golden(shared_golden_dir / "inception.safetensors")
     out = features(opened.params, nhwc(golden["input.299"]).astype(np.float32))
     for name in GOLDEN.keys() - {"spatial2023"}:
-        np.testing.assert_allclose(out[name], golden[f"{GOLDEN[name]}.299"], atol=2e-5, rtol=0, err_msg=name)
+        np.testing.assert_allclose(
+            out[name], golden[f"{GOLDEN[name]}.299"], atol=2e-5, rtol=0, err_msg=name
+        )
 
 
 @pytest.mark.slow
@@ -154,26 +166,35 @@ def test_resize_is_whose_way_images_are_resized(opened):
     images = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)
 
     def block64(params, resize):
-        return dataclasses.replace(opened, resize=resize).features(params, images, ["block64"])["block64"]
+        return dataclasses.replace(opened, resize=resize).features(params, images, ["block64"])[
+            "block64"
+        ]
 
-    out = [np.asarray(jax.jit(block64, static_argnums=1)(opened.params, resize)) for resize in RESIZES]
+    out = [
+        np.asarray(jax.jit(block64, static_argnums=1)(opened.params, resize)) for resize in RESIZES
+    ]
     assert len({array.tobytes() for array in out}) == len(RESIZES)
 
 
 def test_weights_of_another_hash_are_refused_by_both_hashes(file):
     path, sha256 = file
     with pytest.raises(
-        UserError, match=rf"{path} has the SHA-256 {sha256}, expected {SHA256}.*inception_sha256={sha256}"
+        UserError,
+        match=rf"{path} has the SHA-256 {sha256}, expected {SHA256}.*inception_sha256={sha256}",
     ):
         open_inception(str(path))
     with pytest.raises(
-        UserError, match=rf"has the SHA-256 {sha256}, expected {SHA256} \(config.evaluate.inception_sha"
+        UserError,
+        match=rf"has the SHA-256 {sha256}, expected {SHA256} \(config.evaluate.inception_sha",
     ):
         open_inception(str(path), sha256=SHA256)
 
 
 def test_a_file_that_is_nowhere_is_refused(tmp_path):
-    with pytest.raises(UserError, match=rf"there is no Inception-v3 weights file {tmp_path}/a.pth, expected .*{NAME}"):
+    with pytest.raises(
+        UserError,
+        match=rf"there is no Inception-v3 weights file {tmp_path}/a.pth, expected .*{NAME}",
+    ):
         open_inception(str(tmp_path / "a.pth"))
 
 
@@ -186,9 +207,21 @@ def test_another_way_or_dtype_is_refused_before_a_file_is_looked_for(field, valu
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("Mixed_6b.branch7x7_2.conv.weight", None, r"1 missing \(first: Mixed_6b.branch7x7_2.conv.weight\)"),
-        ("AuxLogits.fc.weight", lambda _: np.ones(3, np.float32), r"1 unexpected \(first: AuxLogits.fc.weight\)"),
-        ("fc.weight", lambda a: a[:1000], r"fc.weight has shape \(1000, 2048\), expected \(1008, 2048\)"),
+        (
+            "Mixed_6b.branch7x7_2.conv.weight",
+            None,
+            r"1 missing \(first: Mixed_6b.branch7x7_2.conv.weight\)",
+        ),
+        (
+            "AuxLogits.fc.weight",
+            lambda _: np.ones(3, np.float32),
+            r"1 unexpected \(first: AuxLogits.fc.weight\)",
+        ),
+        (
+            "fc.weight",
+            lambda a: a[:1000],
+            r"fc.weight has shape \(1000, 2048\), expected \(1008, 2048\)",
+        ),
         (
             "Mixed_6b.branch7x7_2.conv.weight",
             lambda a: a.swapaxes(2, 3),
@@ -199,15 +232,23 @@ def test_another_way_or_dtype_is_refused_before_a_file_is_looked_for(field, valu
             lambda a: np.where(a > 0, a, np.nan),
             "bn.bias has [0-9]+ values NaN or infinite",
         ),
-        ("Mixed_5b.branch1x1.bn.running_var", lambda a: -a, "running_var has the value -1.[0-9]*, expected variances"),
+        (
+            "Mixed_5b.branch1x1.bn.running_var",
+            lambda a: -a,
+            "running_var has the value -1.[0-9]*, expected variances",
+        ),
     ],
 )
-def test_weights_of_another_network_are_refused_by_name(name, change, message, weights, tmp_path, monkeypatch):
+def test_weights_of_another_network_are_refused_by_name(
+    name, change, message, weights, tmp_path, monkeypatch
+):
     changed = {key: array for key, array in weights.items() if key != name}
     if change is not None:
         changed[name] = np.ascontiguousarray(change(weights.get(name)))
     path, sha256 = write(tmp_path / "weights.safetensors", {})
-    monkeypatch.setattr(inception, "read_arrays", lambda *_: changed)  # without 95 MB to and from the disk
+    monkeypatch.setattr(
+        inception, "read_arrays", lambda *_: changed
+    )  # without 95 MB to and from the disk
     with pytest.raises(UserError, match=rf"^{path}: .*{message}"):
         open_inception(str(path), sha256=sha256)
 
@@ -221,7 +262,12 @@ def test_the_published_weights_are_downloaded_once(weights, opened, caches, tmp_
         again = open_inception(NAME, resize="clean")
     assert asked == [f"/{FILE}"]
     assert [path.name for path in (caches / "uvit_jax").iterdir()] == [FILE]
-    assert (first.name, first.published, again.published, again.resize) == (NAME, True, True, "clean")
+    assert (first.name, first.published, again.published, again.resize) == (
+        NAME,
+        True,
+        True,
+        "clean",
+    )
     jax.tree.map(np.testing.assert_array_equal, first.params, opened.params)
 
 
@@ -231,7 +277,9 @@ def test_a_wrong_download_is_told_and_not_kept(content, length, caches, monkeypa
     with (
         served(content, monkeypatch, length=length),
         pytest.raises(
-            UserError, match=rf"{FILE} gave {len(content)} bytes of the SHA-256 .*, expected {SHA256}: nothing was kept"
+            UserError,
+            match=rf"{FILE} gave {len(content)} bytes of the SHA-256 .*, expected {SHA256}: "
+            rf"nothing was kept",
         ),
     ):
         open_inception(NAME)
@@ -241,7 +289,9 @@ def test_a_wrong_download_is_told_and_not_kept(content, length, caches, monkeypa
 def test_offline_it_is_said_where_the_weights_were_looked_for_and_where_to_get_them(caches):
     folders = f"{caches}/torch/hub/checkpoints and {caches}/uvit_jax"
     reason = r"can't be downloaded \(.*refused.*\), expected http://127.0.0.1:9/.* copied to"
-    with pytest.raises(UserError, match=rf"{NAME} is not .* in {folders}\) and {reason} {caches}/uvit_jax/{FILE}"):
+    with pytest.raises(
+        UserError, match=rf"{NAME} is not .* in {folders}\) and {reason} {caches}/uvit_jax/{FILE}"
+    ):
         open_inception(NAME)
 
 
@@ -256,13 +306,17 @@ def test_offline_it_is_said_where_the_weights_were_looked_for_and_where_to_get_t
         ({"XDG_CACHE_HOME": "xdg", "TORCH_HOME": "torch"}, "xdg/uvit_jax"),
     ],
 )
-def test_weights_that_another_program_downloaded_are_found(file_name, variables, folder, caches, tmp_path, monkeypatch):
+def test_weights_that_another_program_downloaded_are_found(
+    file_name, variables, folder, caches, tmp_path, monkeypatch
+):
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path / value))
     path = tmp_path / folder / file_name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not the published weights")
-    with pytest.raises(UserError, match=rf"{path} has the SHA-256 {sha256_of(path)}, expected {SHA256}"):
+    with pytest.raises(
+        UserError, match=rf"{path} has the SHA-256 {sha256_of(path)}, expected {SHA256}"
+    ):
         open_inception(NAME)
 
 
@@ -272,12 +326,16 @@ def reference(weights, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     # Its package imports torchvision for the data sets and networks that it also has.
     for name in ("", ".datasets", ".transforms", ".transforms.functional"):
-        monkeypatch.setitem(sys.modules, f"torchvision{name}", types.ModuleType(f"torchvision{name}"))
+        monkeypatch.setitem(
+            sys.modules, f"torchvision{name}", types.ModuleType(f"torchvision{name}")
+        )
     for name in ("CIFAR10", "CIFAR100", "STL10"):
         setattr(sys.modules["torchvision.datasets"], name, object)
     pytest.importorskip("torch_fidelity")
     module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    torch.save({name: torch.from_numpy(array) for name, array in weights.items()}, tmp_path / "weights.pth")
+    torch.save(
+        {name: torch.from_numpy(array) for name, array in weights.items()}, tmp_path / "weights.pth"
+    )
     names = ["64", "192", "768", "2048", "logits_unbiased"]
     return module.FeatureExtractorInceptionV3(
         "reference", names, feature_extractor_weights_path=str(tmp_path / "weights.pth")
@@ -297,7 +355,9 @@ def test_parity_with_torch_fidelity(size, opened, reference):
     expected = {name: output.numpy() for name, output in zip(names, outputs, strict=True)}
     expected["spatial2023"] = nhwc(spatial[0][:, :7].numpy()).reshape(2, -1)
     ours = dataclasses.replace(opened, resize="tf1")
-    out = jax.jit(lambda params, images: ours.features(params, images, tuple(WIDTHS)))(ours.params, images)
+    out = jax.jit(lambda params, images: ours.features(params, images, tuple(WIDTHS)))(
+        ours.params, images
+    )
     for name, feature in out.items():
         np.testing.assert_allclose(feature, expected[name], atol=1e-4, rtol=0, err_msg=name)
 

@@ -16,7 +16,13 @@ from uvit_jax.interop import official
 from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.training.network import abstract_network
 
-SMALL = ("uvit_uncond_pixel", "uvit_class_latent", "uvit_class_mlp_time_qkv_bias", "uvit_no_skip", "uvit_text_latent")
+SMALL = (
+    "uvit_uncond_pixel",
+    "uvit_class_latent",
+    "uvit_class_mlp_time_qkv_bias",
+    "uvit_no_skip",
+    "uvit_text_latent",
+)
 # The published models; their configs of ours.
 FULL_SIZE = {
     "cifar10_uvit_small": "cifar10",
@@ -62,9 +68,12 @@ def test_network_and_gradients_equal_the_official_ones(golden_dir, name, scan_bl
     for key, grad in grads.items():
         norm = golden[f"grad_norm.{key}"][0]
         assert np.linalg.norm(grad) == pytest.approx(norm, rel=1e-4), key
-        # The projection of a gradient can be small by chance: what it is held to is the gradient's own size.
+        # The projection of a gradient can be small by chance: what it is held to is the gradient's
+        # own size.
         dot = np.sum(grad * draw(f"proj.{key}", grad.shape))
-        assert dot == pytest.approx(golden[f"grad_dot.{key}"][0], rel=1e-4, abs=1e-4 * float(norm)), key
+        assert dot == pytest.approx(
+            golden[f"grad_dot.{key}"][0], rel=1e-4, abs=1e-4 * float(norm)
+        ), key
 
 
 @pytest.mark.slow
@@ -82,9 +91,13 @@ def test_full_size_network_of_a_pth_file_equals_the_official_one(shared_golden_d
     path.unlink()
     context = golden.get(f"{name}.context")
     label = np.array([7], np.int32) if config.num_classes else None
-    run = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, jnp.array([412.0]), label, context))
+    run = jax.jit(
+        lambda params, x: nnx.merge(graphdef, params)(x, jnp.array([412.0]), label, context)
+    )
     output = run(params, nhwc(golden[f"{name}.x"]))
-    np.testing.assert_allclose(np.asarray(output), nhwc(golden[f"{name}.output"]), atol=2e-4, rtol=0)
+    np.testing.assert_allclose(
+        np.asarray(output), nhwc(golden[f"{name}.output"]), atol=2e-4, rtol=0
+    )
     dumped = official.dump(nnx.merge(graphdef, params))
     assert all(np.array_equal(dumped[key], weights[key]) for key in weights)
 
@@ -102,18 +115,26 @@ def test_dump_gives_back_what_load_took_bit_for_bit(golden_dir, name):
 
 
 def test_dump_of_a_fresh_model_loads_into_the_same_function():
-    config = UViTConfig(image_size=8, in_channels=2, embed_dim=16, depth=3, num_heads=2, num_classes=4)
+    config = UViTConfig(
+        image_size=8, in_channels=2, embed_dim=16, depth=3, num_heads=2, num_classes=4
+    )
     graphdef, network, init_params = abstract_network(config)
     params = jax.jit(init_params)(jax.random.key(1))
     again = official.params(official.dump(nnx.merge(graphdef, params)), config)
-    x, t, label = np.ones((2, 8, 8, 2), np.float32), np.array([3.0, 800.0], np.float32), np.array([0, 3])
+    x, t, label = (
+        np.ones((2, 8, 8, 2), np.float32),
+        np.array([3.0, 800.0], np.float32),
+        np.array([0, 3]),
+    )
     run = jax.jit(network)
     assert np.array_equal(run(params, x, t, label), run(again, x, t, label))
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    config = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4)
+    config = UViTConfig(
+        image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4
+    )
     return config, uvit_weights(config)
 
 
@@ -121,7 +142,10 @@ def test_missing_and_unexpected_arrays_are_named(tiny):
     config, weights = tiny
     weights = dict(weights)
     weights["in_blocks.1.norm1.weight"] = weights.pop("mid_block.norm1.weight")
-    with pytest.raises(UserError, match=r"missing.*mid_block\.norm1\.weight.*unexpected.*in_blocks\.1\.norm1\.weight"):
+    with pytest.raises(
+        UserError,
+        match=r"missing.*mid_block\.norm1\.weight.*unexpected.*in_blocks\.1\.norm1\.weight",
+    ):
         official.load(weights, config)
 
 
@@ -145,9 +169,15 @@ def test_weights_of_another_precision_become_float32(tiny, dtype):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: np.where(a > 0, a, np.inf), r"norm\.bias has \d values NaN or infinite of 8, expected none"),
+        (
+            lambda a: np.where(a > 0, a, np.inf),
+            r"norm\.bias has \d values NaN or infinite of 8, expected none",
+        ),
         (lambda a: a.astype(np.float64) * 1e300, r"norm\.bias has 8 values NaN or infinite"),
-        (lambda a: a.astype(np.int8), r"norm\.bias is of dtype int8, expected floating point \(are the weights quant"),
+        (
+            lambda a: a.astype(np.int8),
+            r"norm\.bias is of dtype int8, expected floating point \(are the weights quant",
+        ),
     ],
 )
 def test_weights_that_are_no_numbers_are_refused(tiny, change, message):
@@ -193,7 +223,9 @@ def test_the_fields_in_which_weights_are_of_another_architecture_are_named(tiny,
 
 def test_an_ablation_without_official_layout_is_refused(tiny):
     _, weights = tiny
-    adaln = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4, time="adaln")
+    adaln = UViTConfig(
+        image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4, time="adaln"
+    )
     with pytest.raises(UserError, match="time is 'adaln'"):
         official.load(weights, adaln)
 
@@ -210,12 +242,20 @@ def test_official_config_reads_depth_as_one_less_and_minus_one_as_no_labels():
             "num_classes": -1,
         }
     )
-    assert (config.depth, config.num_classes, config.conv, config.skip) == (13, 0, "after", "concat")
+    assert (config.depth, config.num_classes, config.conv, config.skip) == (
+        13,
+        0,
+        "after",
+        "concat",
+    )
 
 
 @pytest.mark.parametrize(
     ("official_config", "message"),
-    [({"depth": 13}, "official depth is 13, expected an even number"), ({"emb_dim": 3}, "official config has emb_dim")],
+    [
+        ({"depth": 13}, "official depth is 13, expected an even number"),
+        ({"emb_dim": 3}, "official config has emb_dim"),
+    ],
 )
 def test_official_config_refuses_what_it_cannot_mean(official_config, message):
     with pytest.raises(UserError, match=message):

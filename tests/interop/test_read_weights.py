@@ -30,7 +30,10 @@ def test_a_pth_and_a_safetensors_file_give_the_same_bits(tmp_path):
 def test_views_of_a_shared_storage_come_out_right(tmp_path):
     storage = Storage("0", np.arange(24, dtype=np.float32))
     tree = {
-        "state_dict": {"part": tensor(storage, (2, 3), (3, 1), offset=6), "turned": tensor(storage, (6, 4), (1, 6))}
+        "state_dict": {
+            "part": tensor(storage, (2, 3), (3, 1), offset=6),
+            "turned": tensor(storage, (6, 4), (1, 6)),
+        }
     }
     read = official.read_weights(write_pth(tmp_path / "a.pth", tree, [storage]))
     np.testing.assert_array_equal(read["part"], np.arange(24).reshape(4, 2, 3)[1])
@@ -85,16 +88,22 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     "data",
     [
-        b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b".",  # a bytearray of more bytes than there is memory
+        b"\x80\x05\x96"
+        + struct.pack("<Q", 2**62)
+        + b".",  # a bytearray of more bytes than there is memory
         b"\x80\x04\x8e" + struct.pack("<Q", 2**63) + b".",  # bytes of more than there are addresses
     ],
     ids=["memory", "addresses"],
 )
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # CPython's, of the bytearray
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # CPython's, of the bytearray
 def test_a_pickle_damaged_to_ask_for_all_memory_is_named(tmp_path, data):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("weights/data.pkl", data)
-    with pytest.raises(UserError, match=r"a\.pth is damaged \(.+\), expected a file that torch\.save wrote$"):
+    with pytest.raises(
+        UserError, match=r"a\.pth is damaged \(.+\), expected a file that torch\.save wrote$"
+    ):
         official.read_weights(tmp_path / "a.pth")
 
 
@@ -125,5 +134,7 @@ def test_what_torch_saves_is_read_to_the_bit(tmp_path):
     read = official.read_weights(tmp_path / "w.pth")
     assert read.keys() == saved.keys()
     for name, value in saved.items():
-        np.testing.assert_array_equal(read[name].astype(np.float64), value.detach().double().numpy(), err_msg=name)
+        np.testing.assert_array_equal(
+            read[name].astype(np.float64), value.detach().double().numpy(), err_msg=name
+        )
     assert str(read["bfloat16"].dtype) == "bfloat16"

@@ -1,4 +1,6 @@
-"""The tokenizer against an independent, slow and plain one, on a small vocabulary made here and on OpenAI's."""
+"""The tokenizer against an independent, slow and plain one, on a small vocabulary made here and on
+OpenAI's.
+"""
 
 import collections
 import functools
@@ -24,10 +26,75 @@ CORPUS = """a red bus is parked beside a brick building. two cats asleep on a bl
 they've 1024 more... naïve café — 北京 北京 🚌 🚌🚌 москва ѐ ½ ² 京都 it's we're I'd you'll !!! ??? the there then theme
 photograph of a photographer, and the other brother bathing in the weather"""
 FRAGMENTS = [
-    *("'s", "'T", "'ſ", "'re", "'VE", "'ll", "''", "&amp;", "&amp;amp;", "&#x27;", "&eacute;", "&lt;b&gt;", "&#x1c;"),
-    *("!", "...", "<", "|", ">", "1024", "x", "the", "dog", "photograph", "İ", "Σ", "ΑΣ", "ß", "ﬁ", "&#xFB05;", "ｆ"),
-    *(" ", "  ", "\t", "\n", "\x85", "\xa0", "\u2028", "\u3000", "\x1c", "\x0b", "\x00", "\u200d", "\ud800", "\ufeff"),
-    *("👩‍👩‍👧", "🚌", "e\u0301", "e&#769;", "Ã©", "â€™", "’", "“", "½", "²", "٣", "Ⅷ", "京", "가", "ѐ", "…", "—"),
+    *(
+        "'s",
+        "'T",
+        "'ſ",
+        "'re",
+        "'VE",
+        "'ll",
+        "''",
+        "&amp;",
+        "&amp;amp;",
+        "&#x27;",
+        "&eacute;",
+        "&lt;b&gt;",
+        "&#x1c;",
+    ),
+    *(
+        "!",
+        "...",
+        "<",
+        "|",
+        ">",
+        "1024",
+        "x",
+        "the",
+        "dog",
+        "photograph",
+        "İ",
+        "Σ",
+        "ΑΣ",
+        "ß",
+        "ﬁ",
+        "&#xFB05;",
+        "ｆ",
+    ),
+    *(
+        " ",
+        "  ",
+        "\t",
+        "\n",
+        "\x85",
+        "\xa0",
+        "\u2028",
+        "\u3000",
+        "\x1c",
+        "\x0b",
+        "\x00",
+        "\u200d",
+        "\ud800",
+        "\ufeff",
+    ),
+    *(
+        "👩‍👩‍👧",
+        "🚌",
+        "e\u0301",
+        "e&#769;",
+        "Ã©",
+        "â€™",
+        "’",
+        "“",
+        "½",
+        "²",
+        "٣",
+        "Ⅷ",
+        "京",
+        "가",
+        "ѐ",
+        "…",
+        "—",
+    ),
     *SPECIAL,
 ]
 
@@ -46,12 +113,16 @@ def random_text(rng):
 
 
 def pieces_of(text):
-    """CLIP's pieces of a cleaned text: contractions, runs of letters, single numbers, runs of anything but blanks."""
+    """CLIP's pieces of a cleaned text: contractions, runs of letters, single numbers, runs of
+    anything but blanks.
+    """
     whole = re.compile("|".join([*map(re.escape, SPECIAL), "'(?:s|t|re|ve|m|ll|d)"]), re.IGNORECASE)
 
     def kind(character):
         return (
-            "blank" if character.isspace() else {"L": "letter", "N": "number"}.get(unicodedata.category(character)[0])
+            "blank"
+            if character.isspace()
+            else {"L": "letter", "N": "number"}.get(unicodedata.category(character)[0])
         )
 
     pieces, start = [], 0
@@ -60,7 +131,11 @@ def pieces_of(text):
             end = match.end()
         else:
             end = start + 1
-            while kind(text[start]) != "number" and end < len(text) and kind(text[end]) == kind(text[start]):
+            while (
+                kind(text[start]) != "number"
+                and end < len(text)
+                and kind(text[end]) == kind(text[start])
+            ):
                 end += 1
         if kind(text[start]) != "blank":
             pieces.append(text[start:end])
@@ -69,10 +144,18 @@ def pieces_of(text):
 
 
 def byte_letters():
-    """Which letter stands for each byte: itself where it is printed, else the next one from U+0100 on."""
-    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """Which letter stands for each byte: itself where it is printed, else the next one from U+0100
+    on.
+    """
+    printed = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in printed]
-    return {byte: chr(byte) for byte in printed} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return {byte: chr(byte) for byte in printed} | {
+        byte: chr(256 + i) for i, byte in enumerate(others)
+    }
 
 
 LETTERS = byte_letters()
@@ -93,10 +176,17 @@ def merge(word, pair):
 
 
 class PlainTokenizer:
-    """Byte pair encoding as its description reads: of all pairs in a word, the earliest merge first."""
+    """Byte pair encoding as its description reads: of all pairs in a word, the earliest merge
+    first.
+    """
 
     def __init__(self, merges):
-        tokens = [*LETTERS.values(), *(letter + "</w>" for letter in LETTERS.values()), *map("".join, merges), *SPECIAL]
+        tokens = [
+            *LETTERS.values(),
+            *(letter + "</w>" for letter in LETTERS.values()),
+            *map("".join, merges),
+            *SPECIAL,
+        ]
         self.vocab = {token: i for i, token in enumerate(tokens)}
         self.rank = {pair: i for i, pair in enumerate(merges)}
         self.encode_piece = functools.cache(self._encode_piece)
@@ -124,7 +214,9 @@ def merges():
             for pair in itertools.pairwise(word):
                 pairs[pair] += count
         learned.append(max(sorted(pairs), key=pairs.__getitem__))
-        words = collections.Counter({merge(word, learned[-1]): count for word, count in words.items()})
+        words = collections.Counter(
+            {merge(word, learned[-1]): count for word, count in words.items()}
+        )
     return learned
 
 
@@ -162,7 +254,10 @@ def write_hub(folder, plain, merges, config=None):
 
 def write_json(folder, plain, merges):
     folder.mkdir(parents=True)
-    saved = {"normalizer": {"type": "NFC"}, "model": {"type": "BPE", "vocab": plain.vocab, "merges": merges}}
+    saved = {
+        "normalizer": {"type": "NFC"},
+        "model": {"type": "BPE", "vocab": plain.vocab, "merges": merges},
+    }
     (folder / "tokenizer.json").write_text(json.dumps(saved))
 
 
@@ -178,7 +273,11 @@ def assert_equal(tokenizer, plain, texts):
 
 def test_ids_equal_the_plain_encoding_of_anything(small, plain):
     rng = random.Random(0)
-    assert_equal(open_tokenizer(small, context_length=512), plain, [CORPUS, *(random_text(rng) for _ in range(4000))])
+    assert_equal(
+        open_tokenizer(small, context_length=512),
+        plain,
+        [CORPUS, *(random_text(rng) for _ in range(4000))],
+    )
 
 
 def test_openai_s_ids_equal_the_plain_encoding_of_anything(openai):
@@ -186,13 +285,22 @@ def test_openai_s_ids_equal_the_plain_encoding_of_anything(openai):
     plain = PlainTokenizer([tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]])
     assert len(plain.vocab) == 49408
     rng = random.Random(1)
-    assert_equal(open_tokenizer(openai, context_length=512), plain, [CORPUS, *(random_text(rng) for _ in range(4000))])
+    assert_equal(
+        open_tokenizer(openai, context_length=512),
+        plain,
+        [CORPUS, *(random_text(rng) for _ in range(4000))],
+    )
 
 
 def test_openai_s_ids_equal_the_reference(shared_golden_dir, openai):
     golden, metadata = read_golden(shared_golden_dir / "clip_text.safetensors")
     tokenizer = open_tokenizer(openai)
-    assert (tokenizer.vocab_size, tokenizer.start, tokenizer.end, tokenizer.pad) == (49408, 49406, 49407, 49407)
+    assert (tokenizer.vocab_size, tokenizer.start, tokenizer.end, tokenizer.pad) == (
+        49408,
+        49406,
+        49407,
+        49407,
+    )
     assert np.array_equal(tokenizer.tokenize(json.loads(metadata["prompts"])), golden["token_ids"])
 
 
@@ -235,7 +343,10 @@ def test_a_long_text_keeps_its_end_and_is_said_once(small, plain, caplog):
         [start, y, y, y, y, y, y, end],
     ]
     (message,) = caplog.messages
-    assert message == "'x x x x x x x '... has 9 tokens and is cut to 8, as all longer texts are (said once)"
+    assert (
+        message
+        == "'x x x x x x x '... has 9 tokens and is cut to 8, as all longer texts are (said once)"
+    )
     assert tokenizer.tokenize_with_lengths(texts)[1].tolist() == [4, 8, 9, 52]
 
 
@@ -260,15 +371,31 @@ def test_every_publication_is_the_same_tokenizer(small, plain, merges, tmp_path)
     texts = [CORPUS, *(random_text(rng) for _ in range(200))]
     expected = open_tokenizer(small).tokenize(texts)
     for name in (
-        *("plain.txt", "hub", "hub/vocab.json", "hub/merges.txt", "hub/model.safetensors", "new", "new/tokenizer.json"),
-        *("strings", "pipeline", "pipeline/tokenizer", "pipeline/text_encoder", "pipeline/text_encoder/"),
+        *(
+            "plain.txt",
+            "hub",
+            "hub/vocab.json",
+            "hub/merges.txt",
+            "hub/model.safetensors",
+            "new",
+            "new/tokenizer.json",
+        ),
+        *(
+            "strings",
+            "pipeline",
+            "pipeline/tokenizer",
+            "pipeline/text_encoder",
+            "pipeline/text_encoder/",
+        ),
     ):
         tokenizer = open_tokenizer(f"{tmp_path}/{name}")
         assert tokenizer.name == f"{tmp_path}/{name}"
         assert np.array_equal(tokenizer.tokenize(texts), expected), name
 
 
-def test_the_tower_s_name_on_the_hub_leads_to_its_tokenizer(small, plain, merges, tmp_path, monkeypatch):
+def test_the_tower_s_name_on_the_hub_leads_to_its_tokenizer(
+    small, plain, merges, tmp_path, monkeypatch
+):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.chdir(tmp_path)
@@ -280,7 +407,12 @@ def test_the_tower_s_name_on_the_hub_leads_to_its_tokenizer(small, plain, merges
         write_hub(folder / "snapshots" / ("a" * 40) / inside, plain, merges)
     expected = open_tokenizer(small).tokenize([CORPUS])
     weights = "text_encoder/model.safetensors"
-    for name in ("org/clip", "org/clip/model.safetensors", "org/pipeline", "org/pipeline:text_encoder"):
+    for name in (
+        "org/clip",
+        "org/clip/model.safetensors",
+        "org/pipeline",
+        "org/pipeline:text_encoder",
+    ):
         assert np.array_equal(open_tokenizer(name).tokenize([CORPUS]), expected)
     for name in (f"org/pipeline/{weights}", f"org/pipeline:{weights}"):
         assert np.array_equal(open_tokenizer(name).tokenize([CORPUS]), expected)
@@ -292,12 +424,15 @@ def test_the_tower_s_name_on_the_hub_leads_to_its_tokenizer(small, plain, merges
 def test_padding_is_what_the_tokenizer_s_folder_says(token, plain, merges, tmp_path):
     write_hub(tmp_path / "sd2", plain, merges, {"pad_token": token})
     row = open_tokenizer(str(tmp_path / "sd2")).tokenize(["x"])[0]
-    assert row[:4].tolist() == [plain.vocab[token] for token in ("<|startoftext|>", "x</w>", "<|endoftext|>", "!")]
+    assert row[:4].tolist() == [
+        plain.vocab[token] for token in ("<|startoftext|>", "x</w>", "<|endoftext|>", "!")
+    ]
     assert (row[3:] == plain.vocab["!"]).all()
 
 
 @pytest.mark.parametrize(
-    ("config", "message"), [({"pad_token": "<pad>"}, "lacks the token '<pad>'"), ([], "can't be read")]
+    ("config", "message"),
+    [({"pad_token": "<pad>"}, "lacks the token '<pad>'"), ([], "can't be read")],
 )
 def test_padding_with_no_token_is_refused(config, message, plain, merges, tmp_path):
     write_hub(tmp_path / "hub", plain, merges, config)
@@ -315,20 +450,38 @@ def test_files_of_something_else_are_refused_by_name(plain, merges, tmp_path):
     refused("cut.txt.gz", whole[:-20], "cut.txt.gz can't be read as a CLIP tokenizer")
     refused("text.txt.gz", openai_file(merges), "text.txt.gz can't be read as a CLIP tokenizer")
     refused("latin.txt", b"#version: 0.2\n\xff \xff", "latin.txt can't be read as a CLIP tokenizer")
-    refused("captions.txt", b"a red bus\na cat", "it opens with 'a red bus', expected a line with #version")
+    refused(
+        "captions.txt",
+        b"a red bus\na cat",
+        "it opens with 'a red bus', expected a line with #version",
+    )
     refused("three.txt", b"#version: 0.2\na b\na b c", "line 3 is 'a b c', expected two tokens")
     refused("tokens.txt", b"#version: 0.2\nab cd", "can't be read as a CLIP tokenizer")
     refused("empty.json", b"", r"empty.json is empty \(0 bytes\): download")
     for name in ("bpe.txt.gz", "tokenizer.json", "merges.txt"):
-        refused(name, b"version https://git-lfs.github.com/spec/v1\nsize 9", f"{name} is a git-LFS pointer to 9 bytes")
+        refused(
+            name,
+            b"version https://git-lfs.github.com/spec/v1\nsize 9",
+            f"{name} is a git-LFS pointer to 9 bytes",
+        )
         refused(name, b"<!doctype html>", f"{name} is a web page")
         (tmp_path / name).unlink()
     refused("list.json", b"[]", "list.json can't be read as a CLIP tokenizer")
-    refused("tokenizer.json", b'{"model": {"type": "Unigram"}}', "is a tokenizer of type Unigram, expected CLIP's, BPE")
+    refused(
+        "tokenizer.json",
+        b'{"model": {"type": "Unigram"}}',
+        "is a tokenizer of type Unigram, expected CLIP's, BPE",
+    )
     byte_less = {token: i for token, i in plain.vocab.items() if token != "!"}
     saved = {"model": {"vocab": byte_less, "merges": []}}
-    refused("tokenizer.json", json.dumps(saved).encode(), "lacks the token '!', expected the byte-level vocabulary")
-    refused("tokenizer.json", b'{"model": "BPE"}', "tokenizer.json can't be read as a CLIP tokenizer")
+    refused(
+        "tokenizer.json",
+        json.dumps(saved).encode(),
+        "lacks the token '!', expected the byte-level vocabulary",
+    )
+    refused(
+        "tokenizer.json", b'{"model": "BPE"}', "tokenizer.json can't be read as a CLIP tokenizer"
+    )
     (tmp_path / "vocab.json").write_text(json.dumps(plain.vocab))
     with pytest.raises(UserError, match=r"merges.txt"):
         open_tokenizer(str(tmp_path / "vocab.json"))
@@ -336,7 +489,10 @@ def test_files_of_something_else_are_refused_by_name(plain, merges, tmp_path):
 
 def test_a_folder_without_a_tokenizer_says_what_is_expected(tmp_path):
     (tmp_path / "config.json").touch()
-    with pytest.raises(UserError, match=rf"^{tmp_path} holds config.json, expected CLIP's tokenizer: tokenizer.json"):
+    with pytest.raises(
+        UserError,
+        match=rf"^{tmp_path} holds config.json, expected CLIP's tokenizer: tokenizer.json",
+    ):
         open_tokenizer(str(tmp_path))
 
 
@@ -353,7 +509,8 @@ def test_parity_with_transformers(plain, merges, tmp_path):
     ours = open_tokenizer(str(tmp_path / "hub"))
     rng = random.Random(3)
     texts = [clean(text) for text in (CORPUS, *(random_text(rng) for _ in range(4000)))]
-    # Clean already, all of them; theirs composes accents, knows no ſ for s, and cuts at special tokens before all else.
+    # Clean already, all of them; theirs composes accents, knows no ſ for s, and cuts at special
+    # tokens before all else.
     texts = [text for text in texts if text == clean(text) == unicodedata.normalize("NFC", text)]
     texts = [text for text in texts if not any(token in text for token in ("ſ", *SPECIAL))]
     assert len(texts) > 2000

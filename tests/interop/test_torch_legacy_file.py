@@ -18,7 +18,11 @@ class LegacyPickler(TorchPickler):
 def write_legacy(path, tree, storages, *, little_endian=True, count=None):
     """A file as torch.save wrote it before version 1.6."""
     with path.open("wb") as file:
-        for value in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": little_endian}):
+        for value in (
+            0x1950A86A20F9469CFC6C,
+            1001,
+            {"protocol_version": 1001, "little_endian": little_endian},
+        ):
             pickle.dump(value, file, protocol=2)
         LegacyPickler(file, protocol=2).dump(tree)
         pickle.dump([storage.key for storage in storages], file, protocol=2)
@@ -31,10 +35,15 @@ def write_legacy(path, tree, storages, *, little_endian=True, count=None):
 @pytest.fixture
 def weights():
     rng = np.random.default_rng(0)
-    return {"a.weight": rng.standard_normal((3, 4), np.float32), "a.bias": rng.standard_normal(3, np.float32)}
+    return {
+        "a.weight": rng.standard_normal((3, 4), np.float32),
+        "a.bias": rng.standard_normal(3, np.float32),
+    }
 
 
-@pytest.mark.parametrize("wrap", [dict, collections.OrderedDict, lambda tree: {"state_dict": tree, "epoch": 3}])
+@pytest.mark.parametrize(
+    "wrap", [dict, collections.OrderedDict, lambda tree: {"state_dict": tree, "epoch": 3}]
+)
 def test_arrays_come_back_by_name(wrap, weights, tmp_path):
     tree, storages = as_torch(weights)
     path = write_legacy(tmp_path / "weights.pth", wrap(tree), storages)
@@ -68,7 +77,9 @@ def test_a_file_cut_short_anywhere_is_refused(weights, tmp_path):
             read_legacy_tensors(path)
 
 
-def test_a_view_beyond_its_storage_another_count_and_big_endian_bytes_are_refused(weights, tmp_path):
+def test_a_view_beyond_its_storage_another_count_and_big_endian_bytes_are_refused(
+    weights, tmp_path
+):
     path = tmp_path / "weights.pth"
     storage = Storage("0", np.arange(12, dtype=np.float32))
     write_legacy(path, {"a": tensor(storage, (4, 4), (4, 1))}, [storage])

@@ -47,7 +47,9 @@ def test_a_pickle_changes_no_object_that_others_use(tmp_path, built, kind):
     w = tensor(storage, (3,), (1,))
     states = {
         "dtype": Built(Named("torch", "BFloat16Storage"), (3, "<", None, None, None, 1, 1, 0)),
-        "function": Built(Named("torch._utils", "_rebuild_tensor_v2"), (None, {"__defaults__": (1,), "x": 2})),
+        "function": Built(
+            Named("torch._utils", "_rebuild_tensor_v2"), (None, {"__defaults__": (1,), "x": 2})
+        ),
         "class": Built(Named("collections", "OrderedDict"), (None, {"x": 3})),
         "placeholder": Built(Named("argparse", "Namespace"), (None, {"__init__": 4})),
         "w": w,
@@ -62,20 +64,28 @@ def test_a_pickle_changes_no_object_that_others_use(tmp_path, built, kind):
 
 def test_a_state_dict_with_metadata_reads_as_its_arrays(tmp_path, built):
     storage = Storage("0", np.arange(3, dtype=np.float32))
-    state = Built(collections.OrderedDict(w=tensor(storage, (3,), (1,))), {"_metadata": {"": {"version": 1}}})
+    state = Built(
+        collections.OrderedDict(w=tensor(storage, (3,), (1,))), {"_metadata": {"": {"version": 1}}}
+    )
     read = official.read_weights(write_pth(tmp_path / "w.pth", state, [storage]))
     np.testing.assert_array_equal(read["w"], [0, 1, 2])
 
 
 def test_what_training_saves_beside_weights_is_passed_over(tmp_path):
-    scalar = Named("numpy.core.multiarray", "scalar", Named("numpy", "dtype", "f8", False, True), b"12345678")
+    scalar = Named(
+        "numpy.core.multiarray", "scalar", Named("numpy", "dtype", "f8", False, True), b"12345678"
+    )
     checkpoint = {
         "model": {"w": np.arange(3, dtype=np.float32)},
         "opt": {"state": {0: {"exp_avg": np.zeros(3, np.float32)}}, "param_groups": [{"lr": 1e-4}]},
         "args": argparse.Namespace(lr=1e-4, out=pathlib.PurePosixPath("runs")),
         "best": scalar,
         "device": Named("torch", "device", "cuda"),
-        "callbacks": {Named("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): {"best": scalar}},
+        "callbacks": {
+            Named("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): {
+                "best": scalar
+            }
+        },
         "kinds": {"a", "b"},
         "epoch": 3,
     }
@@ -95,12 +105,16 @@ def test_a_tensor_of_a_derived_class_is_one(tmp_path):
     read = official.read_weights(write_pth(tmp_path / "w.pth", tree, [storage]))
     np.testing.assert_array_equal(read["w"], [0, 1, 2])
     with pytest.raises(UserError, match="is damaged"):
-        official.read_weights(write_pth(tmp_path / "w.pth", {"w": derived(Named("collections", "OrderedDict"))}))
+        official.read_weights(
+            write_pth(tmp_path / "w.pth", {"w": derived(Named("collections", "OrderedDict"))})
+        )
 
 
 def test_a_whole_model_is_refused_and_its_state_dict_asked_for(tmp_path):
     path = write_pth(tmp_path / "w.pth", Named("libs.uvit", "UViT", ()))
-    with pytest.raises(UserError, match=r"asks for libs\.uvit\.UViT, expected tensors alone: .*save the state_dict"):
+    with pytest.raises(
+        UserError, match=r"asks for libs\.uvit\.UViT, expected tensors alone: .*save the state_dict"
+    ):
         official.read_weights(path)
 
 

@@ -46,7 +46,10 @@ def assert_same(read, expected):
         {"model": under("module.", OWN), "opt": {"state": {0: {"m": np.zeros(2, np.float32)}}}},
         {"ema": OWN, "opt": {"param_groups": []}},
         {"state_dict": under("model.", OWN), "epoch": 3, "global_step": np.zeros((), np.int64)},
-        {"state_dict": under("nnet.", OWN) | {"autoencoder.encoder.weight": np.zeros(3, np.float32)}},
+        {
+            "state_dict": under("nnet.", OWN)
+            | {"autoencoder.encoder.weight": np.zeros(3, np.float32)}
+        },
         {"state_dict": under("model.diffusion_model.", OWN) | {"betas": np.zeros(3, np.float32)}},
         {"n_averaged": np.zeros((), np.int64)} | under("module.", OWN),
         {"checkpoint": {"model": {"net": OWN}}},
@@ -63,13 +66,19 @@ def test_what_is_around_the_only_network_is_left_out(tmp_path, tree):
         {"model": OWN, "ema": EMA, "opt": {"param_groups": []}},
         {"nnet": under("module.", OWN), "nnet_ema": EMA},
         {"state_dict": under("model.", OWN), "ema_state_dict": under("model.", EMA)},
-        {"state_dict": under("model.", OWN) | dotless(EMA) | {"model_ema.decay": np.ones((), np.float32)}},
+        {
+            "state_dict": under("model.", OWN)
+            | dotless(EMA)
+            | {"model_ema.decay": np.ones((), np.float32)}
+        },
         OWN | under("ema.", EMA),
         under("online_model.", OWN) | under("ema_model.", EMA),
     ],
     ids=lambda tree: ",".join(list(tree)[:2]),
 )
-def test_of_trained_and_averaged_weights_those_asked_for_are_read_and_it_is_said(tmp_path, tree, caplog):
+def test_of_trained_and_averaged_weights_those_asked_for_are_read_and_it_is_said(
+    tmp_path, tree, caplog
+):
     path = write_tree(tmp_path / "w.pt", tree)
     with caplog.at_level(logging.INFO, "uvit_jax"):
         assert_same(official.read_weights(path), EMA)
@@ -78,20 +87,33 @@ def test_of_trained_and_averaged_weights_those_asked_for_are_read_and_it_is_said
     assert_same(official.read_weights(path, weights="params"), OWN)
 
 
-@pytest.mark.parametrize("tree", [{"student": OWN, "teacher": EMA}, {"model": OWN, "ema": EMA, "ema_slow": EMA}])
+@pytest.mark.parametrize(
+    "tree", [{"student": OWN, "teacher": EMA}, {"model": OWN, "ema": EMA, "ema_slow": EMA}]
+)
 def test_several_networks_are_named_and_none_is_guessed(tmp_path, tree):
     named = " and ".join(map(repr, tree))
-    with pytest.raises(UserError, match=rf"w\.pt holds \d networks of this kind, at {named}, expected one: save"):
+    with pytest.raises(
+        UserError, match=rf"w\.pt holds \d networks of this kind, at {named}, expected one: save"
+    ):
         official.read_weights(write_tree(tmp_path / "w.pt", tree))
 
 
 def test_an_average_without_names_is_not_passed_over(tmp_path):
-    average = {"decay": 0.999, "shadow_params": [as_tensor(i, array) for i, array in enumerate(EMA.values())]}
-    tree = {"model": {name: as_tensor(f"m{name}", array) for name, array in OWN.items()}, "ema": average}
-    storages = [inner.arguments[0] for inner in (*tree["model"].values(), *average["shadow_params"])]
+    average = {
+        "decay": 0.999,
+        "shadow_params": [as_tensor(i, array) for i, array in enumerate(EMA.values())],
+    }
+    tree = {
+        "model": {name: as_tensor(f"m{name}", array) for name, array in OWN.items()},
+        "ema": average,
+    }
+    storages = [
+        inner.arguments[0] for inner in (*tree["model"].values(), *average["shadow_params"])
+    ]
     path = write_pth(tmp_path / "w.pt", tree, storages)
     with pytest.raises(
-        UserError, match=r"holds trained weights at 'model' and an average .* \(ema\.shadow_params\.0, "
+        UserError,
+        match=r"holds trained weights at 'model' and an average .* \(ema\.shadow_params\.0, ",
     ):
         official.read_weights(path)
     assert_same(official.read_weights(path, weights="params"), OWN)
@@ -127,7 +149,10 @@ def index(tmp_path):
     names = list(OWN)
     files = {name: f"w-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
     for file in set(files.values()):
-        save_file({name: np.ascontiguousarray(OWN[name]) for name in names if files[name] == file}, tmp_path / file)
+        save_file(
+            {name: np.ascontiguousarray(OWN[name]) for name in names if files[name] == file},
+            tmp_path / file,
+        )
     path = tmp_path / "w.safetensors.index.json"
     path.write_text(json.dumps({"metadata": {}, "weight_map": files}))
     return path
@@ -140,7 +165,9 @@ def test_weights_in_several_files_are_read_by_their_index_or_one_of_them(index):
 
 def test_an_index_that_leads_nowhere_is_told(index):
     index.with_name("w-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match=r"names 2 files, of which w-00002-of-00002\.safetensors is not beside it"):
+    with pytest.raises(
+        UserError, match=r"names 2 files, of which w-00002-of-00002\.safetensors is not beside it"
+    ):
         official.read_weights(index)
     for content, said in (
         ('{"weight_map": {"a": "../x.pth"}}', "expected names of files beside it"),

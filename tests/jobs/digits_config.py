@@ -1,7 +1,7 @@
 """The digits config with some fields changed."""
 
 from configs import digits
-from uvit_jax.jobs.config import Experiment, resolve
+from uvit_jax.experiment.config import Experiment, resolve
 
 # Fields of a config that drops no labels, and so can't be guided, with ten labels and with none.
 KEEPING = {"diffusion__p_uncond": 0.0, "sample__guidance_scale": 0.0, "model__num_classes": 10}

@@ -1,4 +1,6 @@
-"""Runs to evaluate, made in a second: checkpoints of weights that were drawn from a formula, not trained."""
+"""Runs to evaluate, made in a second: checkpoints of weights that were drawn from a formula, not
+trained.
+"""
 
 import json
 import pathlib
@@ -14,24 +16,30 @@ from tests.interop.test_clip_vision import SMALL as SMALL_IMAGE_TOWER
 from tests.jobs.images import write_clip
 from tests.jobs.runs import tiny_experiment
 from tests.reference_weights import formula_weight, uvit_weights
+from uvit_jax.experiment.assembled import Parts, assemble, open_experiment_autoencoder, open_source
+from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.data_card import card_of_source
+from uvit_jax.experiment.workdir import save_config
 from uvit_jax.interop import official
 from uvit_jax.interop.clip_vision_layouts import hub_vision_shapes
-from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.datacard import card_of_source
-from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
-from uvit_jax.jobs.workdir import save_config
 from uvit_jax.parallel.arrays import place
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.state import TrainState
 
-# Enough for the Inception Score, neighbours and two halves; more than one batch of 16, and the last one not full.
+# Enough for the Inception Score, neighbours and two halves; more than one batch of 16, and the last
+# one not full.
 COUNT = 40
 STEP = 8
 
 
 def evaluation(**changes) -> Experiment:
     """The tiny digits experiment with a few samples to score."""
-    own = {"model__depth": 1, "sample__steps": 3, "evaluate__num_samples": COUNT, "evaluate__num_features": 300}
+    own = {
+        "model__depth": 1,
+        "sample__steps": 3,
+        "evaluate__num_samples": COUNT,
+        "evaluate__num_features": 300,
+    }
     return tiny_experiment(**{**own, **changes})
 
 
@@ -45,17 +53,26 @@ def parts_of(experiment: Experiment) -> Parts:
 def write_run(
     workdir: pathlib.Path, experiment: Experiment | None = None, steps: Sequence[int] = (STEP,)
 ) -> pathlib.Path:
-    """A workdir with checkpoints of these steps, the raw and the averaged weights of each others than all others."""
+    """A workdir with checkpoints of these steps, the raw and the averaged weights of each others
+    than all others.
+    """
     experiment = experiment or evaluation()
     parts = parts_of(experiment)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_params)
 
     def weights(seed: int):
-        return place(official.params(uvit_weights(experiment.model, seed), experiment.model), shardings)
+        return place(
+            official.params(uvit_weights(experiment.model, seed), experiment.model), shardings
+        )
 
     checkpoints = Checkpoints(workdir / "checkpoints", keep_last=len(steps))
     for step in steps:
-        state = TrainState(np.int32(step), weights(2 * step), weights(2 * step + 1), {"count": np.zeros(1, np.int32)})
+        state = TrainState(
+            np.int32(step),
+            weights(2 * step),
+            weights(2 * step + 1),
+            {"count": np.zeros(1, np.int32)},
+        )
         checkpoints.save(state, iter(grain.MapDataset.range(1).to_iter_dataset()))
     checkpoints.close()
     save_config(experiment, workdir)
@@ -64,15 +81,26 @@ def write_run(
 
 
 def write_whole_clip(folder: pathlib.Path) -> str:
-    """A tiny CLIP with both towers and a tokenizer of single bytes; returns its name for `config.evaluate.clip`."""
+    """A tiny CLIP with both towers and a tokenizer of single bytes; returns its name for
+    `config.evaluate.clip`.
+    """
     write_clip(folder)
     text = json.loads((folder / "config.json").read_text())
     state = official.read_weights(folder / "model.safetensors")
     shapes = hub_vision_shapes(SMALL_IMAGE_TOWER)
-    names = {key: key if key == "visual_projection.weight" else f"vision_model.{key}" for key in shapes}
+    names = {
+        key: key if key == "visual_projection.weight" else f"vision_model.{key}" for key in shapes
+    }
     images = {name: formula_weight(name, shapes[key]) for key, name in names.items()}
-    images["visual_projection.weight"] *= -1  # so that images are nearer to texts than to their opposites
+    images[
+        "visual_projection.weight"
+    ] *= -1  # so that images are nearer to texts than to their opposites
     save_file(state | images, folder / "model.safetensors")
-    whole = {"model_type": "clip", "projection_dim": 16, "text_config": text, "vision_config": IMAGE_TOWER}
+    whole = {
+        "model_type": "clip",
+        "projection_dim": 16,
+        "text_config": text,
+        "vision_config": IMAGE_TOWER,
+    }
     (folder / "config.json").write_text(json.dumps(whole))
     return str(folder)

@@ -1,4 +1,6 @@
-"""Small runs of the real jobs, for tests: the digits config with a network that compiles in seconds."""
+"""Small runs of the real jobs, for tests: the digits config with a network that compiles in
+seconds.
+"""
 
 import os
 import pathlib
@@ -32,10 +34,12 @@ TINY = {
 def tiny_experiment(**overrides):
     """The resolved digits experiment, tiny, with dotted fields replaced."""
     from configs.digits import get_config
-    from uvit_jax.jobs.config import resolve
+    from uvit_jax.experiment.config import resolve
 
     config = get_config()
-    config.update_from_flattened_dict(TINY | {name.replace("__", "."): value for name, value in overrides.items()})
+    config.update_from_flattened_dict(
+        TINY | {name.replace("__", "."): value for name, value in overrides.items()}
+    )
     return resolve(config)
 
 
@@ -51,10 +55,17 @@ def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
-def run_command(line: Sequence[str], *, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess:
+def run_command(
+    line: Sequence[str], *, timeout: float = 300, **variables: str
+) -> subprocess.CompletedProcess:
     """Runs a command line to its end, with these environment variables besides."""
     return subprocess.run(
-        line, cwd=ROOT, env=environment() | variables, capture_output=True, text=True, timeout=timeout
+        line,
+        cwd=ROOT,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 
@@ -72,12 +83,16 @@ def free_port() -> int:
 
 # Runs that follow each other in one test compile the same programs.
 CACHE = {
-    "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(tempfile.gettempdir(), f"uvit_jax_hosts_xla_{os.getpid()}")),
+    "JAX_COMPILATION_CACHE_DIR": str(
+        pathlib.Path(tempfile.gettempdir(), f"uvit_jax_hosts_xla_{os.getpid()}")
+    ),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
 }
 
 
-def start_hosts(processes: int, devices_each: int, *arguments: str, timeout: int = 120, **options) -> list:
+def start_hosts(
+    processes: int, devices_each: int, *arguments: str, timeout: int = 120, **options
+) -> list:
     """A job's processes as so many hosts, each with its (fake) CPU devices."""
     port = free_port()
     return [
@@ -113,7 +128,9 @@ def ends(processes: list, timeout: float = 300) -> list[subprocess.CompletedProc
     ]
 
 
-def run_hosts(processes: int, devices_each: int, *arguments: str, **options) -> list[subprocess.CompletedProcess]:
+def run_hosts(
+    processes: int, devices_each: int, *arguments: str, **options
+) -> list[subprocess.CompletedProcess]:
     """Runs a job on so many hosts to its end."""
     return ends(start_hosts(processes, devices_each, *arguments, **options))
 

@@ -1,4 +1,6 @@
-"""Jobs that are sent a signal at a point of their own work, not of a clock: a busy machine does not move it."""
+"""Jobs that are sent a signal at a point of their own work, not of a clock: a busy machine does not
+move it.
+"""
 
 import importlib
 import os
@@ -10,12 +12,18 @@ from collections.abc import Sequence
 
 
 def signalled(
-    command: Sequence[str], method: str, *, call: int, seconds: float = 0.0, sends: signal.Signals = signal.SIGKILL
+    command: Sequence[str],
+    method: str,
+    *,
+    call: int,
+    seconds: float = 0.0,
+    sends: signal.Signals = signal.SIGKILL,
 ) -> list[str]:
     """The command of a job that is sent a signal while it works.
 
-    The signal comes at the latest when the job is done: its process waits for it. A job that never makes that call ends
-    as it would have. An evaluation saves its state after every batch here, not once a minute.
+    The signal comes at the latest when the job is done: its process waits for it. A job that never
+    makes that call ends as it would have. An evaluation saves its state after every batch here, not
+    once a minute.
 
     Args:
       command: as `runs.command` gives it.
@@ -29,7 +37,7 @@ def signalled(
 
 def _main() -> None:
     from uvit_jax import main
-    from uvit_jax.jobs import scoring
+    from uvit_jax.jobs.evaluation import scoring
 
     scoring.SECONDS_BETWEEN_SAVES = 0.0
     name, method, call, seconds = sys.argv[1:5]
@@ -42,7 +50,11 @@ def _main() -> None:
     module, _, path = method.partition(":")
     owner_name, _, attribute = path.partition(".")
     owner = getattr(importlib.import_module(module), owner_name)
-    called, calls, sender = getattr(owner, attribute), [], threading.Thread(target=send, daemon=True)
+    called, calls, sender = (
+        getattr(owner, attribute),
+        [],
+        threading.Thread(target=send, daemon=True),
+    )
 
     def counted(*args, **kwargs):
         calls.append(None)

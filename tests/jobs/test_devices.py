@@ -25,7 +25,7 @@ make_mesh = meshes.make_mesh
 for split in json.loads(sys.argv[2]):
     data, fsdp, tensor = split
     # One device is a mesh of the first of the eight.
-    setup = sys.modules["uvit_jax.jobs.setup"]
+    setup = sys.modules["uvit_jax.experiment.assembled"]
     setup.make_mesh = lambda config, devices: make_mesh(config, jax.devices()[: data * fsdp * tensor])
     workdir = root / "x".join(map(str, split))
     experiment = tiny_experiment(
@@ -58,17 +58,26 @@ def runs(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("split", SPLITS[1:], ids=lambda split: "data{}-fsdp{}-tensor{}".format(*split))
+@pytest.mark.parametrize(
+    "split", SPLITS[1:], ids=lambda split: "data{}-fsdp{}-tensor{}".format(*split)
+)
 def test_eight_devices_give_the_losses_weights_and_samples_of_one(runs, split):
     one, other = runs / "1x1x1", runs / "x".join(map(str, split))
     losses = [
-        [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()[:4]]
+        [
+            json.loads(line)["loss"]
+            for line in (workdir / "metrics.jsonl").read_text().splitlines()[:4]
+        ]
         for workdir in (one, other)
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     states = [np.load(workdir / "state.npz") for workdir in (one, other)]
     for name in states[0].files:
         if name.startswith(("params", "ema")):
-            np.testing.assert_allclose(states[0][name], states[1][name], atol=1e-5, rtol=1e-4, err_msg=name)
-    images = [np.load(workdir / "out" / "samples.npz")["images"].astype(int) for workdir in (one, other)]
+            np.testing.assert_allclose(
+                states[0][name], states[1][name], atol=1e-5, rtol=1e-4, err_msg=name
+            )
+    images = [
+        np.load(workdir / "out" / "samples.npz")["images"].astype(int) for workdir in (one, other)
+    ]
     assert np.abs(images[0] - images[1]).max() <= 1

@@ -1,4 +1,6 @@
-"""Samples of a model drawn and scored: what the report says, that its numbers are right, that none is made twice."""
+"""Samples of a model drawn and scored: what the report says, that its numbers are right, that none
+is made twice.
+"""
 
 import hashlib
 import json
@@ -12,9 +14,9 @@ from PIL import Image
 from tests.jobs.evaluate_runs import COUNT, STEP, evaluation, parts_of, write_run
 from uvit_jax.data.sources import load_source
 from uvit_jax.errors import UserError
+from uvit_jax.experiment.weights import open_weights
 from uvit_jax.jobs import evaluate, sample
-from uvit_jax.jobs.generation import Generation
-from uvit_jax.jobs.weights import open_weights
+from uvit_jax.jobs.sampling.generation import Generation
 from uvit_jax.metrics.features import Extraction
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.own_features import own_features
@@ -57,21 +59,38 @@ def test_the_report_holds_everything_a_number_depends_on(run, evaluated):
     assert samples["weights"].keys() == {"kind", "step", "sha256"}
     assert (samples["weights"]["kind"], samples["weights"]["step"]) == ("ema", STEP)
     assert (samples["labels"], samples["network evaluations"]) == ("all", 3)
-    asked = {"solver": "dpmsolver++", "method": "multistep", "order": 2, "steps": 3, "guidance_scale": 0.5, "seed": 0}
+    asked = {
+        "solver": "dpmsolver++",
+        "method": "multistep",
+        "order": 2,
+        "steps": 3,
+        "guidance_scale": 0.5,
+        "seed": 0,
+    }
     assert samples["sampler"].items() >= asked.items()
-    assert (samples["schedule"], samples["prediction"], samples["network dtype"]) == ("vp_linear", "noise", "float32")
+    assert (samples["schedule"], samples["prediction"], samples["network dtype"]) == (
+        "vp_linear",
+        "noise",
+        "float32",
+    )
     assert "8 bits" in samples["rounding"]
     reference = report["reference"]
     (kept,) = (run / "evaluations" / "references").iterdir()
     assert reference["file"] == kept.name
     assert reference["sha256"] == hashlib.sha256(kept.read_bytes()).hexdigest()
-    assert (reference["source"], reference["count"], reference["shape"]) == ("digits", 1797, [8, 8, 1])
+    assert (reference["source"], reference["count"], reference["shape"]) == (
+        "digits",
+        1797,
+        [8, 8, 1],
+    )
     assert report["features"].keys() == {"name", "sha256", "resize", "dtype"}
     assert report["versions"].keys() >= {"uvit-jax", "jax", "numpy", "python", "devices"}
     assert report["seconds"]["samples of this run"] == COUNT
 
 
-def test_the_hash_of_weights_tells_averages_from_raw_weights_and_is_that_of_the_report(run, evaluated):
+def test_the_hash_of_weights_tells_averages_from_raw_weights_and_is_that_of_the_report(
+    run, evaluated
+):
     parts = parts_of(evaluation())
     averaged = open_weights(parts, run).sha256
     assert averaged == report_of(evaluated[0])["samples"]["weights"]["sha256"]
@@ -85,16 +104,26 @@ def test_the_table_and_the_last_line_say_the_numbers_and_the_grid_shows_samples(
     assert line.endswith(f": see {out}/evaluation.json, evaluation.txt, grid.png")
     table = (out / "evaluation.txt").read_text()
     assert table.startswith(f"{FD} ")
-    assert f" {metrics[FD]:.4g}  of which about {metrics[FD + '_bias']:.4g} is because samples are" in table
-    assert "sfid                                  -  own features v1 has no spatial features" in table
+    assert (
+        f" {metrics[FD]:.4g}  of which about {metrics[FD + '_bias']:.4g} is because samples are"
+        in table
+    )
+    assert (
+        "sfid                                  -  own features v1 has no spatial features" in table
+    )
     assert f"warning: {COUNT} samples are fewer than the 336 features: {FD} is too high" in table
     assert "guidance_scale           0.5" in table
     assert np.asarray(Image.open(out / "grid.png")).std() > 10
     assert not (out / ".evaluation").exists()
 
 
-def test_samples_are_those_of_the_job_sample_and_their_distance_is_that_of_the_two_gaussians(run, evaluated):
-    sample.run(evaluation(sample__num_samples=COUNT, sample__format="npz", sample__out=str(run / "drawn")), run)
+def test_samples_are_those_of_the_job_sample_and_their_distance_is_that_of_the_two_gaussians(
+    run, evaluated
+):
+    sample.run(
+        evaluation(sample__num_samples=COUNT, sample__format="npz", sample__out=str(run / "drawn")),
+        run,
+    )
     drawn, saved = np.load(run / "drawn" / "samples.npz"), np.load(evaluated[0] / "samples.npz")
     assert saved.files == ["arr_0", "arr_1"]
     np.testing.assert_array_equal(saved["arr_0"], drawn["images"])
@@ -107,7 +136,9 @@ def test_samples_are_those_of_the_job_sample_and_their_distance_is_that_of_the_t
     for images in (drawn["images"], to_uint8(x)):
         features = extraction(images)["pool"].astype(np.float64)
         moments += [features.mean(0), np.cov(features, rowvar=False)]
-    np.testing.assert_allclose(report_of(evaluated[0])["metrics"][FD], frechet_distance(*moments), rtol=1e-8)
+    np.testing.assert_allclose(
+        report_of(evaluated[0])["metrics"][FD], frechet_distance(*moments), rtol=1e-8
+    )
 
 
 def test_saved_files_score_as_the_samples_did(run, evaluated, tmp_path):
@@ -131,7 +162,9 @@ def test_saved_files_score_as_the_samples_did(run, evaluated, tmp_path):
 def test_the_same_command_again_draws_nothing(run, evaluated, monkeypatch, caplog):
     out, line = evaluated
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    (out / ".evaluation").mkdir()  # as a run leaves it that is killed when it has just written the report
+    (
+        out / ".evaluation"
+    ).mkdir()  # as a run leaves it that is killed when it has just written the report
     nothing_is_drawn(monkeypatch)
     with caplog.at_level(logging.INFO, "uvit_jax"):
         assert evaluate.run(evaluation(evaluate__out=str(out), evaluate__save="npz"), run) == line
@@ -148,7 +181,10 @@ def test_the_same_command_again_draws_nothing(run, evaluated, monkeypatch, caplo
         ({"sample__labels": "1,2"}, "samples labels = 'all' there, '1,2' now"),
         ({"evaluate__num_samples": 50}, "samples count = 40 there, 50 now"),
         ({"evaluate__save": ""}, "save = 'npz' there, '' now"),
-        ({"evaluate__num_features": 100}, r"reference file = 'digits_8_\w+\.npz' there, 'digits_8_\w+\.npz' now"),
+        (
+            {"evaluate__num_features": 100},
+            r"reference file = 'digits_8_\w+\.npz' there, 'digits_8_\w+\.npz' now",
+        ),
     ],
 )
 def test_another_evaluation_in_the_same_folder_is_refused_by_its_first_difference(
@@ -157,6 +193,8 @@ def test_another_evaluation_in_the_same_folder_is_refused_by_its_first_differenc
     nothing_is_drawn(monkeypatch)
     out = evaluated[0]
     asked = {"evaluate__out": str(out), "evaluate__save": "npz", **changes}
-    expected = rf"^{out} holds another evaluation \({difference}\): expected a new config\.evaluate\.out$"
+    expected = (
+        rf"^{out} holds another evaluation \({difference}\): expected a new config\.evaluate\.out$"
+    )
     with pytest.raises(UserError, match=expected):
         evaluate.run(evaluation(**asked), run)

@@ -1,4 +1,6 @@
-"""Found samples have the same numbers on any devices and with any batch; drawn ones are the same images there."""
+"""Found samples have the same numbers on any devices and with any batch; drawn ones are the same
+images there.
+"""
 
 import json
 import pathlib
@@ -66,12 +68,16 @@ def root(tmp_path_factory) -> pathlib.Path:
         timeout=900,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.strip() == ("config.sample.batch_size is 12, expected a multiple of mesh.data * mesh.fsdp = 8")
+    assert result.stdout.strip() == (
+        "config.sample.batch_size is 12, expected a multiple of mesh.data * mesh.fsdp = 8"
+    )
     return root
 
 
 def metrics(root: pathlib.Path, split, what: str) -> dict[str, float]:
-    return json.loads((root / f"{'x'.join(map(str, split))}_{what}" / "evaluation.json").read_text())["metrics"]
+    return json.loads(
+        (root / f"{'x'.join(map(str, split))}_{what}" / "evaluation.json").read_text()
+    )["metrics"]
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=lambda split: "data{}-fsdp{}-tensor{}".format(*split))
@@ -85,7 +91,9 @@ def test_found_samples_have_the_numbers_of_one_device(root, split):
             np.testing.assert_allclose(found[name], value, rtol=1e-8, err_msg=name)
 
 
-@pytest.mark.parametrize("split", SPLITS[1:], ids=lambda split: "data{}-fsdp{}-tensor{}".format(*split))
+@pytest.mark.parametrize(
+    "split", SPLITS[1:], ids=lambda split: "data{}-fsdp{}-tensor{}".format(*split)
+)
 def test_drawn_samples_are_those_of_one_device(root, split):
     images = [
         np.load(root / f"{'x'.join(map(str, each))}_drawn" / "samples.npz")["arr_0"].astype(int)

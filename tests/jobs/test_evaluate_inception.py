@@ -32,13 +32,27 @@ def test_other_weights_need_their_hash_and_their_numbers_are_not_called_fid(gold
         "evaluate__reference": str(tmp_path / "reference.npz"),
         "evaluate__out": str(tmp_path / "out"),
     }
-    with pytest.raises(UserError, match=rf"set config\.evaluate\.inception_sha256={digest} to use it anyway, and what"):
+    with pytest.raises(
+        UserError,
+        match=rf"set config\.evaluate\.inception_sha256={digest} to use it anyway, and what",
+    ):
         evaluate.run(evaluation(**fields), tmp_path)
 
     line = evaluate.run(evaluation(**fields, evaluate__inception_sha256=digest), tmp_path)
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     metrics = report["metrics"]
-    expected = ("fd", "fd_bias", "sfd", "score", "score_std", "kd", "kd_std", "precision", "recall", "density")
+    expected = (
+        "fd",
+        "fd_bias",
+        "sfd",
+        "score",
+        "score_std",
+        "kd",
+        "kd_std",
+        "precision",
+        "recall",
+        "density",
+    )
     assert metrics.keys() == {f"other_inception_{name}" for name in (*expected, "coverage")}
     assert metrics["other_inception_fd"] > 0
     assert metrics["other_inception_sfd"] > 0

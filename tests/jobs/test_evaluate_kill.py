@@ -1,4 +1,6 @@
-"""An evaluation killed at any moment and started again gives the numbers and images of one never killed."""
+"""An evaluation killed at any moment and started again gives the numbers and images of one never
+killed.
+"""
 
 import json
 import pathlib
@@ -68,7 +70,9 @@ def test_kills_at_random_moments_change_no_number_and_no_image(never_killed, tmp
     workdir, expected = never_killed
     moments, state, counts = random.Random(0), tmp_path / ".evaluation" / "state.npz", [0]
     for _ in range(5):
-        killed(evaluate(workdir, tmp_path), call=moments.randint(1, 4), seconds=moments.uniform(0, 0.1))
+        killed(
+            evaluate(workdir, tmp_path), call=moments.randint(1, 4), seconds=moments.uniform(0, 0.1)
+        )
         counts.append(count_of(state) if state.exists() else 0)
     assert counts == sorted(counts), "what was saved was lost"
     assert 0 < counts[-1] < COUNT
@@ -94,13 +98,18 @@ def test_half_of_another_evaluation_is_not_gone_on_with(never_killed, tmp_path):
     assert (tmp_path / ".evaluation" / "state.npz").exists()
     told = finish(evaluate(workdir, tmp_path, "--config.sample.seed=1"), 2).stderr
     assert told.splitlines()[-1] == (
-        f"error: {tmp_path} holds half of another evaluation (samples sampler seed = 0 there, 1 now): expected another "
-        f"config.evaluate.out, or {tmp_path}/.evaluation deleted"
+        f"error: {tmp_path} holds half of another evaluation (samples sampler seed = 0 there, 1 "
+        f"now): expected another config.evaluate.out, or {tmp_path}/.evaluation deleted"
     )
 
 
 def test_a_run_that_is_killed_while_it_evaluates_logs_each_evaluation_once(tmp_path):
-    arguments = {"train.steps": 30, "train.save_every": 5, "train.log_every": 5, "evaluate.every": 10}
+    arguments = {
+        "train.steps": 30,
+        "train.save_every": 5,
+        "train.log_every": 5,
+        "evaluate.every": 10,
+    }
     arguments |= {"evaluate.train_samples": 40, "evaluate.num_features": 300}
     flags = [f"--config.{name}={value}" for name, value in (TINY | arguments).items()]
 
@@ -111,7 +120,9 @@ def test_a_run_that_is_killed_while_it_evaluates_logs_each_evaluation_once(tmp_p
         return [line for line in read_metrics(workdir / "metrics.jsonl") if "loss" not in line]
 
     finish(train(tmp_path / "straight"))
-    for evaluated in range(2):  # killed as soon as the first evaluation is there, then as soon as the second is
+    for evaluated in range(
+        2
+    ):  # killed as soon as the first evaluation is there, then as soon as the second is
         process = subprocess.Popen(
             train(tmp_path / "killed"),
             cwd=ROOT,
@@ -120,12 +131,18 @@ def test_a_run_that_is_killed_while_it_evaluates_logs_each_evaluation_once(tmp_p
             stderr=subprocess.DEVNULL,
         )
         metrics = tmp_path / "killed" / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and len(evaluations(tmp_path / "killed")) > evaluated):
+        while process.poll() is None and not (
+            metrics.exists() and len(evaluations(tmp_path / "killed")) > evaluated
+        ):
             time.sleep(0.002)
         process.kill()
         process.wait()
     finish(train(tmp_path / "killed"))
     assert [line["step"] for line in evaluations(tmp_path / "killed")] == [10, 20, 30]
     assert evaluations(tmp_path / "killed") == evaluations(tmp_path / "straight")
-    losses = [line["step"] for line in read_metrics(tmp_path / "killed" / "metrics.jsonl") if "loss" in line]
+    losses = [
+        line["step"]
+        for line in read_metrics(tmp_path / "killed" / "metrics.jsonl")
+        if "loss" in line
+    ]
     assert losses == list(range(5, 31, 5))

@@ -1,4 +1,6 @@
-"""Samples of a text model scored: of prompts or of a data set's captions, and how well CLIP finds that they fit."""
+"""Samples of a text model scored: of prompts or of a data set's captions, and how well CLIP finds
+that they fit.
+"""
 
 import json
 import pathlib
@@ -16,12 +18,12 @@ from tests.jobs.images import write_clip, write_coco, write_kl
 from tests.jobs.test_text import experiment as text_experiment
 from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
+from uvit_jax.experiment.config import Experiment
 from uvit_jax.interop.clip import open_text_encoder
 from uvit_jax.interop.clip_vision import open_image_encoder
 from uvit_jax.interop.official import read_weights
 from uvit_jax.interop.tokenizer import open_tokenizer
 from uvit_jax.jobs import evaluate, prepare, train
-from uvit_jax.jobs.config import Experiment
 from uvit_jax.telemetry.writers import read_metrics
 
 COUNT = 12
@@ -69,7 +71,9 @@ def clip_score(root: pathlib.Path, images: np.ndarray, texts: list[str]) -> floa
 @pytest.mark.slow
 def test_prompts_in_turn_have_a_clip_score_of_each_image_with_its_own(root, tmp_path):
     prompts = "a red bus; two cats; abc"
-    line = evaluate.run(evaluation(root, sample__prompts=prompts, evaluate__out=str(tmp_path)), root / "run")
+    line = evaluate.run(
+        evaluation(root, sample__prompts=prompts, evaluate__out=str(tmp_path)), root / "run"
+    )
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert f", clip_score {report['metrics']['clip_score']:.4g}: see " in line
     images = np.load(tmp_path / "samples.npz")["arr_0"]
@@ -81,7 +85,10 @@ def test_prompts_in_turn_have_a_clip_score_of_each_image_with_its_own(root, tmp_
     assert samples["prompts"] == prompts
     assert samples["decoder"].endswith("kl.safetensors")
     assert len(samples["decoder sha256"]) == len(samples["texts sha256"]) == 64
-    assert (report["reference"]["source"], report["reference"]["shape"]) == ("coco:coco:train2017", [16, 16, 3])
+    assert (report["reference"]["source"], report["reference"]["shape"]) == (
+        "coco:coco:train2017",
+        [16, 16, 3],
+    )
     assert report["plan"]["clip"]["images"] != report["plan"]["clip"]["texts"]
 
 
@@ -115,7 +122,9 @@ def test_a_file_of_prompts_that_was_changed_is_another_evaluation(root, tmp_path
 @pytest.mark.slow
 def test_another_encoder_under_the_same_name_is_another_evaluation(root, tmp_path):
     clip = shutil.copytree(root / "clip", tmp_path / "clip")
-    write_weights(tmp_path / "weights.pth", uvit_weights(evaluation(root).model, 5))  # of no text encoder in particular
+    write_weights(
+        tmp_path / "weights.pth", uvit_weights(evaluation(root).model, 5)
+    )  # of no text encoder in particular
     asked = {
         "sample__prompts": "a red bus",
         "evaluate__metrics": "fid",
@@ -130,7 +139,9 @@ def test_another_encoder_under_the_same_name_is_another_evaluation(root, tmp_pat
     evaluate.run(evaluation(root, **asked), tmp_path / "run")
     state = read_weights(clip / "model.safetensors")
     save_file({name: 1.5 * array for name, array in state.items()}, clip / "model.safetensors")
-    with pytest.raises(UserError, match=r"holds another evaluation \(samples text encoder sha256 = "):
+    with pytest.raises(
+        UserError, match=r"holds another evaluation \(samples text encoder sha256 = "
+    ):
         evaluate.run(evaluation(root, **asked), tmp_path / "run")
 
 
@@ -146,21 +157,35 @@ def test_while_training_samples_are_of_the_data_s_captions(root, tmp_path):
     ("changes", "message"),
     [
         ({}, r"^config\.sample\.prompts is empty, expected texts as"),
-        ({"evaluate__captions": "gone"}, r"^config\.evaluate\.captions is '.*gone': cannot read .*manifest\.json"),
+        (
+            {"evaluate__captions": "gone"},
+            r"^config\.evaluate\.captions is '.*gone': cannot read .*manifest\.json",
+        ),
         (
             {"sample__prompts": "one", "evaluate__clip": "clip"},
             r"^config\.evaluate\.clip is '.*clip': .*, expected clip or clip_vision_",
         ),
-        ({"sample__prompts": "one", "evaluate__clip": "gone"}, r"^config\.evaluate\.clip is '.*gone': "),
-        ({"evaluate__captions": "data", "sample__negative_prompt": "x"}, r"^config\.sample\.negative_prompt is 'x'"),
+        (
+            {"sample__prompts": "one", "evaluate__clip": "gone"},
+            r"^config\.evaluate\.clip is '.*gone': ",
+        ),
+        (
+            {"evaluate__captions": "data", "sample__negative_prompt": "x"},
+            r"^config\.sample\.negative_prompt is 'x'",
+        ),
         (
             {"evaluate__captions": "other"},
             r"^config\.evaluate\.captions is '.*other', whose captions were encoded with",
         ),
-        ({"evaluate__captions": "pixels"}, r"^config\.evaluate\.captions is '.*pixels', which holds no captions"),
+        (
+            {"evaluate__captions": "pixels"},
+            r"^config\.evaluate\.captions is '.*pixels', which holds no captions",
+        ),
     ],
 )
-def test_texts_that_can_not_be_drawn_or_scored_are_told(root, tmp_path, changes, message, monkeypatch):
+def test_texts_that_can_not_be_drawn_or_scored_are_told(
+    root, tmp_path, changes, message, monkeypatch
+):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     write_others(root)
     for name in ("evaluate__captions", "evaluate__clip"):
@@ -177,15 +202,27 @@ def write_others(root: pathlib.Path) -> None:
         return
     write_clip(root / "other_clip")
     config = json.loads((root / "other_clip" / "config.json").read_text())
-    (root / "other_clip" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
-    prepare.run(
-        text_experiment(root, text_encoder__name=str(root / "other_clip"), prepare__out=str(root / "other")), root
+    (root / "other_clip" / "config.json").write_text(
+        json.dumps(config | {"num_attention_heads": 2})
     )
-    plain = {"text_encoder__name": "", "prepare__source": str(root / "coco" / "train2017"), "prepare__split": "train"}
+    prepare.run(
+        text_experiment(
+            root, text_encoder__name=str(root / "other_clip"), prepare__out=str(root / "other")
+        ),
+        root,
+    )
+    plain = {
+        "text_encoder__name": "",
+        "prepare__source": str(root / "coco" / "train2017"),
+        "prepare__split": "train",
+    }
     prepare.run(text_experiment(root, prepare__out=str(root / "pixels"), **plain), root)
 
 
 def test_captions_for_a_model_of_labels_are_refused(root, tmp_path):
     run = write_run(tmp_path)
-    with pytest.raises(UserError, match=r"^config\.evaluate\.captions is '.*data', expected none for a model without"):
+    with pytest.raises(
+        UserError,
+        match=r"^config\.evaluate\.captions is '.*data', expected none for a model without",
+    ):
         evaluate.run(digits_evaluation(evaluate__captions=str(root / "data")), run)

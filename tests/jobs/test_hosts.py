@@ -1,4 +1,6 @@
-"""Jobs on two hosts give what they give on one, go on where the other number of hosts stopped, and end together."""
+"""Jobs on two hosts give what they give on one, go on where the other number of hosts stopped, and
+end together.
+"""
 
 import json
 import pathlib
@@ -47,13 +49,20 @@ def train_flags(workdir: pathlib.Path, mesh: str = "data", **fields) -> list[str
 
 def on_one_host(*arguments: str, devices: int = 8, expect: int = 0) -> subprocess.CompletedProcess:
     result = subprocess.run(
-        command(*arguments), cwd=ROOT, env=environment(devices) | CACHE, capture_output=True, text=True, timeout=600
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(devices) | CACHE,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert result.returncode == expect, result.stderr[-3000:]
     return result
 
 
-def on_two_hosts(*arguments: str, devices_each: int = 4, **options) -> list[subprocess.CompletedProcess]:
+def on_two_hosts(
+    *arguments: str, devices_each: int = 4, **options
+) -> list[subprocess.CompletedProcess]:
     results = run_hosts(2, devices_each, *arguments, **options)
     for result in results:
         assert result.returncode == 0, result.stderr[-3000:]
@@ -61,7 +70,9 @@ def on_two_hosts(*arguments: str, devices_each: int = 4, **options) -> list[subp
 
 
 def assert_close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """Every weight to 1e-5 of its array's largest: hosts add up in another order than devices of one process."""
+    """Every weight to 1e-5 of its array's largest: hosts add up in another order than devices of
+    one process.
+    """
     assert one.keys() == other.keys()
     assert one["step"] == other["step"]
     for name in one:
@@ -93,7 +104,9 @@ def test_two_hosts_give_the_losses_and_weights_of_one(root, mesh):
     assert_close(final_state(root / "one"), final_state(root / mesh))
     one, two = (read_metrics(root / name / "metrics.jsonl") for name in ("one", mesh))
     assert [line["step"] for line in two] == [line["step"] for line in one]
-    np.testing.assert_allclose([line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-5)
+    np.testing.assert_allclose(
+        [line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-5
+    )
 
 
 def test_a_checkpoint_of_one_host_goes_on_on_two_in_another_mesh(root, tmp_path):
@@ -114,22 +127,37 @@ def test_one_host_writes_and_its_workdir_is_that_of_one(root):
         return {
             str(path.relative_to(workdir))
             for path in workdir.rglob("*")
-            if path.is_file() and "checkpoints" not in path.parts and "tensorboard" not in path.parts
+            if path.is_file()
+            and "checkpoints" not in path.parts
+            and "tensorboard" not in path.parts
         }
 
     assert names(root / "data") == names(root / "one")
     assert len(list((root / "data" / "tensorboard").iterdir())) == 1
     # Who goes on from the workdir alone looks for no coordinator.
     saved = json.loads((root / "data" / "config.json").read_text())["distributed"]
-    assert saved == {"start": "auto", "coordinator": "", "num_processes": 0, "process_id": -1, "timeout": 300}
+    assert saved == {
+        "start": "auto",
+        "coordinator": "",
+        "num_processes": 0,
+        "process_id": -1,
+        "timeout": 300,
+    }
 
 
 def test_two_hosts_sample_what_one_does(root, tmp_path):
     def drawn(out, run):
-        run("--job=sample", *train_flags(root / "one"), *flags(sample__format="npz", sample__out=out))
+        run(
+            "--job=sample",
+            *train_flags(root / "one"),
+            *flags(sample__format="npz", sample__out=out),
+        )
         return np.load(out / "samples.npz")["images"].astype(int)
 
-    assert np.abs(drawn(tmp_path / "one", on_one_host) - drawn(tmp_path / "two", on_two_hosts)).max() <= 1
+    assert (
+        np.abs(drawn(tmp_path / "one", on_one_host) - drawn(tmp_path / "two", on_two_hosts)).max()
+        <= 1
+    )
 
 
 def test_captions_are_prepared_learned_and_asked_for_on_two_hosts_as_on_one(tmp_path):
@@ -155,7 +183,11 @@ def test_captions_are_prepared_learned_and_asked_for_on_two_hosts_as_on_one(tmp_
     ):
         out = tmp_path / f"data_{name}"
         run("--job=prepare", *common, *flags(prepare__out=out))
-        made[name] = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        made[name] = {
+            str(path.relative_to(out)): path.read_bytes()
+            for path in out.rglob("*")
+            if path.is_file()
+        }
         # The second begins with the first's weights.
         start = [] if name == "one" else flags(init_from=tmp_path / "run_one")
         run(*common, *start, f"--workdir={tmp_path / f'run_{name}'}")
@@ -168,7 +200,12 @@ def test_captions_are_prepared_learned_and_asked_for_on_two_hosts_as_on_one(tmp_
 
 def test_two_hosts_evaluate_as_one_does_and_one_of_them_writes(tmp_path):
     run, name = write_run(tmp_path / "run", tiny_experiment()), "own_feature_fd"
-    common = flags(evaluate__num_samples=50, evaluate__num_features=300, evaluate__save="npz", sample__batch_size=16)
+    common = flags(
+        evaluate__num_samples=50,
+        evaluate__num_features=300,
+        evaluate__save="npz",
+        sample__batch_size=16,
+    )
     asked = {"drawn": {}, "swept": {"evaluate__sweep": "guidance=0,1", "evaluate__metrics": "fid"}}
     reports, images = {}, {}
     for where, start in (("one", on_one_host), ("two", on_two_hosts)):
@@ -183,18 +220,23 @@ def test_two_hosts_evaluate_as_one_does_and_one_of_them_writes(tmp_path):
         images[where] = np.load(tmp_path / f"{where}_drawn" / "samples.npz")["arr_0"]
         # What samples are found is scored by both together, too.
         found = flags(
-            evaluate__samples=tmp_path / "one_drawn" / "samples.npz", evaluate__out=tmp_path / f"{where}_found"
+            evaluate__samples=tmp_path / "one_drawn" / "samples.npz",
+            evaluate__out=tmp_path / f"{where}_found",
         )
         start("--job=evaluate", f"--workdir={tmp_path / where}", *common, *found)
     assert reports["one"]["samples"] == reports["two"]["samples"]
     assert np.abs(images["one"].astype(int) - images["two"]).max() <= 1
     one, two = (
-        json.loads((tmp_path / f"{where}_found" / "evaluation.json").read_text())["metrics"] for where in reports
+        json.loads((tmp_path / f"{where}_found" / "evaluation.json").read_text())["metrics"]
+        for where in reports
     )
     assert one.keys() == two.keys()
     for metric, value in one.items():
         np.testing.assert_allclose(two[metric], value, rtol=1e-8, err_msg=metric)
-    swept = [json.loads((tmp_path / f"{where}_swept" / "sweep.json").read_text())["points"] for where in reports]
+    swept = [
+        json.loads((tmp_path / f"{where}_swept" / "sweep.json").read_text())["points"]
+        for where in reports
+    ]
     np.testing.assert_allclose(*([point[name] for point in points] for points in swept), rtol=1e-3)
     assert (tmp_path / "two_swept" / "sweep.png").exists()
 
@@ -206,10 +248,18 @@ def test_hosts_that_disagree_on_the_config_end_before_anything_is_made(tmp_path)
     first[1].wait()
     second = [*first[1].args, "--config.train.batch_size=32"]
     other = subprocess.Popen(
-        second, cwd=ROOT, env=environment() | CACHE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        second,
+        cwd=ROOT,
+        env=environment() | CACHE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     results = ends([first[0], other])
-    sentence = "error: the hosts disagree: config.train.batch_size is 32 on process 1 and 16 on process 0\n"
+    sentence = (
+        "error: the hosts disagree: config.train.batch_size is 32 on process 1 and 16 on "
+        "process 0\n"
+    )
     assert [result.returncode for result in results] == [2, 2]
     assert [result.stderr for result in results] == [sentence, f"process 1: {sentence}"]
     assert not (tmp_path / "run").exists()
@@ -242,12 +292,16 @@ def test_a_sigterm_to_one_host_stops_both_and_the_run_ends_with_the_same_bits(tm
     assert "preempted" not in results[1].stderr
     on_two_hosts(f"--workdir={stopped}", *flags(**LONG), devices_each=1)
     assert_same_bits(final_state(stopped), final_state(straight))
-    assert [line["step"] for line in read_metrics(stopped / "metrics.jsonl")] == list(range(5, 61, 5))
+    assert [line["step"] for line in read_metrics(stopped / "metrics.jsonl")] == list(
+        range(5, 61, 5)
+    )
 
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_host_that_is_lost_ends_the_other(tmp_path, lost):
-    processes = start_hosts(2, 1, f"--workdir={tmp_path}", *flags(**(LONG | {"train__steps": 100_000})))
+    processes = start_hosts(
+        2, 1, f"--workdir={tmp_path}", *flags(**(LONG | {"train__steps": 100_000}))
+    )
     until_logged(processes, tmp_path)
     processes[lost].kill()
     assert ends(processes, timeout=150)[1 - lost].returncode not in (0, None)

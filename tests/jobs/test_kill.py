@@ -1,4 +1,6 @@
-"""A run killed or told to stop at any moment and started again ends with the same bits as one never stopped."""
+"""A run killed or told to stop at any moment and started again ends with the same bits as one never
+stopped.
+"""
 
 import pathlib
 import random
@@ -8,7 +10,15 @@ import time
 
 import pytest
 
-from tests.jobs.runs import ROOT, assert_same_bits, command, environment, final_state, run, run_command
+from tests.jobs.runs import (
+    ROOT,
+    assert_same_bits,
+    command,
+    environment,
+    final_state,
+    run,
+    run_command,
+)
 from tests.jobs.signalled import signalled
 from uvit_jax.telemetry.writers import read_metrics
 
@@ -35,7 +45,9 @@ def finish(workdir, expected) -> None:
     result = run(*ARGUMENTS, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     assert_same_bits(final_state(workdir), expected)
-    assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == list(range(5, 61, 5))
+    assert [line["step"] for line in read_metrics(workdir / "metrics.jsonl")] == list(
+        range(5, 61, 5)
+    )
     assert not list((workdir / "checkpoints").glob("*tmp*"))
 
 
@@ -52,7 +64,11 @@ def test_resume_is_bit_exact_after_kills_at_random_moments(never_killed, tmp_pat
 def test_resume_is_bit_exact_after_a_kill_during_a_save(never_killed, tmp_path):
     for _ in range(3):
         process = subprocess.Popen(
-            train(tmp_path), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            train(tmp_path),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while process.poll() is None and not list((tmp_path / "checkpoints").glob("*tmp*")):
             time.sleep(0.001)
@@ -62,8 +78,12 @@ def test_resume_is_bit_exact_after_a_kill_during_a_save(never_killed, tmp_path):
     finish(tmp_path, never_killed)
 
 
-def test_a_sigterm_saves_at_once_and_the_same_command_goes_on_to_the_same_bits(never_killed, tmp_path):
-    result = run_command(signalled(train(tmp_path), SAVE, call=2, seconds=0.01, sends=signal.SIGTERM))
+def test_a_sigterm_saves_at_once_and_the_same_command_goes_on_to_the_same_bits(
+    never_killed, tmp_path
+):
+    result = run_command(
+        signalled(train(tmp_path), SAVE, call=2, seconds=0.01, sends=signal.SIGTERM)
+    )
     assert result.returncode == 143
     newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert 6 <= newest < 60

@@ -54,13 +54,15 @@ def root(tmp_path_factory):
 
 
 def test_eight_devices_prepare_what_one_does(root):
-    from uvit_jax.data.records import RecordSource
+    from uvit_jax.data.prepared.record_source import RecordSource
 
     for name in ("kl", "pixels"):
         sources = [RecordSource(root / f"{name}{devices}") for devices in (1, 8)]
         one, other = (source.read(np.arange(12), np.zeros(12, bool)) for source in sources)
         assert np.array_equal(one["label"], other["label"])
-        np.testing.assert_allclose(one["x"].astype(float), other["x"].astype(float), rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(
+            one["x"].astype(float), other["x"].astype(float), rtol=2e-3, atol=2e-3
+        )
 
 
 @pytest.mark.parametrize("split", ["811", "222"])
@@ -72,6 +74,8 @@ def test_eight_devices_learn_and_decode_what_one_does(root, name, split):
         for workdir in (one, other)
     ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-    images = [np.load(workdir / "out" / "samples.npz")["images"].astype(int) for workdir in (one, other)]
+    images = [
+        np.load(workdir / "out" / "samples.npz")["images"].astype(int) for workdir in (one, other)
+    ]
     assert images[0].shape == (5, 16, 16, 3)
     assert np.abs(images[0] - images[1]).max() <= 2

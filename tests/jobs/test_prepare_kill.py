@@ -1,4 +1,6 @@
-"""`prepare`, killed at any moment and started again, leaves the bytes that a run never killed leaves."""
+"""`prepare`, killed at any moment and started again, leaves the bytes that a run never killed
+leaves.
+"""
 
 import pathlib
 import random
@@ -13,7 +15,10 @@ from tests.jobs.signalled import signalled
 pytestmark = pytest.mark.slow
 
 KILLS, SHARDS = 20, 100
-BEGIN, FINISH = (f"uvit_jax.data.shard_writer:ShardWriter.{method}" for method in ("__enter__", "__exit__"))
+BEGIN, FINISH = (
+    f"uvit_jax.data.prepared.shard_writer:ShardWriter.{method}"
+    for method in ("__enter__", "__exit__")
+)
 
 
 def prepare(root: pathlib.Path, out: pathlib.Path) -> list[str]:
@@ -31,7 +36,11 @@ def prepare(root: pathlib.Path, out: pathlib.Path) -> list[str]:
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_twenty_kills_at_random_moments_leave_the_same_bytes(tmp_path):
@@ -42,11 +51,16 @@ def test_twenty_kills_at_random_moments_leave_the_same_bytes(tmp_path):
     assert result.returncode == 0, result.stderr
     assert len(list(straight.glob("*.array_record"))) == SHARDS
 
-    # Each run gets a few shards further, most of them; the others are killed at work on their first.
+    # Each run gets a few shards further, most of them; the others are killed at work on their
+    # first.
     moments, counts = random.Random(0), []
     for _ in range(KILLS):
         method, call = (FINISH, moments.randint(1, 4)) if moments.random() < 0.8 else (BEGIN, 1)
-        result = run_command(signalled(prepare(tmp_path, killed), method, call=call, seconds=moments.uniform(0, 0.05)))
+        result = run_command(
+            signalled(
+                prepare(tmp_path, killed), method, call=call, seconds=moments.uniform(0, 0.05)
+            )
+        )
         assert result.returncode == -signal.SIGKILL, result.stderr
         counts.append(len(list(killed.glob("*.array_record"))))
     assert counts == sorted(counts), "a finished shard was lost"

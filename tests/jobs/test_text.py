@@ -12,13 +12,13 @@ from tests.interop.pth_files import write_weights
 from tests.jobs.images import write_clip, write_coco, write_images, write_kl
 from tests.jobs.runs import TINY
 from tests.reference_weights import uvit_weights
-from uvit_jax.data.manifest import Manifest
-from uvit_jax.data.records import RecordSource
+from uvit_jax.data.prepared.manifest import Manifest
+from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.errors import UserError
+from uvit_jax.experiment.config import Experiment, resolve
+from uvit_jax.experiment.text_states import open_text_states
 from uvit_jax.interop.tokenizer import open_tokenizer
 from uvit_jax.jobs import prepare, sample, train
-from uvit_jax.jobs.config import Experiment, resolve
-from uvit_jax.jobs.text import open_text_states
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.telemetry.writers import read_metrics
 
@@ -47,7 +47,9 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> pathlib.Path:
-    """A folder with captioned images, an autoencoder, a text tower, and what `prepare` makes of them."""
+    """A folder with captioned images, an autoencoder, a text tower, and what `prepare` makes of
+    them.
+    """
     root = tmp_path_factory.mktemp("text")
     write_coco(root / "coco")
     write_kl(root / "kl.safetensors")
@@ -78,7 +80,11 @@ def trained(root) -> pathlib.Path:
 
 def test_captions_are_stored_with_their_images_and_the_empty_one_once(root):
     source, manifest = RecordSource(root / "data"), Manifest.load(root / "data")
-    assert (manifest.num_examples, manifest.num_captions, manifest.context_shape) == (6, 12, (24, 32))
+    assert (manifest.num_examples, manifest.num_captions, manifest.context_shape) == (
+        6,
+        12,
+        (24, 32),
+    )
     text = open_text_states(experiment(root), make_mesh(MeshConfig()))
     assert manifest.text_encoder_sha256 == text.encoder.sha256
     for i in range(6):
@@ -88,7 +94,9 @@ def test_captions_are_stored_with_their_images_and_the_empty_one_once(root):
             np.testing.assert_allclose(
                 source.context(i, k).astype(np.float32), text([caption])[0], rtol=2e-3, atol=2e-3
             )
-    np.testing.assert_allclose(source.empty_context.astype(np.float32), text([""])[0], rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(
+        source.empty_context.astype(np.float32), text([""])[0], rtol=2e-3, atol=2e-3
+    )
 
 
 def test_a_rerun_does_nothing_and_verify_finds_all_in_order(root):
@@ -110,7 +118,8 @@ def test_the_same_tokens_may_be_of_another_file_and_others_may_not(root, tmp_pat
     assert "already prepared" in prepare.run(other, root)
     (tmp_path / "vocab.json").write_text(json.dumps(vocab | {"a": vocab["b"], "b": vocab["a"]}))
     said = (
-        r"was begun with tokenizer_sha256 = '\w{64}', .* now \(of config\.text_encoder\.tokenizer's tokens\): expected"
+        r"was begun with tokenizer_sha256 = '\w{64}', .* now \(of "
+        r"config\.text_encoder\.tokenizer's tokens\): expected"
     )
     with pytest.raises(UserError, match=said):
         prepare.run(other, root)
@@ -128,7 +137,9 @@ def test_prompts_are_drawn_in_turn_and_written_beside_the_images(root, trained, 
     made = experiment(root, sample__prompts="a red bus; two cats", sample__out=str(tmp_path))
     sample.run(made, trained)
     assert len(list(tmp_path.glob("0*.png"))) == 5
-    assert (tmp_path / "prompts.txt").read_text().splitlines() == ["a red bus", "two cats"] * 2 + ["a red bus"]
+    assert (tmp_path / "prompts.txt").read_text().splitlines() == ["a red bus", "two cats"] * 2 + [
+        "a red bus"
+    ]
 
 
 def test_samples_depend_on_the_prompt_and_the_negative_prompt(root, trained, tmp_path):
@@ -162,8 +173,14 @@ def test_official_weights_are_asked_for_prompts_without_any_data(root, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.context_dim": 48}, r"context_length, context_dim = \(24, 48\), but the captions of .* \(24, 32\)"),
-        ({"model.context_length": 77}, r"context_length, context_dim = \(77, 32\), but the captions of"),
+        (
+            {"model.context_dim": 48},
+            r"context_length, context_dim = \(24, 48\), but the captions of .* \(24, 32\)",
+        ),
+        (
+            {"model.context_length": 77},
+            r"context_length, context_dim = \(77, 32\), but the captions of",
+        ),
     ],
 )
 def test_a_context_of_another_shape_is_told_before_training(root, tmp_path, changes, message):
@@ -174,7 +191,10 @@ def test_a_context_of_another_shape_is_told_before_training(root, tmp_path, chan
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sample.prompts": ""}, r'^config\.sample\.prompts is empty, expected texts as "a red bus'),
+        (
+            {"sample.prompts": ""},
+            r'^config\.sample\.prompts is empty, expected texts as "a red bus',
+        ),
         ({"text_encoder.name": ""}, r"^config\.text_encoder\.name is empty, expected '.*clip'"),
         ({"text_encoder.name": "openai/gone"}, r"openai/gone"),
     ],
@@ -182,36 +202,63 @@ def test_a_context_of_another_shape_is_told_before_training(root, tmp_path, chan
 def test_what_prompts_need_is_named(root, trained, changes, message, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=message):
-        sample.run(experiment(root, **{"sample.prompts": "one", "text_encoder.tokenizer": "", **changes}), trained)
+        sample.run(
+            experiment(root, **{"sample.prompts": "one", "text_encoder.tokenizer": "", **changes}),
+            trained,
+        )
 
 
 def test_another_text_tower_than_the_data_s_is_refused(root, trained, tmp_path):
     other = write_clip(tmp_path / "other")
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
-    with pytest.raises(UserError, match=r"^config\.text_encoder\.name is .*, but the captions of .* were encoded with"):
+    with pytest.raises(
+        UserError,
+        match=r"^config\.text_encoder\.name is .*, but the captions of .* were encoded with",
+    ):
         sample.run(experiment(root, sample__prompts="one", **other), trained)
 
 
 def test_labels_of_a_model_of_text_are_refused(root):
-    with pytest.raises(UserError, match=r"^config\.sample\.labels is '0', expected 'all' for a model of text"):
+    with pytest.raises(
+        UserError, match=r"^config\.sample\.labels is '0', expected 'all' for a model of text"
+    ):
         experiment(root, sample__labels="0")
 
 
 def test_prompts_of_a_model_without_text_and_negative_ones_without_guidance_are_refused(root):
-    with pytest.raises(UserError, match=r"^config\.sample\.prompts is 'one', expected none for a model without text"):
-        experiment(root, sample__prompts="one", model__context_dim=0, model__context_length=0, model__num_classes=4)
-    with pytest.raises(UserError, match=r"^config\.sample\.negative_prompt is 'one', but .*guidance_scale is 0"):
+    with pytest.raises(
+        UserError,
+        match=r"^config\.sample\.prompts is 'one', expected none for a model without text",
+    ):
+        experiment(
+            root,
+            sample__prompts="one",
+            model__context_dim=0,
+            model__context_length=0,
+            model__num_classes=4,
+        )
+    with pytest.raises(
+        UserError, match=r"^config\.sample\.negative_prompt is 'one', but .*guidance_scale is 0"
+    ):
         experiment(root, sample__negative_prompt="one", sample__guidance_scale=0.0)
 
 
 def test_a_text_encoder_wants_captions(root, tmp_path):
     write_images(tmp_path / "images")
-    made = experiment(root, prepare__source=str(tmp_path / "images"), prepare__split="train", data__source="out")
-    with pytest.raises(UserError, match=r"^config\.text_encoder\.name is '.*', but images has no captions"):
+    made = experiment(
+        root, prepare__source=str(tmp_path / "images"), prepare__split="train", data__source="out"
+    )
+    with pytest.raises(
+        UserError, match=r"^config\.text_encoder\.name is '.*', but images has no captions"
+    ):
         prepare.run(made, tmp_path)
 
 
 def test_a_random_tower_wants_a_tokenizer(root):
-    with pytest.raises(UserError, match=r"^config\.text_encoder\.tokenizer is empty, .*'random:0' has none"):
-        prepare.run(experiment(root, text_encoder__name="random:0", text_encoder__tokenizer=""), root)
+    with pytest.raises(
+        UserError, match=r"^config\.text_encoder\.tokenizer is empty, .*'random:0' has none"
+    ):
+        prepare.run(
+            experiment(root, text_encoder__name="random:0", text_encoder__tokenizer=""), root
+        )

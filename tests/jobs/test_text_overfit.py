@@ -1,4 +1,6 @@
-"""A text model that knows its images by heart gives each back for its own caption, and another's for another's."""
+"""A text model that knows its images by heart gives each back for its own caption, and another's
+for another's.
+"""
 
 import pytest
 

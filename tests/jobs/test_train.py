@@ -12,8 +12,9 @@ from PIL import Image
 
 from tests.jobs.runs import assert_same_bits, final_state, tiny_experiment
 from uvit_jax.errors import Preempted, UserError
-from uvit_jax.jobs import evaluate, folder_lock, sample, train
-from uvit_jax.jobs.saved_config import get_config
+from uvit_jax.experiment import folder_lock
+from uvit_jax.experiment.saved_config import get_config
+from uvit_jax.jobs import evaluate, sample, train
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry import writers
 from uvit_jax.telemetry.writers import read_metrics
@@ -48,9 +49,14 @@ def test_metrics_hold_what_users_plot(trained):
     metrics = read_metrics(trained[0] / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [2, 4, 6, 8]
     assert [line["images"] for line in metrics] == [32, 64, 96, 128]
-    assert all(line["loss"] > 0 and line["grad_norm"] > 0 and line["images_per_sec"] > 0 for line in metrics)
+    assert all(
+        line["loss"] > 0 and line["grad_norm"] > 0 and line["images_per_sec"] > 0
+        for line in metrics
+    )
     # The rate of the update just made: warm-up over 100 steps to 1e-3, counted from 0.
-    np.testing.assert_allclose([line["lr"] for line in metrics], [1e-5, 3e-5, 5e-5, 7e-5], rtol=1e-4)
+    np.testing.assert_allclose(
+        [line["lr"] for line in metrics], [1e-5, 3e-5, 5e-5, 7e-5], rtol=1e-4
+    )
 
 
 def test_metrics_say_what_share_of_the_time_the_host_waited(trained):
@@ -67,10 +73,17 @@ def test_the_lines_of_a_step_are_on_the_disk_before_its_checkpoint(tmp_path, mon
     save, write, flush = train.Checkpoints.save, train.MetricWriter.write, train.MetricWriter.flush
 
     def recorded(name, function):
-        return lambda self, *arguments: (events.append(name(*arguments)), function(self, *arguments))[1]
+        return lambda self, *arguments: (
+            events.append(name(*arguments)),
+            function(self, *arguments),
+        )[1]
 
-    monkeypatch.setattr(train.Checkpoints, "save", recorded(lambda state, *rest: ("save", int(state.step)), save))
-    monkeypatch.setattr(train.MetricWriter, "write", recorded(lambda step, scalars: ("line", step), write))
+    monkeypatch.setattr(
+        train.Checkpoints, "save", recorded(lambda state, *rest: ("save", int(state.step)), save)
+    )
+    monkeypatch.setattr(
+        train.MetricWriter, "write", recorded(lambda step, scalars: ("line", step), write)
+    )
     monkeypatch.setattr(train.MetricWriter, "flush", recorded(lambda: ("flush",), flush))
     monkeypatch.setattr(writers, "_SECONDS_BETWEEN_FLUSHES", math.inf)  # a busy machine takes them
     train.run(tiny_experiment(train__save_every=3, train__log_every=2), tmp_path)
@@ -98,7 +111,9 @@ def test_the_same_command_again_trains_no_further(trained):
 def test_fewer_steps_than_the_run_has_made_are_refused_and_change_nothing(trained):
     workdir, _ = trained
     before = (workdir / "config.json").read_bytes()
-    with pytest.raises(UserError, match=r"^config\.train\.steps is 7, expected at least 8, .* or another --workdir"):
+    with pytest.raises(
+        UserError, match=r"^config\.train\.steps is 7, expected at least 8, .* or another --workdir"
+    ):
         train.run(tiny_experiment(train__steps=7), workdir)
     assert (workdir / "config.json").read_bytes() == before
 
@@ -106,7 +121,9 @@ def test_fewer_steps_than_the_run_has_made_are_refused_and_change_nothing(traine
 def test_a_preempted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(train.PreemptionNotice, "__call__", lambda self, step: step == 5)
-        with pytest.raises(Preempted, match=r"^preempted at step 5: the checkpoint is saved, the same command"):
+        with pytest.raises(
+            Preempted, match=r"^preempted at step 5: the checkpoint is saved, the same command"
+        ):
             train.run(tiny_experiment(), tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
     assert not (tmp_path / "samples").exists()
@@ -116,7 +133,9 @@ def test_a_preempted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch
 
 
 def test_another_architecture_in_the_workdir_is_refused_by_field(trained):
-    with pytest.raises(UserError, match=r"holds a model with depth = 3, but config\.model\.depth is 5"):
+    with pytest.raises(
+        UserError, match=r"holds a model with depth = 3, but config\.model\.depth is 5"
+    ):
         train.run(tiny_experiment(model__depth=5), trained[0])
 
 
@@ -138,7 +157,9 @@ def files(workdir):
     ],
 )
 @pytest.mark.parametrize("how", ["train", "train from", "sample", "sample from"])
-def test_weights_that_mean_something_else_are_refused_and_nothing_is_written(trained, tmp_path, how, changes, message):
+def test_weights_that_mean_something_else_are_refused_and_nothing_is_written(
+    trained, tmp_path, how, changes, message
+):
     workdir = tmp_path if how.endswith("from") else trained[0]
     before = files(workdir)
     experiment = tiny_experiment(**changes)
@@ -149,7 +170,9 @@ def test_weights_that_mean_something_else_are_refused_and_nothing_is_written(tra
     assert files(workdir) == before
 
 
-def test_a_run_goes_on_with_other_batches_at_the_next_example_and_its_changed_average_is_known(trained, tmp_path):
+def test_a_run_goes_on_with_other_batches_at_the_next_example_and_its_changed_average_is_known(
+    trained, tmp_path
+):
     workdir = shutil.copytree(trained[0], tmp_path / "run")
     again = {"train__batch_size": 8, "train__log_every": 1, "train__steps": 10, "ema__rate": 0.9}
     train.run(tiny_experiment(**again), workdir)
@@ -158,17 +181,23 @@ def test_a_run_goes_on_with_other_batches_at_the_next_example_and_its_changed_av
     position = json.loads((workdir / "checkpoints" / "10" / "data" / "metadata").read_text())
     assert position == {"next_example": 144, "ema_rates": [[0, 0.998], [8, 0.9]]}
     sweep = tiny_experiment(ema__rate=0.9, evaluate__sweep="ema=5")
-    with pytest.raises(UserError, match=r"has had the rate 0\.998 up to step 8 and 0\.9 from there on, expected one"):
+    with pytest.raises(
+        UserError,
+        match=r"has had the rate 0\.998 up to step 8 and 0\.9 from there on, expected one",
+    ):
         evaluate.run(sweep, workdir)
 
 
-def test_one_job_at_a_time_writes_to_a_folder_and_others_may_read_from_it(trained, tmp_path, monkeypatch):
+def test_one_job_at_a_time_writes_to_a_folder_and_others_may_read_from_it(
+    trained, tmp_path, monkeypatch
+):
     monkeypatch.setattr(folder_lock, "SECONDS_TO_WAIT", {"here": 0.2, "elsewhere": 0.2})
     drawn = tiny_experiment(sample__num_samples=1, sample__out=str(tmp_path))
     before = (trained[0] / "metrics.jsonl").read_bytes()
     with folder_lock.locked(trained[0], "train"):
         with pytest.raises(
-            UserError, match=rf"^{trained[0]} is in use by the job train \(process \d+ on .* one job at a"
+            UserError,
+            match=rf"^{trained[0]} is in use by the job train \(process \d+ on .* one job at a",
         ):
             train.run(tiny_experiment(train__steps=9), trained[0])
         assert sample.run(drawn, trained[0]).startswith("sampled 1 image")
@@ -182,19 +211,27 @@ def test_one_job_at_a_time_writes_to_a_folder_and_others_may_read_from_it(traine
 
 def test_a_loss_that_is_no_number_stops_the_run_with_its_step(tmp_path):
     experiment = tiny_experiment(optimizer__lr=1e30, optimizer__warmup_steps=0)
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step [2468]: lower config\.optimizer\.lr"):
+    with pytest.raises(
+        UserError, match=r"the loss is (nan|inf) at step [2468]: lower config\.optimizer\.lr"
+    ):
         train.run(experiment, tmp_path)
 
 
-def test_a_host_with_an_old_listing_goes_on_from_the_step_of_the_others(trained, tmp_path, monkeypatch):
+def test_a_host_with_an_old_listing_goes_on_from_the_step_of_the_others(
+    trained, tmp_path, monkeypatch
+):
     workdir = shutil.copytree(trained[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "8")
     train.run(tiny_experiment(), workdir)  # another host's view: the run has come to step 8
     hidden = Checkpoints.latest_step.fget
-    monkeypatch.setattr(Checkpoints, "latest_step", property(lambda self: min(4, hidden(self) or 4)))
+    monkeypatch.setattr(
+        Checkpoints, "latest_step", property(lambda self: min(4, hidden(self) or 4))
+    )
     monkeypatch.setattr(hosts, "largest", lambda value: 8 if value == 4 else value)
     monkeypatch.setattr(train, "fit", lambda train_step, state, batches, **options: state)
-    with pytest.raises(Preempted, match=r"^preempted at step 8:"):  # where it began, for nothing is trained here
+    with pytest.raises(
+        Preempted, match=r"^preempted at step 8:"
+    ):  # where it began, for nothing is trained here
         train.run(tiny_experiment(train__steps=9), workdir)
 
 
@@ -210,7 +247,8 @@ def test_a_picture_that_fails_costs_no_checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_no_checkpoint_is_of_numbers_that_are_none(tmp_path, monkeypatch, name):
-    # The steps from the fifth on, between two logs, have none; the fourth's checkpoint is the last good one.
+    # The steps from the fifth on, between two logs, have none; the fourth's checkpoint is the last
+    # good one.
     fit = train.fit
 
     def breaking(train_step, *arguments, **options):
@@ -221,13 +259,18 @@ def test_no_checkpoint_is_of_numbers_that_are_none(tmp_path, monkeypatch, name):
         return fit(step, *arguments, **options)
 
     monkeypatch.setattr(train, "fit", breaking)
-    with pytest.raises(UserError, match=r"^the (loss|norm of the gradients) is nan at step 6: lower config\.optimizer"):
+    with pytest.raises(
+        UserError,
+        match=r"^the (loss|norm of the gradients) is nan at step 6: lower config\.optimizer",
+    ):
         train.run(tiny_experiment(train__log_every=8, train__save_every=2), tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
 
 
 def test_samples_are_files_named_by_label_and_a_grid(trained, tmp_path):
-    experiment = tiny_experiment(sample__num_samples=5, sample__labels="3,7", sample__out=str(tmp_path / "out"))
+    experiment = tiny_experiment(
+        sample__num_samples=5, sample__labels="3,7", sample__out=str(tmp_path / "out")
+    )
     message = sample.run(experiment, trained[0])
     assert str(tmp_path / "out") in message
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -245,7 +288,9 @@ def test_samples_are_files_named_by_label_and_a_grid(trained, tmp_path):
 
 def test_a_folder_for_samples_that_cannot_be_made_is_named_by_its_field(trained, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=rf"^config\.sample\.out {tmp_path}/file/out can't be written to"):
+    with pytest.raises(
+        UserError, match=rf"^config\.sample\.out {tmp_path}/file/out can't be written to"
+    ):
         sample.run(tiny_experiment(sample__out=str(tmp_path / "file" / "out")), trained[0])
 
 
@@ -260,7 +305,10 @@ def test_samples_of_other_requests_have_folders_of_their_own(trained, tmp_path):
         {"sample__num_samples": 2},
         {"sample__batch_size": 2},
     ]
-    lines = [sample.run(tiny_experiment(**{"sample__num_samples": 1} | changes), workdir) for changes in asked]
+    lines = [
+        sample.run(tiny_experiment(**{"sample__num_samples": 1} | changes), workdir)
+        for changes in asked
+    ]
     assert lines[0].startswith("sampled 1 image in ")
     assert lines[0].endswith("/grid.png, 1 PNG")
     folders = [line.split(": see ")[1].split("/grid.png")[0] for line in lines]
@@ -272,7 +320,11 @@ def test_samples_of_other_requests_have_folders_of_their_own(trained, tmp_path):
 
 def test_a_folder_of_samples_holds_those_of_one_call(trained, tmp_path):
     def draw(**changes) -> str:
-        asked = {"sample__num_samples": 3, "sample__labels": "3,7", "sample__out": str(tmp_path / "out")} | changes
+        asked = {
+            "sample__num_samples": 3,
+            "sample__labels": "3,7",
+            "sample__out": str(tmp_path / "out"),
+        } | changes
         return sample.run(tiny_experiment(**asked), trained[0])
 
     draw()
@@ -308,7 +360,9 @@ def test_images_are_let_go_once_they_are_written(trained, tmp_path, monkeypatch)
 def test_sample_i_depends_on_seed_and_i_alone(trained, tmp_path):
     def images(**overrides):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
-        sample.run(tiny_experiment(sample__format="npz", sample__out=str(out), **overrides), trained[0])
+        sample.run(
+            tiny_experiment(sample__format="npz", sample__out=str(out), **overrides), trained[0]
+        )
         return np.load(out / "samples.npz")
 
     one = images(sample__num_samples=20, sample__batch_size=16)

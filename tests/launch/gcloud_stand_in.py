@@ -1,7 +1,9 @@
-"""A Cloud in a folder, as far as launch/tpu_vm.sh sees it: queued resources, and workers that are folders here.
+"""A Cloud in a folder, as far as launch/tpu_vm.sh sees it: queued resources, and workers that are
+folders here.
 
-Run as `gcloud ...` with STAND_IN naming the folder. `scenario.json` there says what goes wrong; `calls.jsonl` gets
-every command line. What is sent over ssh really runs, in bash, with a home folder a worker.
+Run as `gcloud ...` with STAND_IN naming the folder. `scenario.json` there says what goes wrong;
+`calls.jsonl` gets every command line. What is sent over ssh really runs, in bash, with a home
+folder a worker.
 """
 
 import json
@@ -9,7 +11,8 @@ import os
 import sys
 
 HERE = os.environ["STAND_IN"]
-# Other modules are imported where they are needed: most calls only ask for a state, and there are hundreds.
+# Other modules are imported where they are needed: most calls only ask for a state, and there are
+# hundreds.
 
 
 def main(argv):
@@ -59,7 +62,9 @@ def queued_resource(verb, name, argv, scenario, cloud):
             return fail("ALREADY_EXISTS: Resource already exists")
         created = cloud["created"] = cloud.get("created", 0) + 1
         states = scenario.get("states", ["ACTIVE"])
-        cloud["states"] = states[min(created, len(states)) - 1] if isinstance(states[0], list) else states
+        cloud["states"] = (
+            states[min(created, len(states)) - 1] if isinstance(states[0], list) else states
+        )
         # A request's number, and how many times its machines are asked for before they are there.
         cloud["unmade"] = scenario.get("unmade", {}).get(str(created), 0)
         count = int(argv[argv.index("--node-count") + 1]) if "--node-count" in argv else 0
@@ -135,7 +140,8 @@ def run(command, home):
     before = begun(home)
     code = subprocess.run(["bash", "-c", command], env=environ, cwd=home, check=False).returncode
     if starts and not code:
-        # Tests count what began: on a busy machine a stop or a delete could come before a program's first line.
+        # Tests count what began: on a busy machine a stop or a delete could come before a program's
+        # first line.
         import time
 
         deadline = time.monotonic() + 20
@@ -168,7 +174,9 @@ def kill(cloud, scenario):
             if runs(home):
                 with open(f"{home}/uvit/run.pid") as pid:
                     group = int(pid.read())
-                with contextlib.suppress(ProcessLookupError):  # killed before, when its machine was taken away
+                with contextlib.suppress(
+                    ProcessLookupError
+                ):  # killed before, when its machine was taken away
                     os.killpg(group, 9)
 
 

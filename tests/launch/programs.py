@@ -4,9 +4,9 @@ import pathlib
 import stat
 import sys
 
-# What `uv venv` makes: a python that notes how it was called and ends as `exits` in the stand-in's folder says, one
-# word a start: an exit code, "late2" for one a second later, "hang" (until SIGTERM, then 143; "hang1": then 1), or
-# "0@worker1=2" for one worker's own.
+# What `uv venv` makes: a python that notes how it was called and ends as `exits` in the stand-in's
+# folder says, one word a start: an exit code, "late2" for one a second later, "hang" (until
+# SIGTERM, then 143; "hang1": then 1), or "0@worker1=2" for one worker's own.
 PYTHON = """#!{python} -S
 import json, os, signal, sys, time
 here, worker = os.environ["STAND_IN"], os.path.basename(os.environ["HOME"])
@@ -60,5 +60,10 @@ def executable(path: pathlib.Path, text: str) -> None:
 def workers_programs(folder: pathlib.Path, stand_in: pathlib.Path) -> None:
     """uv, gcsfuse and the like in `folder`, noting their calls in `stand_in`."""
     executable(stand_in / "python", PYTHON.format(python=sys.executable))
-    for name, text in {"uv": UV, "sudo": SUDO, "gcsfuse": GCSFUSE, "mountpoint": MOUNTPOINT}.items():
+    for name, text in {
+        "uv": UV,
+        "sudo": SUDO,
+        "gcsfuse": GCSFUSE,
+        "mountpoint": MOUNTPOINT,
+    }.items():
         executable(folder / name, text)

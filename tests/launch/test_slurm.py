@@ -1,4 +1,6 @@
-"""launch/slurm.sh with stand-ins for srun and scontrol: when it starts again, goes back into the queue, or ends."""
+"""launch/slurm.sh with stand-ins for srun and scontrol: when it starts again, goes back into the
+queue, or ends.
+"""
 
 import json
 import pathlib
@@ -13,7 +15,8 @@ from tests.launch.programs import executable, workers_programs
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ("--config", "configs/imagenet512.py")
 
-# srun, as far as tasks and their signals go: flags are dropped, SIGTERM is handed on, the largest exit code comes out.
+# srun, as far as tasks and their signals go: flags are dropped, SIGTERM is handed on, the largest
+# exit code comes out.
 SRUN = """#!/bin/bash
 echo "srun $*" >>"$STAND_IN/slurm.log"
 while [[ $1 == --* ]]; do shift; done
@@ -74,7 +77,11 @@ class Cluster:
 
     def starts(self) -> list[list[str]]:
         path = self.folder / "program_worker0.jsonl"
-        return [json.loads(line)["argv"] for line in path.read_text().splitlines()] if path.exists() else []
+        return (
+            [json.loads(line)["argv"] for line in path.read_text().splitlines()]
+            if path.exists()
+            else []
+        )
 
 
 @pytest.fixture
@@ -88,7 +95,9 @@ def test_the_program_gets_the_arguments_as_they_are(cluster):
     assert code == 0, err
     assert cluster.starts() == [["-m", "uvit_jax.main", *args]]
     assert out == "worker0 start 1\nthe last line\n"
-    assert cluster.log[0].startswith("srun --kill-on-bad-exit=0 bash launch/slurm_task.sh python -m uvit_jax.main")
+    assert cluster.log[0].startswith(
+        "srun --kill-on-bad-exit=0 bash launch/slurm_task.sh python -m uvit_jax.main"
+    )
 
 
 def test_a_dry_run_prints_the_command_and_runs_none(cluster):
@@ -113,13 +122,19 @@ def test_the_time_limit_saves_and_goes_back_into_the_queue(cluster):
     assert cluster.log[-1] == "scontrol requeue 7"
 
 
-@pytest.mark.parametrize(("preempted", "requeued"), [("2026-01-01T00:00:00", True), ("None", False)])
-def test_of_sigterm_a_preemption_goes_back_into_the_queue_and_scancel_does_not(cluster, preempted, requeued):
+@pytest.mark.parametrize(
+    ("preempted", "requeued"), [("2026-01-01T00:00:00", True), ("None", False)]
+)
+def test_of_sigterm_a_preemption_goes_back_into_the_queue_and_scancel_does_not(
+    cluster, preempted, requeued
+):
     cluster.goes("hang", preempted)
     job = cluster.submit(*CONFIG)
     assert job.stdout is not None
     job.stdout.readline()
-    subprocess.run(["pkill", "-TERM", "-P", str(job.pid), "-f", "srun"], check=True)  # what Slurm does: to the step
+    subprocess.run(
+        ["pkill", "-TERM", "-P", str(job.pid), "-f", "srun"], check=True
+    )  # what Slurm does: to the step
     job.communicate(timeout=60)
     assert job.returncode == 143
     assert ("scontrol requeue 7" in cluster.log) == requeued
@@ -127,7 +142,8 @@ def test_of_sigterm_a_preemption_goes_back_into_the_queue_and_scancel_does_not(c
 
 def test_a_crash_just_before_the_time_limit_is_not_started_again_here_but_after_the_queue(cluster):
     cluster.goes("1")
-    # The notice comes while the script waits to start the program again: there is no program to hand it on to.
+    # The notice comes while the script waits to start the program again: there is no program to
+    # hand it on to.
     executable(cluster.folder / "bin" / "sleep", "#!/bin/bash\nkill -USR1 $PPID\n")
     assert cluster.run(*CONFIG)[0] == 143
     assert len(cluster.starts()) == 1
@@ -176,7 +192,11 @@ def test_a_mistake_that_one_task_tells_while_the_others_are_aborted_counts_as_on
         (CONFIG, {"SLURM_JOB_ID": ""}, "this is no Slurm job"),
         (CONFIG, {"SLURM_SUBMIT_DIR": "/"}, "/ is no checkout of uvit_jax"),
         (CONFIG, {"UVIT_VENV": "missing"}, "there is no virtual environment missing"),
-        (CONFIG, {"UVIT_MAX_RESTARTS": "often"}, "UVIT_MAX_RESTARTS is 'often', expected a whole number from 0"),
+        (
+            CONFIG,
+            {"UVIT_MAX_RESTARTS": "often"},
+            "UVIT_MAX_RESTARTS is 'often', expected a whole number from 0",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence(cluster, args, environ, says):
@@ -190,9 +210,15 @@ def test_a_mistake_is_told_in_one_sentence(cluster, args, environ, says):
 
 
 def test_every_task_sees_all_gpus_of_its_node():
-    """JAX takes the GPU that SLURM_LOCALID counts, which is not there where Slurm shows each task one GPU alone."""
+    """JAX takes the GPU that SLURM_LOCALID counts, which is not there where Slurm shows each task
+    one GPU alone.
+    """
     lines = (ROOT / "launch" / "slurm.sh").read_text().splitlines()
-    options = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in lines if line.startswith("#SBATCH"))
+    options = dict(
+        line.removeprefix("#SBATCH --").partition("=")[::2]
+        for line in lines
+        if line.startswith("#SBATCH")
+    )
     assert options["gpus-per-node"] == options["ntasks-per-node"]
     assert not {"gpus-per-task", "gpu-bind"} & options.keys()
     assert options["signal"].startswith("B:USR1@")

@@ -1,4 +1,6 @@
-"""launch/tpu_vm.sh against a Cloud in a folder: what it asks for, and what it does when something goes wrong."""
+"""launch/tpu_vm.sh against a Cloud in a folder: what it asks for, and what it does when something
+goes wrong.
+"""
 
 import json
 import os
@@ -15,7 +17,16 @@ from tests.launch.programs import executable, workers_programs
 
 ROOT = pathlib.Path(__file__).parents[2]
 STAND_IN = pathlib.Path(__file__).with_name("gcloud_stand_in.py")
-FLAGS = ("--name", "run1", "--type", "v5litepod-16", "--zone", "us-west4-a", "--bucket", "gs://pictures")
+FLAGS = (
+    "--name",
+    "run1",
+    "--type",
+    "v5litepod-16",
+    "--zone",
+    "us-west4-a",
+    "--bucket",
+    "gs://pictures",
+)
 CONFIG = ("--config", "configs/imagenet512.py")
 
 
@@ -24,7 +35,13 @@ def checkout(tmp_path_factory) -> pathlib.Path:
     """A committed checkout of the launchers and of little more."""
     checkout = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "launch", checkout / "launch")
-    for name in ("uvit_jax/__init__.py", "configs/imagenet512.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (
+        "uvit_jax/__init__.py",
+        "configs/imagenet512.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):
         (checkout / name).parent.mkdir(exist_ok=True)
         (checkout / name).write_text(f"{name}\n")
     git(checkout, "init", "-q")
@@ -35,7 +52,9 @@ def checkout(tmp_path_factory) -> pathlib.Path:
 
 def git(folder: pathlib.Path, *command: str) -> str:
     config = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
-    done = subprocess.run(["git", "-C", str(folder), *config, *command], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", "-C", str(folder), *config, *command], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -44,7 +63,9 @@ class Cloud:
 
     def __init__(self, folder: pathlib.Path, checkout: pathlib.Path):
         self.folder, self.checkout = folder, checkout
-        executable(folder / "bin" / "gcloud", f'#!/bin/bash\nexec {sys.executable} -S -E {STAND_IN} "$@"\n')
+        executable(
+            folder / "bin" / "gcloud", f'#!/bin/bash\nexec {sys.executable} -S -E {STAND_IN} "$@"\n'
+        )
         workers_programs(folder / "bin", folder)
         self.environ = {
             "PATH": f"{folder}/bin:/usr/bin:/bin",
@@ -61,10 +82,23 @@ class Cloud:
         (self.folder / "exits").write_text(exits)
         (self.folder / "scenario.json").write_text(json.dumps(scenario))
 
-    def launch(self, *args: str, flags: tuple[str, ...] = FLAGS, **environ: str) -> subprocess.CompletedProcess[str]:
-        command = ["bash", str(self.checkout / "launch" / "tpu_vm.sh"), *args[:1], *flags, *args[1:]]
+    def launch(
+        self, *args: str, flags: tuple[str, ...] = FLAGS, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [
+            "bash",
+            str(self.checkout / "launch" / "tpu_vm.sh"),
+            *args[:1],
+            *flags,
+            *args[1:],
+        ]
         return subprocess.run(
-            command, env=self.environ | environ, capture_output=True, text=True, timeout=60, check=False
+            command,
+            env=self.environ | environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
 
     def run(self, *flags: str, args: tuple[str, ...] = CONFIG) -> subprocess.CompletedProcess[str]:
@@ -77,8 +111,13 @@ class Cloud:
 
     @property
     def verbs(self) -> list[str]:
-        """create, describe, scp, install, start, stop, follow, report, delete, in the order of the calls."""
-        commands = [call[call.index("--command") + 1].split()[2] if "ssh" in call else call[3] for call in self.calls]
+        """create, describe, scp, install, start, stop, follow, report, delete, in the order of the
+        calls.
+        """
+        commands = [
+            call[call.index("--command") + 1].split()[2] if "ssh" in call else call[3]
+            for call in self.calls
+        ]
         return [command for command in commands if command not in ("describe", "gs://pictures")]
 
     def starts(self, worker: int = 0) -> list[dict]:
@@ -90,9 +129,11 @@ class Cloud:
         return "states" in json.loads((self.folder / "cloud.json").read_text())
 
 
-# Tests that run in the background of a shell inherit a Ctrl-C that is ignored, and bash then can't trap it.
+# Tests that run in the background of a shell inherit a Ctrl-C that is ignored, and bash then can't
+# trap it.
 HEEDS_CTRL_C = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execvp(sys.argv[1], sys.argv[1:])"
 )
 
 
@@ -125,8 +166,9 @@ def test_a_run_is_created_installed_started_everywhere_followed_and_deleted(clou
     assert cloud.verbs == ["create", "scp", "install", "start", "follow", "delete"]
     create = next(call for call in cloud.calls if "create" in call)
     assert " ".join(create) == (
-        "compute tpus queued-resources create run1 --accelerator-type v5litepod-16 --runtime-version "
-        "v2-alpha-tpuv5-lite --node-id run1 --spot --zone us-west4-a --project p --quiet"
+        "compute tpus queued-resources create run1 --accelerator-type v5litepod-16 "
+        "--runtime-version v2-alpha-tpuv5-lite --node-id run1 --spot --zone us-west4-a --project p "
+        "--quiet"
     )
     assert done.stdout == "worker0 start 1\nthe last line\n"
     workdir = f"{cloud.folder}/bucket/runs/run1"
@@ -142,7 +184,12 @@ def test_a_run_is_created_installed_started_everywhere_followed_and_deleted(clou
 
 
 def test_arguments_reach_the_program_as_they_were_given(cloud):
-    args = (*CONFIG, '--config.sample.prompts=it\'s a "cat"; two $HOME cats * \\ & \n`date`', "--workdir", "/w d")
+    args = (
+        *CONFIG,
+        '--config.sample.prompts=it\'s a "cat"; two $HOME cats * \\ & \n`date`',
+        "--workdir",
+        "/w d",
+    )
     done = cloud.run("--env", "HF_TOKEN=a 'b'", args=args)
     assert done.returncode == 0, done.stderr
     (start,) = cloud.starts()
@@ -156,14 +203,25 @@ def test_a_dry_run_prints_every_command_and_runs_none(cloud):
     assert not cloud.calls
     lines = done.stdout.splitlines()
     assert all(line.startswith("gcloud ") for line in lines)
-    order = ["buckets describe", " create run1 ", "scp", "install", "start", "follow", "delete run1 --force"]
+    order = [
+        "buckets describe",
+        " create run1 ",
+        "scp",
+        "install",
+        "start",
+        "follow",
+        "delete run1 --force",
+    ]
     places = [next(i for i, line in enumerate(lines) if word in line) for word in order]
     assert places == sorted(places)
     assert "--node-count 2 --node-prefix run1" in done.stdout
     assert sum("uvit-worker.sh start" in line for line in lines) == 2  # once a slice
-    # What is printed is what would be run: bash reads it back as one command with the same arguments.
+    # What is printed is what would be run: bash reads it back as one command with the same
+    # arguments.
     start = next(line for line in lines if "uvit-worker.sh start" in line)
-    words = subprocess.run(["bash", "-c", f"printf '%s\\n' {start}"], capture_output=True, text=True, check=True).stdout
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {start}"], capture_output=True, text=True, check=True
+    ).stdout
     assert f"--workdir {cloud.folder}/bucket/runs/run1\n" in words
 
 
@@ -172,17 +230,27 @@ def test_several_slices_are_one_run(cloud):
     cloud.goes(workers=1)
     done = cloud.run("--slices", "2")
     assert done.returncode == 0, done.stderr
-    nodes = [call[4] for call in cloud.calls if "ssh" in call and " start " in call[call.index("--command") + 1]]
+    nodes = [
+        call[4]
+        for call in cloud.calls
+        if "ssh" in call and " start " in call[call.index("--command") + 1]
+    ]
     assert sorted(nodes) == ["run1-0", "run1-1"]
     assert len(cloud.starts()) == 2
 
 
 def test_a_quota_is_told_in_one_sentence_and_not_asked_again(cloud):
-    says = "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepod' has been exceeded. Limit: 0 in zone us-west4-a."
+    says = (
+        "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepod' has been exceeded. Limit: 0 in zone "
+        "us-west4-a."
+    )
     cloud.goes(faults=[{"call": "create", "says": says, "times": 9}])
     done = cloud.run()
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"error: Google refuses 1 x v5litepod-16 in us-west4-a: {says}"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"error: Google refuses 1 x v5litepod-16 in us-west4-a: {says}"
+    )
     assert not cloud.verbs[1:]
 
 
@@ -215,8 +283,14 @@ def test_machines_that_are_not_made_yet_are_waited_for_after_a_preemption_too(cl
 
 def test_ssh_that_fails_is_tried_again(cloud):
     flake = "[/usr/bin/ssh] exited with return code [255]."
-    faults = [{"call": call, "says": flake, "times": 2, "code": 255} for call in ("scp", "install", " start ")]
-    silence = [{"call": f"{group} describe", "says": "UNAVAILABLE", "times": 6} for group in ("resources", "tpu-vm")]
+    faults = [
+        {"call": call, "says": flake, "times": 2, "code": 255}
+        for call in ("scp", "install", " start ")
+    ]
+    silence = [
+        {"call": f"{group} describe", "says": "UNAVAILABLE", "times": 6}
+        for group in ("resources", "tpu-vm")
+    ]
     cloud.goes(faults=[*faults, *silence])
     done = cloud.run()
     assert done.returncode == 0, done.stderr
@@ -240,7 +314,9 @@ def test_a_slice_that_was_there_before_is_not_deleted_because_ssh_fails(cloud):
     cloud.goes(faults=[{"call": "scp", "says": "no route to host", "times": 99, "code": 255}])
     done = cloud.run()
     assert done.returncode == 1
-    assert done.stderr.endswith("error: run1, which was there already, is left as it is: no route to host\n")
+    assert done.stderr.endswith(
+        "error: run1, which was there already, is left as it is: no route to host\n"
+    )
     assert cloud.exists
 
 
@@ -283,11 +359,16 @@ def test_crashes_are_started_again_a_bounded_number_of_times(cloud):
 def test_an_exit_code_is_not_lost_to_a_notice_that_comes_after_it(tmp_path):
     executable(tmp_path / "uvit" / "venv" / "bin" / "python", "#!/bin/bash\nexit 7\n")
     (tmp_path / "uvit" / "code").mkdir()
-    # Bash reads this first: the notice comes when the program's end has been seen and is not written down yet.
+    # Bash reads this first: the notice comes when the program's end has been seen and is not
+    # written down yet.
     first = tmp_path / "first.sh"
-    first.write_text('wait() { builtin wait "$@" || set -- $?; unset -f wait; kill -TERM $$; return $1; }\n')
+    first.write_text(
+        'wait() { builtin wait "$@" || set -- $?; unset -f wait; kill -TERM $$; return $1; }\n'
+    )
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "BASH_ENV": str(first)}
-    done = subprocess.run(["bash", str(ROOT / "launch" / "worker.sh"), "supervise"], env=environ, check=False)
+    done = subprocess.run(
+        ["bash", str(ROOT / "launch" / "worker.sh"), "supervise"], env=environ, check=False
+    )
     assert done.returncode == 0
     assert (tmp_path / "uvit" / "run.exit").read_text() == "7\n"
 
@@ -308,7 +389,10 @@ def test_workers_that_still_run_save_and_stop_before_a_restart(cloud):
     done = cloud.run("--keep")
     assert done.returncode == 0, done.stderr
     log = (cloud.folder / "run1" / "worker1" / "uvit" / "run.log").read_text()
-    assert log == "worker1 start 1\npreempted: the checkpoint is saved\nworker1 start 2\nthe last line\n"
+    assert (
+        log
+        == "worker1 start 1\npreempted: the checkpoint is saved\nworker1 start 2\nthe last line\n"
+    )
     assert [len(cloud.starts(worker)) for worker in (0, 1)] == [2, 2]
     assert cloud.verbs.count("stop") == 1
 
@@ -354,7 +438,9 @@ def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
     assert other.returncode == 2  # another command is not started beside it, nor is the run ended
     assert "other code or another command runs there already" in other.stderr
     pid = int((cloud.folder / "run1" / "worker0" / "uvit" / "run.pid").read_text())
-    again = subprocess.Popen(command, env=cloud.environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    again = subprocess.Popen(
+        command, env=cloud.environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert again.stdout is not None
     assert again.stdout.readline() == "worker0 start 1\n"
     (cloud.folder / "exits").write_text("0")
@@ -371,7 +457,10 @@ def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
     [
         (("--zone", ""), "--zone is missing, expected it or UVIT_ZONE (--help says more)"),
         (("--bucket", ""), "--bucket is missing, expected it or UVIT_BUCKET (--help says more)"),
-        (("--name", "Run_1"), "--name is 'Run_1', expected at most 40 small letters, digits and hyphens"),
+        (
+            ("--name", "Run_1"),
+            "--name is 'Run_1', expected at most 40 small letters, digits and hyphens",
+        ),
         (("--type", "h100"), "--type is 'h100', expected v5litepod-N, v4-N, v5p-N or v6e-N"),
         (("--slices", "0"), "--slices is '0', expected a whole number from 1"),
         (("--env", "TOKEN"), "--env is 'TOKEN', expected NAME=VALUE"),
@@ -380,7 +469,10 @@ def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
         (("train",), "'train' is no flag of tpu_vm.sh"),
         (("--ref",), "--ref needs a value"),
         (("--", "--job", "train"), "--config is missing behind --"),
-        (("--", "--config", "configs/mine.py"), "has no config file configs/mine.py that git knows"),
+        (
+            ("--", "--config", "configs/mine.py"),
+            "has no config file configs/mine.py that git knows",
+        ),
     ],
 )
 def test_a_mistake_in_the_flags_is_told_before_anything_is_asked(cloud, flags, says):
@@ -427,7 +519,9 @@ def test_code_is_cloned_where_a_repository_is_named(cloud, repository, ref):
     git(repository, "tag", "-a", "v1", "-m", "first")
     commit = git(repository, "rev-parse", "HEAD")
     cloud.goes(workers=1)
-    done = cloud.run("--repo", f"file://{repository}", "--ref", commit if ref == "a commit" else ref, "--keep")
+    done = cloud.run(
+        "--repo", f"file://{repository}", "--ref", commit if ref == "a commit" else ref, "--keep"
+    )
     assert done.returncode == 0, done.stderr
     assert git(cloud.folder / "run1" / "worker0" / "uvit" / "code", "rev-parse", "HEAD") == commit
 
@@ -446,7 +540,9 @@ def test_a_fix_that_was_pushed_is_what_runs_next(cloud, repository, ref):
     assert cloud.run(*flags).returncode == 2
     push_fix(repository)
     assert cloud.run(*flags).returncode == 0
-    assert (cloud.folder / "run1" / "worker0" / "uvit" / "code" / "README.md").read_text() == "fixed\n"
+    assert (
+        cloud.folder / "run1" / "worker0" / "uvit" / "code" / "README.md"
+    ).read_text() == "fixed\n"
 
 
 @pytest.mark.slow
@@ -459,26 +555,44 @@ def test_a_run_that_goes_on_keeps_its_code_until_it_starts_anew(cloud, repositor
     start_and_leave(cloud, command)
     fix = push_fix(repository)
     homes = [cloud.folder / "run1" / f"worker{i}" / "uvit" for i in (0, 1)]
-    again = subprocess.Popen(command, env=cloud.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    again = subprocess.Popen(
+        command, env=cloud.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert again.stdout is not None
     assert again.stdout.readline() == "worker0 start 1\n"
     assert [(home / "code" / "README.md").read_text() for home in homes] == ["README.md\n"] * 2
     os.kill(int((homes[0] / "run.pid").read_text()), signal.SIGTERM)
     told = again.communicate(timeout=60)[1]
     assert again.returncode == 0
-    assert told.count(f"the run goes on with its code, {begun_with}, and takes {fix} when it starts anew") == 1
+    assert (
+        told.count(
+            f"the run goes on with its code, {begun_with}, and takes {fix} when it starts anew"
+        )
+        == 1
+    )
     assert [(home / "code" / "README.md").read_text() for home in homes] == ["fixed\n"] * 2
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--repo", "{}/missing"), "--repo is '{}/missing', which git can't read: '{}/missing' does not appear to be"),
-        (("--repo", "file://{}", "--ref", "mian"), "--ref is 'mian', which file://{} doesn't have, expected a branch"),
-        (("--repo", "file://{}", "--ref", "ain"), "--ref is 'ain', which file://{} doesn't have, expected a branch"),
+        (
+            ("--repo", "{}/missing"),
+            "--repo is '{}/missing', which git can't read: '{}/missing' does not appear to be",
+        ),
+        (
+            ("--repo", "file://{}", "--ref", "mian"),
+            "--ref is 'mian', which file://{} doesn't have, expected a branch",
+        ),
+        (
+            ("--repo", "file://{}", "--ref", "ain"),
+            "--ref is 'ain', which file://{} doesn't have, expected a branch",
+        ),
     ],
 )
-def test_a_repository_that_cannot_be_read_is_told_before_anything_is_asked(cloud, checkout, flags, says):
+def test_a_repository_that_cannot_be_read_is_told_before_anything_is_asked(
+    cloud, checkout, flags, says
+):
     done = cloud.run(*(flag.format(checkout) for flag in flags))
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {says.format(*[checkout] * 2)}")
@@ -487,7 +601,9 @@ def test_a_repository_that_cannot_be_read_is_told_before_anything_is_asked(cloud
 
 
 def test_flags_come_from_the_environment_too(cloud):
-    names = dict(zip(("UVIT_NAME", "UVIT_TYPE", "UVIT_ZONE", "UVIT_BUCKET"), FLAGS[1::2], strict=True))
+    names = dict(
+        zip(("UVIT_NAME", "UVIT_TYPE", "UVIT_ZONE", "UVIT_BUCKET"), FLAGS[1::2], strict=True)
+    )
     done = cloud.launch("run", "--", *CONFIG, flags=(), UVIT_SPOT="1", UVIT_DRY_RUN="1", **names)
     assert done.returncode == 0, done.stderr
     assert "create run1 --accelerator-type v5litepod-16" in done.stdout
@@ -498,7 +614,11 @@ def test_help_names_every_flag(cloud):
     done = cloud.launch("--help", flags=())
     assert done.returncode == 0
     source = (ROOT / "launch" / "tpu_vm.sh").read_text()
-    names = [line.split('"')[1].split() for line in source.splitlines() if line.startswith(("VALUES=", "SWITCHES="))]
+    names = [
+        line.split('"')[1].split()
+        for line in source.splitlines()
+        if line.startswith(("VALUES=", "SWITCHES="))
+    ]
     for name in [*names[0], *names[1]]:
         assert f"--{name.lower().replace('_', '-')} " in done.stdout
         assert f"UVIT_{name}" in done.stdout
@@ -512,4 +632,8 @@ def test_time_waited_grows(cloud):
     began = time.monotonic()
     assert cloud.run().returncode == 0
     assert time.monotonic() - began < 7 + 14 + 28
-    assert [s for s in (cloud.folder / "slept").read_text().split() if s != "0.2"][-3:] == ["7", "14", "28"]
+    assert [s for s in (cloud.folder / "slept").read_text().split() if s != "0.2"][-3:] == [
+        "7",
+        "14",
+        "28",
+    ]

@@ -11,7 +11,9 @@ WIDTHS = {"pool": 6, "spatial": 5, "logits": 12}
 def small_extractor(**changes) -> FeatureExtractor:
     """Features that are sums of an image's mean colours, with some fields changed."""
     rng = np.random.default_rng(0)
-    params = {kind: rng.standard_normal((3, width)).astype(np.float32) for kind, width in WIDTHS.items()}
+    params = {
+        kind: rng.standard_normal((3, width)).astype(np.float32) for kind, width in WIDTHS.items()
+    }
 
     def apply(params, images, kinds):
         colours = (images.astype(jnp.float32) / 255).mean((1, 2)) * jnp.ones(3)
@@ -32,4 +34,7 @@ def small_extractor(**changes) -> FeatureExtractor:
 def random_features(count: int, seed: int = 0, shift: float = 0.0) -> dict[str, np.ndarray]:
     """Features of this many samples, of each kind."""
     rng = np.random.default_rng(seed)
-    return {kind: (rng.standard_normal((count, width)) + shift).astype(np.float32) for kind, width in WIDTHS.items()}
+    return {
+        kind: (rng.standard_normal((count, width)) + shift).astype(np.float32)
+        for kind, width in WIDTHS.items()
+    }

@@ -22,7 +22,10 @@ def test_the_score_is_a_hundred_times_the_mean_cosine_above_zero():
 
 def test_batches_in_any_order_and_sizes_give_the_same_score():
     image, text = embeddings(100)
-    cosines = [i @ t / np.sqrt((i @ i) * (t @ t)) for i, t in zip(image.astype(float), text.astype(float), strict=True)]
+    cosines = [
+        i @ t / np.sqrt((i @ i) * (t @ t))
+        for i, t in zip(image.astype(float), text.astype(float), strict=True)
+    ]
     expected = np.mean([max(100 * cosine, 0) for cosine in cosines])
     assert min(cosines) < -0.5 < 0.5 < max(cosines)
     for parts in ([100], [1, 99], [30, 0, 70], [10] * 10):
@@ -42,7 +45,10 @@ def test_a_saved_score_goes_on_where_it_was(tmp_path):
     for score in (whole, resumed):
         score.update(image[20:], text[20:])
     assert resumed.result() == whole.result()
-    assert {name: array.dtype for name, array in resumed.arrays().items()} == {"total": "float64", "count": "int64"}
+    assert {name: array.dtype for name, array in resumed.arrays().items()} == {
+        "total": "float64",
+        "count": "int64",
+    }
 
 
 @pytest.mark.parametrize(("value", "length"), [(np.nan, "nan"), (np.inf, "inf"), (0, "0.0")])
@@ -53,7 +59,10 @@ def test_an_embedding_without_direction_is_refused_and_nothing_added(value, leng
     before = score.result()
     spoilt = text.copy()
     spoilt[2] = value
-    with pytest.raises(UserError, match=f"^the text embedding in row 2 has the length {length}, expected a finite one"):
+    with pytest.raises(
+        UserError,
+        match=f"^the text embedding in row 2 has the length {length}, expected a finite one",
+    ):
         score.update(image, spoilt)
     with pytest.raises(UserError, match=r"^the image embedding in row 2"):
         score.update(spoilt, text)

@@ -65,7 +65,9 @@ def test_one_program_serves_every_number_of_images(mesh):
     for count in (3, 8, 37, 1):
         extraction(IMAGES[:count])
     assert traced == [(8, 12, 9, 3)]
-    assert Extraction(small_extractor(), mesh, ["pool"]).rows == CHUNK.get(jax.devices()[0].platform, 128)
+    assert Extraction(small_extractor(), mesh, ["pool"]).rows == CHUNK.get(
+        jax.devices()[0].platform, 128
+    )
 
 
 def test_work_handed_out_early_gives_the_same(own):
@@ -118,7 +120,10 @@ def write_inception(folder):
     from tests.reference_weights import formula_weight
 
     keys = json.loads((ROOT / "tests" / "golden" / "inception_keys.json").read_text())
-    weights = {key: np.asarray(formula_weight(key, tuple(shape)), np.float32) for key, shape in keys.items()}
+    weights = {
+        key: np.asarray(formula_weight(key, tuple(shape)), np.float32)
+        for key, shape in keys.items()
+    }
     path, sha256 = write(folder / "inception.safetensors", weights)
     return str(path), sha256
 
@@ -154,4 +159,6 @@ def test_alpha_has_no_part_in_features(own):
     found = own(np.concatenate([IMAGES, alpha], -1)[:5])["pool"]
     np.testing.assert_array_equal(found, own(IMAGES[:5])["pool"])
     grey = IMAGES[:5, ..., :1]
-    np.testing.assert_array_equal(own(np.concatenate([grey, alpha[:5]], -1))["pool"], own(grey)["pool"])
+    np.testing.assert_array_equal(
+        own(np.concatenate([grey, alpha[:5]], -1))["pool"], own(grey)["pool"]
+    )

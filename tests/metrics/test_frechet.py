@@ -14,7 +14,9 @@ def features(seed, n, width, decay=1.0, shift=0.0):
     """Rows whose covariance has the eigenvalues i^-decay, in a random basis."""
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(np.random.default_rng(99).standard_normal((width, width)))[0]
-    return (rng.standard_normal((n, width)) * np.arange(1, width + 1) ** (-decay / 2)) @ basis + shift
+    return (
+        rng.standard_normal((n, width)) * np.arange(1, width + 1) ** (-decay / 2)
+    ) @ basis + shift
 
 
 def gaussian(rows):
@@ -26,7 +28,9 @@ def distance(a, b):
 
 
 def from_the_rows(a, b):
-    """The distance without any covariance: Tr (A B)^(1/2) is the nuclear norm of the rows' own product."""
+    """The distance without any covariance: Tr (A B)^(1/2) is the nuclear norm of the rows' own
+    product.
+    """
     deviations = [(rows - rows.mean(axis=0)) / np.sqrt(len(rows) - 1) for rows in (a, b)]
     root = np.linalg.svd(deviations[0] @ deviations[1].T, compute_uv=False).sum()
     means = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
@@ -50,16 +54,24 @@ def test_commuting_gaussians_have_a_closed_form():
     mean_a, mean_b = np.array([1.0, 2.0, 3.0]), np.array([0.0, 4.0, 3.0])
     variances_a, variances_b = np.array([4.0, 1.0, 0.0]), np.array([1.0, 1.0, 9.0])
     ours = frechet_distance(mean_a, np.diag(variances_a), mean_b, np.diag(variances_b))
-    assert ours == pytest.approx(5 + np.sum((np.sqrt(variances_a) - np.sqrt(variances_b)) ** 2), rel=1e-14)
+    assert ours == pytest.approx(
+        5 + np.sum((np.sqrt(variances_a) - np.sqrt(variances_b)) ** 2), rel=1e-14
+    )
 
 
 @pytest.mark.parametrize("decay", [0, 1, 3])
-@pytest.mark.parametrize(("n", "m", "width"), [(500, 400, 48), (30, 400, 48), (20, 30, 48), (2, 3, 48), (90, 300, 160)])
-def test_full_and_deficient_covariances_agree_with_the_rows_and_with_the_matrix_root(n, m, width, decay):
+@pytest.mark.parametrize(
+    ("n", "m", "width"), [(500, 400, 48), (30, 400, 48), (20, 30, 48), (2, 3, 48), (90, 300, 160)]
+)
+def test_full_and_deficient_covariances_agree_with_the_rows_and_with_the_matrix_root(
+    n, m, width, decay
+):
     a, b = features(0, n, width, decay), 1.1 * features(1, m, width, decay, shift=0.05)
     assert distance(a, b) == pytest.approx(from_the_rows(a, b), rel=1e-11)
     assert distance(b, a) == pytest.approx(distance(a, b), rel=1e-12)
-    assert distance(a, b) == pytest.approx(from_a_matrix_root(a, b), rel=2e-6)  # the root's own error where singular
+    assert distance(a, b) == pytest.approx(
+        from_a_matrix_root(a, b), rel=2e-6
+    )  # the root's own error where singular
 
 
 @pytest.mark.parametrize("n", [10, 1000])
@@ -89,7 +101,9 @@ def test_moments_stored_in_single_precision_are_taken():
 def test_one_reference_serves_many_and_keeps_its_numbers():
     a, b, c = features(0, 300, 16), features(1, 200, 16, shift=0.1), features(2, 10, 16)
     reference = FrechetReference(*gaussian(a))
-    assert [reference.distance(*gaussian(rows)) for rows in (b, c, b)] == [distance(a, rows) for rows in (b, c, b)]
+    assert [reference.distance(*gaussian(rows)) for rows in (b, c, b)] == [
+        distance(a, rows) for rows in (b, c, b)
+    ]
 
 
 def test_the_bias_is_what_a_larger_sample_has_less():
@@ -113,10 +127,16 @@ def test_what_is_no_gaussian_is_told():
     crooked[0, 1], wrong[2, 2], nan[1, 1] = 0.5, -1, np.nan
     for arguments, said in (
         ((np.zeros(4), np.eye(4)), "the compared mean has width 4, expected 3, the reference's"),
-        ((mean, np.eye(4)), r"the compared covariance has shape \(4, 4\), expected \(3, 3\) as its mean"),
+        (
+            (mean, np.eye(4)),
+            r"the compared covariance has shape \(4, 4\), expected \(3, 3\) as its mean",
+        ),
         ((mean, nan), "the compared covariance holds NaN or infinity, expected finite numbers"),
         ((mean + np.inf, cov), "the compared mean holds NaN or infinity, expected finite numbers"),
-        ((mean, crooked), "the compared covariance differs from its transpose by 0.5, expected symmetry"),
+        (
+            (mean, crooked),
+            "the compared covariance differs from its transpose by 0.5, expected symmetry",
+        ),
         ((mean, wrong), "the compared covariance has the eigenvalue -1, expected none below 0"),
     ):
         with pytest.raises(UserError, match=rf"^{said}$"):

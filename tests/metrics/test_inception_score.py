@@ -34,7 +34,9 @@ def test_a_stream_in_any_order_has_the_score_of_the_whole(splits, seed):
     score = InceptionScore(N, splits)
     for part in parts(seed):
         score.update(LOGITS[part], part.start)
-    np.testing.assert_allclose(score.result(), by_definition(LOGITS, splits), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(
+        score.result(), by_definition(LOGITS, splits), rtol=1e-12, atol=1e-14
+    )
 
 
 def test_certain_and_even_predictions_score_the_number_of_classes_and_logits_alike_score_one():
@@ -74,7 +76,9 @@ def test_missing_and_repeated_samples_are_told():
 
 
 def test_bad_input_is_told():
-    with pytest.raises(UserError, match=r"^num_samples is 9, expected at least one for each of 10 splits$"):
+    with pytest.raises(
+        UserError, match=r"^num_samples is 9, expected at least one for each of 10 splits$"
+    ):
         InceptionScore(9)
     with pytest.raises(UserError, match=r"^splits is 0, expected at least 1$"):
         InceptionScore(9, 0)
@@ -82,10 +86,15 @@ def test_bad_input_is_told():
     bad[1, 1] = np.inf
     with pytest.raises(UserError, match=r"^samples are numbered 200 to 203, expected 0 to 202$"):
         score.update(LOGITS[:4], 200)
-    with pytest.raises(UserError, match=r"^logits hold NaN or infinity in 1 of 4 rows, expected finite numbers$"):
+    with pytest.raises(
+        UserError, match=r"^logits hold NaN or infinity in 1 of 4 rows, expected finite numbers$"
+    ):
         score.update(bad, 0)
     score.update(LOGITS[:4], 0)
     with pytest.raises(UserError, match=r"^logits have 10 columns, expected 11 as before$"):
         score.update(LOGITS[:4, :10], 4)
-    with pytest.raises(UserError, match=r"^scores are of 203 samples in 7 splits, expected 203 in 10, as those they"):
+    with pytest.raises(
+        UserError,
+        match=r"^scores are of 203 samples in 7 splits, expected 203 in 10, as those they",
+    ):
         score.merge(InceptionScore(N, 7))

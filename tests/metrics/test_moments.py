@@ -9,7 +9,9 @@ from uvit_jax.metrics.moments import Moments, SplitMoments, in_second_half
 WIDTH = 7
 RNG = np.random.default_rng(0)
 # Means a thousand times the deviations, as rounding likes least.
-ROWS = (RNG.standard_normal((301, WIDTH)) @ RNG.standard_normal((WIDTH, WIDTH)) + 3000).astype(np.float32)
+ROWS = (RNG.standard_normal((301, WIDTH)) @ RNG.standard_normal((WIDTH, WIDTH)) + 3000).astype(
+    np.float32
+)
 SECOND = in_second_half(np.arange(301))
 
 
@@ -31,7 +33,9 @@ def check(moments, rows):
     assert moments.count == len(rows)
     np.testing.assert_allclose(moments.mean, values.mean(axis=0), rtol=1e-14)
     expected = np.cov(values, rowvar=False)
-    np.testing.assert_allclose(moments.covariance, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        moments.covariance, expected, rtol=0, atol=1e-12 * np.abs(expected).max()
+    )
     np.testing.assert_array_equal(moments.covariance, moments.covariance.T)
 
 
@@ -89,7 +93,9 @@ def test_what_is_given_out_is_no_longer_part_of_the_stream():
 def test_rows_that_are_not_finite_are_counted():
     moments, rows = Moments(WIDTH), ROWS[:10].copy()
     rows[2, 3], rows[2, 4], rows[7, 0] = np.nan, np.inf, -np.inf
-    with pytest.raises(UserError, match=r"^features hold NaN or infinity in 2 of 10 rows, expected finite numbers$"):
+    with pytest.raises(
+        UserError, match=r"^features hold NaN or infinity in 2 of 10 rows, expected finite numbers$"
+    ):
         moments.update(rows)
     assert moments.count == 0
 
@@ -98,7 +104,9 @@ def test_other_widths_and_too_few_samples_are_told():
     moments = Moments(WIDTH)
     with pytest.raises(UserError, match=r"^features have 6 columns, expected 7$"):
         moments.update(ROWS[:, :6])
-    with pytest.raises(UserError, match=r"^moments have width 6, expected 7, that of those they join$"):
+    with pytest.raises(
+        UserError, match=r"^moments have width 6, expected 7, that of those they join$"
+    ):
         moments.merge(Moments(6))
     with pytest.raises(UserError, match=r"^the mean needs at least 1 sample, found 0$"):
         _ = moments.mean

@@ -24,7 +24,9 @@ CIFAR = SHARED / "data" / "cifar10-jpeg.tar.xz"
 
 @functools.cache
 def extraction():
-    return Extraction(own_features(), make_mesh(MeshConfig(), jax.devices()[:1]), ["pool"], chunk=64)
+    return Extraction(
+        own_features(), make_mesh(MeshConfig(), jax.devices()[:1]), ["pool"], chunk=64
+    )
 
 
 def features_of(images):
@@ -42,7 +44,9 @@ def distance(one, other):
 
 
 def noisy(images, sigma):
-    """With Gaussian noise of standard deviation `sigma` where pixels are in [-1, 1], as 8 bits again."""
+    """With Gaussian noise of standard deviation `sigma` where pixels are in [-1, 1], as 8 bits
+    again.
+    """
     noise = sigma * np.random.default_rng(1).standard_normal(images.shape)
     return to_uint8((images / 127.5 - 1 + noise).astype(np.float32))
 
@@ -69,7 +73,10 @@ def check_order(images, labels):
         "collapsed": few[np.arange(half) % 10],
     }
     found = {name: distance(real, made) for name, made in sets.items()}
-    found |= {"noise 0.2": distance(real, noisy(other, 0.2)), "blurred": distance(real, blurred(other))}
+    found |= {
+        "noise 0.2": distance(real, noisy(other, 0.2)),
+        "blurred": distance(real, blurred(other)),
+    }
     values = [found[name] for name in sets]
     assert values == sorted(values), found
     assert found["noise 0.1"] < found["noise 0.2"]
@@ -89,10 +96,16 @@ def test_cifar_images_are_further_the_worse_they_are():
         pytest.skip(f"no CIFAR-10 at {CIFAR} (set UVIT_JAX_SHARED to the folder that holds data/)")
     images, classes = [], []
     with tarfile.open(CIFAR) as archive:
-        members = (member for member in archive if member.name.startswith("train/") and member.isfile())
+        members = (
+            member for member in archive if member.name.startswith("train/") and member.isfile()
+        )
         for number, member in enumerate(members):
             if number % 10 == 0:
-                images.append(np.asarray(Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB")))
+                images.append(
+                    np.asarray(
+                        Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB")
+                    )
+                )
                 classes.append(member.name.split("/")[1])
     assert len(images) == 5000
     check_order(np.stack(images), np.unique(classes, return_inverse=True)[1])
@@ -117,10 +130,18 @@ def test_the_features_are_these():
     found = features_of(image[None])[0]
     expected = [0.73019624, -0.12425766, 0.13053229, 0.06745785, 0.09631175]
     expected += [0.12998638, 0.32997343, 0.05063803, 0.05131406, 0.11848451]
-    np.testing.assert_allclose(found[[0, 17, 47, 48, 60, 64, 79, 80, 200, 335]], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        found[[0, 17, 47, 48, 60, 64, 79, 80, 200, 335]], expected, rtol=1e-4, atol=1e-5
+    )
     # The first 48 are the mean colours of a grid of 4x4.
-    cells = [image[top : top + 5, left:right] for top in (0, 5, 10, 15) for left, right in itertools.pairwise(COLUMNS)]
-    np.testing.assert_allclose(found[:48], np.ravel([cell.mean((0, 1)) / 127.5 - 1 for cell in cells]), atol=1e-5)
+    cells = [
+        image[top : top + 5, left:right]
+        for top in (0, 5, 10, 15)
+        for left, right in itertools.pairwise(COLUMNS)
+    ]
+    np.testing.assert_allclose(
+        found[:48], np.ravel([cell.mean((0, 1)) / 127.5 - 1 for cell in cells]), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 11), (33, 40), (64, 8), (100, 256)])

@@ -13,9 +13,9 @@ import pytest
 
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.inception_score import InceptionScore
-from uvit_jax.metrics.kernel import kid
+from uvit_jax.metrics.kid import kid
 from uvit_jax.metrics.moments import Moments
-from uvit_jax.metrics.neighbours import precision_recall
+from uvit_jax.metrics.precision_recall import precision_recall
 
 pytestmark = pytest.mark.torch
 
@@ -51,7 +51,9 @@ def reference(torch, monkeypatch):
         if parent:
             setattr(sys.modules[parent], child, module)
     yield find
-    for name in [name for name in sys.modules if name.split(".")[0] in ("torch_fidelity", "pytorch_fid")]:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] in ("torch_fidelity", "pytorch_fid")
+    ]:
         del sys.modules[name]
 
 
@@ -68,7 +70,8 @@ def moments(rows):
     return made.mean, made.covariance
 
 
-# The last sets have fewer rows than features, where the references' own roots are good to some 1e-7.
+# The last sets have fewer rows than features, where the references' own roots are good to some
+# 1e-7.
 SETS = [
     (features(0, 500), features(1, 400, 0.1)),
     (features(2, 300), features(3, 300)),
@@ -93,8 +96,13 @@ def test_frechet_distance(reference, torch, sets):
 @pytest.mark.parametrize("sets", SETS, ids=("apart", "alike", "few"))
 def test_frechet_distance_of_torch_fidelity(reference, torch, sets):
     module = reference("torch_fidelity.metric_fid")
-    statistics = [module.fid_features_to_statistics(torch.from_numpy(rows.astype(np.float64))) for rows in sets]
-    theirs = module.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    statistics = [
+        module.fid_features_to_statistics(torch.from_numpy(rows.astype(np.float64)))
+        for rows in sets
+    ]
+    theirs = module.fid_statistics_to_metric(*statistics, verbose=False)[
+        "frechet_inception_distance"
+    ]
     gaussians = [moments(rows) for rows in sets]
     assert frechet_distance(*gaussians[0], *gaussians[1]) == pytest.approx(theirs, rel=1e-6)
 
@@ -129,9 +137,13 @@ def test_precision_and_recall(reference, torch, k):
     real, fake = features(0, 500), 0.9 * features(1, 400, 0.1)
     module = reference("torch_fidelity.metric_prc")
     theirs = module.prc_features_to_metric(  # generated first
-        *(torch.from_numpy(rows.astype(np.float64)) for rows in (fake, real)), prc_neighborhood=k, verbose=False
+        *(torch.from_numpy(rows.astype(np.float64)) for rows in (fake, real)),
+        prc_neighborhood=k,
+        verbose=False,
     )
     precision, recall = precision_recall(real, fake, k)
     assert 0.2 < precision < 0.99
     assert 0.2 < recall < 0.99
-    np.testing.assert_allclose((precision, recall), (theirs["precision"], theirs["recall"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        (precision, recall), (theirs["precision"], theirs["recall"]), rtol=1e-6
+    )

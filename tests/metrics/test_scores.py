@@ -7,9 +7,9 @@ from tests.metrics.small_extractor import WIDTHS, random_features, small_extract
 from uvit_jax.errors import UserError
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.inception_score import InceptionScore
-from uvit_jax.metrics.kernel import kid
+from uvit_jax.metrics.kid import kid
 from uvit_jax.metrics.metric_names import METRICS
-from uvit_jax.metrics.neighbours import density_coverage, precision_recall
+from uvit_jax.metrics.precision_recall import density_coverage, precision_recall
 from uvit_jax.metrics.reference import Reference
 from uvit_jax.metrics.scores import Scores, kinds, metric_name
 
@@ -57,14 +57,36 @@ def test_every_score_is_that_of_its_own_function(tmp_path):
     sfd = frechet_distance(*moments(REAL["spatial"]), *moments(FAKE["spatial"]))
     inception = InceptionScore(COUNT)
     inception.update(FAKE["logits"], 0)
-    cosines = np.sum(CLIP[0] * CLIP[1], 1) / np.linalg.norm(CLIP[0], axis=1) / np.linalg.norm(CLIP[1], axis=1)
+    cosines = (
+        np.sum(CLIP[0] * CLIP[1], 1)
+        / np.linalg.norm(CLIP[0], axis=1)
+        / np.linalg.norm(CLIP[1], axis=1)
+    )
     expected = {
         "small_fd": fd,
         "small_sfd": sfd,
         **dict(zip(("small_score", "small_score_std"), inception.result(), strict=True)),
-        **dict(zip(("small_kd", "small_kd_std"), kid(REAL["pool"], FAKE["pool"], subset_size=90), strict=True)),
-        **dict(zip(("small_precision", "small_recall"), precision_recall(REAL["pool"], FAKE["pool"]), strict=True)),
-        **dict(zip(("small_density", "small_coverage"), density_coverage(REAL["pool"], FAKE["pool"]), strict=True)),
+        **dict(
+            zip(
+                ("small_kd", "small_kd_std"),
+                kid(REAL["pool"], FAKE["pool"], subset_size=90),
+                strict=True,
+            )
+        ),
+        **dict(
+            zip(
+                ("small_precision", "small_recall"),
+                precision_recall(REAL["pool"], FAKE["pool"]),
+                strict=True,
+            )
+        ),
+        **dict(
+            zip(
+                ("small_density", "small_coverage"),
+                density_coverage(REAL["pool"], FAKE["pool"]),
+                strict=True,
+            )
+        ),
         "clip_score": np.maximum(100 * cosines, 0).mean(),
     }
     bias = found.pop("small_fd_bias")
@@ -76,7 +98,14 @@ def test_every_score_is_that_of_its_own_function(tmp_path):
 def test_the_scores_are_the_same_however_the_samples_are_cut(tmp_path, size):
     found, expected = whole(tmp_path / "a", size=size), whole(tmp_path / "b", size=50)
     assert found == pytest.approx(expected, rel=1e-9)
-    for name in ("small_precision", "small_recall", "small_density", "small_coverage", "small_kd", "small_kd_std"):
+    for name in (
+        "small_precision",
+        "small_recall",
+        "small_density",
+        "small_coverage",
+        "small_kd",
+        "small_kd_std",
+    ):
         assert found[name] == expected[name]
 
 
@@ -138,11 +167,27 @@ def saved(folder, metrics=ALL):
             ("fid",),
             {},
             COUNT,
-            r"state\.npz is of metrics = \['fid', 'is'\], expected \['fid'\], or its folder deleted$",
+            r"state\.npz is of metrics = \['fid', 'is'\], expected \['fid'\], or its folder "
+            r"deleted$",
         ),
-        (("fid", "is"), {}, 150, r"state\.npz is of num_samples = 137, expected 150, or its folder deleted$"),
-        (("fid", "is"), {"sha256": "b" * 64}, COUNT, r"state\.npz is of features = \{'name': 'small', 'sha256': 'aaa"),
-        (("fid", "is"), {"settings": {"resize": "clean"}}, COUNT, r"state\.npz is of features = .*'resize': 'none'"),
+        (
+            ("fid", "is"),
+            {},
+            150,
+            r"state\.npz is of num_samples = 137, expected 150, or its folder deleted$",
+        ),
+        (
+            ("fid", "is"),
+            {"sha256": "b" * 64},
+            COUNT,
+            r"state\.npz is of features = \{'name': 'small', 'sha256': 'aaa",
+        ),
+        (
+            ("fid", "is"),
+            {"settings": {"resize": "clean"}},
+            COUNT,
+            r"state\.npz is of features = .*'resize': 'none'",
+        ),
     ],
 )
 def test_a_state_of_other_scores_is_refused(tmp_path, metrics, extractor, count, message):
@@ -154,8 +199,17 @@ def test_a_state_of_other_scores_is_refused(tmp_path, metrics, extractor, count,
 def test_a_damaged_state_is_told_wherever_the_damage_is(tmp_path):
     path = saved(tmp_path)
     whole_file = path.read_bytes()
-    names = r"state\.npz can't be read \(.*\), expected the state of an evaluation: delete its folder to start again$"
-    for content in (b"", whole_file[:100], whole_file[: len(whole_file) // 2], whole_file[:-1], b"\x93NUMPY\x01\x00"):
+    names = (
+        r"state\.npz can't be read \(.*\), expected the state of an evaluation: delete its "
+        r"folder to start again$"
+    )
+    for content in (
+        b"",
+        whole_file[:100],
+        whole_file[: len(whole_file) // 2],
+        whole_file[:-1],
+        b"\x93NUMPY\x01\x00",
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=names):
             Scores(ALL, small_extractor(), COUNT, tmp_path)
@@ -170,13 +224,17 @@ def test_a_damaged_state_is_told_wherever_the_damage_is(tmp_path):
         Scores(ALL, small_extractor(), COUNT, tmp_path)
 
 
-@pytest.mark.parametrize("lost", ["about", "count", "pool/half0_mean", "spatial/mean", "logits/p", "clip/total"])
+@pytest.mark.parametrize(
+    "lost", ["about", "count", "pool/half0_mean", "spatial/mean", "logits/p", "clip/total"]
+)
 def test_a_state_that_lacks_something_is_told(tmp_path, lost):
     path = saved(tmp_path)
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files if name != lost}
     np.savez(path, **arrays)
-    with pytest.raises(UserError, match=r"state\.npz is no state of an evaluation \(KeyError\(.*\), expected one"):
+    with pytest.raises(
+        UserError, match=r"state\.npz is no state of an evaluation \(KeyError\(.*\), expected one"
+    ):
         Scores(ALL, small_extractor(), COUNT, tmp_path)
 
 
@@ -184,7 +242,9 @@ def test_rows_cut_short_are_told(tmp_path):
     saved(tmp_path)
     with (tmp_path / "pool.rows").open("r+b") as file:
         file.truncate(63 * 4 * WIDTHS["pool"])
-    with pytest.raises(UserError, match=r"pool\.rows has 63 rows, expected at least 64: delete its folder"):
+    with pytest.raises(
+        UserError, match=r"pool\.rows has 63 rows, expected at least 64: delete its folder"
+    ):
         Scores(ALL, small_extractor(), COUNT, tmp_path)
 
 
@@ -219,13 +279,20 @@ def test_only_what_is_asked_for_is_reported_and_extracted(tmp_path):
     assert kinds(["kid", "clip"]) == ("pool",)
     assert kinds(["is", "sfid", "fid"]) == ("pool", "logits", "spatial")
     assert list(whole(tmp_path / "a", ["recall"])) == ["small_recall"]
-    assert list(whole(tmp_path / "b", ["kid", "coverage"])) == ["small_kd", "small_kd_std", "small_coverage"]
+    assert list(whole(tmp_path / "b", ["kid", "coverage"])) == [
+        "small_kd",
+        "small_kd_std",
+        "small_coverage",
+    ]
     assert list(whole(tmp_path / "c", ["fid"])) == ["small_fd", "small_fd_bias"]
 
 
 @pytest.mark.parametrize("prefix", ["own_feature_", "other_inception_"])
 def test_no_other_network_gives_a_fid(tmp_path, prefix):
-    names = {metric_name(name, small_extractor(prefix=prefix)) for name in (*METRICS, "fid_bias", "kid_std", "is_std")}
+    names = {
+        metric_name(name, small_extractor(prefix=prefix))
+        for name in (*METRICS, "fid_bias", "kid_std", "is_std")
+    }
     rest = {name.removeprefix(prefix) for name in names if name != "clip_score"}
     assert all(name.startswith(prefix) for name in names - {"clip_score"})
     assert rest == {
@@ -237,13 +304,26 @@ def test_no_other_network_gives_a_fid(tmp_path, prefix):
 
 def test_the_published_network_gives_the_published_names():
     published = small_extractor(prefix="")
-    names = ("fid", "fid_bias", "sfid", "is", "is_std", "kid", "kid_std", "precision", "recall", "density", "coverage")
+    names = (
+        "fid",
+        "fid_bias",
+        "sfid",
+        "is",
+        "is_std",
+        "kid",
+        "kid_std",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    )
     assert [metric_name(name, published) for name in names] == list(names)
     assert metric_name("clip", published) == "clip_score"
 
 
 def test_the_bias_is_of_the_size_that_more_samples_would_take_away(tmp_path):
-    # Of one distribution, so that the whole distance is bias; a Gaussian with another seed stands for infinitely many.
+    # Of one distribution, so that the whole distance is bias; a Gaussian with another seed stands
+    # for infinitely many.
     many = random_features(100_000, seed=9)["pool"]
     mean, covariance = moments(many)
     of_many = Reference(path=pathlib.Path("r.npz"), sha256="", mean=mean, covariance=covariance)

@@ -41,13 +41,18 @@ def test_what_was_appended_after_the_count_noted_is_forgotten(tmp_path):
     again.append(ROWS[7:])
     np.testing.assert_array_equal(again.read(), ROWS)
     again.close()
-    np.testing.assert_array_equal(StoredRows(tmp_path / "a.rows", (3,), np.float32, count=20).read(), ROWS)
+    np.testing.assert_array_equal(
+        StoredRows(tmp_path / "a.rows", (3,), np.float32, count=20).read(), ROWS
+    )
 
 
 def test_a_file_cut_short_is_told_and_left_as_it_is(tmp_path):
     path = tmp_path / "a.rows"
     path.write_bytes(ROWS[:7].tobytes()[:-1])
-    with pytest.raises(UserError, match=r"a\.rows has 6 rows, expected at least 7: delete its folder to start again$"):
+    with pytest.raises(
+        UserError,
+        match=r"a\.rows has 6 rows, expected at least 7: delete its folder to start again$",
+    ):
         StoredRows(path, (3,), np.float32, count=7)
     assert path.stat().st_size == 7 * 12 - 1
     with pytest.raises(UserError, match=r"gone\.rows has 0 rows, expected at least 1"):
@@ -70,7 +75,9 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):
             StoredRows(path, (3,), np.float32)
 
 
-@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no /dev/full, which is always full")
+@pytest.mark.skipif(
+    not pathlib.Path("/dev/full").exists(), reason="no /dev/full, which is always full"
+)
 @pytest.mark.parametrize("moment", ["append", "sync", "read"])
 def test_a_full_disk_is_one_sentence_whenever_it_is_found_out(tmp_path, moment):
     rows = StoredRows(tmp_path / "a.rows", (3,), np.float32)
@@ -79,6 +86,9 @@ def test_a_full_disk_is_one_sentence_whenever_it_is_found_out(tmp_path, moment):
         rows._file = full
         if moment != "append":
             rows.append(ROWS)
-        with pytest.raises(UserError, match=r"^cannot write \S+a\.rows: No space left on device; free some and start"):
+        with pytest.raises(
+            UserError,
+            match=r"^cannot write \S+a\.rows: No space left on device; free some and start",
+        ):
             getattr(rows, moment)(*[ROWS] if moment == "append" else [])
         getattr(full, "raw", full).close()  # or what it holds is written once more

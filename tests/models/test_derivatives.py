@@ -58,7 +58,9 @@ def test_the_gradient_has_a_forward_mode(fields):
 def test_the_forward_pass_has_a_forward_mode_which_is_its_gradients():
     tiny = tiny_model(**PLAIN | {"depth": 1})
     along = jax.tree.map(jnp.ones_like, tiny.params)
-    _, tangent = jax.jit(lambda p, v: jax.jvp(tiny.loss, (p,), (v,)), compiler_options=FAST_COMPILE)(tiny.params, along)
+    _, tangent = jax.jit(
+        lambda p, v: jax.jvp(tiny.loss, (p,), (v,)), compiler_options=FAST_COMPILE
+    )(tiny.params, along)
     gradient = jax.jit(jax.grad(tiny.loss), compiler_options=FAST_COMPILE)(tiny.params)
     total = sum(float(leaf.sum()) for leaf in jax.tree.leaves(gradient))
     assert float(tangent) == pytest.approx(total, rel=1e-4)
@@ -73,7 +75,12 @@ def test_the_forward_pass_has_a_forward_mode_which_is_its_gradients():
             pytest.param(fields, marks=pytest.mark.slow)
             for fields in (
                 LABELS | {"time": "adaln", "conv": "before", "skip": "add"},
-                {"patch_embed": "conv_stack", "patch_size": 4, "image_size": 16, "dtype": "bfloat16"},
+                {
+                    "patch_embed": "conv_stack",
+                    "patch_size": 4,
+                    "image_size": 16,
+                    "dtype": "bfloat16",
+                },
                 {"dtype": "fp8", "depth": 1, "pos_embed": "sincos_2d"},
                 {"kernels": "triton", "attention": "cudnn", "time_mlp": True},
             )
@@ -104,11 +111,15 @@ def test_the_samplers_call_is_exported_for_every_batch():
     network = lambda params, x, t, _: nnx.merge(tiny.graphdef, params)(x, t)  # noqa: E731
     sampler = Sampler(network, VPLinear(), tiny.config.sample_shape, config=SamplerConfig(steps=2))
     indices = jax.ShapeDtypeStruct(export.symbolic_shape("b"), jnp.int32)
-    program = export.export(jax.jit(lambda p, i: sampler(p, seed=3, indices=i)))(tiny.shapes, indices)
+    program = export.export(jax.jit(lambda p, i: sampler(p, seed=3, indices=i)))(
+        tiny.shapes, indices
+    )
     expected = sampler(tiny.params, seed=3, indices=jnp.arange(3))
     for batch in (2, 3):
         found = program.call(tiny.params, jnp.arange(batch))
-        np.testing.assert_allclose(found, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            found, expected[:batch], rtol=0, atol=1e-5 * np.abs(expected).max()
+        )
 
 
 def test_a_batch_of_none_gives_none():

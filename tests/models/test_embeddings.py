@@ -4,13 +4,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from uvit_jax.models.embeddings import LinearPatchEmbed, patchify, sincos_2d, timestep_embedding, unpatchify
+from uvit_jax.models.embeddings import (
+    LinearPatchEmbed,
+    patchify,
+    sincos_2d,
+    timestep_embedding,
+    unpatchify,
+)
 
 
 def test_time_is_the_cosines_then_the_sines_of_falling_frequencies():
     t = np.array([0.0, 1.0, 412.0, 999.5])
     frequencies = np.exp(-np.log(10000.0) * np.arange(32) / 32)
-    expected = np.concatenate([np.cos(np.outer(t, frequencies)), np.sin(np.outer(t, frequencies))], axis=1)
+    expected = np.concatenate(
+        [np.cos(np.outer(t, frequencies)), np.sin(np.outer(t, frequencies))], axis=1
+    )
     embedding = timestep_embedding(jnp.asarray(t, jnp.float32), 64)
     assert embedding.dtype == jnp.float32
     # Angles up to 1000 have a spacing of 6e-5 in float32.
@@ -19,7 +27,9 @@ def test_time_is_the_cosines_then_the_sines_of_falling_frequencies():
 
 
 def test_whole_numbers_are_times_too():
-    assert np.array_equal(timestep_embedding(jnp.array([7, 1000]), 8), timestep_embedding(jnp.array([7.0, 1000.0]), 8))
+    assert np.array_equal(
+        timestep_embedding(jnp.array([7, 1000]), 8), timestep_embedding(jnp.array([7.0, 1000.0]), 8)
+    )
 
 
 def test_an_odd_width_ends_in_a_zero():
@@ -35,7 +45,9 @@ def test_patches_run_row_by_row_and_so_do_their_pixels_channel_fastest():
     for row in range(2):
         for column in range(3):
             patch = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-            for i, pixel in enumerate((patch[:, 0, 0], patch[:, 0, 1], patch[:, 1, 0], patch[:, 1, 1])):
+            for i, pixel in enumerate(
+                (patch[:, 0, 0], patch[:, 0, 1], patch[:, 1, 0], patch[:, 1, 1])
+            ):
                 assert np.array_equal(patches[:, 3 * row + column, 3 * i : 3 * i + 3], pixel)
 
 
@@ -47,13 +59,19 @@ def test_unpatchify_undoes_patchify_for_images_that_are_not_square(height, width
 
 
 def test_the_linear_patch_embedding_is_a_strided_convolution_with_the_same_weights():
-    embed = LinearPatchEmbed(4, 3, 16, dtype=jnp.float32, rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))
+    embed = LinearPatchEmbed(
+        4, 3, 16, dtype=jnp.float32, rngs=nnx.Rngs(jax.random.key(0, impl="rbg"))
+    )
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 12, 3)).astype(np.float32))
     kernel = embed.proj.kernel[...].reshape(4, 4, 3, 16)
-    expected = jax.lax.conv_general_dilated(x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     tokens = embed(x)
     assert tokens.shape == (2, 6, 16)
-    np.testing.assert_allclose(tokens, (expected + embed.proj.bias[...]).reshape(2, 6, 16), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        tokens, (expected + embed.proj.bias[...]).reshape(2, 6, 16), atol=1e-5, rtol=0
+    )
 
 
 def test_fixed_positions_tell_the_row_in_one_half_and_the_column_in_the_other():

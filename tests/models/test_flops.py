@@ -48,12 +48,18 @@ def test_the_papers_models_cost_what_the_reference_says(fields, giga):
 
 
 def traced_flops(tiny: Tiny) -> int:
-    """Twice the multiply-adds of every product and convolution in the traced network, for one image."""
+    """Twice the multiply-adds of every product and convolution in the traced network, for one
+    image.
+    """
     total = 0
     for eqn in equations(jax.make_jaxpr(tiny.output)(tiny.shapes).jaxpr):
         if eqn.primitive.name == "dot_general":
             contracted = eqn.params["dimension_numbers"][0][0]
-            total += 2 * eqn.outvars[0].aval.size * np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
+            total += (
+                2
+                * eqn.outvars[0].aval.size
+                * np.prod([eqn.invars[0].aval.shape[i] for i in contracted])
+            )
         elif eqn.primitive.name == "conv_general_dilated":
             total += 2 * eqn.outvars[0].aval.size * np.prod(eqn.invars[1].aval.shape[:-1])
     return int(total) // len(tiny.x)
@@ -61,8 +67,18 @@ def traced_flops(tiny: Tiny) -> int:
 
 MORE = {
     "conv_stack_not_square": {"patch_embed": "conv_stack", "image_size": (16, 24), "patch_size": 8},
-    "conv_stack_of_two": {"patch_embed": "conv_stack", "num_classes": 4, "conv": "none", "depth": 1},
-    "conv_stack_text": {"patch_embed": "conv_stack", "patch_size": 4, "conv": "before", **ABLATIONS["text_not_square"]}
+    "conv_stack_of_two": {
+        "patch_embed": "conv_stack",
+        "num_classes": 4,
+        "conv": "none",
+        "depth": 1,
+    },
+    "conv_stack_text": {
+        "patch_embed": "conv_stack",
+        "patch_size": 4,
+        "conv": "before",
+        **ABLATIONS["text_not_square"],
+    }
     | {"image_size": (8, 12)},
     "adaln_time_mlp": {"time": "adaln", "time_mlp": True, "skip": "none"},
     "whole_image_patch": {"patch_size": 8, "mlp_ratio": 2, "qkv_bias": True},
@@ -76,11 +92,16 @@ def test_the_count_is_that_of_every_product_the_network_makes(name):
 
 
 def test_scanning_and_precision_change_no_count():
-    counts = {forward_flops(UViTConfig(**TINY, **how)) for how in ({}, {"scan_blocks": True, "dtype": "bfloat16"})}
+    counts = {
+        forward_flops(UViTConfig(**TINY, **how))
+        for how in ({}, {"scan_blocks": True, "dtype": "bfloat16"})
+    }
     assert len(counts) == 1
 
 
 def test_xla_counts_about_as_much():
     tiny = tiny_model(embed_dim=128, depth=3)
     compiled = jax.jit(tiny.output).lower(tiny.shapes).compile()
-    assert len(tiny.x) * forward_flops(tiny.config) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.15)
+    assert len(tiny.x) * forward_flops(tiny.config) == pytest.approx(
+        compiled.cost_analysis()["flops"], rel=0.15
+    )

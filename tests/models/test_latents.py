@@ -21,7 +21,9 @@ def test_the_logvar_of_moments_is_clipped(logvar, clipped):
     moments = np.array([0.0, logvar], np.float32).reshape(1, 1, 1, 2)
     key = jax.random.key(3)
     expected = np.exp(clipped / 2) * jax.random.normal(key, (1, 1, 1, 1))
-    np.testing.assert_allclose(sample_moments(moments, key, Normalization.constant(1.0, 1)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        sample_moments(moments, key, Normalization.constant(1.0, 1)), expected, rtol=1e-5
+    )
 
 
 def test_moments_in_half_precision_are_sampled_in_float32():
@@ -33,8 +35,12 @@ def test_moments_in_half_precision_are_sampled_in_float32():
 
 def test_statistics_bring_latents_to_zero_mean_and_unit_variance_and_back():
     spread = np.array([2.0, 0.1, 5.0], np.float32)
-    z = np.random.default_rng(0).standard_normal((2, 3, 4, 5, 3), dtype=np.float32) * spread + np.float32(7)
-    normalization = Normalization.from_statistics(z.mean((0, 1, 2, 3)).tolist(), z.std((0, 1, 2, 3)).tolist())
+    z = np.random.default_rng(0).standard_normal(
+        (2, 3, 4, 5, 3), dtype=np.float32
+    ) * spread + np.float32(7)
+    normalization = Normalization.from_statistics(
+        z.mean((0, 1, 2, 3)).tolist(), z.std((0, 1, 2, 3)).tolist()
+    )
     x = normalization.normalize(z)
     np.testing.assert_allclose(np.asarray(x).mean((0, 1, 2, 3)), 0, atol=1e-4)
     np.testing.assert_allclose(np.asarray(x).std((0, 1, 2, 3)), 1, atol=1e-4)
@@ -44,7 +50,9 @@ def test_statistics_bring_latents_to_zero_mean_and_unit_variance_and_back():
 def test_a_constant_normalization_is_the_papers_factor():
     assert Normalization.constant(0.18215, 2) == Normalization((0.0, 0.0), (0.18215, 0.18215))
     z = jnp.array([1.0, -2.0]).reshape(1, 1, 2)
-    np.testing.assert_allclose(Normalization.constant(0.5, 2, shift=1.0).normalize(z)[0, 0], [0.0, -1.5])
+    np.testing.assert_allclose(
+        Normalization.constant(0.5, 2, shift=1.0).normalize(z)[0, 0], [0.0, -1.5]
+    )
 
 
 def test_half_precision_latents_are_normalized_in_float32():
@@ -59,9 +67,15 @@ def test_half_precision_latents_are_normalized_in_float32():
     [
         (lambda: Normalization((0.0,), (1.0, 1.0)), "1 shifts and 2 scales"),
         (lambda: Normalization((), ()), "0 shifts and 0 scales"),
-        (lambda: Normalization.constant(-1.0, 2), r"scale of channel 0 is -1\.0, expected a positive number$"),
+        (
+            lambda: Normalization.constant(-1.0, 2),
+            r"scale of channel 0 is -1\.0, expected a positive number$",
+        ),
         (lambda: Normalization.constant(1.0, 2, shift=float("nan")), "shift of channel 0 is nan"),
-        (lambda: Normalization.from_statistics([0.0, 0.0], [1.0, -0.5]), r"of channel 1 is -0\.5, expected a"),
+        (
+            lambda: Normalization.from_statistics([0.0, 0.0], [1.0, -0.5]),
+            r"of channel 1 is -0\.5, expected a",
+        ),
     ],
 )
 def test_numbers_that_normalize_nothing_are_refused(make, message):
@@ -74,5 +88,7 @@ def test_latents_of_another_autoencoder_are_refused():
     for call in (normalization.normalize, normalization.denormalize):
         with pytest.raises(UserError, match="latents have 4 channels, expected 16"):
             call(np.zeros((1, 2, 2, 4), np.float32))
-    with pytest.raises(UserError, match="moments have 8 channels, expected 32: mean and logvar of 16"):
+    with pytest.raises(
+        UserError, match="moments have 8 channels, expected 32: mean and logvar of 16"
+    ):
         sample_moments(np.zeros((1, 2, 2, 8), np.float32), jax.random.key(0), normalization)

@@ -14,14 +14,25 @@ from uvit_jax.training.network import abstract_network
 
 HALF = jnp.bfloat16
 CONFIG = UViTConfig(
-    image_size=16, patch_size=2, in_channels=4, embed_dim=32, depth=3, num_heads=2, num_classes=11, dtype="bfloat16"
+    image_size=16,
+    patch_size=2,
+    in_channels=4,
+    embed_dim=32,
+    depth=3,
+    num_heads=2,
+    num_classes=11,
+    dtype="bfloat16",
 )
 
 
 def layers(dtype):
     rngs = nnx.Rngs(0)
     return {
-        "linear": (nnx.Linear(5, 7, dtype=dtype, bias_init=nnx.initializers.normal(), rngs=rngs), linear, (6, 4, 5)),
+        "linear": (
+            nnx.Linear(5, 7, dtype=dtype, bias_init=nnx.initializers.normal(), rngs=rngs),
+            linear,
+            (6, 4, 5),
+        ),
         "conv": (conv3x3(3, 4, dtype=dtype, rngs=rngs), convolution, (2, 8, 6, 3)),
         "strided": (conv3x3(3, 4, strides=2, dtype=dtype, rngs=rngs), convolution, (2, 8, 6, 3)),
     }
@@ -39,14 +50,27 @@ def test_a_layer_gives_what_flax_gives_and_in_float32_its_gradients(name, dtype)
     np.testing.assert_array_equal(found, theirs)
     if dtype == jnp.float32:
         dy = jax.random.normal(jax.random.key(2), found.shape)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradients(dy), wanted(dy))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+            gradients(dy),
+            wanted(dy),
+        )
 
 
 @pytest.mark.parametrize(
-    ("row", "shape"), [((8,), (512, 8)), ((3, 8), (200, 3, 8)), ((4, 1, 8), (4, 300, 8)), ((3, 1, 1, 8), (3, 9, 40, 8))]
+    ("row", "shape"),
+    [
+        ((8,), (512, 8)),
+        ((3, 8), (200, 3, 8)),
+        ((4, 1, 8), (4, 300, 8)),
+        ((3, 1, 1, 8), (3, 9, 40, 8)),
+    ],
 )
 def test_what_is_spread_over_many_rows_has_the_sum_of_their_gradients(row, shape):
-    value, dy = jax.random.normal(jax.random.key(0), row), jax.random.normal(jax.random.key(1), shape).astype(HALF)
+    value, dy = (
+        jax.random.normal(jax.random.key(0), row),
+        jax.random.normal(jax.random.key(1), shape).astype(HALF),
+    )
     y, gradient = jax.vjp(lambda row: spread(row, dy), value)
     np.testing.assert_array_equal(y, jnp.broadcast_to(value.astype(HALF), shape))
     aligned = (1,) * (len(shape) - len(row)) + row
@@ -66,24 +90,37 @@ def test_a_row_that_is_looked_up_often_has_the_sum_of_its_gradients():
     np.testing.assert_allclose(gradient(dy)[0]["embedding"][...], exact, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"time": "adaln", "patch_embed": "conv_stack", "qkv_bias": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"time": "adaln", "patch_embed": "conv_stack", "qkv_bias": True}]
+)
 def test_no_gradient_of_a_large_batch_is_summed_in_bfloat16(changes):
     config = UViTConfig(**{**vars(CONFIG), **changes})
     _, network, init = abstract_network(config)
     params = jax.jit(init)(jax.random.key(0))
     keys, b = jax.random.split(jax.random.key(1), 3), 128
     x, target = (jax.random.normal(key, (b, *config.sample_shape)) for key in keys[:2])
-    t, label = 999 * jax.random.uniform(keys[2], (b,)), jnp.where(jnp.arange(b) % 2, 10, jnp.arange(b) % 10)
+    t, label = (
+        999 * jax.random.uniform(keys[2], (b,)),
+        jnp.where(jnp.arange(b) % 2, 10, jnp.arange(b) % 10),
+    )
 
     @jax.jit
     def gradients(*batch):
-        loss = lambda params, x, t, label, target: jnp.mean(jnp.square(network(params, x, t, label) - target))  # noqa: E731
+        loss = lambda params, x, t, label, target: jnp.mean(  # noqa: E731
+            jnp.square(network(params, x, t, label) - target)
+        )
         return jax.grad(loss)(params, *batch)
 
-    parts = [gradients(*(array[i : i + 4] for array in (x, t, label, target))) for i in range(0, b, 4)]
-    exact = jax.tree.map(lambda *each: np.mean([np.asarray(g, np.float64) for g in each], 0), *parts)
+    parts = [
+        gradients(*(array[i : i + 4] for array in (x, t, label, target))) for i in range(0, b, 4)
+    ]
+    exact = jax.tree.map(
+        lambda *each: np.mean([np.asarray(g, np.float64) for g in each], 0), *parts
+    )
     found = gradients(x, t, label, target)
-    errors = jax.tree.map(lambda g, e: np.linalg.norm(np.asarray(g, np.float64) - e) / np.linalg.norm(e), found, exact)
+    errors = jax.tree.map(
+        lambda g, e: np.linalg.norm(np.asarray(g, np.float64) - e) / np.linalg.norm(e), found, exact
+    )
     # Not the kernels', which products sum as they do.
     sums = {path_name(path): error for path, error in jax.tree_util.tree_leaves_with_path(errors)}
     worst = max((error, name) for name, error in sums.items() if not name.endswith("kernel"))

@@ -19,7 +19,9 @@ def test_a_chip_is_found_by_each_name_that_jax_gives_it_and_by_no_other():
     assert find_chip("NVIDIA H200 MIG 1g.18gb") is None
 
 
-@pytest.mark.parametrize(("name", "gbps"), [("v4", 2400), ("v5e", 1600), ("v5p", 4800), ("v6e", 3200)])
+@pytest.mark.parametrize(
+    ("name", "gbps"), [("v4", 2400), ("v5e", 1600), ("v5p", 4800), ("v6e", 3200)]
+)
 def test_links_of_a_tpu_add_up_to_the_gigabits_of_its_page(name, gbps):
     chip = TPUS[name]
     assert 2 * chip.dimensions * chip.link_bandwidth == pytest.approx(gbps * 1e9 / 8)
@@ -43,8 +45,8 @@ def test_the_memory_of_a_tpu_is_its_compilers_own_limit(name):
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from uvit_jax.jobs.preflight_program import Refusal, compile_program
-    from uvit_jax.parallel.topology import parse_topology, topology_devices
+    from uvit_jax.compiled.topology import parse_topology, topology_devices
+    from uvit_jax.jobs.forecast.program import Refusal, compile_program
 
     devices = topology_devices(parse_topology(f"{name}:2x2" + "x1" * (TPUS[name].dimensions == 3)))
     assert find_chip(devices[0].device_kind) is TPUS[name]

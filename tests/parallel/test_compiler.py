@@ -5,10 +5,10 @@ import jax
 import numpy as np
 import pytest
 
+from uvit_jax.compiled.topology import parse_topology, topology_devices
+from uvit_jax.errors import say_once
 from uvit_jax.parallel.compiler import OVERLAPS, compiler_options
 from uvit_jax.parallel.mesh import AXES, MeshConfig, make_mesh
-from uvit_jax.parallel.topology import parse_topology, topology_devices
-from uvit_jax.telemetry.say_once import say_once
 
 GATHERS = "xla_enable_async_all_gather"
 SUMS = "xla_tpu_enable_sparse_core_collective_offload_all_reduce"
@@ -17,7 +17,9 @@ SUMS = "xla_tpu_enable_sparse_core_collective_offload_all_reduce"
 def mesh_of(kind, fsdp, platform="tpu"):
     """As much of a mesh as the options depend on."""
     device = types.SimpleNamespace(platform=platform, device_kind=kind)
-    return types.SimpleNamespace(devices=np.array([device]), shape=dict(zip(AXES, (2, fsdp, 1), strict=True)))
+    return types.SimpleNamespace(
+        devices=np.array([device]), shape=dict(zip(AXES, (2, fsdp, 1), strict=True))
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,8 +51,8 @@ def test_sparsecore_says_once_where_there_are_none(kind, platform, caplog):
         compiler_options.__wrapped__(mesh_of("TPU v5", 8), "sparsecore")
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"train.overlap is 'sparsecore', but {kind} is no v5p, whose SparseCores can sum gradients: compiled as "
-        "with 'auto'"
+        f"train.overlap is 'sparsecore', but {kind} is no v5p, whose SparseCores can sum "
+        "gradients: compiled as with 'auto'"
     )
 
 
@@ -73,5 +75,7 @@ def test_the_compiler_knows_every_option(overlap):
     pytest.importorskip("libtpu")
     devices = topology_devices(parse_topology("v5p:2x2x1"))
     mesh = make_mesh(MeshConfig(fsdp=2), devices)
-    x = jax.ShapeDtypeStruct((8,), np.float32, sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    x = jax.ShapeDtypeStruct(
+        (8,), np.float32, sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    )
     jax.jit(lambda x: x + 1, compiler_options=compiler_options(mesh, overlap)).lower(x).compile()

@@ -1,4 +1,6 @@
-"""Two processes on this machine, as two hosts; and what each makes of its config and its environment beforehand."""
+"""Two processes on this machine, as two hosts; and what each makes of its config and its
+environment beforehand.
+"""
 
 import json
 import os
@@ -55,7 +57,9 @@ def test_the_config_goes_before_jaxs_variables_and_those_before_the_launchers():
     assert find_place(DistributedConfig(), variables) == Place("b:2", 4, 0)
     assert find_place(DistributedConfig(process_id=3), variables | SLURM) == Place("b:2", 4, 3)
     assert find_place(DistributedConfig(coordinator="c:3"), SLURM) == Place("c:3", 2, 1)
-    assert find_place(DistributedConfig(coordinator="c:3", num_processes=9, process_id=8), {}) == Place("c:3", 9, 8)
+    assert find_place(
+        DistributedConfig(coordinator="c:3", num_processes=9, process_id=8), {}
+    ) == Place("c:3", 9, 8)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +73,20 @@ def test_the_config_goes_before_jaxs_variables_and_those_before_the_launchers():
         (
             {"coordinator": "a:1"},
             {},
-            "config.distributed.num_processes is not given and nothing else says it, but coordinator = a:1",
+            "config.distributed.num_processes is not given and nothing else says it, but "
+            "coordinator = a:1",
         ),
         (
             {"coordinator": "a:1", "num_processes": 2},
             {},
-            "config.distributed.process_id is not given and nothing else says it, but coordinator = a:1, num_proc",
+            "config.distributed.process_id is not given and nothing else says it, but coordinator "
+            "= a:1, num_proc",
         ),
-        ({"process_id": 0}, {}, "config.distributed.coordinator is not given and nothing else says it, but process_id"),
+        (
+            {"process_id": 0},
+            {},
+            "config.distributed.coordinator is not given and nothing else says it, but process_id",
+        ),
         (
             {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
             {},
@@ -106,7 +116,8 @@ def test_a_port_in_use_is_told_before_anything_is_started():
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         config = DistributedConfig(coordinator=address, num_processes=2, process_id=0)
         with pytest.raises(
-            UserError, match=rf"^config.distributed.coordinator is '{address}', expected a free port of"
+            UserError,
+            match=rf"^config.distributed.coordinator is '{address}', expected a free port of",
         ):
             hosts.start(config, {})
 
@@ -128,7 +139,14 @@ def answers(tmp_path_factory, one):
     port = free_port()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.parallel.two_hosts", str(port), str(process), str(folder)],
+            [
+                sys.executable,
+                "-m",
+                "tests.parallel.two_hosts",
+                str(port),
+                str(process),
+                str(folder),
+            ],
             cwd=ROOT,
             env=environment(2),
             stdout=subprocess.PIPE,
@@ -153,10 +171,12 @@ def test_a_value_that_differs_is_told_on_both_with_its_name_and_its_process(answ
     for told in answers[0]:
         assert told["alike"] == "None"
         assert told["value"] == (
-            "SharedError: the hosts disagree: config.train.batch_size is 64 on process 1 and 128 on process 0"
+            "SharedError: the hosts disagree: config.train.batch_size is 64 on process 1 and 128 "
+            "on process 0"
         )
         assert told["absent"] == (
-            "SharedError: the hosts disagree: config.model.new is absent on process 1 and 3 on process 0"
+            "SharedError: the hosts disagree: config.model.new is absent on process 1 and 3 on "
+            "process 0"
         )
 
 
@@ -172,11 +192,15 @@ def test_a_workdir_that_is_not_shared_is_told_on_both(answers):
     for process in told:
         assert (process["shared"], process["left"]) == ("None", [])
         assert process["unshared"].startswith(f"SharedError: {folder}/host1 on ")
-        assert process["unshared"].endswith("expected one on a file system that all hosts share (process 1)")
+        assert process["unshared"].endswith(
+            "expected one on a file system that all hosts share (process 1)"
+        )
 
 
 @pytest.mark.parametrize("mesh", ["data", "interleaved", "tensor", "halves"])
-def test_arrays_are_whole_and_batches_those_of_one_host_whichever_device_is_where(answers, one, mesh):
+def test_arrays_are_whole_and_batches_those_of_one_host_whichever_device_is_where(
+    answers, one, mesh
+):
     batches = two_hosts.make_batches(one)
     expected = two_hosts.labels(one, batches)
     batches.close()
@@ -205,13 +229,18 @@ def test_checkpoints_of_one_process_and_of_two_go_on_in_the_other(answers, one):
     ("process", "message"),
     [
         (0, "error: not all 2 processes came to 127.0.0.1:{port} within 3 seconds"),
-        (1, "error: config.distributed.coordinator is '127.0.0.1:{port}', where nobody answered within 3 seconds"),
+        (
+            1,
+            "error: config.distributed.coordinator is '127.0.0.1:{port}', where nobody answered "
+            "within 3 seconds",
+        ),
     ],
 )
 def test_others_that_never_come_are_told_in_one_sentence_after_the_time_limit(process, message):
     port, began = free_port(), time.monotonic()
     program = (
-        "import os; from uvit_jax.parallel import hosts; hosts.start(hosts.DistributedConfig(timeout=3), os.environ)"
+        "import os; from uvit_jax.parallel import hosts; "
+        "hosts.start(hosts.DistributedConfig(timeout=3), os.environ)"
     )
     variables = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",

@@ -26,7 +26,9 @@ MPIRUN = {
 def machine(monkeypatch):
     """A machine without TPU chips and with four GPUs."""
     monkeypatch.setattr(launchers, "_has_tpu", lambda: False)
-    monkeypatch.setattr(launchers.glob, "glob", lambda pattern: [f"/dev/nvidia{i}" for i in range(4)])
+    monkeypatch.setattr(
+        launchers.glob, "glob", lambda pattern: [f"/dev/nvidia{i}" for i in range(4)]
+    )
 
 
 def without(environ, *names):
@@ -59,9 +61,17 @@ def test_the_first_of_slurms_nodes_holds_process_0(nodes, first):
 
 
 def test_an_interactive_shell_or_a_batch_script_is_no_task_of_several():
-    # salloc's shell is a step of one task in an allocation of eight; sbatch's script is in no step at all.
+    # salloc's shell is a step of one task in an allocation of eight; sbatch's script is in no step
+    # at all.
     assert launched(SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
-    assert launched(without(SRUN, "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE")) is None
+    assert (
+        launched(
+            without(
+                SRUN, "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"
+            )
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +104,11 @@ def test_tasks_of_one_node_share_its_gpus(changes, devices):
 )
 def test_gpus_that_slurm_gave_to_a_task_alone_are_all_taken(bind, devices):
     # --gpus-per-task=2 shows each of a node's tasks two GPUs of its own, always as 0 and 1.
-    environ = SRUN | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2", "SLURMD_TRES_BIND": bind}
+    environ = SRUN | {
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "SLURM_GPUS_PER_TASK": "2",
+        "SLURMD_TRES_BIND": bind,
+    }
     assert launched(environ).local_devices == devices
 
 
@@ -108,7 +122,10 @@ def test_mpirun_says_the_place_and_before_version_5_where_it_runs():
     port = 61440 + (1314521088 >> 12) % 4096
     assert launched(MPIRUN) == Place(f"10.96.0.1:{port}", 4, 2, (0, 1))
     version_6 = "1314521088.0;tcp6://[fe80::b9b:ac5d,2620:10d::2]:43370"
-    assert launched(MPIRUN | {"OMPI_MCA_orte_hnp_uri": version_6}).coordinator == f"[fe80::b9b:ac5d]:{port}"
+    assert (
+        launched(MPIRUN | {"OMPI_MCA_orte_hnp_uri": version_6}).coordinator
+        == f"[fe80::b9b:ac5d]:{port}"
+    )
     assert launched(without(MPIRUN, "OMPI_MCA_orte_hnp_uri")) == Place(None, 4, 2, (0, 1))
     assert launched(MPIRUN | {"OMPI_COMM_WORLD_SIZE": "1"}) is None
 
@@ -145,8 +162,8 @@ def test_what_should_be_a_number_is_named():
         number_in({"X": "-1"}, "X")
 
 
-# What mpirun's processes inherit inside a Slurm job of four nodes: the numbers of the daemon that srun started, one a
-# node.
+# What mpirun's processes inherit inside a Slurm job of four nodes: the numbers of the daemon that
+# srun started, one a node.
 DAEMON = {
     "SLURM_JOB_ID": "12345",
     "SLURM_JOB_NODELIST": "node[007-010]",
@@ -161,7 +178,11 @@ HYDRA = {"PMI_SIZE": "8", "PMI_RANK": "5", "MPI_LOCALNRANKS": "2", "MPI_LOCALRAN
 
 
 def test_mpiruns_numbers_go_before_those_of_the_daemon_that_slurm_started():
-    ranks = MPIRUN | {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    ranks = MPIRUN | {
+        "OMPI_COMM_WORLD_SIZE": "8",
+        "OMPI_COMM_WORLD_RANK": "5",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    }
     port = 61440 + (1314521088 >> 12) % 4096
     assert launched(DAEMON | ranks) == Place(f"10.96.0.1:{port}", 8, 5, (2, 3))
     # Open MPI 5 says no host: process 0 is on the job's first node, which has no daemon of its own.
@@ -172,17 +193,22 @@ def test_mpiruns_numbers_go_before_those_of_the_daemon_that_slurm_started():
 
 
 def test_a_run_of_one_by_mpirun_is_no_task_of_its_daemon():
-    assert launched(DAEMON | MPIRUN | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) is None
+    assert (
+        launched(DAEMON | MPIRUN | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"})
+        is None
+    )
     assert launched(DAEMON | {"PMI_SIZE": "1", "PMI_RANK": "0"}) is None
 
 
 def test_mpich_says_the_place_inside_and_outside_of_slurm():
     assert launched(DAEMON | HYDRA) == Place("node007:61497", 8, 5, (2, 3))
     assert launched(HYDRA) == Place(None, 8, 5, (2, 3))
-    assert launched(HYDRA | {"MPI_LOCALNRANKS": "8", "MPI_LOCALRANKID": "5"}) == Place("127.0.0.1:61440", 8, 5, None)
-    assert launched({"PMI_SIZE": "4", "PMI_RANK": "1", "PMI_LOCAL_SIZE": "4", "PMI_LOCAL_RANK": "1"}).local_devices == (
-        1,
+    assert launched(HYDRA | {"MPI_LOCALNRANKS": "8", "MPI_LOCALRANKID": "5"}) == Place(
+        "127.0.0.1:61440", 8, 5, None
     )
+    assert launched(
+        {"PMI_SIZE": "4", "PMI_RANK": "1", "PMI_LOCAL_SIZE": "4", "PMI_LOCAL_RANK": "1"}
+    ).local_devices == (1,)
 
 
 def test_srun_gives_its_own_numbers_as_pmis_too():

@@ -6,12 +6,21 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from uvit_jax.errors import UserError
-from uvit_jax.parallel.mesh import AXES, MeshConfig, batch_parts, batch_sharding, make_mesh, replicated
+from uvit_jax.parallel.mesh import (
+    AXES,
+    MeshConfig,
+    batch_parts,
+    batch_sharding,
+    make_mesh,
+    replicated,
+)
 
 
 def fake_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     """A mesh of one device many times over: enough to ask what would be split how."""
-    return Mesh(np.array(jax.devices()[:1] * (data * fsdp * tensor)).reshape(data, fsdp, tensor), AXES)
+    return Mesh(
+        np.array(jax.devices()[:1] * (data * fsdp * tensor)).reshape(data, fsdp, tensor), AXES
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,8 +49,14 @@ def test_minus_one_takes_the_rest_of_the_devices(config, devices, sizes):
     ],
 )
 def test_sizes_that_do_not_multiply_to_the_devices_are_refused(config, devices):
-    sizes = f"config.mesh.data = {config.data}, config.mesh.fsdp = {config.fsdp}, config.mesh.tensor = {config.tensor}"
-    message = f"^{sizes} don't multiply .* expected a product of 8: --config.mesh.data=-1 --config.mesh.fsdp=1 .* takes"
+    sizes = (
+        f"config.mesh.data = {config.data}, config.mesh.fsdp = {config.fsdp}, "
+        f"config.mesh.tensor = {config.tensor}"
+    )
+    message = (
+        f"^{sizes} don't multiply .* expected a product of 8: --config.mesh.data=-1 "
+        f"--config.mesh.fsdp=1 .* takes"
+    )
     with pytest.raises(UserError, match=message):
         config.sizes(devices)
 
@@ -86,7 +101,10 @@ def slices_along(config: MeshConfig, slices: int, each: int) -> list[set[int]]:
     """For each axis, how many slices a line of devices along it crosses."""
     devices = [slice_device(i, i // each) for i in range(slices * each)]
     laid_out = np.vectorize(lambda device: device.slice_index)(make_mesh(config, devices).devices)
-    return [{len(set(line)) for line in np.moveaxis(laid_out, i, -1).reshape(-1, laid_out.shape[i])} for i in range(3)]
+    return [
+        {len(set(line)) for line in np.moveaxis(laid_out, i, -1).reshape(-1, laid_out.shape[i])}
+        for i in range(3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +121,9 @@ def test_data_goes_over_slices_then_fsdp_and_never_tensor(config, slices, crosse
 
 
 def test_a_mesh_whose_tensor_axis_would_cross_slices_is_refused():
-    message = r"^config\.mesh\.data = 1, .* \.tensor = 8 can't be laid over 4 slices, expected data \* fsdp to be"
+    message = (
+        r"^config\.mesh\.data = 1, .* \.tensor = 8 can't be laid over 4 slices, expected "
+        r"data \* fsdp to be"
+    )
     with pytest.raises(UserError, match=message):
         slices_along(MeshConfig(data=1, fsdp=2, tensor=8), 4, 4)

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.parallel.test_mesh import fake_mesh
-from uvit_jax.jobs.config import resolve
+from uvit_jax.experiment.config import resolve
 from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.parallel.sharding import partition_spec, path_name
 from uvit_jax.training.network import abstract_network
@@ -60,7 +60,11 @@ def test_each_parameter_of_a_u_vit_is_split_as_the_table_says(state, path, shape
 
 
 def test_a_block_on_four_devices_holds_a_quarter_of_every_kernel(state):
-    kernels = {path: leaf for path, leaf in by_path(state.params).items() if re.search("block.*kernel", path)}
+    kernels = {
+        path: leaf
+        for path, leaf in by_path(state.params).items()
+        if re.search("block.*kernel", path)
+    }
     assert len(kernels) == 3 * 4 + 1
     for path, leaf in kernels.items():
         assert 4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) == math.prod(leaf.shape), path
@@ -71,7 +75,11 @@ def test_moments_and_average_lie_where_their_parameters_do(state):
     assert {path: leaf.sharding for path, leaf in by_path(state.ema).items()} == {
         path: leaf.sharding for path, leaf in params.items()
     }
-    moments = {path: leaf for path, leaf in by_path(state.opt_state).items() if re.search("/(mu|nu)/", path)}
+    moments = {
+        path: leaf
+        for path, leaf in by_path(state.opt_state).items()
+        if re.search("/(mu|nu)/", path)
+    }
     assert len(moments) == 2 * len(params)
     for path, leaf in moments.items():
         param = params[re.split("/(?:mu|nu)/", path)[1]]
@@ -94,7 +102,9 @@ def test_counters_are_whole_everywhere(state):
 )
 def test_every_large_parameter_of_every_ablation_is_split_over_fsdp(fields):
     state = state_of(fake_mesh(1, 4, 1), **fields)
-    large = {path: leaf for path, leaf in by_path(state).items() if math.prod(leaf.shape) >= 64 * 12}
+    large = {
+        path: leaf for path, leaf in by_path(state).items() if math.prod(leaf.shape) >= 64 * 12
+    }
     assert len(large) > 50
     for path, leaf in large.items():
         assert 4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) == math.prod(leaf.shape), path
@@ -107,14 +117,20 @@ def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_paper_model(name):
     state = abstract(abstract_network(config.model)[2], make_optimizer(config.optimizer, 10), mesh)
     leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
     whole = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    part = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    part = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+    )
     assert part <= 1.1 / 8 * whole
 
 
 def test_a_dimension_that_does_not_divide_stays_whole_and_the_others_are_split():
     mesh = fake_mesh(1, 2, 3)
-    assert partition_spec("attn/qkv/kernel", (64, 3, 4, 16), mesh) == PartitionSpec("fsdp", None, None, None)
-    assert partition_spec("attn/proj/kernel", (6, 16, 63), mesh) == PartitionSpec("tensor", None, None)
+    assert partition_spec("attn/qkv/kernel", (64, 3, 4, 16), mesh) == PartitionSpec(
+        "fsdp", None, None, None
+    )
+    assert partition_spec("attn/proj/kernel", (6, 16, 63), mesh) == PartitionSpec(
+        "tensor", None, None
+    )
     assert partition_spec("head/kernel", (63, 12), mesh) == PartitionSpec(None, None)
 
 

@@ -1,4 +1,6 @@
-"""What one of two processes does together with the other, for test_hosts.py: its answers end in a file of JSON."""
+"""What one of two processes does together with the other, for test_hosts.py: its answers end in a
+file of JSON.
+"""
 
 import json
 import os
@@ -12,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.sources import ArraySource
 from uvit_jax.errors import UserError
-from uvit_jax.jobs import workdir
+from uvit_jax.experiment import workdir
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.mesh import AXES, batch_sharding
@@ -20,19 +22,30 @@ from uvit_jax.parallel.sharding import tree_shardings
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.state import TrainState
 
-WEIGHTS = {"mlp": {"fc1": {"kernel": np.arange(32, dtype=np.float32).reshape(4, 8), "bias": np.arange(8.0)}}}
+WEIGHTS = {
+    "mlp": {
+        "fc1": {"kernel": np.arange(32, dtype=np.float32).reshape(4, 8), "bias": np.arange(8.0)}
+    }
+}
 SOURCE = ArraySource("ramp", np.zeros((20, 1, 1, 1), np.float32), np.arange(20), ["0"] * 20)
 
 
 def make_state(mesh: Mesh, step: int) -> TrainState:
-    """A state without a network, in parts as the rules say: the weights are `step` more than they were at 0."""
-    trees = [jax.tree.map(lambda array, i=i: np.float32(array + step + 100 * i), WEIGHTS) for i in range(3)]
+    """A state without a network, in parts as the rules say: the weights are `step` more than they
+    were at 0.
+    """
+    trees = [
+        jax.tree.map(lambda array, i=i: np.float32(array + step + 100 * i), WEIGHTS)
+        for i in range(3)
+    ]
     host = TrainState(np.int32(step), *trees)
     return place(host, tree_shardings(host, mesh))
 
 
 def make_batches(mesh: Mesh):
-    return train_batches(SOURCE, fields=("label",), batch_size=8, seed=3, sharding=batch_sharding(mesh))
+    return train_batches(
+        SOURCE, fields=("label",), batch_size=8, seed=3, sharding=batch_sharding(mesh)
+    )
 
 
 def values(state: TrainState) -> list:
@@ -64,8 +77,12 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
     answers = {
         "place": [hosts.index(), hosts.is_first(), hosts.are_several(), jax.device_count()],
         "alike": attempt(hosts.agree, {"field": [1, None], "ü": "é" * process * 0}),
-        "value": attempt(hosts.agree, {"same": 1, "config.train.batch_size": 64 if process else 128}),
-        "absent": attempt(hosts.agree, {"same": 1} if process else {"same": 1, "config.model.new": 3}),
+        "value": attempt(
+            hosts.agree, {"same": 1, "config.train.batch_size": 64 if process else 128}
+        ),
+        "absent": attempt(
+            hosts.agree, {"same": 1} if process else {"same": 1, "config.model.new": 3}
+        ),
         "own": attempt(hosts.together, fail_on, 7),
         "fault of 0": attempt(hosts.together, fail_on, 0),
         "fault of 1": attempt(hosts.together, fail_on, 1),
@@ -86,17 +103,24 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
         "halves": Mesh(devices[[0, 2, 1, 3]].reshape(2, 1, 2), AXES),
     }
     for name, mesh in meshes.items():
-        spread = place(np.arange(24).reshape(4, 6), NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None)))
+        spread = place(
+            np.arange(24).reshape(4, 6), NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
+        )
         whole = place({"a": np.arange(3)}, NamedSharding(mesh, PartitionSpec()))["a"]
         batches = make_batches(mesh)
-        answers[name] = [fetch(spread).tolist(), fetch(whole).tolist(), fetch(np.arange(2)).tolist()]
+        answers[name] = [
+            fetch(spread).tolist(),
+            fetch(whole).tolist(),
+            fetch(np.arange(2)).tolist(),
+        ]
         answers[f"{name} labels"] = labels(mesh, batches)
         batches.close()
 
     # A checkpoint of one device goes on here, and one of here is for one device.
     mesh = meshes["interleaved"]
     template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), make_state(mesh, 0)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+        make_state(mesh, 0),
     )
     batches, checkpoints = make_batches(mesh), Checkpoints(folder / "of_one")
     answers["restored"] = values(checkpoints.restore(template, batches))

@@ -12,7 +12,8 @@ def metrics(losses, **more):
 
 
 @pytest.mark.parametrize(
-    "lines", [metrics(np.geomspace(1, 0.01, 200)), metrics([0.5]), metrics([]), metrics([0.0, -1.0])]
+    "lines",
+    [metrics(np.geomspace(1, 0.01, 200)), metrics([0.5]), metrics([]), metrics([0.0, -1.0])],
 )
 def test_a_curve_is_drawn_whatever_was_logged(tmp_path, lines):
     loss_curve(lines, tmp_path / "loss.png")
@@ -28,7 +29,12 @@ def test_images_per_second_get_a_panel_of_their_own(tmp_path):
 
 
 def test_lines_without_a_loss_are_left_out():
-    lines = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}, {"step": 3, "fid": 9.0}, {"step": 4, "loss": 0.25}]
+    lines = [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": None},
+        {"step": 3, "fid": 9.0},
+        {"step": 4, "loss": 0.25},
+    ]
     assert _series(lines, "loss").tolist() == [[1.0, 0.5], [4.0, 0.25]]
 
 

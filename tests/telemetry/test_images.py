@@ -6,9 +6,10 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from uvit_jax.data.image_output import npz_writer, save_png
 from uvit_jax.errors import UserError
 from uvit_jax.telemetry import images as telemetry
-from uvit_jax.telemetry.images import denoising_strip, labelled_grid, npz_writer, save_png, shown_channels, to_uint8
+from uvit_jax.telemetry.images import denoising_strip, labelled_grid, shown_channels, to_uint8
 
 
 def noise(*shape):
@@ -20,7 +21,9 @@ def place(page, image, scale):
     page = np.asarray(page)
     tile = np.broadcast_to(image, (*image.shape[:2], 3)).repeat(scale, 0).repeat(scale, 1)
     h, w = tile.shape[:2]
-    corners = np.argwhere((page[: page.shape[0] - h + 1, : page.shape[1] - w + 1] == tile[0, 0]).all(-1))
+    corners = np.argwhere(
+        (page[: page.shape[0] - h + 1, : page.shape[1] - w + 1] == tile[0, 0]).all(-1)
+    )
     windows = sliding_window_view(page, (h, w), axis=(0, 1))
     spots = [(x, y) for y, x in corners if (windows[y, x].transpose(1, 2, 0) == tile).all()]
     assert len(spots) == 1
@@ -38,7 +41,14 @@ def values(*numbers):
 
 
 def test_to_uint8_maps_the_range_and_clips_outside_it():
-    assert to_uint8(values(-1, 1, -5, 5, -np.inf, np.inf)).ravel().tolist() == [0, 255, 0, 255, 0, 255]
+    assert to_uint8(values(-1, 1, -5, 5, -np.inf, np.inf)).ravel().tolist() == [
+        0,
+        255,
+        0,
+        255,
+        0,
+        255,
+    ]
 
 
 def test_to_uint8_rounds_to_nearest_and_a_half_upwards():
@@ -80,14 +90,20 @@ def test_small_images_are_enlarged_by_a_whole_factor_to_64_pixels(side, scale):
 
 def test_a_scale_given_is_the_scale_taken():
     place(
-        labelled_grid(noise(1, 8, 8, 1), ["a label that is far too long for such a tile"], 1, scale=3),
+        labelled_grid(
+            noise(1, 8, 8, 1), ["a label that is far too long for such a tile"], 1, scale=3
+        ),
         noise(8, 8, 1),
         3,
     )
 
 
-@pytest.mark.parametrize("title", [None, "a title", "a title that is much longer than the grid is wide " * 3])
-@pytest.mark.parametrize("label", ["7", "gjpqy", "a group of people standing on a hill " * 9, "W" * 99, ""])
+@pytest.mark.parametrize(
+    "title", [None, "a title", "a title that is much longer than the grid is wide " * 3]
+)
+@pytest.mark.parametrize(
+    "label", ["7", "gjpqy", "a group of people standing on a hill " * 9, "W" * 99, ""]
+)
 def test_labels_and_title_stay_on_the_page_and_off_the_tiles(label, title):
     images = noise(4, 8, 8, 1)
     page = labelled_grid(images, [label] * 4, 2, scale=8, title=title)
@@ -102,21 +118,28 @@ def test_labels_and_title_stay_on_the_page_and_off_the_tiles(label, title):
 
 
 def test_a_title_is_broken_between_its_parts_and_not_inside_them():
-    title, font = "the ema weights of step 60, dpmsolver++, 5 evaluations, guidance 1", telemetry._font(15)
+    title, font = (
+        "the ema weights of step 60, dpmsolver++, 5 evaluations, guidance 1",
+        telemetry._font(15),
+    )
     lines = telemetry._wrap_parts(title, font, 320, 3)
     assert lines == ["the ema weights of step 60,", "dpmsolver++, 5 evaluations, guidance 1"]
     assert max(map(font.getlength, lines)) <= 320
     assert telemetry._wrap_parts(title, font, 1000, 3) == [title]
     # A part that needs more than a line, or more parts than lines, are broken anywhere.
     for width, most in ((100, 9), (320, 1)):
-        assert telemetry._wrap_parts(title, font, width, most) == telemetry._wrap(title, font, width, most)
+        assert telemetry._wrap_parts(title, font, width, most) == telemetry._wrap(
+            title, font, width, most
+        )
 
 
 def test_a_label_stands_below_its_own_tile():
     images = noise(2, 8, 8, 3)
     page = labelled_grid(images, ["8", ""], 2)
     x, y = place(page, images[0], 8)
-    rows, columns = ink(page.crop((0, y + 64 + 1, page.width, page.height)))  # one more: the tile's outline
+    rows, columns = ink(
+        page.crop((0, y + 64 + 1, page.width, page.height))
+    )  # one more: the tile's outline
     assert rows[0] < 12
     assert x <= columns[0]
     assert columns[-1] < x + 64
@@ -145,8 +168,13 @@ def test_grids_that_cannot_be_drawn_are_refused(shape, labels, columns, message)
 
 def test_strip_shows_first_and_last_and_evenly_chosen_states():
     trajectory = (noise(21, 3, 8, 8, 1) / 127.5 - 1).astype(np.float32)
-    page = denoising_strip(trajectory, np.linspace(1, 0, 21), ["zero", "one", "two"], rows=2, columns=5)
-    spots = [[place(page, to_uint8(trajectory[k, :2])[row], 8) for k in (0, 5, 10, 15, 20)] for row in range(2)]
+    page = denoising_strip(
+        trajectory, np.linspace(1, 0, 21), ["zero", "one", "two"], rows=2, columns=5
+    )
+    spots = [
+        [place(page, to_uint8(trajectory[k, :2])[row], 8) for k in (0, 5, 10, 15, 20)]
+        for row in range(2)
+    ]
     assert all(len({y for _, y in row}) == 1 for row in spots)
     assert [x for x, _ in spots[0]] == [x for x, _ in spots[1]] == sorted({x for x, _ in spots[0]})
     assert page.width == spots[0][-1][0] + 64 + 14
@@ -181,7 +209,9 @@ def test_strip_refuses_nan_and_a_single_column():
 def test_a_png_gives_the_pixels_back(tmp_path, channels):
     image = noise(8, 9, channels)
     save_png(image, tmp_path / "samples" / "0.png")
-    assert (np.asarray(Image.open(tmp_path / "samples" / "0.png")).reshape(8, 9, channels) == image).all()
+    assert (
+        np.asarray(Image.open(tmp_path / "samples" / "0.png")).reshape(8, 9, channels) == image
+    ).all()
 
 
 def test_an_npz_holds_what_was_appended_and_int64_labels_if_any(tmp_path):
@@ -216,9 +246,15 @@ def test_an_npz_under_adms_names_is_what_numpy_would_write(tmp_path):
 
 
 def test_an_npz_of_too_few_images_is_none(tmp_path):
-    with pytest.raises(ValueError, match=r"3 images were written to .*a\.npz, expected 4"):  # noqa: SIM117
-        with npz_writer(tmp_path / "a.npz", 4) as append:
-            append(noise(3, 8, 8, 1))
+    with (
+        pytest.raises(
+            ValueError,
+            match=r"3 images were written to .*a\.npz, expected "
+            r"4",
+        ),
+        npz_writer(tmp_path / "a.npz", 4) as append,
+    ):
+        append(noise(3, 8, 8, 1))
     assert not list(tmp_path.iterdir())
 
 

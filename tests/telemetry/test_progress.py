@@ -20,7 +20,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def run(file, *, start=0, total=3000, step_seconds=0.125, compile_seconds=60.0, stop=None, **kwargs):
+def run(
+    file, *, start=0, total=3000, step_seconds=0.125, compile_seconds=60.0, stop=None, **kwargs
+):
     """Trains on a clock moved by hand; returns the progress and the file's text."""
     clock = Clock()
     progress = Progress(total, start=start, file=file, clock=clock, **kwargs)
@@ -105,7 +107,9 @@ def test_numbers_that_come_late_turn_nothing_back():
     progress.update(5, loss=0.5, images_per_sec=200.0)
     assert file.getvalue().splitlines()[-1] == "train   8% 8/100"
     progress.update(9)
-    assert file.getvalue().splitlines()[-1].startswith("train   9% 9/100  loss 0.5000  200 images/s")
+    assert (
+        file.getvalue().splitlines()[-1].startswith("train   9% 9/100  loss 0.5000  200 images/s")
+    )
 
 
 def test_a_job_stopped_early_shows_its_last_step_on_closing():

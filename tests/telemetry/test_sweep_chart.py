@@ -25,7 +25,9 @@ def drawn(monkeypatch):
 
 
 def test_each_score_has_a_panel_with_its_best_value_marked_and_written(tmp_path, drawn):
-    sweep_chart("guidance", VALUES, SERIES, tmp_path / "chart.png", title="60 samples", distances=["fid"])
+    sweep_chart(
+        "guidance", VALUES, SERIES, tmp_path / "chart.png", title="60 samples", distances=["fid"]
+    )
     first, second = drawn[0].axes
     assert first.get_title("left") == "fid"
     assert first.get_title("right") == "least 3 at 0.5"
@@ -78,14 +80,25 @@ def test_ticks_say_their_whole_value_and_stand_at_whole_numbers(tmp_path, drawn)
     for panel in panels:
         assert panel.yaxis.get_offset_text().get_text() == ""
         low, high = panel.get_ylim()
-        shown = [text.get_text() for text in panel.get_yticklabels() if low <= text.get_position()[1] <= high]
+        shown = [
+            text.get_text()
+            for text in panel.get_yticklabels()
+            if low <= text.get_position()[1] <= high
+        ]
         assert len(set(shown)) == len(shown) > 1
         assert all(low <= float(text) <= high for text in shown)
     assert [tick for tick in panels[-1].get_xticks() if 2 <= tick <= 5] == [2, 3, 4, 5]
 
 
 def test_values_are_drawn_in_their_order_however_they_were_given(tmp_path, drawn):
-    sweep_chart("steps", [50, 5, 10], {"fid": [1.0, 3.0, 2.0]}, tmp_path / "chart.png", title="", distances=["fid"])
+    sweep_chart(
+        "steps",
+        [50, 5, 10],
+        {"fid": [1.0, 3.0, 2.0]},
+        tmp_path / "chart.png",
+        title="",
+        distances=["fid"],
+    )
     assert drawn[0].axes[0].lines[0].get_xydata().tolist() == [[5, 3], [10, 2], [50, 1]]
 
 

@@ -28,14 +28,18 @@ def test_mfu_is_none_on_a_cpu():
 
 
 def test_mfu_is_none_where_the_flops_are_unknown():
-    assert Throughput(devices=devices("TPU v4")).window(steps=1, images=8, seconds=1.0)["mfu"] is None
+    assert (
+        Throughput(devices=devices("TPU v4")).window(steps=1, images=8, seconds=1.0)["mfu"] is None
+    )
 
 
 def test_the_table_holds_one_jax_devices_peak():
     assert peak_flops(devices("TPU v5 lite")) == 197e12  # not that of its prefix "TPU v5"
     assert peak_flops(devices("TPU v5")) == 459e12
     assert peak_flops(devices(*["TPU v3"] * 2)) == 123e12  # two devices a chip
-    assert peak_flops(devices("NVIDIA H100 80GB HBM3")) == 989.5e12  # dense, not the sheet's sparse 1,979
+    assert (
+        peak_flops(devices("NVIDIA H100 80GB HBM3")) == 989.5e12
+    )  # dense, not the sheet's sparse 1,979
 
 
 def test_one_unknown_device_makes_the_peak_unknown():

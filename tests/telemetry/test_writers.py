@@ -24,9 +24,13 @@ def log(workdir, resume_step, up_to, every=10):
 
 
 def events(workdir):
-    """All events of a workdir, file by file in order of creation (the TFRecord framing, read by hand)."""
+    """All events of a workdir, file by file in order of creation (the TFRecord framing, read by
+    hand).
+    """
     found = []
-    for file in sorted((workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    for file in sorted(
+        (workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns
+    ):
         data = file.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
@@ -37,15 +41,26 @@ def events(workdir):
 
 def scalars(workdir):
     return [
-        (e.step, v.tag, v.simple_value) for e in events(workdir) for v in e.summary.value if v.HasField("simple_value")
+        (e.step, v.tag, v.simple_value)
+        for e in events(workdir)
+        for v in e.summary.value
+        if v.HasField("simple_value")
     ]
 
 
 def test_a_line_holds_the_step_and_the_keys_as_given(tmp_path):
     with MetricWriter(tmp_path, 0) as writer:
-        writer.write(50, {"loss": 0.25, "images": 6400, "lr": np.float32(0.5), "count": np.int64(3)})
+        writer.write(
+            50, {"loss": 0.25, "images": 6400, "lr": np.float32(0.5), "count": np.int64(3)}
+        )
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert list(json.loads(line).items()) == [("step", 50), ("loss", 0.25), ("images", 6400), ("lr", 0.5), ("count", 3)]
+    assert list(json.loads(line).items()) == [
+        ("step", 50),
+        ("loss", 0.25),
+        ("images", 6400),
+        ("lr", 0.5),
+        ("count", 3),
+    ]
 
 
 def test_numbers_that_are_not_finite_become_null_and_the_line_stays_json(tmp_path):
@@ -77,10 +92,15 @@ def test_a_step_already_in_the_file_is_not_written_again(tmp_path):
         with MetricWriter(tmp_path, 0) as writer:
             writer.write(0, {"loss": loss})
             writer.write(10, {"loss": loss})
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 0, "loss": 1.0}, {"step": 10, "loss": 2.0}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 0, "loss": 1.0},
+        {"step": 10, "loss": 2.0},
+    ]
 
 
-@pytest.mark.parametrize("torn", [b'{"step": 30, "lo', b"{", b'{"step": 30, "tag": "\xc3', b"30", b"\0\0\0"])
+@pytest.mark.parametrize(
+    "torn", [b'{"step": 30, "lo', b"{", b'{"step": 30, "tag": "\xc3', b"30", b"\0\0\0"]
+)
 def test_a_torn_last_line_is_dropped_on_reading_and_on_resuming(tmp_path, torn):
     log(tmp_path, 0, up_to=20)
     with (tmp_path / "metrics.jsonl").open("ab") as file:
@@ -122,7 +142,9 @@ def test_the_old_file_stays_whole_when_the_rewrite_fails(tmp_path, monkeypatch):
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nhello\n{"step": 2}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl line 2 is 'hello'; expected a JSON object"):
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl line 2 is 'hello'; expected a JSON object"
+    ):
         MetricWriter(tmp_path, 2)
 
 
@@ -166,7 +188,10 @@ def test_images_become_tensorboard_events(tmp_path):
         writer.write_image("samples", 7, np.zeros((4, 6, 3), np.uint8))
         writer.write_image("grey", 7, np.zeros((4, 6, 1), np.uint8))
     values = [value for event in events(tmp_path) for value in event.summary.value]
-    assert [(v.tag, v.image.height, v.image.width) for v in values] == [("samples", 4, 6), ("grey", 4, 6)]
+    assert [(v.tag, v.image.height, v.image.width) for v in values] == [
+        ("samples", 4, 6),
+        ("grey", 4, 6),
+    ]
 
 
 def test_tensorboard_is_told_to_forget_steps_after_the_resumed_one(tmp_path):
@@ -174,7 +199,9 @@ def test_tensorboard_is_told_to_forget_steps_after_the_resumed_one(tmp_path):
     log(tmp_path, 20, up_to=30)
     starts = [event.step for event in events(tmp_path) if event.HasField("session_log")]
     assert starts == [1, 21]
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # a restart within the second doesn't empty the first
+    assert (
+        len(list((tmp_path / "tensorboard").iterdir())) == 2
+    )  # a restart within the second doesn't empty the first
 
 
 def test_flush_leaves_every_event_on_disk(tmp_path):
@@ -188,8 +215,12 @@ def test_flush_leaves_every_event_on_disk(tmp_path):
 
 def test_lines_are_synced_to_the_disk_every_ten_seconds_and_not_at_each(tmp_path, monkeypatch):
     now, synced = [0.0], set()
-    monkeypatch.setattr(writers, "time", types.SimpleNamespace(monotonic=lambda: now[0], time=time.time))
-    monkeypatch.setattr(writers.os, "fsync", lambda file: synced.add((now[0], os.fstat(file).st_ino)))
+    monkeypatch.setattr(
+        writers, "time", types.SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    )
+    monkeypatch.setattr(
+        writers.os, "fsync", lambda file: synced.add((now[0], os.fstat(file).st_ino))
+    )
     with MetricWriter(tmp_path, 0) as writer:
         synced.clear()
         for step in range(1, 31):
@@ -229,7 +260,10 @@ def test_an_evaluation_that_is_there_is_not_written_again(tmp_path):
         assert not writer.has_evaluation(10, ["fid", "kid"])
         writer.write_evaluation(10, {"fid": 6.0})
         writer.write(10, {"loss": 1.0})  # an evaluation is not the step's own line
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 10, "fid": 4.0}, {"step": 10, "loss": 1.0}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 10, "fid": 4.0},
+        {"step": 10, "loss": 1.0},
+    ]
 
 
 def test_an_evaluation_is_on_the_disk_at_once_and_an_inactive_writer_has_none(tmp_path):

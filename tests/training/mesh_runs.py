@@ -1,12 +1,14 @@
-"""Train steps of small models on meshes of this process's devices: a program for tests, which prints JSON.
+"""Train steps of small models on meshes of this process's devices: a program for tests, which
+prints JSON.
 
 python -m tests.training.mesh_runs train '[{"mesh": [2, 2, 2], "model": {...}}, ...]'
 python -m tests.training.mesh_runs collectives '[...]'
 
-`train`: ten steps on the mesh and on one device alone, from the same weights on the same batches; how far the losses
-and the weights differ, and what share of the state a device holds. TPU's attention, where a case asks for it, is
-interpreted on the mesh and XLA's on the one device. `collectives`: those of the compiled step. `tpu`:
-those of the step compiled for four TPU chips that aren't there.
+`train`: ten steps on the mesh and on one device alone, from the same weights on the same batches;
+how far the losses and the weights differ, and what share of the state a device holds. TPU's
+attention, where a case asks for it, is interpreted on the mesh and XLA's on the one device.
+`collectives`: those of the compiled step. `tpu`: those of the step compiled for four TPU chips that
+aren't there.
 """
 
 import dataclasses
@@ -18,14 +20,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from uvit_jax.compiled.collectives import collectives
+from uvit_jax.compiled.hlo import parse
+from uvit_jax.compiled.topology import parse_topology, topology_devices
 from uvit_jax.diffusion.schedules import VPLinear
 from uvit_jax.models import attention
-from uvit_jax.models.fused.attention import mosaic_attention
+from uvit_jax.models.kernels.attention import mosaic_attention
 from uvit_jax.models.uvit import UViTConfig
-from uvit_jax.parallel.collectives import collectives
-from uvit_jax.parallel.hlo import parse
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
-from uvit_jax.parallel.topology import parse_topology, topology_devices
 from uvit_jax.training.network import abstract_network
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.optimizer_config import OptimizerConfig
@@ -34,7 +36,14 @@ from uvit_jax.training.step import Objective, make_train_step
 
 STEPS, BATCH = 10, 16
 # 21 patches: no dimension of a parameter is the number of tokens, 23 with labels.
-SMALL = {"image_size": (6, 14), "in_channels": 3, "embed_dim": 64, "depth": 5, "num_heads": 8, "mlp_ratio": 4}
+SMALL = {
+    "image_size": (6, 14),
+    "in_channels": 3,
+    "embed_dim": 64,
+    "depth": 5,
+    "num_heads": 8,
+    "mlp_ratio": 4,
+}
 
 
 def batches(config: UViTConfig) -> list[dict[str, np.ndarray]]:
@@ -54,10 +63,16 @@ def batches(config: UViTConfig) -> list[dict[str, np.ndarray]]:
 
 def null_of(config: UViTConfig) -> Any:
     """The empty condition."""
-    return np.ones((config.context_length, config.context_dim), np.float32) if config.context_dim else 3
+    return (
+        np.ones((config.context_length, config.context_dim), np.float32)
+        if config.context_dim
+        else 3
+    )
 
 
-def compile_step(config: UViTConfig, mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> tuple[Any, Any]:
+def compile_step(
+    config: UViTConfig, mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]
+) -> tuple[Any, Any]:
     """The compiled step, and what makes a state on the mesh."""
     _, network, init_params = abstract_network(config, mesh)
     optimizer = make_optimizer(OptimizerConfig(lr=2e-3, warmup_steps=5), STEPS)
@@ -70,7 +85,9 @@ def compile_step(config: UViTConfig, mesh: jax.sharding.Mesh, batch: dict[str, n
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch_sharding(mesh))
         for name, array in batch.items()
     }
-    return jitted.lower(template, shapes).compile(), lambda: create_sharded(init_params, optimizer, 0, mesh)
+    return jitted.lower(template, shapes).compile(), lambda: create_sharded(
+        init_params, optimizer, 0, mesh
+    )
 
 
 def train(config: UViTConfig, mesh: jax.sharding.Mesh) -> tuple[list[float], Any]:
@@ -87,19 +104,26 @@ def train(config: UViTConfig, mesh: jax.sharding.Mesh) -> tuple[list[float], Any
 def distance(one: Any, other: Any) -> float:
     """The largest relative difference of any array, in the 2-norm."""
     one, other = jax.device_get((one, other))
-    distances = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6), one, other)
+    distances = jax.tree.map(
+        lambda a, b: np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6), one, other
+    )
     return float(max(jax.tree.leaves(distances)))
 
 
 def share(state: Any) -> float:
     """The bytes of parameters, EMA and optimizer on the first device, over those of the whole."""
     leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
-    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(
+        leaf.nbytes for leaf in leaves
+    )
 
 
 def traffic(case: dict[str, Any], devices: list[jax.Device] | None = None) -> list[dict[str, Any]]:
     """The collectives of a case's compiled step."""
-    config, mesh = UViTConfig(**SMALL | case["model"]), make_mesh(MeshConfig(*case["mesh"]), devices)
+    config, mesh = (
+        UViTConfig(**SMALL | case["model"]),
+        make_mesh(MeshConfig(*case["mesh"]), devices),
+    )
     step, _ = compile_step(config, mesh, batches(config)[0])
     return [
         {

@@ -28,8 +28,12 @@ def mesh():
 
 @pytest.fixture
 def batches(mesh):
-    source = ArraySource("ramp", np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1), np.arange(10), ["0"] * 10)
-    iterator = train_batches(source, fields=("label",), batch_size=3, seed=0, sharding=batch_sharding(mesh))
+    source = ArraySource(
+        "ramp", np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1), np.arange(10), ["0"] * 10
+    )
+    iterator = train_batches(
+        source, fields=("label",), batch_size=3, seed=0, sharding=batch_sharding(mesh)
+    )
     yield iterator
     iterator.close()
 
@@ -71,7 +75,13 @@ def test_the_last_and_every_mth_are_kept(tmp_path, state, batches):
     for step in (0, 2, 4, 6, 8, 10, 12, 14):
         checkpoints.save(at_step(state, step), batches)
     checkpoints.close()
-    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [0, 4, 8, 12, 14]
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [
+        0,
+        4,
+        8,
+        12,
+        14,
+    ]
 
 
 def test_a_checkpoint_knows_the_rates_that_its_average_has_had(tmp_path, state, batches):
@@ -99,12 +109,16 @@ def test_an_older_position_counts_batches_of_the_size_that_they_had(tmp_path, me
         assert batches.get_state() == {"next_example": position}
 
 
-def test_another_architecture_is_refused_by_name_before_anything_is_read(tmp_path, mesh, state, batches):
+def test_another_architecture_is_refused_by_name_before_anything_is_read(
+    tmp_path, mesh, state, batches
+):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(at_step(state, 1), batches)
     checkpoints.close()
     wider = UViTConfig(image_size=4, in_channels=1, embed_dim=12, depth=3, num_heads=2)
-    with pytest.raises(UserError, match=r"another architecture: .* has shape \(.*8.*\), the config's has \(.*12"):
+    with pytest.raises(
+        UserError, match=r"another architecture: .* has shape \(.*8.*\), the config's has \(.*12"
+    ):
         Checkpoints(tmp_path).restore(template(mesh, wider), batches)
 
 
@@ -121,13 +135,17 @@ def test_a_run_goes_on_with_clipping_turned(tmp_path, mesh, batches, before, aft
     assert jax.tree.structure(restored) == jax.tree.structure(state)
 
 
-def test_an_optimizer_of_another_structure_is_told_and_nothing_is_to_be_deleted(tmp_path, mesh, state, batches):
+def test_an_optimizer_of_another_structure_is_told_and_nothing_is_to_be_deleted(
+    tmp_path, mesh, state, batches
+):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(at_step(state, 1), batches)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, read_only=True)
     other = optax.chain(optax.clip_by_global_norm(1.0), OPTIMIZER)
-    with pytest.raises(UserError, match=r"/1 holds an optimizer's state of another structure: 0/count .*") as caught:
+    with pytest.raises(
+        UserError, match=r"/1 holds an optimizer's state of another structure: 0/count .*"
+    ) as caught:
         checkpoints.restore(template(mesh, optimizer=other), batches)
     checkpoints.close()
     assert not any(word in str(caught.value) for word in ("damaged", "delete"))
@@ -145,13 +163,16 @@ def test_a_step_that_another_host_sees_is_waited_for(tmp_path, mesh, state, batc
     assert int(late.restore(template(mesh), batches, 2).step) == 2
     assert int(late.restore(template(mesh), batches, 1).step) == 1
     with pytest.raises(
-        UserError, match=r"holds no step 3 on .*, which another host of the run sees, expected a folder"
+        UserError,
+        match=r"holds no step 3 on .*, which another host of the run sees, expected a folder",
     ):
         late.await_step(3, seconds=0.1)
     late.close()
 
 
-def test_weights_alone_can_be_read_and_a_missing_step_names_those_there_are(tmp_path, mesh, state, batches):
+def test_weights_alone_can_be_read_and_a_missing_step_names_those_there_are(
+    tmp_path, mesh, state, batches
+):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(at_step(state, 3), batches)
     checkpoints.close()
@@ -162,7 +183,9 @@ def test_weights_alone_can_be_read_and_a_missing_step_names_those_there_are(tmp_
     with pytest.raises(UserError, match="holds no step 5, expected one of 3"):
         reader.restore_weights(template(mesh).ema, weights="ema", step=5)
     with pytest.raises(UserError, match="holds no checkpoint"):
-        Checkpoints(tmp_path / "nowhere", read_only=True).restore_weights(template(mesh).ema, weights="ema")
+        Checkpoints(tmp_path / "nowhere", read_only=True).restore_weights(
+            template(mesh).ema, weights="ema"
+        )
 
 
 @pytest.mark.parametrize(("step", "at_once"), [(None, True), (None, False), (3, True)])
@@ -189,7 +212,9 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_is_not_damaged(
     if step is None:
         assert reading.restore_weights(wanted, weights="params")[1] == 4
     else:
-        with pytest.raises(UserError, match=rf"^{tmp_path}/3 was removed while it was read, by a run that trains"):
+        with pytest.raises(
+            UserError, match=rf"^{tmp_path}/3 was removed while it was read, by a run that trains"
+        ):
             reading.restore_weights(wanted, weights="params", step=step)
     reading.close()
     training.close()
@@ -206,7 +231,9 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, mesh, state, ba
         Checkpoints(tmp_path, read_only=True).restore_weights(template(mesh).ema, weights="ema")
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: bytes(len(data))], ids=["cut", "zeros"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:100], lambda data: bytes(len(data))], ids=["cut", "zeros"]
+)
 def test_arrays_that_cannot_be_read_are_damage(tmp_path, mesh, state, batches, damage):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(at_step(state, 3), batches)
@@ -218,16 +245,22 @@ def test_arrays_that_cannot_be_read_are_damage(tmp_path, mesh, state, batches, d
     assert "\n" not in str(caught.value)
 
 
-def test_what_orbax_says_of_an_array_it_cannot_read_is_told_without_the_details(tmp_path, mesh, state, batches):
+def test_what_orbax_says_of_an_array_it_cannot_read_is_told_without_the_details(
+    tmp_path, mesh, state, batches
+):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(at_step(state, 3), batches)
     checkpoints.close()
 
     def fails(step, args):
-        raise Exception("Encountered error while reading array index: (1,). See full TensorStore details: x")
+        raise Exception(
+            "Encountered error while reading array index: (1,). See full TensorStore details: x"
+        )
 
     reader = Checkpoints(tmp_path)
     reader._manager.restore = fails
-    with pytest.raises(UserError, match=r"/3 is damaged \(Encountered error .* index: \(1,\)\): delete"):
+    with pytest.raises(
+        UserError, match=r"/3 is damaged \(Encountered error .* index: \(1,\)\): delete"
+    ):
         reader.restore(template(mesh), batches)
     reader.close()

@@ -9,7 +9,9 @@ RATES = [0.9, 0.998, 0.9999, 0.99999]
 
 
 def after(steps, average, params, rate):
-    """The average after so many steps, compiled as one loop; `params(i)` are the parameters of step i."""
+    """The average after so many steps, compiled as one loop; `params(i)` are the parameters of step
+    i.
+    """
     body = lambda i, e: ema.update(e, params(i), rate)  # noqa: E731
     return jax.jit(lambda e: jax.lax.fori_loop(0, steps, body, e))(average)
 
@@ -27,7 +29,9 @@ def test_an_average_of_noise_around_a_value_does_not_shrink(rate):
     steps, value, noise = 100_000, 1.5, 0.03
 
     def params(i):
-        return {"w": value + noise * jax.random.normal(jax.random.fold_in(jax.random.key(1), i), (64,))}
+        return {
+            "w": value + noise * jax.random.normal(jax.random.fold_in(jax.random.key(1), i), (64,))
+        }
 
     found = np.asarray(after(steps, {"w": jnp.full(64, value)}, params, rate)["w"], np.float64)
     deviation = noise * np.sqrt((1 - rate) / (1 + rate) / 64)
@@ -38,4 +42,6 @@ def test_an_average_of_noise_around_a_value_does_not_shrink(rate):
 def test_a_step_is_the_official_one_to_the_last_digits(rate):
     e, p = np.random.default_rng(0).standard_normal((2, 1000)).astype(np.float32)
     official = rate * e.astype(np.float64) + (1 - rate) * p.astype(np.float64)
-    np.testing.assert_allclose(ema.update({"w": jnp.asarray(e)}, {"w": jnp.asarray(p)}, rate)["w"], official, 0, 4e-7)
+    np.testing.assert_allclose(
+        ema.update({"w": jnp.asarray(e)}, {"w": jnp.asarray(p)}, rate)["w"], official, 0, 4e-7
+    )

@@ -46,10 +46,18 @@ class Value:
 
 
 class Device:
-    """A fake device that does one step after the other, each in STEP_SECONDS, while the host does something else."""
+    """A fake device that does one step after the other, each in STEP_SECONDS, while the host does
+    something else.
+    """
 
     def __init__(self, clock: Clock):
-        self.clock, self.free, self.idle, self.steps, self.most_behind = clock, clock.now, 0.0, [], 0
+        self.clock, self.free, self.idle, self.steps, self.most_behind = (
+            clock,
+            clock.now,
+            0.0,
+            [],
+            0,
+        )
 
     def run(self, **values: float) -> dict[str, Value]:
         self.idle += max(0.0, self.clock.now - self.free)
@@ -60,7 +68,9 @@ class Device:
 
 
 class Run:
-    """A fit over fake steps, whose loss is the batch's number and whose accounts are kept as a list of events."""
+    """A fit over fake steps, whose loss is the batch's number and whose accounts are kept as a list
+    of events.
+    """
 
     def __init__(self, clock: Clock):
         self.clock, self.events, self.windows, self.batches = clock, [], {}, []
@@ -160,16 +170,26 @@ def test_a_hook_runs_at_its_multiples_and_last_only_if_asked(run, every, at_end,
 
 def test_a_step_is_counted_then_logged_then_given_to_the_hooks_in_their_order(run):
     run.fit(
-        steps=2, log_every=2, hooks=[run.hook("draw", every=2, at_end=True), run.hook("save", every=1, at_end=True)]
+        steps=2,
+        log_every=2,
+        hooks=[run.hook("draw", every=2, at_end=True), run.hook("save", every=1, at_end=True)],
     )
-    assert run.events == [("step", 1), ("save", 1), ("step", 2), ("log", 2), ("draw", 2), ("save", 2)]
+    assert run.events == [
+        ("step", 1),
+        ("save", 1),
+        ("step", 2),
+        ("log", 2),
+        ("draw", 2),
+        ("save", 2),
+    ]
 
 
 def test_seconds_count_steps_and_timed_hooks_but_not_untimed_ones(run):
     timed = run.hook("save", every=3, timed=True, seconds=10.0)
     untimed = run.hook("draw", every=2, timed=False, seconds=1000.0)
     run.fit(steps=8, log_every=4, hooks=[untimed, timed, untimed])
-    # Step 3's save is in the first window, step 6's in the second; step 4's drawing comes after its log.
+    # Step 3's save is in the first window, step 6's in the second; step 4's drawing comes after its
+    # log.
     assert {step: window.seconds for step, window in run.windows.items()} == {
         4: 4 * STEP_SECONDS + 10,
         8: 4 * STEP_SECONDS + 10,
@@ -189,7 +209,11 @@ def test_the_device_always_has_a_step_to_do_but_never_more_than_the_bound(run):
 def test_metrics_are_fetched_when_their_step_is_the_bound_behind(run):
     run.fit(steps=20, log_every=8)
     late = loop.STEPS_IN_FLIGHT - 1
-    assert [event for event in run.events if event[0] == "log"] == [("log", 8), ("log", 16), ("log", 20)]
+    assert [event for event in run.events if event[0] == "log"] == [
+        ("log", 8),
+        ("log", 16),
+        ("log", 20),
+    ]
     assert run.events[run.events.index(("log", 8)) - 1] == ("step", 8 + late)
     assert run.events[run.events.index(("log", 16)) - 1] == ("step", 16 + late)
     assert run.events[-2:] == [("step", 20), ("log", 20)]
@@ -216,10 +240,11 @@ def test_a_window_says_what_the_host_waited_for(run):
     draw = run.hook("draw", every=6, timed=False, seconds=1000.0)
     run.fit(steps=12, log_every=4, hooks=[save, draw])
     parts = {
-        step: (window.data_seconds, window.log_seconds, window.hook_seconds) for step, window in run.windows.items()
+        step: (window.data_seconds, window.log_seconds, window.hook_seconds)
+        for step, window in run.windows.items()
     }
-    # Batches are fetched up to three steps ahead of the window's end, but not over a save: so many in all when steps 4,
-    # 8 and 12 ended.
+    # Batches are fetched up to three steps ahead of the window's end, but not over a save: so many
+    # in all when steps 4, 8 and 12 ended.
     ahead = [5, 10, 12]
     assert parts == {
         4: (ahead[0] * 0.25, 0.0, 0.0),
@@ -248,6 +273,11 @@ def test_a_run_that_is_stopped_ends_after_that_step_with_the_hooks_of_the_end_al
 
 
 def test_a_notice_at_the_last_step_changes_nothing(run):
-    run.fit(steps=4, log_every=4, hooks=[run.hook(every=3, at_end=True)], should_stop=lambda step: step == 4)
+    run.fit(
+        steps=4,
+        log_every=4,
+        hooks=[run.hook(every=3, at_end=True)],
+        should_stop=lambda step: step == 4,
+    )
     assert run.steps_of("hook") == [3, 4]
     assert run.steps_of("log") == [4]

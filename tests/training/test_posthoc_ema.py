@@ -37,29 +37,41 @@ def combined(combination, rate, steps):
 
 @pytest.mark.parametrize("t", [0, 1, 2, 7, 30])
 @pytest.mark.parametrize("u", [0, 1, 29, 30])
-@pytest.mark.parametrize(("r", "q"), [(0.9, 0.99), (0.5, 0.5), (0, 0.7), (0.7, 0), (0, 0), (0.9999, 0.999)])
+@pytest.mark.parametrize(
+    ("r", "q"), [(0.9, 0.99), (0.5, 0.5), (0, 0.7), (0.7, 0), (0, 0), (0.9999, 0.999)]
+)
 def test_inner_products_of_profiles_are_the_sums_over_the_steps(t, u, r, q):
     products = profile(t, r, 30) * profile(u, q, 30)
-    assert Profile(t, r).inner(Profile(u, q)) == pytest.approx(products.sum(), rel=1e-12, abs=1e-300)
+    assert Profile(t, r).inner(Profile(u, q)) == pytest.approx(
+        products.sum(), rel=1e-12, abs=1e-300
+    )
     for after, until in ((-1, t - 1), (-1, 0), (0, t), (3, t), (3, 6), (29, 30)):
         expected = products[after + 1 : max(until, -1) + 1].sum()
-        assert Profile(t, r).inner(Profile(u, q), after=after, until=until) == pytest.approx(expected, 1e-12, 1e-300)
+        assert Profile(t, r).inner(Profile(u, q), after=after, until=until) == pytest.approx(
+            expected, 1e-12, 1e-300
+        )
 
 
 def test_long_averages_lose_no_digits():
     # The norm of an average of length n after very many steps is (1 - r) / (1 + r).
     rate = 1 - 2.0**-30
-    assert Profile(10**12, rate).inner(Profile(10**12, rate)) == pytest.approx(2.0**-30 / (1 + rate), rel=1e-14)
+    assert Profile(10**12, rate).inner(Profile(10**12, rate)) == pytest.approx(
+        2.0**-30 / (1 + rate), rel=1e-14
+    )
 
 
 def by_interval(weights, steps):
-    """The sums of a profile's weights: on step 0, and on the steps after each checkpoint up to the next."""
+    """The sums of a profile's weights: on step 0, and on the steps after each checkpoint up to the
+    next.
+    """
     edges = [0, 1, *(step + 1 for step in steps if step > 0)]
     return np.array([weights[a:b].sum() for a, b in itertools.pairwise(edges)])
 
 
 @pytest.mark.parametrize("target_length", [3, 20, 40, 100, 500, 3000])
-@pytest.mark.parametrize("steps", [range(20, 301, 20), (300,), (100, 299, 300), (0, 1, 2, 3, 300), (17, 250), (0, 300)])
+@pytest.mark.parametrize(
+    "steps", [range(20, 301, 20), (300,), (100, 299, 300), (0, 1, 2, 3, 300), (17, 250), (0, 300)]
+)
 def test_the_errors_told_are_those_of_the_profiles_and_the_weights_sum_to_one(steps, target_length):
     rate, target_rate = 0.975, 1 - 1 / target_length
     combination = fit(tuple(steps), rate, target_rate, 300)
@@ -67,12 +79,16 @@ def test_the_errors_told_are_those_of_the_profiles_and_the_weights_sum_to_one(st
     assert sum(combination.ema) + sum(combination.params) == pytest.approx(1, abs=1e-8)
     target = profile(300, target_rate, 300)
     off = target - combined(combination, rate, 300)
-    assert combination.error == pytest.approx(np.linalg.norm(off[1:]) / np.linalg.norm(target[1:]), abs=1e-7)
+    assert combination.error == pytest.approx(
+        np.linalg.norm(off[1:]) / np.linalg.norm(target[1:]), abs=1e-7
+    )
     assert combination.misplaced == pytest.approx(abs(off[0]), abs=1e-9)
 
 
 @pytest.mark.parametrize("target_length", [20, 100, 400])
-def test_no_other_combination_with_the_targets_weight_between_checkpoints_has_a_smaller_error(target_length):
+def test_no_other_combination_with_the_targets_weight_between_checkpoints_has_a_smaller_error(
+    target_length,
+):
     rate, target_rate, steps = 0.975, 1 - 1 / target_length, (0, 150, 200, 201, 280, 300)
     combination = fit(steps, rate, target_rate, 300)
     # Brute force: least squares over the combinations that fulfil the conditions.
@@ -82,16 +98,24 @@ def test_no_other_combination_with_the_targets_weight_between_checkpoints_has_a_
     start = np.linalg.lstsq(conditions, by_interval(target, steps), rcond=1e-13)[0]
     free = np.linalg.svd(conditions)[2][np.linalg.matrix_rank(conditions) :].T
     matrix, goal = (stored.T @ free)[1:], (target - stored.T @ start)[1:]
-    best = np.linalg.norm(matrix @ np.linalg.lstsq(matrix, goal, rcond=1e-13)[0] - goal) / np.linalg.norm(target[1:])
+    best = np.linalg.norm(
+        matrix @ np.linalg.lstsq(matrix, goal, rcond=1e-13)[0] - goal
+    ) / np.linalg.norm(target[1:])
     assert combination.error == pytest.approx(best, rel=1e-6)
 
 
 # Averages about as long as the training: the digits example of the docs, and a long run.
-NEAR_THE_TRAINING = [(0.998, 2000, 500, 3500), (0.998, 10_000, 500, 3500), (0.9999, 200_000, 10_000, 500_000)]
+NEAR_THE_TRAINING = [
+    (0.998, 2000, 500, 3500),
+    (0.998, 10_000, 500, 3500),
+    (0.9999, 200_000, 10_000, 500_000),
+]
 
 
 @pytest.mark.parametrize(("rate", "length", "every", "last"), NEAR_THE_TRAINING)
-def test_with_step_0_kept_no_weight_of_a_long_average_lies_between_other_checkpoints(rate, length, every, last):
+def test_with_step_0_kept_no_weight_of_a_long_average_lies_between_other_checkpoints(
+    rate, length, every, last
+):
     steps = tuple(range(0, last + 1, every))
     combination = fit(steps, rate, 1 - 1 / length, last)
     target = Profile(last, 1 - 1 / length)
@@ -102,12 +126,18 @@ def test_with_step_0_kept_no_weight_of_a_long_average_lies_between_other_checkpo
     off = closed_profile(last, target.rate) - found
     assert combination.misplaced < 1e-12
     assert np.abs(by_interval(off, steps)).max() < 1e-9
-    assert np.abs(off).sum() / 2 < 0.11  # within the intervals, where parameters are near each other
-    assert sum(map(float, np.float32(combination.ema + combination.params))) == pytest.approx(1, abs=1e-7)
+    assert (
+        np.abs(off).sum() / 2 < 0.11
+    )  # within the intervals, where parameters are near each other
+    assert sum(map(float, np.float32(combination.ema + combination.params))) == pytest.approx(
+        1, abs=1e-7
+    )
 
 
 @pytest.mark.parametrize(("rate", "length", "every", "last"), NEAR_THE_TRAINING)
-def test_without_step_0_its_weight_lies_on_the_first_interval_alone_and_both_numbers_say_so(rate, length, every, last):
+def test_without_step_0_its_weight_lies_on_the_first_interval_alone_and_both_numbers_say_so(
+    rate, length, every, last
+):
     steps = tuple(range(every, last + 1, every))
     combination = fit(steps, rate, 1 - 1 / length, last)
     found = np.zeros(last + 1)
@@ -131,7 +161,11 @@ def closed_profile(step, rate):
 
 def test_checkpoints_beyond_the_target_or_long_before_it_are_left_out():
     combination = fit(range(0, 10_001, 100), 0.99, 0.995, 8000)
-    used = [s for s, *c in zip(combination.steps, combination.ema, combination.params, strict=True) if any(c)]
+    used = [
+        s
+        for s, *c in zip(combination.steps, combination.ema, combination.params, strict=True)
+        if any(c)
+    ]
     # 0.995^1378 = 1e-3: back to step 6700, and the one before.
     assert used == list(range(6600, 8001, 100))
     assert combination.error < 0.15
@@ -139,7 +173,11 @@ def test_checkpoints_beyond_the_target_or_long_before_it_are_left_out():
 
 def test_a_target_between_checkpoints_is_made_of_the_ones_around_it():
     combination = fit(range(50, 1001, 50), 0.99, 0.99, 725)
-    used = [s for s, *c in zip(combination.steps, combination.ema, combination.params, strict=True) if any(c)]
+    used = [
+        s
+        for s, *c in zip(combination.steps, combination.ema, combination.params, strict=True)
+        if any(c)
+    ]
     assert used[-1] == 750
     assert 0.05 < combination.error < 0.5
 
@@ -163,11 +201,15 @@ def test_with_every_step_kept_any_average_is_exact():
 
 
 def simulate(params, rates, kept):
-    """(raw, averages of all rates) at the steps kept, of a training that takes these parameters step by step."""
+    """(raw, averages of all rates) at the steps kept, of a training that takes these parameters
+    step by step.
+    """
     averages = {rate: {"w": params[0]} for rate in rates}
     found = {0: (params[0], {rate: params[0] for rate in rates})} if 0 in kept else {}
     for step, now in enumerate(params[1:], 1):
-        averages = {rate: ema.update(average, {"w": now}, rate) for rate, average in averages.items()}
+        averages = {
+            rate: ema.update(average, {"w": now}, rate) for rate, average in averages.items()
+        }
         if step in kept:
             found[step] = now, {rate: average["w"] for rate, average in averages.items()}
     return found
@@ -205,11 +247,15 @@ RATE, LONG = 0.95, 40
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A small training on disk, with a checkpoint each 10 steps up to 80, and an average of length `LONG` beside it."""
+    """A small training on disk, with a checkpoint each 10 steps up to 80, and an average of length
+    `LONG` beside it.
+    """
     directory = tmp_path_factory.mktemp("run")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     source = ArraySource("ramp", np.zeros((8, 1, 1, 1), np.float32), np.arange(8), ["0"] * 8)
-    batches = train_batches(source, fields=("label",), batch_size=2, seed=0, sharding=batch_sharding(mesh))
+    batches = train_batches(
+        source, fields=("label",), batch_size=2, seed=0, sharding=batch_sharding(mesh)
+    )
     optimizer = optax.sgd(0.1, momentum=0.9)
     shapes = {"block": {"kernel": (4, 32), "bias": (32,)}, "scale": (3,)}
     is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
@@ -226,13 +272,18 @@ def run(tmp_path_factory):
             checkpoints.save(state, batches)
     checkpoints.close()
     batches.close()
-    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state.params)
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state.params
+    )
     return directory, template, state, long
 
 
 def distance(a, b):
     return math.sqrt(
-        sum(float(((x - y) ** 2).sum()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+        sum(
+            float(((x - y) ** 2).sum())
+            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        )
     )
 
 
@@ -242,17 +293,23 @@ def equal(a, b):
 
 def test_a_longer_average_of_a_run_on_disk_is_the_one_tracked_beside_it(run, caplog):
     directory, template, state, long = run
-    params, combination = ema_of_length(Checkpoints(directory, read_only=True), template, rate=RATE, length=LONG)
+    params, combination = ema_of_length(
+        Checkpoints(directory, read_only=True), template, rate=RATE, length=LONG
+    )
     assert combination.steps == tuple(range(0, 81, 10))
     assert combination.error < 0.2
     assert distance(params, long) < 0.2 * distance(state.ema, long)
     assert distance(params, long) < combination.error * distance(state.params, long)
-    assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, template)
+    assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(
+        lambda x: x.sharding, template
+    )
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
     assert "rough" not in caplog.text
 
 
-def test_stored_length_and_length_one_are_the_stored_weights_bit_for_bit_and_read_nothing_else(run, monkeypatch):
+def test_stored_length_and_length_one_are_the_stored_weights_bit_for_bit_and_read_nothing_else(
+    run, monkeypatch
+):
     directory, template, state, _ = run
     checkpoints = Checkpoints(directory, read_only=True)
     restore, read = checkpoints.restore_weights, []
@@ -276,7 +333,9 @@ def test_stored_length_and_length_one_are_the_stored_weights_bit_for_bit_and_rea
 def test_a_rough_average_is_told_with_its_error_and_what_makes_it_better(run, caplog):
     directory, template, *_ = run
     with caplog.at_level(logging.WARNING, "uvit_jax"):
-        _, combination = ema_of_length(Checkpoints(directory, read_only=True), template, rate=RATE, length=4)
+        _, combination = ema_of_length(
+            Checkpoints(directory, read_only=True), template, rate=RATE, length=4
+        )
     assert combination.error > posthoc_ema.LARGE_ERROR
     (message,) = caplog.messages
     assert message.startswith("warning: the EMA of length 4 ")
@@ -303,10 +362,14 @@ def old_run(run, tmp_path_factory):
 
 def test_weight_that_belongs_on_a_step_0_that_is_not_there_is_told(run, old_run, caplog):
     with caplog.at_level(logging.WARNING, "uvit_jax"):
-        _, combination = ema_of_length(Checkpoints(old_run, read_only=True), run[1], rate=RATE, length=LONG)
+        _, combination = ema_of_length(
+            Checkpoints(old_run, read_only=True), run[1], rate=RATE, length=LONG
+        )
     assert combination.misplaced > posthoc_ema.LARGE_MISPLACED
     *_, message = caplog.messages
-    assert message.startswith("warning: the EMA of length 40 at step 80 is not what training would have kept: ")
+    assert message.startswith(
+        "warning: the EMA of length 40 at step 80 is not what training would have kept: "
+    )
     assert f"{100 * combination.misplaced:.0f}% of its weight belongs on step 0" in message
     assert "lies on the steps up to 10;" in message
 
@@ -314,7 +377,10 @@ def test_weight_that_belongs_on_a_step_0_that_is_not_there_is_told(run, old_run,
 def test_one_checkpoint_gives_only_what_it_holds(run, old_run):
     directory, template = old_run, run[1]
     checkpoints = Checkpoints(directory, read_only=True)
-    with pytest.raises(UserError, match=r"1 checkpoint up to step 10, .*\(40\) than the stored one \(20\).*keep_every"):
+    with pytest.raises(
+        UserError,
+        match=r"1 checkpoint up to step 10, .*\(40\) than the stored one \(20\).*keep_every",
+    ):
         ema_of_length(checkpoints, template, rate=RATE, length=40, step=10)
     kept, _ = ema_of_length(checkpoints, template, rate=RATE, length=20, step=10)
     assert equal(kept, checkpoints.restore_weights(template, weights="ema", step=10)[0])
@@ -330,6 +396,10 @@ def test_lengths_that_are_none_are_refused(run, length):
 def test_a_step_without_checkpoint_names_those_there_are(run, tmp_path):
     directory, template, *_ = run
     with pytest.raises(UserError, match="holds no step 15, expected one of 0, 10, 20,"):
-        ema_of_length(Checkpoints(directory, read_only=True), template, rate=RATE, length=40, step=15)
+        ema_of_length(
+            Checkpoints(directory, read_only=True), template, rate=RATE, length=40, step=15
+        )
     with pytest.raises(UserError, match="holds no checkpoint"):
-        ema_of_length(Checkpoints(tmp_path / "nowhere", read_only=True), template, rate=RATE, length=40)
+        ema_of_length(
+            Checkpoints(tmp_path / "nowhere", read_only=True), template, rate=RATE, length=40
+        )

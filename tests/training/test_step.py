@@ -24,7 +24,9 @@ from uvit_jax.training.step import Objective, apply_gradients, draw, make_train_
     ("name", "schedule", "time_scale"),
     [("train_discrete", VPDiscrete.stable_diffusion(), 1000), ("train_continuous", VPLinear(), 1)],
 )
-def test_eight_official_steps_give_the_official_losses_and_weights(golden_dir, name, schedule, time_scale):
+def test_eight_official_steps_give_the_official_losses_and_weights(
+    golden_dir, name, schedule, time_scale
+):
     golden, metadata = read_golden(golden_dir / f"{name}.safetensors")
     hparams = json.loads(metadata["hparams"])
     config = golden_config(metadata)
@@ -43,7 +45,9 @@ def test_eight_official_steps_give_the_official_losses_and_weights(golden_dir, n
 
     @jax.jit
     def step(state, x0, t, noise, label):
-        loss, grads = jax.value_and_grad(lambda p: mean_loss(network, objective, p, x0, t, noise, label))(state.params)
+        loss, grads = jax.value_and_grad(
+            lambda p: mean_loss(network, objective, p, x0, t, noise, label)
+        )(state.params)
         return apply_gradients(state, grads, optimizer, hparams["ema_rate"]), loss
 
     state = create(lambda key: params, optimizer, 0)
@@ -56,7 +60,9 @@ def test_eight_official_steps_give_the_official_losses_and_weights(golden_dir, n
     np.testing.assert_allclose(losses, golden["losses"], atol=1e-5, rtol=0)
     for prefix, weights in (("final", state.params), ("ema", state.ema)):
         for key, array in official.dump(nnx.merge(graphdef, weights)).items():
-            np.testing.assert_allclose(array, golden[f"{prefix}.{key}"], atol=2e-5, rtol=0, err_msg=f"{prefix}.{key}")
+            np.testing.assert_allclose(
+                array, golden[f"{prefix}.{key}"], atol=2e-5, rtol=0, err_msg=f"{prefix}.{key}"
+            )
 
 
 def test_warm_up_counts_from_zero_and_the_first_update_moves_nothing():
@@ -81,11 +87,15 @@ def test_the_rate_of_a_number_is_that_of_an_array_and_asks_no_device(decay):
     for step in (0, 3, 5, 11, 20):
         rate = learning_rate(config, step, 20)
         assert isinstance(rate, np.floating)
-        np.testing.assert_allclose(rate, learning_rate(config, jnp.asarray(step), 20), rtol=1e-5, atol=1e-10)
+        np.testing.assert_allclose(
+            rate, learning_rate(config, jnp.asarray(step), 20), rtol=1e-5, atol=1e-10
+        )
 
 
 def test_gradient_clipping_bounds_the_global_norm():
-    optimizer = make_optimizer(OptimizerConfig(grad_clip=0.5, warmup_steps=0, betas=(0.0, 0.0), eps=1.0), 1)
+    optimizer = make_optimizer(
+        OptimizerConfig(grad_clip=0.5, warmup_steps=0, betas=(0.0, 0.0), eps=1.0), 1
+    )
     params = {"w": jnp.zeros(1)}
     updates, _ = optimizer.update({"w": jnp.array([30.0])}, optimizer.init(params), params)
     # With both betas 0 the update is -lr g / (|g| + eps) of the clipped gradient g = 0.5.
@@ -94,7 +104,10 @@ def test_gradient_clipping_bounds_the_global_norm():
 
 def test_clipping_is_the_same_as_optax_chained_before_adamw():
     config = OptimizerConfig(grad_clip=0.5, warmup_steps=2)
-    chained = optax.chain(optax.clip_by_global_norm(0.5), make_optimizer(dataclasses.replace(config, grad_clip=0.0), 9))
+    chained = optax.chain(
+        optax.clip_by_global_norm(0.5),
+        make_optimizer(dataclasses.replace(config, grad_clip=0.0), 9),
+    )
     params = {"w": jnp.array([1.0, -2.0]), "b": jnp.array([0.5])}
     updates = []
     for optimizer in (make_optimizer(config, 9), chained):
@@ -123,7 +136,10 @@ def test_the_optimizer_is_optax_adamw_to_the_bit_and_traced_once_a_shape(monkeyp
     optax_adamw = optax.adamw
     monkeypatch.setattr(optax, "adamw", adamw)
     optimizer = make_optimizer(OptimizerConfig(lr=1e-2, warmup_steps=2, decay="cosine"), 9)
-    blocks = [{"kernel": np.full((3, 2), 0.1 * i, "f4"), "bias": np.full(2, -0.2 * i, "f4")} for i in range(4)]
+    blocks = [
+        {"kernel": np.full((3, 2), 0.1 * i, "f4"), "bias": np.full(2, -0.2 * i, "f4")}
+        for i in range(4)
+    ]
     results = []
     for update in (optimizer.update, made[0].update):
         step = jax.jit(update)
@@ -144,7 +160,9 @@ def test_ema_is_the_weighted_mean():
 
 @pytest.fixture(scope="module")
 def tiny():
-    config = UViTConfig(image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4)
+    config = UViTConfig(
+        image_size=4, in_channels=1, embed_dim=8, depth=3, num_heads=2, num_classes=4
+    )
     _, network, init = abstract_network(config)
     optimizer = optax.adam(1e-2)
     batch = {"x": jnp.zeros((512, 4, 4, 1)), "label": jnp.zeros(512, jnp.int32)}
@@ -155,16 +173,24 @@ def test_a_step_is_a_function_of_seed_and_step_number_alone(tiny):
     network, init, optimizer, batch = tiny
     objective = Objective(VPLinear(), p_uncond=0.5, null_condition=3)
     step, other_step = (
-        jax.jit(make_train_step(network, objective, optimizer, ema_rate=0.9, seed=seed)) for seed in (0, 1)
+        jax.jit(make_train_step(network, objective, optimizer, ema_rate=0.9, seed=seed))
+        for seed in (0, 1)
     )
     state = jax.jit(lambda: create(init, optimizer, 0))()
     one, metrics = step(state, batch)
     again, _ = step(state, batch)
     _, other_metrics = other_step(state, batch)
-    # Not to the bit: a GPU may sum a convolution's gradient in another order. The kill tests ask a CPU for bits.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one.params, again.params)
+    # Not to the bit: a GPU may sum a convolution's gradient in another order. The kill tests ask a
+    # CPU for bits.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        one.params,
+        again.params,
+    )
     assert metrics["loss"] != other_metrics["loss"]
-    _, later_metrics = step(TrainState(state.step + 1, state.params, state.ema, state.opt_state), batch)
+    _, later_metrics = step(
+        TrainState(state.step + 1, state.params, state.ema, state.opt_state), batch
+    )
     assert metrics["loss"] != later_metrics["loss"]
     assert int(one.step) == 1
 
@@ -182,7 +208,9 @@ def test_labels_are_dropped_to_the_empty_one_at_the_asked_rate(tiny):
 
 
 def test_a_batch_in_parts_gives_the_whole_batchs_loss_and_gradients():
-    config = UViTConfig(image_size=4, patch_size=2, in_channels=1, embed_dim=8, depth=1, num_heads=2, num_classes=4)
+    config = UViTConfig(
+        image_size=4, patch_size=2, in_channels=1, embed_dim=8, depth=1, num_heads=2, num_classes=4
+    )
     _, network, init_params = abstract_network(config)
     objective = Objective(VPLinear(), p_uncond=0.5, null_condition=3)
     optimizer = optax.sgd(1.0)  # the update is the gradient
@@ -194,24 +222,37 @@ def test_a_batch_in_parts_gives_the_whole_batchs_loss_and_gradients():
     state = create(init_params, optimizer, 0)
     found = {}
     for microbatches in (1, 3):
-        step = make_train_step(network, objective, optimizer, ema_rate=0.9, seed=0, microbatches=microbatches)
+        step = make_train_step(
+            network, objective, optimizer, ema_rate=0.9, seed=0, microbatches=microbatches
+        )
         found[microbatches] = jax.jit(step)(state, batch)
     (whole, metrics) = found.pop(1)
     for after, measured in found.values():
         for name in ("loss", "grad_norm"):
             np.testing.assert_allclose(measured[name], metrics[name], rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), after.params, whole.params)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5),
+            after.params,
+            whole.params,
+        )
 
 
 def test_a_batch_in_parts_holds_one_parts_activations():
-    config = UViTConfig(image_size=16, patch_size=2, in_channels=1, embed_dim=64, depth=1, num_heads=4)
+    config = UViTConfig(
+        image_size=16, patch_size=2, in_channels=1, embed_dim=64, depth=1, num_heads=4
+    )
     _, network, init_params = abstract_network(config)
     state = jax.eval_shape(lambda: create(init_params, optax.sgd(1.0), 0))
     batch = {"x": jax.ShapeDtypeStruct((32, 16, 16, 1), np.float32)}
 
     def memory(microbatches):
         step = make_train_step(
-            network, Objective(VPLinear()), optax.sgd(1.0), ema_rate=0.9, seed=0, microbatches=microbatches
+            network,
+            Objective(VPLinear()),
+            optax.sgd(1.0),
+            ema_rate=0.9,
+            seed=0,
+            microbatches=microbatches,
         )
         return jax.jit(step).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 

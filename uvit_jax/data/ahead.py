@@ -6,8 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
-def ahead(pool: concurrent.futures.Executor, function: Callable, items: Sequence[Any], depth: int) -> Iterator[Any]:
-    """function(item) for each item in order, `depth` of them under way; what it raises is raised in its turn."""
+def ahead(
+    pool: concurrent.futures.Executor, function: Callable, items: Sequence[Any], depth: int
+) -> Iterator[Any]:
+    """function(item) for each item in order, `depth` of them under way; what it raises is raised in
+    its turn.
+    """
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     try:
         for item in items:

@@ -1,7 +1,8 @@
 """Which files are images, and the formats that are tried on them: an allow-list of plain rasters.
 
-Pillow knows formats that start other programs (EPS calls Ghostscript) or read parts of other files: a file's name says
-nothing of its content, so no format outside this list is tried, whatever the file is called.
+Pillow knows formats that start other programs (EPS calls Ghostscript) or read parts of other files:
+a file's name says nothing of its content, so no format outside this list is tried, whatever the
+file is called.
 """
 
 import contextlib
@@ -30,7 +31,9 @@ _CODECS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that this machine reads; HEIC where the package pillow-heif is installed."""
+    """Pillow's names of the formats that this machine reads; HEIC where the package pillow-heif is
+    installed.
+    """
     Image.init()
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
@@ -50,8 +53,14 @@ def is_image(file: str) -> bool:
 
 
 def hint(extension: str) -> str:
-    """What would make files of this extension (in lower case, without the dot) readable; "" where nothing would."""
+    """What would make files of this extension (in lower case, without the dot) readable; "" where
+    nothing would.
+    """
     name = next((name for name, known in _FORMATS.items() if extension in known), None)
     if name is None or name in formats():
         return ""
-    return "pip install pillow-heif reads them" if name == "HEIF" else f"a Pillow built with {name} reads them"
+    return (
+        "pip install pillow-heif reads them"
+        if name == "HEIF"
+        else f"a Pillow built with {name} reads them"
+    )

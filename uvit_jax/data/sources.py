@@ -1,6 +1,8 @@
-"""Data sets as random access to examples, read a batch at a time: `{"x": [n, h, w, c], "label": int32 [n]}`.
+"""Data sets as random access to examples, read a batch at a time: `{"x": [n, h, w, c], "label":
+int32 [n]}`.
 
-Where images have captions there is a third array, "context" `[n, tokens, width]`: the states of one caption of each.
+Where images have captions there is a third array, "context" `[n, tokens, width]`: the states of one
+caption of each.
 """
 
 import dataclasses
@@ -36,16 +38,19 @@ class Source(Protocol):
         draws: UInt64[np.ndarray, " n"] | None = None,
         fields: Collection[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """The examples of these numbers, stacked, those with `mirrored` as mirror images; called from threads.
+        """The examples of these numbers, stacked, those with `mirrored` as mirror images; called
+        from threads.
 
         Args:
           indices: of the examples.
           mirrored: which of them are read as mirror images.
-          draws: random words, each of which picks one of its example's captions; None for the first.
+          draws: random words, each of which picks one of its example's captions; None for the
+            first.
           fields: which of the arrays are wanted; None for all.
 
         Returns:
-          "x" `[n, h, w, c]`, "label" int32 `[n]` and, where there are captions, "context" `[n, tokens, width]`.
+          "x" `[n, h, w, c]`, "label" int32 `[n]` and, where there are captions, "context" `[n,
+          tokens, width]`.
         """
         ...
 
@@ -107,8 +112,8 @@ class ArraySource:
         """The examples of these numbers, stacked; where `mirrored`, left and right are exchanged.
 
         Returns:
-          "x", float32 `[n, h, w, c]` in [-1, 1], and "label", int32 `[n]`, or those of them that `fields` names. There
-          are no captions to be drawn.
+          "x", float32 `[n, h, w, c]` in [-1, 1], and "label", int32 `[n]`, or those of them that
+          `fields` names. There are no captions to be drawn.
         """
         x = self.images[indices]
         x[mirrored] = x[mirrored, :, ::-1]
@@ -138,16 +143,21 @@ class ArraySource:
 
 
 def digits() -> ArraySource:
-    """The 1,797 real handwritten digits of 8x8 pixels that scikit-learn's package carries (no network needed).
+    """The 1,797 real handwritten digits of 8x8 pixels that scikit-learn's package carries (no
+    network needed).
 
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the test part. Their 17
-    grey levels 0..16 become -1..1.
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the
+    test part. Their 17 grey levels 0..16 become -1..1.
     """
-    from sklearn.datasets import load_digits  # Takes a second to import: only who asks for digits pays it.
+    from sklearn.datasets import (
+        load_digits,  # Takes a second to import: only who asks for digits pays it.
+    )
 
     data = load_digits()
     images = (data.images / 8 - 1).astype(np.float32)[..., None]
-    return ArraySource("digits", images, data.target.astype(np.int32), [str(digit) for digit in range(10)])
+    return ArraySource(
+        "digits", images, data.target.astype(np.int32), [str(digit) for digit in range(10)]
+    )
 
 
 SOURCES: dict[str, Callable[[], Source]] = {"digits": digits}

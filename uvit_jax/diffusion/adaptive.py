@@ -18,13 +18,15 @@ from uvit_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Tolerances:
-    """How an adaptive solver chooses its steps; the numbers are those of arXiv:2206.00927, appendix C.
+    """How an adaptive solver chooses its steps; the numbers are those of arXiv:2206.00927, appendix
+    C.
 
-    `first_step` is in lambda, `time_error` in t. With `per_example` every example has steps of its own, so its sample
-    does not depend on the batch it is in; without, the batch shares the steps its worst example needs (the reference
-    code). `max_step`, in lambda, bounds a step: where the image is still noise the two orders agree over any step, and
-    the reference code, which has no bound, then passes over where the image is made (45 % of N(0.7, 0.4^2)'s deviation
-    lost by "dpmsolver++" of order 2 on the linear schedule).
+    `first_step` is in lambda, `time_error` in t. With `per_example` every example has steps of its
+    own, so its sample does not depend on the batch it is in; without, the batch shares the steps
+    its worst example needs (the reference code). `max_step`, in lambda, bounds a step: where the
+    image is still noise the two orders agree over any step, and the reference code, which has no
+    bound, then passes over where the image is made (45 % of N(0.7, 0.4^2)'s deviation lost by
+    "dpmsolver++" of order 2 on the linear schedule).
     """
 
     atol: float = 0.0078
@@ -38,7 +40,9 @@ class Tolerances:
 
 
 class Solution(NamedTuple):
-    """The samples, the network evaluations they took, and whether every example reached t_end within the bound."""
+    """The samples, the network evaluations they took, and whether every example reached t_end
+    within the bound.
+    """
 
     x: Float[Array, " b *rest"]
     evaluations: Int[Array, ""]
@@ -59,9 +63,9 @@ def solve(
     threshold: Threshold | None = None,
     tolerances: Tolerances = Tolerances(),
 ) -> Solution:
-    """The samples: x_T [b, ...] carried from t_start to t_end by steps of order `order` (2 or 3), each compared with
-    one of order - 1 that shares its evaluations (arXiv:2206.00927, appendix C). noise_fn as in `dpm_solver.sample`.
-    Raises UserError for bad input.
+    """The samples: x_T [b, ...] carried from t_start to t_end by steps of order `order` (2 or 3),
+    each compared with one of order - 1 that shares its evaluations (arXiv:2206.00927, appendix C).
+    noise_fn as in `dpm_solver.sample`. Raises UserError for bad input.
     """
     x_T, t_start = begin(schedule, x_T, t_start, prediction, FORMS[algorithm])
     check_ends(t_start, t_end)
@@ -94,7 +98,9 @@ def solve(
 
 class _State(NamedTuple):
     x: Any
-    x_lower: Any  # the last accepted lower-order state, against which the relative tolerance is measured
+    x_lower: (
+        Any  # the last accepted lower-order state, against which the relative tolerance is measured
+    )
     t: Any
     lambda_: Any
     h: Any
@@ -122,10 +128,14 @@ class _Solver:
 
     def goes_on(self, state: _State) -> Any:
         """Whether any example is, and another attempt is within the bound."""
-        return jnp.any(self.is_open(state.t)) & (state.evaluations + self.order <= self.tolerances.max_evaluations)
+        return jnp.any(self.is_open(state.t)) & (
+            state.evaluations + self.order <= self.tolerances.max_evaluations
+        )
 
     def attempt(self, state: _State) -> _State:
-        """The state after a step, of those examples whose error allows it, and the size of the next step."""
+        """The state after a step, of those examples whose error allows it, and the size of the next
+        step.
+        """
         lower, gain = self._lower_and_gain(state)
         atol, rtol = self.tolerances.atol, self.tolerances.rtol
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(lower), jnp.abs(state.x_lower)))
@@ -135,7 +145,8 @@ class _Solver:
         accept = (error <= 1.0) & self.is_open(state.t)
         chosen = spread(accept, state.x).astype(bool)
         lambda_ = jnp.where(accept, state.lambda_ + state.h, state.lambda_)
-        # A step size needs no more than float32, and the reference rounds here: its samples are reproduced only so.
+        # A step size needs no more than float32, and the reference rounds here: its samples are
+        # reproduced only so.
         growth = (error ** (-1.0 / self.order)).astype(jnp.float32).astype(state.x.dtype)
         return _State(
             x=jnp.where(chosen, lower + gain, state.x),
@@ -150,7 +161,9 @@ class _Solver:
         )
 
     def _lower_and_gain(self, state: _State) -> tuple[Samples, Samples]:
-        """The lower-order state after the step, and the higher-order one less it, formed without cancellation."""
+        """The lower-order state after the step, and the higher-order one less it, formed without
+        cancellation.
+        """
         x = state.x
         r1, r2 = (0.5, None) if self.order == 2 else (1.0 / 3.0, 2.0 / 3.0)
         _, base, w1, w2, w3 = self._part(state, 1.0)
@@ -172,11 +185,20 @@ class _Solver:
 
     def _read(self, x: Samples, t: Any) -> Samples:
         """What the network says of x, in the algorithm's form."""
-        said = convert(self.noise_fn(x, t), x, t, self.schedule, source=self.prediction, target=FORMS[self.algorithm])
+        said = convert(
+            self.noise_fn(x, t),
+            x,
+            t,
+            self.schedule,
+            source=self.prediction,
+            target=FORMS[self.algorithm],
+        )
         return self.threshold(said) if self.threshold is not None else said
 
     def _part(self, state: _State, share: float) -> tuple[Any, Any, Any, Any, Any]:
-        """The time at this share of the step, and base, w1, w2 and w3 to it, spread over the axes of x."""
+        """The time at this share of the step, and base, w1, w2 and w3 to it, spread over the axes
+        of x.
+        """
         h = share * state.h
         t = self.schedule.inverse_lambda(state.lambda_ + h)
         found = weights(self.algorithm, self.schedule, state.t, t, h)
@@ -195,6 +217,7 @@ def converged_samples(solution: Solution, tolerances: Tolerances) -> Samples:
 def did_not_converge(tolerances: Tolerances) -> UserError:
     """The error of an adaptive solve that used up its evaluations."""
     return UserError(
-        f"the adaptive solver did not reach t_end within {tolerances.max_evaluations} network evaluations at "
-        f"atol {tolerances.atol}, rtol {tolerances.rtol}: loosen the tolerances, or check the network's output for NaN"
+        f"the adaptive solver did not reach t_end within {tolerances.max_evaluations} network "
+        f"evaluations at atol {tolerances.atol}, rtol {tolerances.rtol}: loosen the tolerances, or "
+        "check the network's output for NaN"
     )

@@ -1,4 +1,6 @@
-"""The front door of DPM-Solver and DPM-Solver++: every method, order and spacing behind one pure function."""
+"""The front door of DPM-Solver and DPM-Solver++: every method, order and spacing behind one pure
+function.
+"""
 
 from jaxtyping import Array, Float, Key
 
@@ -9,7 +11,15 @@ from uvit_jax.diffusion.predictions import check_prediction
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.diffusion.singlestep import singlestep_rows
 from uvit_jax.diffusion.spacing import Spacing, begin, time_grid
-from uvit_jax.diffusion.tableau import NoiseFn, Row, Samples, Threshold, Trajectory, denoising_row, run
+from uvit_jax.diffusion.tableau import (
+    NoiseFn,
+    Row,
+    Samples,
+    Threshold,
+    Trajectory,
+    denoising_row,
+    run,
+)
 from uvit_jax.errors import UserError
 
 ORDERS = {
@@ -46,24 +56,29 @@ def sample(
     return_trajectory: bool = False,
     tolerances: adaptive.Tolerances | None = None,
 ) -> Samples | tuple[Samples, Trajectory]:
-    """Samples at t_end from x_T [b, ...] at t_start (later, where alpha vanishes there: `spacing.first_time`).
+    """Samples at t_end from x_T [b, ...] at t_start (later, where alpha vanishes there:
+    `spacing.first_time`).
 
-    algorithm: "dpmsolver" (arXiv:2206.00927), "dpmsolver++" (arXiv:2211.01095) or "sde-dpmsolver++" (its multistep SDE
-    solver, order 1 or 2). noise_fn(x, t) gets t [b] in (0, 1] and returns the noise (or `prediction`) in the shape and
-    dtype of x. The compiled program calls it at one place. `steps` counts its evaluations, except that
-    `singlestep_fixed` makes floor(steps / order) * order, `denoise_to_zero` one more (the x_0 predicted at t_end), and
-    `adaptive` as many as its `tolerances` need: it uses neither `steps` nor `spacing` nor `lower_order_final`.
+    algorithm: "dpmsolver" (arXiv:2206.00927), "dpmsolver++" (arXiv:2211.01095) or "sde-dpmsolver++"
+    (its multistep SDE solver, order 1 or 2). noise_fn(x, t) gets t [b] in (0, 1] and returns the
+    noise (or `prediction`) in the shape and dtype of x. The compiled program calls it at one place.
+    `steps` counts its evaluations, except that `singlestep_fixed` makes floor(steps / order) *
+    order, `denoise_to_zero` one more (the x_0 predicted at t_end), and `adaptive` as many as its
+    `tolerances` need: it uses neither `steps` nor `spacing` nor `lower_order_final`.
 
-    method: "multistep"; "singlestep": orders 3, ..., 3, then 2, 1 / 1 / 2, with uniform logSNR on nodes of its own (the
-    paper's L models: "dpmsolver", order 3, "logsnr", t_end=1e-4); "singlestep_fixed": every outer step of one order;
-    "singlestep_fast": the same orders on the nodes of the `steps` grid (the H models and COCO: "dpmsolver++", order 3,
-    "time_uniform"); "adaptive": DPM-Solver-12 or -23 by `order`. spacing: "time_uniform", "logsnr", "time_quadratic",
-    or the times themselves, falling: steps + 1 of them (`singlestep_fixed`: floor(steps / order) + 1).
+    method: "multistep"; "singlestep": orders 3, ..., 3, then 2, 1 / 1 / 2, with uniform logSNR on
+    nodes of its own (the paper's L models: "dpmsolver", order 3, "logsnr", t_end=1e-4);
+    "singlestep_fixed": every outer step of one order; "singlestep_fast": the same orders on the
+    nodes of the `steps` grid (the H models and COCO: "dpmsolver++", order 3, "time_uniform");
+    "adaptive": DPM-Solver-12 or -23 by `order`. spacing: "time_uniform", "logsnr",
+    "time_quadratic", or the times themselves, falling: steps + 1 of them (`singlestep_fixed`:
+    floor(steps / order) + 1).
 
-    With `return_trajectory` also the Trajectory: x_T and the state after each (outer) step, and their times. Noise,
-    where the algorithm draws any: see `tableau.run`. Raises UserError, before anything is traced, for an unknown name,
-    an order the method has not, steps < order, t_end outside (0, t_start), or a noise_fn of another shape or dtype;
-    and for an adaptive solve that does not converge (under an outer jit, which can raise nothing, samples are NaN).
+    With `return_trajectory` also the Trajectory: x_T and the state after each (outer) step, and
+    their times. Noise, where the algorithm draws any: see `tableau.run`. Raises UserError, before
+    anything is traced, for an unknown name, an order the method has not, steps < order, t_end
+    outside (0, t_start), or a noise_fn of another shape or dtype; and for an adaptive solve that
+    does not converge (under an outer jit, which can raise nothing, samples are NaN).
     """
     check_arguments(
         steps=steps,
@@ -79,7 +94,10 @@ def sample(
     threshold = Threshold(thresholding_ratio, thresholding_max) if thresholding else None
     if method == "adaptive":
         if denoise_to_zero or return_trajectory:
-            raise UserError("method 'adaptive' has neither denoise_to_zero nor return_trajectory, expected both False")
+            raise UserError(
+                "method 'adaptive' has neither denoise_to_zero nor return_trajectory, expected "
+                "both False"
+            )
         tolerances = tolerances or adaptive.Tolerances()
         solution = adaptive.solve(
             noise_fn,
@@ -163,9 +181,18 @@ def _rows(
 
 
 def check_arguments(
-    *, steps: int, algorithm: str, method: str, order: int, solver_type: str, prediction: str, thresholding: bool
+    *,
+    steps: int,
+    algorithm: str,
+    method: str,
+    order: int,
+    solver_type: str,
+    prediction: str,
+    thresholding: bool,
 ) -> None:
-    """Raises UserError for the first argument that no solver has, or that this method and algorithm don't have."""
+    """Raises UserError for the first argument that no solver has, or that this method and algorithm
+    don't have.
+    """
     for field, value, known in (
         ("algorithm", algorithm, ALGORITHMS),
         ("method", method, METHODS),
@@ -175,12 +202,19 @@ def check_arguments(
             raise UserError(f"{field} is {value!r}, expected one of {', '.join(known)}")
     check_prediction(prediction)
     if order not in ORDERS[method]:
-        raise UserError(f"order is {order}, but method {method!r} has the orders {', '.join(map(str, ORDERS[method]))}")
+        raise UserError(
+            f"order is {order}, but method {method!r} has the orders "
+            f"{', '.join(map(str, ORDERS[method]))}"
+        )
     if algorithm == "sde-dpmsolver++" and (method != "multistep" or order == 3):
         raise UserError(
-            f"method is {method!r} and order {order}, expected 'multistep' of order 1 or 2 for 'sde-dpmsolver++'"
+            f"method is {method!r} and order {order}, expected 'multistep' of order 1 or 2 for "
+            f"'sde-dpmsolver++'"
         )
     if method != "adaptive" and steps < order:
         raise UserError(f"steps is {steps}, expected at least the order, {order}")
     if thresholding and FORMS[algorithm] != "x0":
-        raise UserError(f"thresholding bounds x_0, but algorithm {algorithm!r} works on the noise: use 'dpmsolver++'")
+        raise UserError(
+            f"thresholding bounds x_0, but algorithm {algorithm!r} works on the noise: use "
+            f"'dpmsolver++'"
+        )

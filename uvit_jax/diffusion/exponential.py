@@ -1,16 +1,18 @@
-"""The exponential-integrator weights that all DPM-Solvers share (arXiv:2206.00927, arXiv:2211.01095).
+"""The exponential-integrator weights that all DPM-Solvers share (arXiv:2206.00927,
+arXiv:2211.01095).
 
-In lambda = log(alpha / sigma) the diffusion ODE has an exact solution with one integral left over the network. With h =
-lambda_t - lambda_s, r = (lambda - lambda_s) / h and the network's Taylor polynomial m + D1 r + D2 r^2 / 2 that integral
-is
+In lambda = log(alpha / sigma) the diffusion ODE has an exact solution with one integral left over
+the network. With h = lambda_t - lambda_s, r = (lambda - lambda_s) / h and the network's Taylor
+polynomial m + D1 r + D2 r^2 / 2 that integral is
 
     x_t = base x_s + C (phi_1(z) m + phi_2(z) D1 + phi_3(z) D2)
 
-    dpmsolver         base = alpha_t / alpha_s            C = -sigma_t h     z = h      m is the noise
-    dpmsolver++       base = sigma_t / sigma_s            C = alpha_t h      z = -h     m is x_0
-    sde-dpmsolver++   base = sigma_t / sigma_s exp(-h)    C = 2 alpha_t h    z = -2h    m is x_0
+    dpmsolver         base = alpha_t / alpha_s            C = -sigma_t h     z = h      m is the
+    noise dpmsolver++       base = sigma_t / sigma_s            C = alpha_t h      z = -h     m is
+    x_0 sde-dpmsolver++   base = sigma_t / sigma_s exp(-h)    C = 2 alpha_t h    z = -2h    m is x_0
 
-(propositions 3.1 of arXiv:2206.00927 and 4.1 of arXiv:2211.01095). The SDE adds sigma_t sqrt(1 - exp(-2h)) noise.
+(propositions 3.1 of arXiv:2206.00927 and 4.1 of arXiv:2211.01095). The SDE adds sigma_t sqrt(1 -
+exp(-2h)) noise.
 """
 
 import math
@@ -48,7 +50,9 @@ class Weights(NamedTuple):
     noise: Times
 
 
-def weights(algorithm: str, schedule: Schedule, s: Times, t: Times, h: Times | None = None) -> Weights:
+def weights(
+    algorithm: str, schedule: Schedule, s: Times, t: Times, h: Times | None = None
+) -> Weights:
     """The weights of a step from s to t < s; NumPy in, NumPy out, else JAX.
 
     `h` is lambda_t - lambda_s where that is known more exactly than the difference tells it.

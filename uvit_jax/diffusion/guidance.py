@@ -1,4 +1,6 @@
-"""Guidance: wrappers that turn a network's conditional prediction into a stronger one, a plain function of (x, t)."""
+"""Guidance: wrappers that turn a network's conditional prediction into a stronger one, a plain
+function of (x, t).
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +13,9 @@ from uvit_jax.diffusion.predictions import spread
 from uvit_jax.errors import UserError
 
 Predict = Callable[[Float[Array, " b *rest"], Float[Array, " b"]], Float[Array, " b *rest"]]
-ConditionalPredict = Callable[[Float[Array, " b *rest"], Float[Array, " b"], Any], Float[Array, " b *rest"]]
+ConditionalPredict = Callable[
+    [Float[Array, " b *rest"], Float[Array, " b"], Any], Float[Array, " b *rest"]
+]
 Scale = Float[Array, ""] | float | int
 
 KINDS = ("classifier_free", "autoguidance")
@@ -26,11 +30,13 @@ def classifier_free(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
-    """cond + scale (cond - uncond) (arXiv:2207.12598; the U-ViT paper's scale, one less than the usual w).
+    """cond + scale (cond - uncond) (arXiv:2207.12598; the U-ViT paper's scale, one less than the
+    usual w).
 
-    `predict(x, t, condition)` is called once, on 2b rows: each example stands beside its unconditional twin, so a batch
-    sharded over devices doubles where it is. `condition` and `null_condition` are arrays (or pytrees) with leading axis
-    b; `scale` may be traced. Outside the `interval` (see `guided`) only the b conditional rows are computed.
+    `predict(x, t, condition)` is called once, on 2b rows: each example stands beside its
+    unconditional twin, so a batch sharded over devices doubles where it is. `condition` and
+    `null_condition` are arrays (or pytrees) with leading axis b; `scale` may be traced. Outside the
+    `interval` (see `guided`) only the b conditional rows are computed.
     """
 
     def pair(x: Any, t: Any) -> tuple[Any, Any]:
@@ -39,7 +45,9 @@ def classifier_free(
         out = out.reshape(x.shape[0], 2, *out.shape[1:])
         return out[:, 0], out[:, 1]
 
-    return guided(pair, lambda x, t: predict(x, t, condition), scale, interval=interval, rescale=rescale)
+    return guided(
+        pair, lambda x, t: predict(x, t, condition), scale, interval=interval, rescale=rescale
+    )
 
 
 def autoguidance(
@@ -50,8 +58,16 @@ def autoguidance(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
-    """good + scale (good - weak): away from a second, weaker model of the same condition (arXiv:2406.02507)."""
-    return guided(lambda x, t: (predict(x, t), weak_predict(x, t)), predict, scale, interval=interval, rescale=rescale)
+    """good + scale (good - weak): away from a second, weaker model of the same condition
+    (arXiv:2406.02507).
+    """
+    return guided(
+        lambda x, t: (predict(x, t), weak_predict(x, t)),
+        predict,
+        scale,
+        interval=interval,
+        rescale=rescale,
+    )
 
 
 def guided(
@@ -64,11 +80,11 @@ def guided(
 ) -> Predict:
     """good + scale (good - bad) with (good, bad) = pair(x, t); `plain(x, t)` is good alone.
 
-    `interval` = (low, high): guidance acts where low <= t <= high (arXiv:2404.07724, there in sigma); when no example
-    of the batch is inside, `lax.cond` runs `plain`, so the other half's work is really skipped (under vmap both run).
-    `rescale` in [0, 1] pulls the standard deviation of each guided prediction back to that of the unguided one
-    (arXiv:2305.08891, eq. 15-16). Raises UserError for an interval that is not 0 <= low < high <= 1 or a rescale
-    outside [0, 1].
+    `interval` = (low, high): guidance acts where low <= t <= high (arXiv:2404.07724, there in
+    sigma); when no example of the batch is inside, `lax.cond` runs `plain`, so the other half's
+    work is really skipped (under vmap both run). `rescale` in [0, 1] pulls the standard deviation
+    of each guided prediction back to that of the unguided one (arXiv:2305.08891, eq. 15-16). Raises
+    UserError for an interval that is not 0 <= low < high <= 1 or a rescale outside [0, 1].
     """
     check_interval(interval)
     check_rescale(rescale)

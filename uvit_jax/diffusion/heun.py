@@ -5,7 +5,16 @@ import numpy as np
 from uvit_jax.diffusion.exponential import weights
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.diffusion.spacing import Spacing, begin, time_grid, vanishes
-from uvit_jax.diffusion.tableau import Form, NoiseFn, Row, Samples, Trajectory, check_steps, denoising_row, run
+from uvit_jax.diffusion.tableau import (
+    Form,
+    NoiseFn,
+    Row,
+    Samples,
+    Trajectory,
+    check_steps,
+    denoising_row,
+    run,
+)
 
 
 def heun(
@@ -21,13 +30,13 @@ def heun(
     prediction: str = "noise",
     return_trajectory: bool = False,
 ) -> Samples | tuple[Samples, Trajectory]:
-    """Samples at t_end from x_T [b, ...] at t_start by `steps` evaluations of noise_fn(x, t): two a step, the last step
-    of an odd number one.
+    """Samples at t_end from x_T [b, ...] at t_start by `steps` evaluations of noise_fn(x, t): two a
+    step, the last step of an odd number one.
 
     In EDM's variables d(x / alpha) / d(sigma / alpha) = noise: a step's Euler part is DDIM, and its
     correction averages the noise at both ends. Where sigma / alpha has no bound (cosine, flow) the
-    steps are those of `Schedule.path` instead, dx / d tau = v or flow. Given times are ceil(steps / 2)
-    + 1. Raises UserError for bad input, before anything is traced.
+    steps are those of `Schedule.path` instead, dx / d tau = v or flow. Given times are ceil(steps /
+    2) + 1. Raises UserError for bad input, before anything is traced.
     """
     check_steps(steps)
     form: Form = schedule.path_form if vanishes(schedule) else "noise"
@@ -57,13 +66,15 @@ def heun(
     )
 
 
-def _steps(schedule: Schedule, times: np.ndarray, prediction: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _steps(
+    schedule: Schedule, times: np.ndarray, prediction: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(base, weight, correction): x_next = base x + weight m, and corrected base x + (weight -
     correction) m + correction m_next, with m the network's output in that form.
 
     Half of the weight is the trapezoidal rule. Where noise, v or flow is made of a predicted x_0 it
-    holds the error of that over sigma, so that the last step would multiply it by half the step over
-    the last sigma: there the correction is less by sigma_next / sigma, of second order too.
+    holds the error of that over sigma, so that the last step would multiply it by half the step
+    over the last sigma: there the correction is less by sigma_next / sigma, of second order too.
     """
     share = np.full(len(times) - 1, 0.5)
     if prediction == "x0":

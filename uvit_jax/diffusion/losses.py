@@ -25,10 +25,10 @@ def denoising_loss(
 ) -> Float[Array, " b"]:
     """Each example's squared error, averaged over its pixels, in float32 (or float64 where x0 is).
 
-    `predict(x_t, model_time)` sees x_t = alpha x0 + sigma noise and the network's own time. With prediction="noise" and
-    no weighting this is L_simple (arXiv:2006.11239, eq. 14). "min_snr" weighs the error of the implied x_0 by min(snr,
-    gamma) (arXiv:2303.09556), which for noise is min(snr, gamma) / snr. Raises UserError for an unknown prediction or
-    weighting.
+    `predict(x_t, model_time)` sees x_t = alpha x0 + sigma noise and the network's own time. With
+    prediction="noise" and no weighting this is L_simple (arXiv:2006.11239, eq. 14). "min_snr"
+    weighs the error of the implied x_0 by min(snr, gamma) (arXiv:2303.09556), which for noise is
+    min(snr, gamma) / snr. Raises UserError for an unknown prediction or weighting.
     """
     check_prediction(prediction)
     if weighting not in WEIGHTINGS:
@@ -43,7 +43,10 @@ def denoising_loss(
         "v": wide_alpha * noise - wide_sigma * x0,
         "flow": noise - x0,
     }
-    error = predict(wide_alpha * x0 + wide_sigma * noise, schedule.model_time(t)).astype(dtype) - targets[prediction]
+    error = (
+        predict(wide_alpha * x0 + wide_sigma * noise, schedule.model_time(t)).astype(dtype)
+        - targets[prediction]
+    )
     loss = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
     if weighting == "none":
         return loss

@@ -1,4 +1,6 @@
-"""Multistep DPM-Solvers of order 1, 2 and 3: one evaluation a step, derivatives from the evaluations before."""
+"""Multistep DPM-Solvers of order 1, 2 and 3: one evaluation a step, derivatives from the
+evaluations before.
+"""
 
 import numpy as np
 
@@ -8,10 +10,16 @@ from uvit_jax.diffusion.tableau import Row
 
 
 def multistep_rows(
-    schedule: Schedule, times: np.ndarray, *, algorithm: str, order: int, solver_type: str, lower_order_final: bool
+    schedule: Schedule,
+    times: np.ndarray,
+    *,
+    algorithm: str,
+    order: int,
+    solver_type: str,
+    lower_order_final: bool,
 ) -> list[Row]:
-    """The rows for `times` [steps + 1]: orders 1, 2, ... at the start and, with `lower_order_final` and fewer than 10
-    steps, falling again at the end (the reference code's rule).
+    """The rows for `times` [steps + 1]: orders 1, 2, ... at the start and, with `lower_order_final`
+    and fewer than 10 steps, falling again at the end (the reference code's rule).
     """
     steps = len(times) - 1
     lambdas = np.asarray(schedule.lambda_(times))
@@ -27,7 +35,9 @@ def multistep_rows(
     return rows
 
 
-def _history(order: int, lambdas: np.ndarray, w: tuple[float, float, float], solver_type: str) -> tuple[float, ...]:
+def _history(
+    order: int, lambdas: np.ndarray, w: tuple[float, float, float], solver_type: str
+) -> tuple[float, ...]:
     """What m_i, m_{i-1}, m_{i-2} weigh; `lambdas` ends with those of steps i-1, i and i+1."""
     w1, w2, w3 = w
     if order == 1:
@@ -36,7 +46,8 @@ def _history(order: int, lambdas: np.ndarray, w: tuple[float, float, float], sol
     r0 = (lambdas[-2] - lambdas[-3]) / h
     first = np.asarray([1.0, -1.0, 0.0]) / r0  # (m_i - m_{i-1}) / r0, the slope over the last step
     if order == 2:
-        # "dpmsolver" puts phi_1 / 2 for phi_2, equal to the order that counts (algorithm 2 of arXiv:2211.01095).
+        # "dpmsolver" puts phi_1 / 2 for phi_2, equal to the order that counts (algorithm 2 of
+        # arXiv:2211.01095).
         slope = 0.5 * w1 if solver_type == "dpmsolver" else w2
         total = np.asarray([w1, 0.0, 0.0]) + slope * first
         return tuple(total[:2].tolist())

@@ -1,4 +1,6 @@
-"""What a network may predict (noise, x0, v or the flow velocity), and the linear map from any of them to any other."""
+"""What a network may predict (noise, x0, v or the flow velocity), and the linear map from any of
+them to any other.
+"""
 
 from typing import Any, Literal, get_args
 
@@ -18,11 +20,13 @@ def check_prediction(name: str, field: str = "prediction") -> None:
         raise UserError(f"{field} is {name!r}, expected one of {', '.join(PREDICTIONS)}")
 
 
-def noise_and_signal(prediction: str, alpha: Times, sigma: Times) -> tuple[tuple[Times, Times], tuple[Times, Times]]:
+def noise_and_signal(
+    prediction: str, alpha: Times, sigma: Times
+) -> tuple[tuple[Times, Times], tuple[Times, Times]]:
     """((a, b), (c, d)) with noise = a x_t + b prediction and x_0 = c x_t + d prediction.
 
-    From x_t = alpha x_0 + sigma noise and v = alpha noise - sigma x_0 (arXiv:2202.00512) or flow = noise - x_0
-    (arXiv:2209.03003).
+    From x_t = alpha x_0 + sigma noise and v = alpha noise - sigma x_0 (arXiv:2202.00512) or flow =
+    noise - x_0 (arXiv:2209.03003).
     """
     check_prediction(prediction)
     zero, one = 0.0 * alpha, 0.0 * alpha + 1.0
@@ -61,7 +65,8 @@ def convert(
     source: str,
     target: str,
 ) -> Float[Array, " b *rest"]:
-    """The prediction `target` that says the same about x_t as `pred`, a prediction `source`; t in (0, 1].
+    """The prediction `target` that says the same about x_t as `pred`, a prediction `source`; t in
+    (0, 1].
 
     Raises UserError for a name outside noise, x0, v, flow.
     """
@@ -72,7 +77,9 @@ def convert(
 
 
 def spread(value: Any, like: Float[Array, " b *rest"]) -> Any:
-    """`value` ([b] or a scalar) with axes of length 1 appended, so that it multiplies `like`, in its dtype."""
+    """`value` ([b] or a scalar) with axes of length 1 appended, so that it multiplies `like`, in
+    its dtype.
+    """
     if np.ndim(value) == 0:
         return value
     return value.reshape(value.shape + (1,) * (like.ndim - 1)).astype(like.dtype)

@@ -1,5 +1,5 @@
-"""Noise schedules: how much signal alpha(t) and how much noise sigma(t) stand in x_t = alpha x_0 + sigma noise, t in
-(0, 1].
+"""Noise schedules: how much signal alpha(t) and how much noise sigma(t) stand in x_t = alpha x_0 +
+sigma noise, t in (0, 1].
 """
 
 import dataclasses
@@ -15,14 +15,20 @@ from jaxtyping import Array, Float, Key
 
 from uvit_jax.errors import UserError
 
-# Times and what is computed from them: float64 NumPy stays NumPy (coefficient tables), a JAX array keeps its dtype.
+# Times and what is computed from them: float64 NumPy stays NumPy (coefficient tables), a JAX array
+# keeps its dtype.
 if TYPE_CHECKING:
     Times = Any  # the operators of the two have no common type
 else:
     Times = Float[Array, "*shape"] | Float[np.ndarray, "*shape"] | float
 
-SLOW_COSINE, SLOW_FLOW = 1e-3, 1e-4  # the stretch before t = 1 that runs at half speed, where alpha would vanish
-CONTINUOUS_TIME = 999.0  # networks trained in continuous time are given t * 999 (score_sde's convention)
+SLOW_COSINE, SLOW_FLOW = (
+    1e-3,
+    1e-4,
+)  # the stretch before t = 1 that runs at half speed, where alpha would vanish
+CONTINUOUS_TIME = (
+    999.0  # networks trained in continuous time are given t * 999 (score_sde's convention)
+)
 
 
 def namespace(*values: Any) -> Any:
@@ -39,10 +45,11 @@ def log_one_minus_exp(x: Times) -> Times:
 
 
 class Schedule:
-    """What every schedule offers; t is any-shaped in (0, 1], everything is elementwise and finite there, alpha <= 1.
+    """What every schedule offers; t is any-shaped in (0, 1], everything is elementwise and finite
+    there, alpha <= 1.
 
-    A variance-preserving schedule (alpha^2 + sigma^2 = 1) defines `log_alpha`, `inverse_lambda` and `beta`; the rest
-    follows.
+    A variance-preserving schedule (alpha^2 + sigma^2 = 1) defines `log_alpha`, `inverse_lambda` and
+    `beta`; the rest follows.
     """
 
     path_form: ClassVar[Literal["v", "flow"]] = "v"
@@ -114,7 +121,10 @@ class VPLinear(Schedule):
 
     def __post_init__(self) -> None:
         if not 0.0 < self.beta_min <= self.beta_max:
-            raise UserError(f"VPLinear needs 0 < beta_min <= beta_max, found {self.beta_min} and {self.beta_max}")
+            raise UserError(
+                f"VPLinear needs 0 < beta_min <= beta_max, found {self.beta_min} and "
+                f"{self.beta_max}"
+            )
 
     def log_alpha(self, t: Times) -> Times:
         """log alpha(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2."""
@@ -123,7 +133,9 @@ class VPLinear(Schedule):
     def inverse_lambda(self, l: Times) -> Times:  # noqa: E741
         """The root of the quadratic log_alpha, in the form without cancellation."""
         xp = namespace(l)
-        integral = xp.logaddexp(-2.0 * l, xp.zeros_like(l))  # -2 log_alpha, the integral of beta from 0 to t
+        integral = xp.logaddexp(
+            -2.0 * l, xp.zeros_like(l)
+        )  # -2 log_alpha, the integral of beta from 0 to t
         slope = self.beta_max - self.beta_min
         return 2.0 * integral / (self.beta_min + xp.sqrt(self.beta_min**2 + 2.0 * slope * integral))
 
@@ -136,7 +148,8 @@ class VPLinear(Schedule):
 class VPCosine(Schedule):
     """alpha(t) = cos(u) / cos(u_0), u = (t + s) / (1 + s) pi/2 (arXiv:2102.09672, eq. 17).
 
-    alpha would vanish at t = 1, so the last thousandth runs at half speed and ends where t = 0.9995 would be.
+    alpha would vanish at t = 1, so the last thousandth runs at half speed and ends where t = 0.9995
+    would be.
     """
 
     s: float = 0.008
@@ -158,7 +171,8 @@ class VPCosine(Schedule):
         return _slowed(1.0 - t, SLOW_COSINE) * self._rate
 
     def log_alpha(self, t: Times) -> Times:
-        """Near t = 0 from cos(u)/cos(u_0) = cos d - tan(u_0) sin d with d = u - u_0; near t = 1 from cos(u) = sin(pi/2
+        """Near t = 0 from cos(u)/cos(u_0) = cos d - tan(u_0) sin d with d = u - u_0; near t = 1
+        from cos(u) = sin(pi/2
         - u).
         """
         xp = namespace(t)
@@ -170,39 +184,50 @@ class VPCosine(Schedule):
         return xp.where(early, near_zero, near_one)
 
     def inverse_lambda(self, l: Times) -> Times:  # noqa: E741
-        """u from cos(u) = cos(u_0) alpha, then t through tan(u - u_0), whose terms are all positive."""
+        """u from cos(u) = cos(u_0) alpha, then t through tan(u - u_0), whose terms are all
+        positive.
+        """
         xp = namespace(l)
         cos_0, sin_0 = math.cos(self._start), math.sin(self._start)
         alpha_squared = xp.exp(-xp.logaddexp(-2.0 * l, xp.zeros_like(l)))
         sigma_squared = xp.exp(-xp.logaddexp(2.0 * l, xp.zeros_like(l)))
         cos_u = cos_0 * xp.sqrt(alpha_squared)
         sin_u = xp.sqrt(sin_0**2 + cos_0**2 * sigma_squared)
-        d = xp.arctan2(cos_0**2 * sigma_squared / (sin_u * cos_0 + cos_u * sin_0), cos_u * cos_0 + sin_u * sin_0)
+        d = xp.arctan2(
+            cos_0**2 * sigma_squared / (sin_u * cos_0 + cos_u * sin_0),
+            cos_u * cos_0 + sin_u * sin_0,
+        )
         to_go = xp.arctan2(cos_u, sin_u) / self._rate
-        return xp.where(to_go > 2.0 * SLOW_COSINE, d / self._rate, 1.0 - _unslowed(to_go, SLOW_COSINE))
+        return xp.where(
+            to_go > 2.0 * SLOW_COSINE, d / self._rate, 1.0 - _unslowed(to_go, SLOW_COSINE)
+        )
 
     def beta(self, t: Times) -> Times:
         """pi / (1 + s) tan(u), half of it in the slow stretch."""
         xp = namespace(t)
         early = t < 0.5
         late = xp.where(early, 0.5, self._to_go(t))
-        tangent = xp.where(early, xp.tan((xp.where(early, t, 0.25) + self.s) * self._rate), 1.0 / xp.tan(late))
+        tangent = xp.where(
+            early, xp.tan((xp.where(early, t, 0.25) + self.s) * self._rate), 1.0 / xp.tan(late)
+        )
         return 2.0 * self._rate * tangent * _speed(1.0 - t, SLOW_COSINE)
 
 
 @dataclasses.dataclass(frozen=True)
 class VPDiscrete(Schedule):
-    """A discrete schedule of N betas, log alpha interpolated linearly between the times n/N (arXiv:2206.00927, appendix
-    D).
+    """A discrete schedule of N betas, log alpha interpolated linearly between the times n/N
+    (arXiv:2206.00927, appendix D).
 
-    Below 1/N it goes on along its first segment, kept just under 0. The network is given n = t N. Raises UserError for
-    a beta outside (0, 1) or fewer than two of them.
+    Below 1/N it goes on along its first segment, kept just under 0. The network is given n = t N.
+    Raises UserError for a beta outside (0, 1) or fewer than two of them.
     """
 
     betas: Sequence[float] | np.ndarray
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))  # hashable, whatever was given
+        object.__setattr__(
+            self, "betas", tuple(float(beta) for beta in self.betas)
+        )  # hashable, whatever was given
         if len(self.betas) < 2:
             raise UserError(f"VPDiscrete needs at least two betas, found {len(self.betas)}")
         wrong = [beta for beta in self.betas if not 0.0 < beta < 1.0]
@@ -211,7 +236,9 @@ class VPDiscrete(Schedule):
 
     @classmethod
     def stable_diffusion(cls) -> "VPDiscrete":
-        """Stable Diffusion's betas: 1000 values, their square roots evenly spaced from sqrt(0.00085) to sqrt(0.012)."""
+        """Stable Diffusion's betas: 1000 values, their square roots evenly spaced from
+        sqrt(0.00085) to sqrt(0.012).
+        """
         return cls(tuple((np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).tolist()))
 
     @functools.cached_property
@@ -273,7 +300,8 @@ class VPDiscrete(Schedule):
 class RectifiedFlow(Schedule):
     """Straight lines: alpha = 1 - t, sigma = t (arXiv:2209.03003).
 
-    alpha would vanish at t = 1, so the last 1e-4 runs at half speed and ends where t = 0.99995 would be.
+    alpha would vanish at t = 1, so the last 1e-4 runs at half speed and ends where t = 0.99995
+    would be.
     """
 
     path_form: ClassVar[Literal["v", "flow"]] = "flow"
@@ -325,8 +353,8 @@ class RectifiedFlow(Schedule):
 
 
 def _slowed(to_go: Times, slow: float) -> Times:
-    """1 - t, moving at half speed once below `slow`: positive at t = 1 and strictly falling, so lambda keeps its
-    inverse.
+    """1 - t, moving at half speed once below `slow`: positive at t = 1 and strictly falling, so
+    lambda keeps its inverse.
     """
     # Not 0.5 * (to_go + slow): XLA would fold that into (1 + slow) - t and round 1 + slow.
     return namespace(to_go).maximum(to_go, 0.5 * to_go + 0.5 * slow)

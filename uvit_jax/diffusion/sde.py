@@ -1,4 +1,6 @@
-"""Euler-Maruyama for the reverse SDE and Euler for the probability-flow ODE (arXiv:2011.13456, eq. 6 and 13)."""
+"""Euler-Maruyama for the reverse SDE and Euler for the probability-flow ODE (arXiv:2011.13456, eq.
+6 and 13).
+"""
 
 import math
 
@@ -25,14 +27,15 @@ def euler_maruyama(
     prediction: str = "noise",
     return_trajectory: bool = False,
 ) -> Samples | tuple[Samples, Trajectory]:
-    """Samples at time 0 from x_T [b, ...] at t_start, by `steps` evaluations of noise_fn(x, t) at times from t_start to
-    t_end.
+    """Samples at time 0 from x_T [b, ...] at t_start, by `steps` evaluations of noise_fn(x, t) at
+    times from t_start to t_end.
 
-    A step from t to s, with score = -noise / sigma, is x + (f x - g^2 score) (s - t) + g sqrt(t - s) z; with `ode` the
-    score counts half and nothing is drawn. The last step goes from t_end to 0 without noise. `noises` [steps, b, ...]
-    stand in sampling order (the last is not used); else `key`, as in `tableau.run`. Where alpha vanishes at t = 1 the
-    SDE begins at a time that its first step, g^2 (t - s) <= 1, can follow. Raises UserError for bad input, or without
-    key and noises where noise is needed.
+    A step from t to s, with score = -noise / sigma, is x + (f x - g^2 score) (s - t) + g sqrt(t -
+    s) z; with `ode` the score counts half and nothing is drawn. The last step goes from t_end to 0
+    without noise. `noises` [steps, b, ...] stand in sampling order (the last is not used); else
+    `key`, as in `tableau.run`. Where alpha vanishes at t = 1 the SDE begins at a time that its
+    first step, g^2 (t - s) <= 1, can follow. Raises UserError for bad input, or without key and
+    noises where noise is needed.
     """
     check_steps(steps, at_least=2)
     latest = math.inf
@@ -61,10 +64,14 @@ def euler_maruyama(
     )
 
 
-def _stable_start(schedule: Schedule, spacing: str, intervals: int, latest: float, t_end: float) -> float:
-    """Latest time up to `latest` whose first step adds noise of variance g^2 (t - s) <= 1, by bisection.
+def _stable_start(
+    schedule: Schedule, spacing: str, intervals: int, latest: float, t_end: float
+) -> float:
+    """Latest time up to `latest` whose first step adds noise of variance g^2 (t - s) <= 1, by
+    bisection.
 
-    A larger step leaves x far outside the noise that the network knows, however exact its prediction is.
+    A larger step leaves x far outside the noise that the network knows, however exact its
+    prediction is.
     """
 
     def is_stable(t: float) -> bool:

@@ -12,31 +12,42 @@ from uvit_jax.errors import UserError
 SPACINGS = ("time_uniform", "logsnr", "time_quadratic")
 Spacing = str | Sequence[float] | np.ndarray
 
-# Largest sigma / alpha that is of use to a solver that works on the noise: the linear schedule, all of
-# whose times are used, reaches 152 at t = 1. Cosine and flow go on to 1,270 and 20,000, nearly all of it
-# in one step of an even grid in t; reference code begins at T = 0.9946, at 119 (arXiv:2206.00927).
+# Largest sigma / alpha that is of use to a solver that works on the noise: the linear schedule, all
+# of whose times are used, reaches 152 at t = 1. Cosine and flow go on to 1,270 and 20,000, nearly
+# all of it in one step of an even grid in t; reference code begins at T = 0.9946, at 119
+# (arXiv:2206.00927).
 LARGEST_NOISE = 160.0
 # The same where the network predicts the noise: sigma / alpha multiplies the error of its x_0.
 LARGEST_NOISE_OF_NOISE = 50.0
 
-# U-ViT's official code looks its quadratic nodes up in a table of this many times; only the same rounding reproduces
-# its samples.
+# U-ViT's official code looks its quadratic nodes up in a table of this many times; only the same
+# rounding reproduces its samples.
 QUADRATIC_TABLE = 10_000_000
 
 
 def time_grid(
-    schedule: Schedule, spacing: Spacing, intervals: int, t_start: float, t_end: float, *, tabulated: bool = False
+    schedule: Schedule,
+    spacing: Spacing,
+    intervals: int,
+    t_start: float,
+    t_end: float,
+    *,
+    tabulated: bool = False,
 ) -> np.ndarray:
     """The intervals + 1 falling times from t_start to t_end.
 
-    `spacing`: "time_uniform"; "logsnr", uniform in lambda; "time_quadratic", uniform in sqrt(t) (`tabulated`: rounded
-    up to the nodes of QUADRATIC_TABLE); or the times themselves. Raises UserError for an unknown name, for t_end
-    outside (0, t_start), t_start above 1, and for times that don't fall or are too few.
+    `spacing`: "time_uniform"; "logsnr", uniform in lambda; "time_quadratic", uniform in sqrt(t)
+    (`tabulated`: rounded up to the nodes of QUADRATIC_TABLE); or the times themselves. Raises
+    UserError for an unknown name, for t_end outside (0, t_start), t_start above 1, and for times
+    that don't fall or are too few.
     """
     if not isinstance(spacing, str):
         return _given_times(spacing, intervals)
     if spacing not in SPACINGS:
-        raise UserError(f"spacing is {spacing!r}, expected one of {', '.join(SPACINGS)}, or the times themselves")
+        raise UserError(
+            f"spacing is {spacing!r}, expected one of {', '.join(SPACINGS)}, or the times "
+            f"themselves"
+        )
     check_ends(t_start, t_end)
     if spacing == "time_uniform":
         return np.linspace(t_start, t_end, intervals + 1)
@@ -62,7 +73,8 @@ def first_time(schedule: Schedule, t_start: float, prediction: str, form: str) -
 
     Where a schedule `vanishes` (cosine, flow), a network that predicts "noise" is first asked where
     sigma / alpha is LARGEST_NOISE_OF_NOISE, and a solver whose `form` is "noise" begins at
-    LARGEST_NOISE. Other predictions carry at t = 1. A time outside (0, 1] is for `check_ends` to refuse.
+    LARGEST_NOISE. Other predictions carry at t = 1. A time outside (0, 1] is for `check_ends` to
+    refuse.
     """
     if not (0.0 < t_start <= 1.0 and vanishes(schedule) and "noise" in (prediction, form)):
         return t_start
@@ -78,8 +90,8 @@ def begin(
     form: str,
     latest: float = math.inf,
 ) -> tuple[Float[Array, " b *rest"], float]:
-    """State and time that sampling begins with: x_T, noise of t_start, as noise of `first_time`, or of
-    `latest` where that is earlier.
+    """State and time that sampling begins with: x_T, noise of t_start, as noise of `first_time`, or
+    of `latest` where that is earlier.
     """
     first = min(first_time(schedule, t_start, prediction, form), latest)
     if first >= t_start:
@@ -89,17 +101,19 @@ def begin(
 
 
 def check_carries(schedule: Schedule, t_start: float, prediction: str) -> None:
-    """Raises UserError where a network that predicts noise would be asked where it says nothing of x_0.
+    """Raises UserError where a network that predicts noise would be asked where it says nothing of
+    x_0.
 
-    For a network's use, whose error sigma / alpha multiplies; the solvers themselves take exact functions.
+    For a network's use, whose error sigma / alpha multiplies; the solvers themselves take exact
+    functions.
     """
     first = first_time(schedule, 1.0, prediction, form="x0")
     if t_start > first:
         times = math.exp(-float(schedule.lambda_(np.float64(t_start))))
         raise UserError(
-            f"t_start is {t_start}, where {type(schedule).__name__} multiplies the error of a predicted noise by "
-            f"{times:,.0f}: expected a network that predicts v, x0 or flow, or a t_start of at most "
-            f"{math.floor(1e4 * first) / 1e4}"
+            f"t_start is {t_start}, where {type(schedule).__name__} multiplies the error of a "
+            f"predicted noise by {times:,.0f}: expected a network that predicts v, x0 or flow, or "
+            f"a t_start of at most {math.floor(1e4 * first) / 1e4}"
         )
 
 
@@ -108,15 +122,20 @@ def check_ends(t_start: float, t_end: float) -> None:
     if not 0.0 < t_start <= 1.0:
         raise UserError(f"t_start is {t_start}, expected a time in (0, 1]")
     if not 0.0 < t_end < t_start:
-        raise UserError(f"t_end is {t_end}, expected a time between 0 and t_start = {t_start}, ends excluded")
+        raise UserError(
+            f"t_end is {t_end}, expected a time between 0 and t_start = {t_start}, ends excluded"
+        )
 
 
 def _given_times(times: Sequence[float] | np.ndarray, intervals: int) -> np.ndarray:
     grid = np.asarray(times, np.float64)
     if grid.shape != (intervals + 1,):
         raise UserError(
-            f"spacing holds times of shape {grid.shape}, expected {intervals + 1} times for {intervals} intervals"
+            f"spacing holds times of shape {grid.shape}, expected {intervals + 1} times for "
+            f"{intervals} intervals"
         )
     if not (np.all(np.diff(grid) < 0.0) and grid[0] <= 1.0 and grid[-1] > 0.0):
-        raise UserError(f"spacing holds the times {grid.tolist()}, expected times that fall, all in (0, 1]")
+        raise UserError(
+            f"spacing holds the times {grid.tolist()}, expected times that fall, all in (0, 1]"
+        )
     return grid

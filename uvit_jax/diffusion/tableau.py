@@ -1,13 +1,14 @@
 """Every fixed-step solver as one table of numbers, and the one scan that runs them all.
 
-A solver asks the network at times t_0, t_1, ... and each time forms its next state from numbers known beforehand:
+A solver asks the network at times t_0, t_1, ... and each time forms its next state from numbers
+known beforehand:
 
     x_next = base_i * x_base + sum_k history_ik * m_{i-k} + noise_i * z_i
 
-m_i is the network's output at t_i (as noise, x_0, v or flow), x_base the last state that counts (singlestep
-and Heun methods also pass through states in between), z_i fresh noise. Multistep and singlestep DPM-Solvers,
-DDIM, DDPM, Heun and Euler-Maruyama differ only in these numbers, so the network is called at one place of the
-program, whatever the method and however many the steps.
+m_i is the network's output at t_i (as noise, x_0, v or flow), x_base the last state that counts
+(singlestep and Heun methods also pass through states in between), z_i fresh noise. Multistep and
+singlestep DPM-Solvers, DDIM, DDPM, Heun and Euler-Maruyama differ only in these numbers, so the
+network is called at one place of the program, whatever the method and however many the steps.
 """
 
 import dataclasses
@@ -37,7 +38,9 @@ class Trajectory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One evaluation of the network and the state made after it; `history` weighs the evaluations, this one first."""
+    """One evaluation of the network and the state made after it; `history` weighs the evaluations,
+    this one first.
+    """
 
     time: float
     base: float
@@ -50,8 +53,9 @@ class Row:
 class Threshold:
     """Dynamic thresholding of x_0 (arXiv:2205.11487, section 2.3), each example by its own bound.
 
-    The bound is the `ratio` quantile of |x_0|, but not below `max_value`; x_0 is clipped there and the bound scaled to
-    `max_value`. Raises UserError for a ratio outside (0, 1] or a maximum that is not positive.
+    The bound is the `ratio` quantile of |x_0|, but not below `max_value`; x_0 is clipped there and
+    the bound scaled to `max_value`. Raises UserError for a ratio outside (0, 1] or a maximum that
+    is not positive.
     """
 
     ratio: float = 0.995
@@ -60,7 +64,8 @@ class Threshold:
     def __post_init__(self) -> None:
         if not (0.0 < self.ratio <= 1.0 and self.max_value > 0.0):
             raise UserError(
-                f"thresholding needs a ratio in (0, 1] and a maximum above 0, found {self.ratio}, {self.max_value}"
+                f"thresholding needs a ratio in (0, 1] and a maximum above 0, found {self.ratio}, "
+                f"{self.max_value}"
             )
 
     def __call__(self, x0: Samples) -> Samples:
@@ -73,7 +78,9 @@ class Threshold:
 
 def denoising_row(schedule: Schedule, t: float, form: Form) -> Row:
     """The row that ends a solve with the x_0 predicted at its last time t, one evaluation more."""
-    base, weight = coefficients(form, "x0", schedule.alpha(np.float64(t)), schedule.sigma(np.float64(t)))
+    base, weight = coefficients(
+        form, "x0", schedule.alpha(np.float64(t)), schedule.sigma(np.float64(t))
+    )
     return Row(t, float(base), (float(weight),))
 
 
@@ -91,7 +98,8 @@ def check_noise_fn(noise_fn: NoiseFn, x: Samples) -> None:
     if shape != x.shape or dtype != x.dtype:
         found = f"{dtype}{list(shape)}" if shape is not None else type(out).__name__
         raise UserError(
-            f"noise_fn returned {found} for x of {x.dtype}{list(x.shape)}, expected the same shape and dtype"
+            f"noise_fn returned {found} for x of {x.dtype}{list(x.shape)}, expected the same "
+            f"shape and dtype"
         )
 
 
@@ -109,13 +117,14 @@ def run(
     noises: Float[Array, "n b *rest"] | None = None,
     return_trajectory: bool = False,
 ) -> Samples | tuple[Samples, Trajectory]:
-    """The state after the last row, [b, ...] in x_T's dtype; with `return_trajectory` also x_T and every committed
-    state with their times, the last of which is `ends_at`.
+    """The state after the last row, [b, ...] in x_T's dtype; with `return_trajectory` also x_T and
+    every committed state with their times, the last of which is `ends_at`.
 
-    noise_fn(x, t) returns a `prediction` and the rows' coefficients apply to it as `form`; t is [b], in (0, 1]. Noise
-    comes from `noises` (one draw a row) or from `key`: row i uses fold_in(key, i), and with one key per example each
-    example's noise is its own key's. Raises UserError when a row needs noise and there is neither, or for a noise_fn of
-    another shape or dtype.
+    noise_fn(x, t) returns a `prediction` and the rows' coefficients apply to it as `form`; t is
+    [b], in (0, 1]. Noise comes from `noises` (one draw a row) or from `key`: row i uses
+    fold_in(key, i), and with one key per example each example's noise is its own key's. Raises
+    UserError when a row needs noise and there is neither, or for a noise_fn of another shape or
+    dtype.
     """
     check_prediction(prediction)
     check_noise_fn(noise_fn, x_T)
@@ -125,7 +134,8 @@ def run(
         raise UserError("this solver draws noise: give it a key, or the noises themselves")
     if noises is not None and noises.shape != (len(rows), *x_T.shape):
         raise UserError(
-            f"noises have the shape {noises.shape}, expected {(len(rows), *x_T.shape)}: one draw per evaluation"
+            f"noises have the shape {noises.shape}, expected {(len(rows), *x_T.shape)}: one draw "
+            f"per evaluation"
         )
     depth = table["history"].shape[1]
 
@@ -146,7 +156,8 @@ def run(
         return (x_next, x_base, past), (x_next if return_trajectory else None)
 
     xs: dict[str, Any] = {
-        name: jnp.asarray(table[name], x_T.dtype) for name in ("time", "read", "base", "history", "noise")
+        name: jnp.asarray(table[name], x_T.dtype)
+        for name in ("time", "read", "base", "history", "noise")
     }
     xs |= {"commit": jnp.asarray(table["commit"]), "index": jnp.arange(len(rows))}
     if stochastic and noises is not None:
@@ -158,14 +169,18 @@ def run(
     committed = np.flatnonzero(table["commit"])
     # A committed state stands at the time at which the next row asks the network.
     times = np.append(table["time"], ends_at)[[0, *(committed + 1)]]
-    return x, Trajectory(jnp.concatenate([x_T[None], states[committed]]), jnp.asarray(times, x_T.dtype))
+    return x, Trajectory(
+        jnp.concatenate([x_T[None], states[committed]]), jnp.asarray(times, x_T.dtype)
+    )
 
 
 def draw(key: Any, index: Any, x: Samples) -> Samples:
     """Standard normal noise like x for step `index`: from one key, or from one key per example."""
     if key.ndim == 0:
         return jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
-    return jax.vmap(lambda own: jax.random.normal(jax.random.fold_in(own, index), x.shape[1:], x.dtype))(key)
+    return jax.vmap(
+        lambda own: jax.random.normal(jax.random.fold_in(own, index), x.shape[1:], x.dtype)
+    )(key)
 
 
 def _columns(rows: list[Row], schedule: Schedule, form: Form, prediction: str) -> dict[str, Any]:
@@ -183,7 +198,12 @@ def _columns(rows: list[Row], schedule: Schedule, form: Form, prediction: str) -
         "noise": np.asarray([row.noise for row in rows]),
         "commit": np.asarray([row.commit for row in rows]),
     }
-    wrong = [name for name in ("read", "base", "history", "noise") if not np.isfinite(table[name]).all()]
+    wrong = [
+        name for name in ("read", "base", "history", "noise") if not np.isfinite(table[name]).all()
+    ]
     if wrong:
-        raise UserError("the time grid has neighbours with the same log-SNR in float64, expected fewer or wider steps")
+        raise UserError(
+            "the time grid has neighbours with the same log-SNR in float64, expected fewer or "
+            "wider steps"
+        )
     return table

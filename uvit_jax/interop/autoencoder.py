@@ -1,4 +1,6 @@
-"""A published autoencoder as pure functions of its parameters, read from any of the files it is published in."""
+"""A published autoencoder as pure functions of its parameters, read from any of the files it is
+published in.
+"""
 
 import dataclasses
 from typing import Any
@@ -12,8 +14,13 @@ from uvit_jax.interop.autoencoder_files import AutoencoderFiles, find_autoencode
 from uvit_jax.interop.autoencoder_layouts import ANCHORS, Arrays, is_tiny, read_kl, read_tiny
 from uvit_jax.interop.state_dict import StateDict, sha256_of
 from uvit_jax.interop.weights_file import read_arrays
-from uvit_jax.models.autoencoder import AnyArray, AutoencoderConfig, AutoencoderKL, decode_tiled
-from uvit_jax.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
+from uvit_jax.models.frozen.autoencoder import (
+    AnyArray,
+    AutoencoderConfig,
+    AutoencoderKL,
+    decode_tiled,
+)
+from uvit_jax.models.frozen.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
 SCALE = 0.18215  # Stable Diffusion's, which CompVis files don't hold and diffusers takes where config.json has none
 
@@ -24,11 +31,12 @@ class Autoencoder:
 
     Attributes:
       name: what it was opened by.
-      sha256: of its encoder's arrays, name by name, as float32 in our layout: the same for every file of the same
-        weights, and for autoencoders that differ in the decoder alone, whose latents are the same.
+      sha256: of its encoder's arrays, name by name, as float32 in our layout: the same for every
+        file of the same weights, and for autoencoders that differ in the decoder alone, whose
+        latents are the same.
       has_variance: whether `encode` gives moments (KL) or the latents themselves (TAESD family).
-      scale: what the network's latents are multiplied by, after `shift` is taken off; None where the data's own
-        statistics normalize them (TAESD family).
+      scale: what the network's latents are multiplied by, after `shift` is taken off; None where
+        the data's own statistics normalize them (TAESD family).
       shift: what is taken off the latents (Stable Diffusion 3's, Flux's).
       latent_channels: channels of the latents, half of those of moments.
       factor: pixels of the image to one of the latents, along each side.
@@ -51,22 +59,28 @@ class Autoencoder:
     overlap: int = 16
 
     def encode(self, params: Any, images: Float[AnyArray, "b h w c"]) -> Float[Array, "b i j m"]:
-        """Moments `[b, h/f, w/f, 2 z]` (mean, then logvar) or latents `[b, h/f, w/f, z]` of images in [-1, 1], float32.
+        """Moments `[b, h/f, w/f, 2 z]` (mean, then logvar) or latents `[b, h/f, w/f, z]` of images
+        in [-1, 1], float32.
 
         Raises:
-          UserError: for another number of channels than the autoencoder's, or sides that are no multiples of f.
+          UserError: for another number of channels than the autoencoder's, or sides that are no
+            multiples of f.
         """
         return nnx.merge(self.graphdef, params).encode(images)
 
     def decode(self, params: Any, z: Float[AnyArray, "b i j z"]) -> Float[Array, "b h w c"]:
-        """Images `[b, f i, f j, c]`, float32, about [-1, 1] and not clipped, of latents without scale and shift.
+        """Images `[b, f i, f j, c]`, float32, about [-1, 1] and not clipped, of latents without
+        scale and shift.
 
-        Latents with a side beyond `tile` are decoded tile by tile (`decode_tiled`); call it under `jit`.
+        Latents with a side beyond `tile` are decoded tile by tile (`decode_tiled`); call it under
+        `jit`.
 
         Raises:
           UserError: for another number of channels than the autoencoder's.
         """
-        return decode_tiled(nnx.merge(self.graphdef, params).decode, z, tile=self.tile, overlap=self.overlap)
+        return decode_tiled(
+            nnx.merge(self.graphdef, params).decode, z, tile=self.tile, overlap=self.overlap
+        )
 
 
 def open_autoencoder(name: str, *, dtype: str = "float32") -> Autoencoder:
@@ -74,21 +88,24 @@ def open_autoencoder(name: str, *, dtype: str = "float32") -> Autoencoder:
 
     Args:
       name: a path, or a name on the Hugging Face hub (see `find_model`), of one of
-        - a CompVis file (`autoencoder_kl.pth`, `.ckpt`, or the same as `.safetensors`), or a whole Stable Diffusion's,
-          of which its `first_stage_model.` is taken; or a folder with one such file;
-        - a diffusers folder of an AutoencoderKL or AutoencoderTiny: `diffusion_pytorch_model.safetensors` or `.bin`
-          and `config.json` (also that file of weights), or a pipeline's folder, with those in its `vae`; a variant
-          (`.fp16.`, `.non_ema.`) where it is the only one;
-        - a folder of the TAESD family: `*_encoder.pth` and `*_decoder.pth`, or `.safetensors` (also one of the two,
-          where a folder has several).
+        - a CompVis file (`autoencoder_kl.pth`, `.ckpt`, or the same as `.safetensors`), or a whole
+          Stable Diffusion's, of which its `first_stage_model.` is taken; or a folder with one such
+          file;
+        - a diffusers folder of an AutoencoderKL or AutoencoderTiny:
+          `diffusion_pytorch_model.safetensors` or `.bin` and `config.json` (also that file of
+          weights), or a pipeline's folder, with those in its `vae`; a variant (`.fp16.`,
+          `.non_ema.`) where it is the only one;
+        - a folder of the TAESD family: `*_encoder.pth` and `*_decoder.pth`, or `.safetensors` (also
+          one of the two, where a folder has several).
       dtype: what the model computes in; parameters and results are float32.
 
     Raises:
-      UserError: for a name that leads to none of these, weights of another network, or a config.json that says
-        something else than the weights beside it.
+      UserError: for a name that leads to none of these, weights of another network, or a
+        config.json that says something else than the weights beside it.
     """
     files = find_autoencoder(name)
-    # Before the weights: those of a class we don't have may be large, and would end in a complaint about names.
+    # Before the weights: those of a class we don't have may be large, and would end in a complaint
+    # about names.
     published = read_config(files.config) if files.config else None
     state_dict = _read(files)
     read = read_tiny if is_tiny(state_dict) else read_kl
@@ -117,13 +134,15 @@ def load_autoencoder(state_dict: StateDict, *, dtype: str = "float32") -> Autoen
     """The KL autoencoder with these weights; its architecture is read from their names and shapes.
 
     Args:
-      state_dict: names to arrays (anything `np.asarray` takes) in the layout of CompVis (`autoencoder_kl.pth`) or
-        diffusers (`diffusion_pytorch_model.safetensors`, with to_q or with query), `[out, in, kh, kw]`. Arrays under
-        `loss.`, the discriminator of a training checkpoint, are left out, and its two counters of a moving average.
+      state_dict: names to arrays (anything `np.asarray` takes) in the layout of CompVis
+        (`autoencoder_kl.pth`) or diffusers (`diffusion_pytorch_model.safetensors`, with to_q or
+        with query), `[out, in, kh, kw]`. Arrays under `loss.`, the discriminator of a training
+        checkpoint, are left out, and its two counters of a moving average.
       dtype: what the model computes in.
 
     Raises:
-      UserError: for weights of another network, an array missing, one too many, or one of another shape.
+      UserError: for weights of another network, an array missing, one too many, or one of another
+        shape.
     """
     config, arrays = read_kl(state_dict, dtype=dtype)
     return nnx.merge(_graphdef(config), unflatten_dict(arrays))
@@ -132,7 +151,8 @@ def load_autoencoder(state_dict: StateDict, *, dtype: str = "float32") -> Autoen
 def load_tiny_autoencoder(
     encoder_state: StateDict, decoder_state: StateDict, *, dtype: str = "float32"
 ) -> TinyAutoencoder:
-    """The autoencoder of the TAESD family with these weights; its architecture is read from their names and shapes.
+    """The autoencoder of the TAESD family with these weights; its architecture is read from their
+    names and shapes.
 
     Args:
       encoder_state: the arrays of a `*_encoder.pth`, by name ("0.weight", "1.conv.0.weight", ...).
@@ -140,8 +160,8 @@ def load_tiny_autoencoder(
       dtype: what the model computes in.
 
     Raises:
-      UserError: for weights of another network, an array missing, one too many, or one of another shape; the names in
-        the sentence have `encoder.` or `decoder.` in front.
+      UserError: for weights of another network, an array missing, one too many, or one of another
+        shape; the names in the sentence have `encoder.` or `decoder.` in front.
     """
     config, arrays = read_tiny(_in_one(encoder_state, decoder_state), dtype=dtype)
     return nnx.merge(_graphdef(config), unflatten_dict(arrays))
@@ -156,7 +176,9 @@ def _read(files: AutoencoderFiles) -> StateDict:
 def _in_one(encoder_state: StateDict, decoder_state: StateDict) -> StateDict:
     """The arrays of both halves, `encoder.` or `decoder.` in front of their names."""
     states = {"encoder": encoder_state, "decoder": decoder_state}
-    return {f"{part}.{name}": array for part, state in states.items() for name, array in state.items()}
+    return {
+        f"{part}.{name}": array for part, state in states.items() for name, array in state.items()
+    }
 
 
 def _graphdef(config: AutoencoderConfig | TinyAutoencoderConfig) -> nnx.GraphDef:
@@ -168,4 +190,6 @@ def _graphdef(config: AutoencoderConfig | TinyAutoencoderConfig) -> nnx.GraphDef
 
 def _sha256_of_encoder(arrays: Arrays) -> str:
     """The hash of the arrays that latents depend on."""
-    return sha256_of({path: array for path, array in arrays.items() if path[0] in ("encoder", "quant_conv")})
+    return sha256_of(
+        {path: array for path, array in arrays.items() if path[0] in ("encoder", "quant_conv")}
+    )

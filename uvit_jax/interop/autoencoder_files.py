@@ -1,4 +1,6 @@
-"""Where the files of a published autoencoder lie in a folder, and what a diffusers config.json says of it."""
+"""Where the files of a published autoencoder lie in a folder, and what a diffusers config.json says
+of it.
+"""
 
 import dataclasses
 import json
@@ -10,8 +12,8 @@ from typing import Any
 from uvit_jax.errors import UserError
 from uvit_jax.interop.file_kinds import check_content
 from uvit_jax.interop.hub import INDEX, WEIGHTS, find_model
-from uvit_jax.models.autoencoder import GROUPS, AutoencoderConfig
-from uvit_jax.models.tiny_autoencoder import BLOCKS, HALVINGS, TinyAutoencoderConfig
+from uvit_jax.models.frozen.autoencoder import GROUPS, AutoencoderConfig
+from uvit_jax.models.frozen.tiny_autoencoder import BLOCKS, HALVINGS, TinyAutoencoderConfig
 
 _DIFFUSERS = "diffusion_pytorch_model"
 _CONFIG = "config.json"
@@ -24,7 +26,11 @@ _FOLDERS = (
         for suffix in (".safetensors", ".bin", ".*.safetensors", ".*.bin")
     ),
     *(
-        (f"{inner}{_CONFIG}", f"{inner}{_DIFFUSERS}-*.safetensors", f"{inner}{_DIFFUSERS}.safetensors{INDEX}")
+        (
+            f"{inner}{_CONFIG}",
+            f"{inner}{_DIFFUSERS}-*.safetensors",
+            f"{inner}{_DIFFUSERS}.safetensors{INDEX}",
+        )
         for inner in ("", "vae/")
     ),
     *((f"*_encoder{suffix}", f"*_decoder{suffix}") for suffix in (".safetensors", ".pth")),
@@ -34,7 +40,9 @@ _HALF = re.compile(r"(.*)_(encoder|decoder)(\.\w+)")
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderFiles:
-    """The files of an autoencoder: the whole of its weights, or encoder and decoder; and its config.json, if any."""
+    """The files of an autoencoder: the whole of its weights, or encoder and decoder; and its
+    config.json, if any.
+    """
 
     weights: tuple[pathlib.Path, ...]
     config: pathlib.Path | None = None
@@ -42,7 +50,9 @@ class AutoencoderFiles:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedConfig:
-    """A diffusers config.json: its factor and shift of latents (None and 0 where it has none), and all its fields."""
+    """A diffusers config.json: its factor and shift of latents (None and 0 where it has none), and
+    all its fields.
+    """
 
     path: pathlib.Path
     scale: float | None
@@ -50,16 +60,21 @@ class PublishedConfig:
     fields: dict[str, Any]
 
     def check(self, config: AutoencoderConfig | TinyAutoencoderConfig) -> None:
-        """Raises a UserError where this says something else than the weights, or what our network doesn't do."""
+        """Raises a UserError where this says something else than the weights, or what our network
+        doesn't do.
+        """
         for name, expected in _expected_fields(config).items():
             if name in self.fields and self.fields[name] not in expected:
                 found = json.dumps(self.fields[name])
                 wanted = " or ".join(json.dumps(value) for value in expected)
-                raise UserError(f"{self.path}: {name} is {found}, expected {wanted} for the weights beside it")
+                raise UserError(
+                    f"{self.path}: {name} is {found}, expected {wanted} for the weights beside it"
+                )
 
 
 def find_autoencoder(name: str) -> AutoencoderFiles:
-    """The files of the autoencoder that a path or a hub's name stands for; see `open_autoencoder` for what it may be.
+    """The files of the autoencoder that a path or a hub's name stands for; see `open_autoencoder`
+    for what it may be.
 
     Raises:
       UserError: for a name that leads nowhere, and a folder that holds none or several.
@@ -75,20 +90,27 @@ def read_config(path: pathlib.Path) -> PublishedConfig:
     """What a diffusers config.json says.
 
     Raises:
-      UserError: for a file that is no JSON object, of a class that we have no network for, or with a scale or shift
-        that is no such number.
+      UserError: for a file that is no JSON object, of a class that we have no network for, or with
+        a scale or shift that is no such number.
     """
     check_content(path)
     try:
         fields = json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error})") from None
-    if not isinstance(fields, dict) or fields.get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
+    if not isinstance(fields, dict) or fields.get("_class_name") not in (
+        "AutoencoderKL",
+        "AutoencoderTiny",
+    ):
         found = fields.get("_class_name") if isinstance(fields, dict) else fields
-        raise UserError(f"{path}: _class_name is {json.dumps(found)}, expected AutoencoderKL or AutoencoderTiny")
+        raise UserError(
+            f"{path}: _class_name is {json.dumps(found)}, expected AutoencoderKL or AutoencoderTiny"
+        )
     scale, shift = fields.get("scaling_factor"), fields.get("shift_factor") or 0.0
     if scale is not None and not (_is_number(scale) and scale > 0):
-        raise UserError(f"{path}: scaling_factor is {json.dumps(scale)}, expected a positive number")
+        raise UserError(
+            f"{path}: scaling_factor is {json.dumps(scale)}, expected a positive number"
+        )
     if not _is_number(shift):
         raise UserError(f"{path}: shift_factor is {json.dumps(shift)}, expected a number")
     return PublishedConfig(path, None if scale is None else float(scale), float(shift), fields)
@@ -103,7 +125,9 @@ def _companions(file: str) -> tuple[str, ...]:
     if file.startswith(f"{_DIFFUSERS}."):
         return (_CONFIG,)
     half = _HALF.fullmatch(file)
-    return (f"{half[1]}_{'decoder' if half[2] == 'encoder' else 'encoder'}{half[3]}",) if half else ()
+    return (
+        (f"{half[1]}_{'decoder' if half[2] == 'encoder' else 'encoder'}{half[3]}",) if half else ()
+    )
 
 
 def _of_file(path: pathlib.Path) -> AutoencoderFiles:
@@ -113,9 +137,12 @@ def _of_file(path: pathlib.Path) -> AutoencoderFiles:
             return AutoencoderFiles((path,), beside if beside.is_file() else None)
         encoder, decoder = (path, beside) if "_encoder." in path.name else (beside, path)
         return AutoencoderFiles((encoder, decoder))
-    # A file of another name may have an autoencoder's config.json beside it, or some other program's.
+    # A file of another name may have an autoencoder's config.json beside it, or some other
+    # program's.
     beside = path.with_name(_CONFIG)
-    return AutoencoderFiles((path,), beside if beside.is_file() and b'"Autoencoder' in beside.read_bytes() else None)
+    return AutoencoderFiles(
+        (path,), beside if beside.is_file() and b'"Autoencoder' in beside.read_bytes() else None
+    )
 
 
 def _in_folder(folder: pathlib.Path) -> AutoencoderFiles:
@@ -123,7 +150,10 @@ def _in_folder(folder: pathlib.Path) -> AutoencoderFiles:
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
-            raise UserError(f"{folder} holds {len(found)} autoencoders ({names}), expected one, or one of these named")
+            raise UserError(
+                f"{folder} holds {len(found)} autoencoders ({names}), expected one, or one of "
+                f"these named"
+            )
         if found:
             return _of_file(found[0])
     weights = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS))
@@ -132,12 +162,13 @@ def _in_folder(folder: pathlib.Path) -> AutoencoderFiles:
     if weights:
         names = ", ".join(path.name for path in weights[:8])
         raise UserError(
-            f"{folder} holds {len(weights)} files of weights ({names}), expected one, or one of these named"
+            f"{folder} holds {len(weights)} files of weights ({names}), expected one, or one of "
+            f"these named"
         )
     names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     raise UserError(
-        f"{folder} holds {names}, expected an autoencoder: {_DIFFUSERS}.safetensors or .bin with {_CONFIG} "
-        "(here or in vae), or *_encoder and *_decoder as .safetensors or .pth"
+        f"{folder} holds {names}, expected an autoencoder: {_DIFFUSERS}.safetensors or .bin with "
+        f"{_CONFIG} (here or in vae), or *_encoder and *_decoder as .safetensors or .pth"
     )
 
 

@@ -1,4 +1,6 @@
-"""A published CLIP text tower as pure functions of its parameters, read from the files it is published in."""
+"""A published CLIP text tower as pure functions of its parameters, read from the files it is
+published in.
+"""
 
 import dataclasses
 import zlib
@@ -11,15 +13,23 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop.clip_files import HUB_FOLDERS, OPEN_CLIP_FOLDERS, find_tower
-from uvit_jax.interop.clip_layouts import ANCHORS, PROJECTION, hub_names, hub_shapes, our_arrays, read_config
+from uvit_jax.interop.clip_layouts import (
+    ANCHORS,
+    PROJECTION,
+    hub_names,
+    hub_shapes,
+    our_arrays,
+    read_config,
+)
 from uvit_jax.interop.state_dict import StateDict, sha256_of
 from uvit_jax.interop.tokenizer import Tokenizer
 from uvit_jax.interop.weights_file import read_arrays
-from uvit_jax.models.clip_text import CLIPText, CLIPTextConfig, TokenIds
+from uvit_jax.models.frozen.clip_text import CLIPText, CLIPTextConfig, TokenIds
 
 RANDOM = "random:"
 
-# The folders a tower is published in, in the order they are preferred in: its config, and its weights.
+# The folders a tower is published in, in the order they are preferred in: its config, and its
+# weights.
 _FOLDERS = (
     *HUB_FOLDERS,
     *(tuple(f"text_encoder/{file}" for file in files) for files in HUB_FOLDERS),
@@ -33,8 +43,9 @@ class TextEncoder:
 
     Attributes:
       name: what it was opened by; "random:" and a seed for one that was never trained.
-      sha256: of what its states depend on: heads, activation, and the arrays but for the projection, name by name, as
-        float32 in our layout: the same for every file of the same weights.
+      sha256: of what its states depend on: heads, activation, and the arrays but for the
+        projection, name by name, as float32 in our layout: the same for every file of the same
+        weights.
       config: the architecture.
       params: float32 NumPy arrays in nested dicts, a plain tree.
       graphdef: the network: `nnx.merge(graphdef, params)` is the model.
@@ -57,23 +68,27 @@ class TextEncoder:
         return nnx.merge(self.graphdef, params)(token_ids)
 
     def embed(self, params: Any, token_ids: TokenIds) -> Float[Array, "b p"]:
-        """The texts' embeddings beside those of images, float32, not normalized; call it under `jit`.
+        """The texts' embeddings beside those of images, float32, not normalized; call it under
+        `jit`.
 
         Raises:
-          UserError: for weights without the projection, as a diffusion model's own are, and as `encode` does.
+          UserError: for weights without the projection, as a diffusion model's own are, and as
+            `encode` does.
         """
         return nnx.merge(self.graphdef, params).embed(token_ids)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raises a UserError unless the tower has a row for each of the tokenizer's ids, and room for its texts."""
+        """Raises a UserError unless the tower has a row for each of the tokenizer's ids, and room
+        for its texts.
+        """
         for what, theirs, ours in (
             ("tokens", tokenizer.vocab_size, self.config.vocab_size),
             ("tokens to a text", tokenizer.context_length, self.config.context_length),
         ):
             if theirs > ours:
                 raise UserError(
-                    f"the tokenizer {tokenizer.name} has {theirs} {what}, expected at most the {ours} of the text "
-                    f"encoder {self.name}"
+                    f"the tokenizer {tokenizer.name} has {theirs} {what}, expected at most the "
+                    f"{ours} of the text encoder {self.name}"
                 )
 
 
@@ -82,21 +97,25 @@ def open_text_encoder(name: str, *, dtype: str = "float32") -> TextEncoder:
 
     Args:
       name: a path, or a name on the Hugging Face hub (see `find_model`), of one of
-        - a folder of a CLIP or of its text tower alone: `model.safetensors` or `pytorch_model.bin`, and `config.json`
-          ("openai/clip-vit-large-patch14"; also that file of weights);
+        - a folder of a CLIP or of its text tower alone: `model.safetensors` or `pytorch_model.bin`,
+          and `config.json` ("openai/clip-vit-large-patch14"; also that file of weights);
         - a diffusion pipeline's folder, with those in its `text_encoder`;
-        - a folder of OpenCLIP's: `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`, and
-          `open_clip_config.json` (also that file of weights);
-        or "random:SEED": ViT-L/14 with random weights (`random_text_encoder`), to try things out without any file.
+        - a folder of OpenCLIP's: `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`,
+          and `open_clip_config.json` (also that file of weights);
+        or "random:SEED": ViT-L/14 with random weights (`random_text_encoder`), to try things out
+        without any file.
       dtype: what the tower computes in; parameters and results are float32.
 
     Raises:
-      UserError: for a name that leads to none of these, or weights of another network than config.json says.
+      UserError: for a name that leads to none of these, or weights of another network than
+        config.json says.
     """
     if name.startswith(RANDOM):
         seed = name.removeprefix(RANDOM)
         if not (seed.isascii() and seed.isdigit()):
-            raise UserError(f"the text encoder is {name!r}, expected {RANDOM} and a seed, 0 or more")
+            raise UserError(
+                f"the text encoder is {name!r}, expected {RANDOM} and a seed, 0 or more"
+            )
         return random_text_encoder(int(seed), CLIPTextConfig(dtype=dtype))
     config_path, weights_path = find_tower(name, _FOLDERS, "text", "(here or in text_encoder)")
     config = read_config(config_path, dtype)
@@ -110,21 +129,27 @@ def open_text_encoder(name: str, *, dtype: str = "float32") -> TextEncoder:
 
 
 def random_text_encoder(seed: int, config: CLIPTextConfig | None = None) -> TextEncoder:
-    """A tower that was never trained, named "random:<seed>": different texts have different states, without meaning.
+    """A tower that was never trained, named "random:<seed>": different texts have different states,
+    without meaning.
 
-    Linear layers are N(0, 1/fan_in), embeddings N(0, 1), biases 0; drawn by name, so that a seed means the same
-    numbers everywhere. The architecture is ViT-L/14's unless `config` says otherwise.
+    Linear layers are N(0, 1/fan_in), embeddings N(0, 1), biases 0; drawn by name, so that a seed
+    means the same numbers everywhere. The architecture is ViT-L/14's unless `config` says
+    otherwise.
     """
     config = config or CLIPTextConfig()
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if len(shape) == 1:
             return np.full(shape, float(name.endswith("weight")), np.float32)
-        z = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
+        z = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(
+            shape, np.float32
+        )
         return z if name.startswith("embeddings.") else z * np.float32(shape[1] ** -0.5)
 
     return _text_encoder(
-        f"{RANDOM}{seed}", config, {name: draw(name, shape) for name, shape in hub_shapes(config).items()}
+        f"{RANDOM}{seed}",
+        config,
+        {name: draw(name, shape) for name, shape in hub_shapes(config).items()},
     )
 
 

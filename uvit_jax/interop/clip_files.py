@@ -1,4 +1,6 @@
-"""Where the files of a published CLIP tower lie: its config and its weights, the hub's or OpenCLIP's."""
+"""Where the files of a published CLIP tower lie: its config and its weights, the hub's or
+OpenCLIP's.
+"""
 
 import pathlib
 from collections.abc import Sequence
@@ -23,13 +25,18 @@ OPEN_CLIP_FOLDERS = (
 
 
 def find_tower(
-    name: str, folders: Sequence[tuple[str, ...]], tower: str, where: str = "", beside: Sequence[str] = ()
+    name: str,
+    folders: Sequence[tuple[str, ...]],
+    tower: str,
+    where: str = "",
+    beside: Sequence[str] = (),
 ) -> tuple[pathlib.Path, pathlib.Path]:
     """The config and the weights of the tower that a path or a hub's name stands for.
 
     Args:
       name: as for `find_model`: a folder, or a file of weights.
-      folders: config and weights relative to a folder, the best first; the last name is what is read.
+      folders: config and weights relative to a folder, the best first; the last name is what is
+        read.
       tower: "text" or "image".
       where: in what folders the hub's are looked for, for the sentence of an error.
       beside: files that are had from the hub with a HUB_CONFIG of its, if they can be had.
@@ -43,22 +50,27 @@ def find_tower(
             if (config := path.with_name(file)).is_file():
                 return config, path
         raise UserError(
-            f"{path} has no {HUB_CONFIG} or {OPEN_CLIP_CONFIG} beside it, expected one: heads and activation "
-            "can't be told from the weights"
+            f"{path} has no {HUB_CONFIG} or {OPEN_CLIP_CONFIG} beside it, expected one: heads and "
+            "activation can't be told from the weights"
         )
     if path.is_file():
-        raise UserError(f"{path} is no file of weights, expected one of {', '.join(WEIGHTS)}, or a folder")
+        raise UserError(
+            f"{path} is no file of weights, expected one of {', '.join(WEIGHTS)}, or a folder"
+        )
     for config_file, *_, weights_file in folders:
         found = sorted(path.glob(weights_file))
         if (path / config_file).is_file() and len(found) > 1:
             listed = ", ".join(file.name for file in found)
-            raise UserError(f"{path} holds {len(found)} variants of one tower ({listed}), expected one of these named")
+            raise UserError(
+                f"{path} holds {len(found)} variants of one tower ({listed}), expected one of "
+                f"these named"
+            )
         if (path / config_file).is_file() and found:
             return path / config_file, found[0]
     names = ", ".join(sorted(inside.name for inside in path.iterdir())[:8]) or "nothing"
     raise UserError(
-        f"{path} holds {names}, expected a CLIP {tower} tower: {HUB_CONFIG} with model.safetensors or "
-        f"pytorch_model.bin{where and ' '}{where}, or {OPEN_CLIP_CONFIG} with its weights"
+        f"{path} holds {names}, expected a CLIP {tower} tower: {HUB_CONFIG} with model.safetensors "
+        f"or pytorch_model.bin{where and ' '}{where}, or {OPEN_CLIP_CONFIG} with its weights"
     )
 
 
@@ -66,7 +78,9 @@ def _find(name: str, folders: Sequence[tuple[str, ...]], beside: Sequence[str]) 
     sets = ((HUB_CONFIG,), (OPEN_CLIP_CONFIG,)) if name.endswith(WEIGHTS) else folders
     if beside:
         try:
-            return find_model(name, *((*files, *beside) if HUB_CONFIG in files else files for files in sets))
+            return find_model(
+                name, *((*files, *beside) if HUB_CONFIG in files else files for files in sets)
+            )
         except UserError:
             pass  # They can't be had; or something else is wrong, which the next search will say.
     return find_model(name, *sets)

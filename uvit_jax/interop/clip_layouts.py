@@ -1,4 +1,6 @@
-"""The configs, names and shapes of published CLIP text towers and of any tower's blocks, and our arrays in them."""
+"""The configs, names and shapes of published CLIP text towers and of any tower's blocks, and our
+arrays in them.
+"""
 
 import json
 import pathlib
@@ -11,8 +13,8 @@ import numpy as np
 from uvit_jax.errors import UserError
 from uvit_jax.interop.file_kinds import check_content
 from uvit_jax.interop.state_dict import Arrays, Path, StateDict, check_names, checked_array
-from uvit_jax.models.clip_text import CLIPTextConfig
-from uvit_jax.models.clip_vision import CLIPVisionConfig
+from uvit_jax.models.frozen.clip_text import CLIPTextConfig
+from uvit_jax.models.frozen.clip_vision import CLIPVisionConfig
 
 Tower = CLIPTextConfig | CLIPVisionConfig
 Config = TypeVar("Config", bound=Tower)
@@ -39,7 +41,9 @@ _RENAMED = (
 
 
 def read_config(path: pathlib.Path, dtype: str) -> CLIPTextConfig:
-    """The architecture that a hub's or OpenCLIP's config says, without a projection; what it leaves out as they do."""
+    """The architecture that a hub's or OpenCLIP's config says, without a projection; what it leaves
+    out as they do.
+    """
 
     def parse(saved: dict[str, Any]) -> CLIPTextConfig:
         fields = _open_clip_fields(saved) if "model_cfg" in saved else _hub_fields(saved)
@@ -49,14 +53,18 @@ def read_config(path: pathlib.Path, dtype: str) -> CLIPTextConfig:
 
 
 def parse_config(path: pathlib.Path, parse: Callable[[dict[str, Any]], Config]) -> Config:
-    """The config that `parse` makes of a JSON file; what it stumbles over becomes a UserError that names the file."""
+    """The config that `parse` makes of a JSON file; what it stumbles over becomes a UserError that
+    names the file.
+    """
     check_content(path)
     try:
         return parse(json.loads(path.read_bytes()))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} is no config of a CLIP ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{path} is no config of a CLIP ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _hub_fields(saved: dict[str, Any]) -> dict[str, Any]:
@@ -74,12 +82,17 @@ def _hub_fields(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def hub_tower(saved: dict[str, Any], tower: str) -> dict[str, Any]:
-    """What a hub's config says of the "text" or "vision" tower, be it of a whole CLIP or of that tower alone."""
+    """What a hub's config says of the "text" or "vision" tower, be it of a whole CLIP or of that
+    tower alone.
+    """
     kind, alone = saved.get("model_type"), f"clip_{tower}_model"
     if kind not in ("clip", alone):
         raise UserError(f"model_type is {json.dumps(kind)}, expected clip or {alone}")
     if kind == "clip":
-        saved = {**(saved.get(f"{tower}_config") or {}), **(saved.get(f"{tower}_config_dict") or {})}
+        saved = {
+            **(saved.get(f"{tower}_config") or {}),
+            **(saved.get(f"{tower}_config_dict") or {}),
+        }
     if (eps := saved.get("layer_norm_eps", 1e-5)) != 1e-5:
         raise UserError(f"layer_norm_eps is {json.dumps(eps)}, expected 1e-5")
     return saved
@@ -89,8 +102,12 @@ def _open_clip_fields(saved: dict[str, Any]) -> dict[str, Any]:
     model, text = saved["model_cfg"], saved["model_cfg"]["text_cfg"]
     defaults = {"vocab_size": 49408, "context_length": 77, "width": 512, "layers": 12, "heads": 8}
     # Anything else (other poolings, masks, towers of other families) is another network.
-    if unknown := sorted(set(text) - {*defaults, "mlp_ratio", "hf_tokenizer_name", "tokenizer_kwargs"}):
-        raise UserError(f"text_cfg has {unknown[0]}, expected only {', '.join(defaults)} and mlp_ratio")
+    if unknown := sorted(
+        set(text) - {*defaults, "mlp_ratio", "hf_tokenizer_name", "tokenizer_kwargs"}
+    ):
+        raise UserError(
+            f"text_cfg has {unknown[0]}, expected only {', '.join(defaults)} and mlp_ratio"
+        )
     return {
         **{name: whole(text, name, default) for name, default in defaults.items()},
         "mlp_ratio": text.get("mlp_ratio", 4),
@@ -107,8 +124,12 @@ def whole(fields: dict[str, Any], name: str, default: int) -> int:
 
 
 def hub_names(state_dict: StateDict) -> dict[str, np.ndarray]:
-    """The text tower's arrays under the hub's names, without `text_model.`; in OpenCLIP's layout, they are renamed."""
-    state = {name.removeprefix("text_model."): np.asarray(array) for name, array in state_dict.items()}
+    """The text tower's arrays under the hub's names, without `text_model.`; in OpenCLIP's layout,
+    they are renamed.
+    """
+    state = {
+        name.removeprefix("text_model."): np.asarray(array) for name, array in state_dict.items()
+    }
     state = {name: array for name, array in state.items() if not _OTHERS.fullmatch(name)}
     if "positional_embedding" not in state:
         return state
@@ -116,7 +137,8 @@ def hub_names(state_dict: StateDict) -> dict[str, np.ndarray]:
 
 
 def from_open_clip(state: StateDict, names: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
-    """A tower's arrays in the hub's layout: q, k and v apart, a projection as PyTorch's Linear has it.
+    """A tower's arrays in the hub's layout: q, k and v apart, a projection as PyTorch's Linear has
+    it.
 
     Args:
       state: the arrays by OpenCLIP's names.
@@ -124,9 +146,18 @@ def from_open_clip(state: StateDict, names: Sequence[tuple[str, str]]) -> dict[s
     """
     renamed: dict[str, np.ndarray] = {}
     for name, array in state.items():
-        if match := re.fullmatch(r"(transformer\.resblocks\.\d+\.attn\.)in_proj_(weight|bias)", name):
-            parts = dict(zip("qkv", np.split(array, 3), strict=True)) if len(array) % 3 == 0 else {"qkv": array}
-            renamed |= {_renamed(f"{match[1]}{part}_proj.{match[2]}", names): rows for part, rows in parts.items()}
+        if match := re.fullmatch(
+            r"(transformer\.resblocks\.\d+\.attn\.)in_proj_(weight|bias)", name
+        ):
+            parts = (
+                dict(zip("qkv", np.split(array, 3), strict=True))
+                if len(array) % 3 == 0
+                else {"qkv": array}
+            )
+            renamed |= {
+                _renamed(f"{match[1]}{part}_proj.{match[2]}", names): rows
+                for part, rows in parts.items()
+            }
         else:
             hub = _renamed(name, names)
             renamed[hub] = array.T if hub.endswith("_projection.weight") else array
@@ -137,7 +168,12 @@ def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
     """OpenCLIP's name of an array as the hub's."""
     for theirs, hub in (*names, (r"transformer\.resblocks\.", "encoder.layers.")):
         name = re.sub(f"^{theirs}", hub, name)
-    for theirs, hub in ((".ln_", ".layer_norm"), (".attn.", ".self_attn."), (".c_fc.", ".fc1."), (".c_proj.", ".fc2.")):
+    for theirs, hub in (
+        (".ln_", ".layer_norm"),
+        (".attn.", ".self_attn."),
+        (".c_fc.", ".fc1."),
+        (".c_proj.", ".fc2."),
+    ):
         name = name.replace(theirs, hub)
     return name
 
@@ -188,9 +224,13 @@ def our_arrays(state_dict: StateDict, config: CLIPTextConfig) -> Arrays:
     return arrays
 
 
-def checked(state_dict: StateDict, shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, np.ndarray]:
+def checked(
+    state_dict: StateDict, shapes: Mapping[str, tuple[int, ...]], what: str
+) -> dict[str, np.ndarray]:
     """The arrays as float32, once their names and shapes are those of `what`, a tower."""
-    check_names(state_dict, shapes, f"the weights are of another network than {what} of this config")
+    check_names(
+        state_dict, shapes, f"the weights are of another network than {what} of this config"
+    )
     return {name: checked_array(name, state_dict[name], shape) for name, shape in shapes.items()}
 
 
@@ -204,7 +244,10 @@ def block_arrays(state: StateDict, config: Tower) -> Arrays:
     d, h = config.width, config.heads
 
     def linear(name: str) -> dict[str, np.ndarray]:
-        return {"kernel": np.ascontiguousarray(state[f"{name}.weight"].T), "bias": state[f"{name}.bias"]}
+        return {
+            "kernel": np.ascontiguousarray(state[f"{name}.weight"].T),
+            "bias": state[f"{name}.bias"],
+        }
 
     arrays: Arrays = {}
     for i in range(config.layers):
@@ -213,7 +256,9 @@ def block_arrays(state: StateDict, config: Tower) -> Arrays:
         out = linear(f"{layer}.self_attn.out_proj")
         dense: dict[Path, dict[str, np.ndarray]] = {
             ("attn", "qkv"): {
-                "kernel": np.stack([q["kernel"], k["kernel"], v["kernel"]], 1).reshape(d, 3, h, d // h),
+                "kernel": np.stack([q["kernel"], k["kernel"], v["kernel"]], 1).reshape(
+                    d, 3, h, d // h
+                ),
                 "bias": np.stack([q["bias"], k["bias"], v["bias"]]).reshape(3, h, d // h),
             },
             ("attn", "proj"): {**out, "kernel": out["kernel"].reshape(h, d // h, d)},
@@ -221,7 +266,9 @@ def block_arrays(state: StateDict, config: Tower) -> Arrays:
             ("fc2",): linear(f"{layer}.mlp.fc2"),
         }
         arrays |= {
-            ("blocks", i, *path, leaf): array for path, leaves in dense.items() for leaf, array in leaves.items()
+            ("blocks", i, *path, leaf): array
+            for path, leaves in dense.items()
+            for leaf, array in leaves.items()
         }
         for norm in ("norm1", "norm2"):
             arrays |= norm_arrays(state, f"{layer}.layer_{norm}", ("blocks", i, norm))

@@ -1,4 +1,6 @@
-"""A published CLIP image tower as pure functions of its parameters, read from the files it is published in."""
+"""A published CLIP image tower as pure functions of its parameters, read from the files it is
+published in.
+"""
 
 import dataclasses
 from typing import Any
@@ -19,7 +21,7 @@ from uvit_jax.interop.clip_vision_layouts import (
 )
 from uvit_jax.interop.state_dict import StateDict, sha256_of
 from uvit_jax.interop.weights_file import read_arrays
-from uvit_jax.models.clip_vision import CLIPVision, CLIPVisionConfig, Images
+from uvit_jax.models.frozen.clip_vision import CLIPVision, CLIPVisionConfig, Images
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,8 +30,9 @@ class ImageEncoder:
 
     Attributes:
       name: what it was opened by.
-      sha256: of what its embeddings depend on: heads, activation, mean and standard deviation of pixels, and the
-        arrays, name by name, as float32 in our layout: the same for every file of the same weights.
+      sha256: of what its embeddings depend on: heads, activation, mean and standard deviation of
+        pixels, and the arrays, name by name, as float32 in our layout: the same for every file of
+        the same weights.
       config: the architecture, and how images are prepared.
       params: float32 NumPy arrays in nested dicts, a plain tree.
       graphdef: the network: `nnx.merge(graphdef, params)` is the model.
@@ -42,10 +45,11 @@ class ImageEncoder:
     graphdef: nnx.GraphDef = dataclasses.field(repr=False)
 
     def embed(self, params: Any, images: Images) -> Float[Array, "b p"]:
-        """The embeddings of RGB images in uint8 `[b, h, w, 3]`, float32, not normalized; call it under `jit`.
+        """The embeddings of RGB images in uint8 `[b, h, w, 3]`, float32, not normalized; call it
+        under `jit`.
 
-        The images may have any size, the same for all: they are resized, cropped and normalized as is published
-        (`preprocess`).
+        The images may have any size, the same for all: they are resized, cropped and normalized as
+        is published (`preprocess`).
 
         Raises:
           UserError: for images that are not uint8, not of three channels, or without pixels.
@@ -58,16 +62,18 @@ def open_image_encoder(name: str, *, dtype: str = "float32") -> ImageEncoder:
 
     Args:
       name: a path, or a name on the Hugging Face hub (see `find_model`), of one of
-        - a folder of a CLIP or of its image tower with the projection: `model.safetensors` or `pytorch_model.bin`,
-          `config.json`, and, where pixels are normalized in another way than OpenAI's, `preprocessor_config.json`
-          ("openai/clip-vit-large-patch14"; also that file of weights);
-        - a folder of OpenCLIP's: `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`, and
-          `open_clip_config.json` (also that file of weights).
+        - a folder of a CLIP or of its image tower with the projection: `model.safetensors` or
+          `pytorch_model.bin`, `config.json`, and, where pixels are normalized in another way than
+          OpenAI's, `preprocessor_config.json` ("openai/clip-vit-large-patch14"; also that file of
+          weights);
+        - a folder of OpenCLIP's: `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`,
+          and `open_clip_config.json` (also that file of weights).
       dtype: what the tower computes in; parameters and results are float32.
 
     Raises:
-      UserError: for a name that leads to none of these, weights of another network than the config says or without an
-        image tower, or images that are prepared in another way than by a bicubic filter and a crop.
+      UserError: for a name that leads to none of these, weights of another network than the config
+        says or without an image tower, or images that are prepared in another way than by a bicubic
+        filter and a crop.
     """
     folders = (*HUB_FOLDERS, *OPEN_CLIP_FOLDERS)
     config_path, weights_path = find_tower(name, folders, "image", beside=(PREPROCESSOR,))
@@ -83,7 +89,10 @@ def open_image_encoder(name: str, *, dtype: str = "float32") -> ImageEncoder:
 
 def _image_encoder(name: str, config: CLIPVisionConfig, state_dict: StateDict) -> ImageEncoder:
     arrays = our_vision_arrays(state_dict, config)
-    head = f"heads {config.heads}, activation {config.activation}, mean {config.mean}, std {config.std}\n"
+    head = (
+        f"heads {config.heads}, activation {config.activation}, mean {config.mean}, std "
+        f"{config.std}\n"
+    )
     return ImageEncoder(
         name=name,
         sha256=sha256_of(arrays, head),

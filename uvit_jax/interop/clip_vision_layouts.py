@@ -1,4 +1,6 @@
-"""The configs, names and shapes of published CLIP image towers, the hub's and OpenCLIP's, and our arrays in them."""
+"""The configs, names and shapes of published CLIP image towers, the hub's and OpenCLIP's, and our
+arrays in them.
+"""
 
 import dataclasses
 import json
@@ -20,7 +22,7 @@ from uvit_jax.interop.clip_layouts import (
     whole,
 )
 from uvit_jax.interop.state_dict import Arrays, StateDict
-from uvit_jax.models.clip_vision import CHANNELS, MEAN, STD, CLIPVisionConfig, PerChannel
+from uvit_jax.models.frozen.clip_vision import CHANNELS, MEAN, STD, CLIPVisionConfig, PerChannel
 
 VISUAL_PROJECTION = "visual_projection.weight"
 PREPROCESSOR = "preprocessor_config.json"
@@ -42,11 +44,12 @@ _RENAMED = (
 def read_vision_config(path: pathlib.Path, dtype: str) -> CLIPVisionConfig:
     """The architecture that a hub's or OpenCLIP's config says; what it leaves out as they do.
 
-    How images are normalized is told by OpenCLIP's config itself, and by the hub's `preprocessor_config.json` beside
-    it; where they don't tell, it is CLIP's way.
+    How images are normalized is told by OpenCLIP's config itself, and by the hub's
+    `preprocessor_config.json` beside it; where they don't tell, it is CLIP's way.
 
     Raises:
-      UserError: for a config of another network, or one of images that are prepared in another way than CLIP's.
+      UserError: for a config of another network, or one of images that are prepared in another way
+        than CLIP's.
     """
 
     def parse(saved: dict[str, Any]) -> CLIPVisionConfig:
@@ -59,7 +62,9 @@ def read_vision_config(path: pathlib.Path, dtype: str) -> CLIPVisionConfig:
 
     config = parse_config(path, parse)
     beside = path.with_name(PREPROCESSOR)
-    return parse_config(beside, prepared) if path.name == HUB_CONFIG and beside.is_file() else config
+    return (
+        parse_config(beside, prepared) if path.name == HUB_CONFIG and beside.is_file() else config
+    )
 
 
 def _hub_fields(saved: dict[str, Any]) -> dict[str, Any]:
@@ -80,17 +85,28 @@ def _hub_fields(saved: dict[str, Any]) -> dict[str, Any]:
 def _open_clip_fields(saved: dict[str, Any]) -> dict[str, Any]:
     model, vision = saved["model_cfg"], saved["model_cfg"]["vision_cfg"]
     defaults = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "head_width": 64}
-    # Anything else (other poolings, position embeddings, towers of other families) is another network; patches are
-    # dropped in training alone.
+    # Anything else (other poolings, position embeddings, towers of other families) is another
+    # network; patches are dropped in training alone.
     if unknown := sorted(set(vision) - {*defaults, "mlp_ratio", "patch_dropout"}):
-        raise UserError(f"vision_cfg has {unknown[0]}, expected only {', '.join(defaults)} and mlp_ratio")
-    fields: dict[str, Any] = {name: whole(vision, name, default) for name, default in defaults.items()}
+        raise UserError(
+            f"vision_cfg has {unknown[0]}, expected only {', '.join(defaults)} and mlp_ratio"
+        )
+    fields: dict[str, Any] = {
+        name: whole(vision, name, default) for name, default in defaults.items()
+    }
     head_width = fields.pop("head_width")
     if fields["width"] % head_width:
-        raise UserError(f"width is {fields['width']}, expected a multiple of head_width = {head_width}")
+        raise UserError(
+            f"width is {fields['width']}, expected a multiple of head_width = {head_width}"
+        )
     prepare = saved.get("preprocess_cfg") or {}
     size = fields["image_size"]
-    ways = {"interpolation": ["bicubic"], "resize_mode": ["shortest"], "mode": ["RGB"], "size": [size, [size, size]]}
+    ways = {
+        "interpolation": ["bicubic"],
+        "resize_mode": ["shortest"],
+        "mode": ["RGB"],
+        "size": [size, [size, size]],
+    }
     _check(prepare, ways)
     return {
         **fields,
@@ -103,7 +119,9 @@ def _open_clip_fields(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hub_preparation(saved: dict[str, Any], size: int) -> tuple[PerChannel, PerChannel]:
-    """Mean and standard deviation, once all else is as CLIP has it; old files have sizes as bare numbers."""
+    """Mean and standard deviation, once all else is as CLIP has it; old files have sizes as bare
+    numbers.
+    """
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
     ways: dict[str, list[Any]] = {
         **{step: [True] for step in steps},
@@ -127,14 +145,19 @@ def _per_channel(fields: dict[str, Any], name: str, default: PerChannel) -> PerC
     value = fields.get(name)
     if value is None:
         return default
-    if not (isinstance(value, list) and len(value) == CHANNELS and all(isinstance(x, int | float) for x in value)):
+    if not (
+        isinstance(value, list)
+        and len(value) == CHANNELS
+        and all(isinstance(x, int | float) for x in value)
+    ):
         raise UserError(f"{name} is {json.dumps(value)}, expected {CHANNELS} numbers")
     red, green, blue = map(float, value)
     return red, green, blue
 
 
 def hub_vision_names(state_dict: StateDict) -> dict[str, np.ndarray]:
-    """The image tower's arrays under the hub's names, without `vision_model.`; in OpenCLIP's layout, they are renamed.
+    """The image tower's arrays under the hub's names, without `vision_model.`; in OpenCLIP's
+    layout, they are renamed.
 
     Raises:
       UserError: for weights without an image tower.
@@ -144,18 +167,25 @@ def hub_vision_names(state_dict: StateDict) -> dict[str, np.ndarray]:
         tower = {
             name.removeprefix(prefix): np.asarray(array)
             for name, array in state_dict.items()
-            if (name.startswith(prefix) or name == VISUAL_PROJECTION) and not name.endswith("position_ids")
+            if (name.startswith(prefix) or name == VISUAL_PROJECTION)
+            and not name.endswith("position_ids")
         }
         if set(tower) - {VISUAL_PROJECTION}:
             return tower if prefix == _HUB else from_open_clip(tower, _RENAMED)
     first = next(iter(state_dict), "nothing")
-    raise UserError(f"the weights hold {first} ..., expected a CLIP image tower: {_HUB}* or {_OPEN_CLIP}*")
+    raise UserError(
+        f"the weights hold {first} ..., expected a CLIP image tower: {_HUB}* or {_OPEN_CLIP}*"
+    )
 
 
 def hub_vision_shapes(config: CLIPVisionConfig) -> dict[str, tuple[int, ...]]:
     """Every array of a tower in the hub's layout."""
     d, p = config.width, config.patch_size
-    norms = {f"{norm}.{leaf}": (d,) for norm in ("pre_layrnorm", "post_layernorm") for leaf in ("weight", "bias")}
+    norms = {
+        f"{norm}.{leaf}": (d,)
+        for norm in ("pre_layrnorm", "post_layernorm")
+        for leaf in ("weight", "bias")
+    }
     return {
         "embeddings.class_embedding": (d,),
         "embeddings.patch_embedding.weight": (d, CHANNELS, p, p),
@@ -170,7 +200,9 @@ def our_vision_arrays(state_dict: StateDict, config: CLIPVisionConfig) -> Arrays
     """The arrays in our layout, float32, by our paths; their names and shapes are checked."""
     state = checked(state_dict, hub_vision_shapes(config), "a CLIP image tower")
     # A patch's pixels run row by row with the channel fastest.
-    patches = state["embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0).reshape(-1, config.width)
+    patches = (
+        state["embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0).reshape(-1, config.width)
+    )
     return {
         ("class_embed",): state["embeddings.class_embedding"],
         ("patch_embed", "kernel"): np.ascontiguousarray(patches),

@@ -1,4 +1,6 @@
-"""What a file is by its content, whatever its name says: a kind of weights, or what came instead of them."""
+"""What a file is by its content, whatever its name says: a kind of weights, or what came instead of
+them.
+"""
 
 import json
 import pathlib
@@ -7,9 +9,8 @@ import struct
 import zipfile
 from typing import Literal
 
-from uvit_jax.errors import UserError
+from uvit_jax.errors import UserError, counted
 from uvit_jax.interop.torch_legacy_file import is_legacy
-from uvit_jax.telemetry.counts import counted
 
 WeightsKind = Literal["safetensors", "torch", "torch_legacy"]
 
@@ -39,20 +40,22 @@ def check_content(path: pathlib.Path) -> bytes:
     """The first bytes of a file that ought to be a download's.
 
     Raises:
-      UserError: for what stands in the place of many a download: nothing, a git-LFS pointer, a web page, the message
-        of a server. The sentence names it and says what to do.
+      UserError: for what stands in the place of many a download: nothing, a git-LFS pointer, a web
+        page, the message of a server. The sentence names it and says what to do.
     """
     size, head = _beginning(path)
     if not size:
         raise UserError(f"{path} is empty (0 bytes): {_AGAIN}")
     if not head.strip(b"\x00"):
-        raise UserError(f"{path} begins with {len(head)} zeros, as a download that broke off does: {_AGAIN}")
+        raise UserError(
+            f"{path} begins with {len(head)} zeros, as a download that broke off does: {_AGAIN}"
+        )
     if head.startswith(b"version https://git-lfs"):
         real = re.search(rb"^size (\d+)", head, re.MULTILINE)
         of = f" to {int(real[1]):,} bytes" if real else ""
         raise UserError(
-            f"{path} is a git-LFS pointer{of}, not the file itself: run `git lfs pull` in its repository, or download "
-            "the file from the hub's web page"
+            f"{path} is a git-LFS pointer{of}, not the file itself: run `git lfs pull` in its "
+            "repository, or download the file from the hub's web page"
         )
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<script")) or (
@@ -61,12 +64,14 @@ def check_content(path: pathlib.Path) -> bytes:
         title = re.search(rb"<title[^>]*>\s*(.*?)\s*</title>", head, re.IGNORECASE | re.DOTALL)
         titled = f" ({' '.join(title[1].decode(errors='replace').split())[:80]!r})" if title else ""
         raise UserError(
-            f"{path} is a web page{titled}, which a server sent instead of the file (Google Drive does for large ones, "
-            "hubs for a /blob/ address or without a login): download it in a browser or with gdown, and look at its "
-            "size"
+            f"{path} is a web page{titled}, which a server sent instead of the file (Google Drive "
+            "does for large ones, hubs for a /blob/ address or without a login): download it in a "
+            "browser or with gdown, and look at its size"
         )
     if text.startswith((b"<?xml", b"<error")):
-        raise UserError(f"{path} is an XML message of a server ({_start(head)}), not the file: {_AGAIN}")
+        raise UserError(
+            f"{path} is an XML message of a server ({_start(head)}), not the file: {_AGAIN}"
+        )
     return head
 
 
@@ -74,7 +79,8 @@ def weights_kind(path: pathlib.Path) -> WeightsKind:
     """Which reader takes this file of weights.
 
     Raises:
-      UserError: for a file that isn't there or is something else, which the sentence names with what to do.
+      UserError: for a file that isn't there or is something else, which the sentence names with
+        what to do.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a file of weights: name the one in it")
@@ -120,9 +126,15 @@ def _check_zip(path: pathlib.Path) -> None:
     if "constants.pkl" in files or any("/code/" in name for name in names):
         raise UserError(f"{path} is a TorchScript archive, which holds code: {_STATE_DICT}")
     if names and all(name.endswith(".npy") for name in names):
-        raise UserError(f"{path} is an .npz of NumPy arrays ({', '.join(names[:3])}): {_STATE_DICT}")
+        raise UserError(
+            f"{path} is an .npz of NumPy arrays ({', '.join(names[:3])}): {_STATE_DICT}"
+        )
     if "data.pkl" not in files:
-        inside = " ".join(", ".join(names[:3]).split()) + ", ..." * (len(names) > 3) if names else "nothing"
+        inside = (
+            " ".join(", ".join(names[:3]).split()) + ", ..." * (len(names) > 3)
+            if names
+            else "nothing"
+        )
         raise UserError(f"{path} is a zip archive of {inside}, none of torch.save's: {_UNPACK}")
 
 
@@ -133,19 +145,23 @@ def _check_safetensors(path: pathlib.Path) -> None:
         (length,) = struct.unpack("<Q", file.read(8))
         if 8 + length > size:
             raise UserError(
-                f"{path} is no whole safetensors file: its header has {length:,} bytes, the whole file {size:,}: a "
-                f"download that broke off, {_AGAIN}"
+                f"{path} is no whole safetensors file: its header has {length:,} bytes, the whole "
+                f"file {size:,}: a download that broke off, {_AGAIN}"
             )
         try:
             fields = json.loads(file.read(length))
-            ends = [tensor["data_offsets"][1] for name, tensor in fields.items() if name != "__metadata__"]
+            ends = [
+                tensor["data_offsets"][1]
+                for name, tensor in fields.items()
+                if name != "__metadata__"
+            ]
             expected = 8 + length + max(ends, default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return  # The library knows better what is wrong with it.
     if expected > size:
         raise UserError(
-            f"{path} is no whole safetensors file: it has {size:,} bytes of {expected:,}: a download that broke off, "
-            f"{_AGAIN}"
+            f"{path} is no whole safetensors file: it has {size:,} bytes of {expected:,}: a "
+            f"download that broke off, {_AGAIN}"
         )
 
 
@@ -157,15 +173,23 @@ def _foreign(path: pathlib.Path, head: bytes) -> tuple[str, str]:
     if head[257:262] == b"ustar":
         return "a tar archive", _UNPACK
     # A map of few fields, or of more, whose first key is a short string.
-    if (head[:1] and 0x81 <= head[0] <= 0x8F and 0xA0 <= head[1] <= 0xBF) or head[:1] in (b"\xde", b"\xdf"):
+    if (head[:1] and 0x81 <= head[0] <= 0x8F and 0xA0 <= head[1] <= 0xBF) or head[:1] in (
+        b"\xde",
+        b"\xdf",
+    ):
         return "MessagePack (Flax's or Keras'?)", "expected .pth or .safetensors"
     if head[:1] == b"\x80":
         return "a pickle that torch.save didn't write", f"it was not opened; {_STATE_DICT}"
-    if path.suffix == ".onnx" or (head[:1] == b"\x08" and (b"pytorch" in head[:64] or b"onnx" in head[:64])):
+    if path.suffix == ".onnx" or (
+        head[:1] == b"\x08" and (b"pytorch" in head[:64] or b"onnx" in head[:64])
+    ):
         return "an ONNX file", _STATE_DICT
     if not head.translate(None, _TEXT_BYTES):
         what = "JSON" if head.lstrip()[:1] in (b"{", b"[") else "text"
-        return f"{what} that begins {_start(head)}", "expected weights, as torch.save or safetensors write them"
+        return (
+            f"{what} that begins {_start(head)}",
+            "expected weights, as torch.save or safetensors write them",
+        )
     return (
         f"of no kind known here, its first bytes {head[:8].hex(' ')}",
         f"expected weights, as torch.save or safetensors write them; if it is that, {_AGAIN}",

@@ -1,4 +1,6 @@
-"""Published models by name: a path, or a name on the Hugging Face hub, to a file or folder on this machine."""
+"""Published models by name: a path, or a name on the Hugging Face hub, to a file or folder on this
+machine.
+"""
 
 import fnmatch
 import glob
@@ -21,21 +23,26 @@ _NAME = re.compile(r"(?P<model>\w[\w.-]*/\w[\w.-]*)(?:[:/](?P<inside>[^:]+))?", 
 
 
 def find_model(name: str, *alternatives: Sequence[str]) -> pathlib.Path:
-    """The file or folder on this machine that a name stands for, downloaded where it is neither a path nor cached.
+    """The file or folder on this machine that a name stands for, downloaded where it is neither a
+    path nor cached.
 
     Args:
-      name: a file, a folder, or a name on the Hugging Face hub: "org/model", with a folder or a weights file inside
-        it as "org/model/vae" or "org/model:vae". What exists as a path is taken as one.
-      *alternatives: sets of files that make the model usable, the best first: names relative to the folder found, or
-        to the folder of the weights file named, in which `*` stands for anything but "/". A hub's model is there once
-        every name of one set is; only the first such set is downloaded. What exists as a path is not searched.
+      name: a file, a folder, or a name on the Hugging Face hub: "org/model", with a folder or a
+        weights file inside it as "org/model/vae" or "org/model:vae". What exists as a path is taken
+        as one.
+      *alternatives: sets of files that make the model usable, the best first: names relative to the
+        folder found, or to the folder of the weights file named, in which `*` stands for anything
+        but "/". A hub's model is there once every name of one set is; only the first such set is
+        downloaded. What exists as a path is not searched.
 
     Returns:
-      The path as given; of a hub's name the folder in huggingface_hub's cache (`HF_HUB_CACHE`), or the file in it.
+      The path as given; of a hub's name the folder in huggingface_hub's cache (`HF_HUB_CACHE`), or
+      the file in it.
 
     Raises:
-      UserError: for a name that is no path and can be no model's, a model that isn't there or lacks all the sets, or
-        a hub that can't be reached. Nothing is asked of the hub for a model that is in the cache.
+      UserError: for a name that is no path and can be no model's, a model that isn't there or lacks
+        all the sets, or a hub that can't be reached. Nothing is asked of the hub for a model that
+        is in the cache.
     """
     path = pathlib.Path(os.path.expanduser(name))  # pathlib's own raises for an unknown ~user
     if name and os.path.exists(path):
@@ -43,7 +50,10 @@ def find_model(name: str, *alternatives: Sequence[str]) -> pathlib.Path:
     if "://" in name:
         page = re.match(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name)
         hub = f"the hub's name {page[1]!r}" if page else "a hub's name (org/model)"
-        raise UserError(f"{name!r} is an address, expected a file or folder of this machine or {hub}: download it")
+        raise UserError(
+            f"{name!r} is an address, expected a file or folder of this machine or {hub}: "
+            f"download it"
+        )
     not_here = nowhere(path)
     match = _NAME.fullmatch(name)
     if match is None or pathlib.PurePosixPath(match["model"]).suffix in WEIGHTS or ".." in name:
@@ -53,7 +63,10 @@ def find_model(name: str, *alternatives: Sequence[str]) -> pathlib.Path:
     if not own and not alternatives:
         raise UserError(f"{not_here}, and of a hub's model one file, expected {name}/FILE")
     base = inside.rpartition("/")[0] if own else inside
-    sets = [own + tuple(f"{base}/{file}" if base else file for file in files) for files in alternatives or [()]]
+    sets = [
+        own + tuple(f"{base}/{file}" if base else file for file in files)
+        for files in alternatives or [()]
+    ]
     folder = _cached(model, sets) or _download(model, sets, not_here)
     return folder / inside
 
@@ -63,7 +76,9 @@ def _cached(model: str, sets: Iterable[Sequence[str]]) -> pathlib.Path | None:
     for files in sets:
         try:
             folder = pathlib.Path(
-                huggingface_hub.snapshot_download(model, allow_patterns=list(files), local_files_only=True)
+                huggingface_hub.snapshot_download(
+                    model, allow_patterns=list(files), local_files_only=True
+                )
             )
         except LocalEntryNotFoundError:
             continue
@@ -76,7 +91,9 @@ def _cached(model: str, sets: Iterable[Sequence[str]]) -> pathlib.Path | None:
 
 
 def nowhere(path: pathlib.Path) -> str:
-    """That nothing is at a path, with the nearest name in its folder or else what that holds, where it is one below."""
+    """That nothing is at a path, with the nearest name in its folder or else what that holds, where
+    it is one below.
+    """
     said, folder = f"there is no file or folder {path.absolute()}", path.parent
     try:
         names = sorted(os.listdir(folder))
@@ -85,11 +102,17 @@ def nowhere(path: pathlib.Path) -> str:
     if close := nearest(path.name, names):
         return f"{said} (did you mean {folder / close}?)"
     listed = ", ".join(names[:5]) or "nothing"
-    return said if folder == pathlib.Path(".") else f"{said} (the folder holds {listed}{', ...' * (len(names) > 5)})"
+    return (
+        said
+        if folder == pathlib.Path(".")
+        else f"{said} (the folder holds {listed}{', ...' * (len(names) > 5)})"
+    )
 
 
 def _download(model: str, sets: Sequence[Sequence[str]], not_here: str) -> pathlib.Path:
-    """The snapshot of a model with the first set that the hub has; `not_here` says that it is no path."""
+    """The snapshot of a model with the first set that the hub has; `not_here` says that it is no
+    path.
+    """
     hub = constants.ENDPOINT
     tried = f"{not_here}, {model} is not (whole) in the cache {constants.HF_HUB_CACHE}"
     try:
@@ -100,21 +123,34 @@ def _download(model: str, sets: Sequence[Sequence[str]], not_here: str) -> pathl
             if all(chosen):
                 wanted = [glob.escape(name) for names in chosen for name in names]
                 folder = pathlib.Path(
-                    huggingface_hub.snapshot_download(model, allow_patterns=wanted, etag_timeout=SECONDS)
+                    huggingface_hub.snapshot_download(
+                        model, allow_patterns=wanted, etag_timeout=SECONDS
+                    )
                 )
-                if not _holds(folder, files):  # what it gives when the hub fails between two questions
+                if not _holds(
+                    folder, files
+                ):  # what it gives when the hub fails between two questions
                     raise ConnectionError(f"the download of {' and '.join(files)} broke off")
                 return folder
     except GatedRepoError:
-        raise UserError(f"{tried}, and on {hub} it is gated: accept its terms there and set HF_TOKEN") from None
+        raise UserError(
+            f"{tried}, and on {hub} it is gated: accept its terms there and set HF_TOKEN"
+        ) from None
     except RepositoryNotFoundError:
-        raise UserError(f"{tried}, and no model of that name on {hub} (a private one needs HF_TOKEN)") from None
-    # huggingface_hub has changed the HTTP library beneath it twice, and with it what a connection refused raises.
+        raise UserError(
+            f"{tried}, and no model of that name on {hub} (a private one needs HF_TOKEN)"
+        ) from None
+    # huggingface_hub has changed the HTTP library beneath it twice, and with it what a connection
+    # refused raises.
     except Exception as error:
-        raise UserError(f"{tried}, and it can't be had from {hub} ({_first_line(error)})") from error
+        raise UserError(
+            f"{tried}, and it can't be had from {hub} ({_first_line(error)})"
+        ) from error
     expected = ", or ".join(" and ".join(files) for files in sets)
     listed = ", ".join(sorted(published)[:8]) or "nothing"
-    raise UserError(f"{model} on {hub} holds {listed}{', ...' * (len(published) > 8)}, expected {expected}")
+    raise UserError(
+        f"{model} on {hub} holds {listed}{', ...' * (len(published) > 8)}, expected {expected}"
+    )
 
 
 def _holds(folder: pathlib.Path, files: Sequence[str]) -> bool:

@@ -1,4 +1,6 @@
-"""The published Inception-v3 of FID as pure functions of its parameters, found on this machine or downloaded."""
+"""The published Inception-v3 of FID as pure functions of its parameters, found on this machine or
+downloaded.
+"""
 
 import dataclasses
 import functools
@@ -15,14 +17,14 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
-from uvit_jax.errors import UserError
+from uvit_jax.errors import UserError, check_choice
+from uvit_jax.files import atomic_write
 from uvit_jax.interop.file_kinds import check_content
 from uvit_jax.interop.state_dict import StateDict, check_names, checked_array
 from uvit_jax.interop.weights_file import read_arrays
-from uvit_jax.models.inception import BATCH_NORM_EPS, WIDTHS, Images, Inception, preprocess
-from uvit_jax.models.resize import RESIZES
-from uvit_jax.models.uvit_config import DTYPES, check_choice
-from uvit_jax.telemetry.atomic import atomic_write
+from uvit_jax.models.frozen.inception import BATCH_NORM_EPS, WIDTHS, Images, Inception, preprocess
+from uvit_jax.models.frozen.resize import RESIZES
+from uvit_jax.models.uvit_config import DTYPES
 
 NAME = "pt_inception-2015-12-05"
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -56,8 +58,11 @@ class InceptionWeights:
     params: dict[str, Any] = dataclasses.field(repr=False)
     graphdef: nnx.GraphDef = dataclasses.field(repr=False)
 
-    def features(self, params: Any, images: Images, names: Sequence[str]) -> dict[str, Float[Array, "b d"]]:
-        """These features of images, float32, by name; call it under `jit`, where the others cost nothing.
+    def features(
+        self, params: Any, images: Images, names: Sequence[str]
+    ) -> dict[str, Float[Array, "b d"]]:
+        """These features of images, float32, by name; call it under `jit`, where the others cost
+        nothing.
 
         Args:
           params: as the attribute.
@@ -79,15 +84,17 @@ def open_inception(
     """The Inception-v3 of this name.
 
     Args:
-      name: a path of a `.pth` or `.safetensors` file, or "pt_inception-2015-12-05", the published weights: looked for
-        in torch hub's cache (`TORCH_HOME`) and in ours (`XDG_CACHE_HOME`), else downloaded into ours.
-      dtype: what convolutions are computed in, "float32" or "bfloat16"; parameters and features are float32.
+      name: a path of a `.pth` or `.safetensors` file, or "pt_inception-2015-12-05", the published
+        weights: looked for in torch hub's cache (`TORCH_HOME`) and in ours (`XDG_CACHE_HOME`), else
+        downloaded into ours.
+      dtype: what convolutions are computed in, "float32" or "bfloat16"; parameters and features are
+        float32.
       resize: whose way of resizing the images (`preprocess`).
       sha256: of the file, where it is another one than the published weights.
 
     Raises:
-      UserError: for a file that is nowhere and can't be downloaded, one of another SHA-256 than the published one (or
-        `sha256`), or weights of another network.
+      UserError: for a file that is nowhere and can't be downloaded, one of another SHA-256 than the
+        published one (or `sha256`), or weights of another network.
     """
     check_choice("dtype", dtype, DTYPES)
     check_choice("resize", resize, tuple(RESIZES))
@@ -113,24 +120,37 @@ def open_inception(
 
 @functools.cache
 def _network(dtype: str) -> tuple[nnx.GraphDef, dict[tuple[Any, ...], tuple[int, ...]]]:
-    """The network without its arrays, and their shapes by path; no random weights are made to be thrown away."""
+    """The network without its arrays, and their shapes by path; no random weights are made to be
+    thrown away.
+    """
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Inception(dtype, rngs=nnx.Rngs(0))))
     return graphdef, {path: leaf.shape for path, leaf in nnx.to_flat_state(state)}
 
 
 def _check_sha256(path: pathlib.Path, found: str, wanted: str) -> None:
     if wanted and found != wanted:
-        raise UserError(f"{path} has the SHA-256 {found}, expected {wanted} (config.evaluate.inception_sha256)")
+        raise UserError(
+            f"{path} has the SHA-256 {found}, expected {wanted} (config.evaluate.inception_sha256)"
+        )
     if not wanted and found != SHA256:
         raise UserError(
             f"{path} has the SHA-256 {found}, expected {SHA256}, the published weights'; set "
-            f"config.evaluate.inception_sha256={found} to use it anyway, and what it gives is not called FID"
+            f"config.evaluate.inception_sha256={found} to use it anyway, and what it gives is not "
+            f"called FID"
         )
 
 
-def _params(state_dict: StateDict, shapes: dict[tuple[Any, ...], tuple[int, ...]]) -> dict[str, Any]:
-    """The published arrays in our layout (our shapes, by path), float32, BatchNorm folded into the convolutions."""
-    state_dict = {name: array for name, array in state_dict.items() if not name.endswith(".num_batches_tracked")}
+def _params(
+    state_dict: StateDict, shapes: dict[tuple[Any, ...], tuple[int, ...]]
+) -> dict[str, Any]:
+    """The published arrays in our layout (our shapes, by path), float32, BatchNorm folded into the
+    convolutions.
+    """
+    state_dict = {
+        name: array
+        for name, array in state_dict.items()
+        if not name.endswith(".num_batches_tracked")
+    }
     layers = {path[:-2]: shape for path, shape in shapes.items() if path[-2:] == ("conv", "kernel")}
     layouts = {path: _published_shapes(path, shape) for path, shape in layers.items()}
     classes = shapes["fc", "kernel"][::-1]
@@ -139,7 +159,9 @@ def _params(state_dict: StateDict, shapes: dict[tuple[Any, ...], tuple[int, ...]
     check_names(state_dict, expected, "the weights are not those of FID's Inception-v3")
     for name, shape in expected.items():
         _check_array(name, state_dict[name], shape)
-    arrays: dict[tuple[Any, ...], np.ndarray] = {("fc", "kernel"): np.asarray(state_dict["fc.weight"], np.float32).T}
+    arrays: dict[tuple[Any, ...], np.ndarray] = {
+        ("fc", "kernel"): np.asarray(state_dict["fc.weight"], np.float32).T
+    }
     for path, layout in layouts.items():
         folded = _fold(*(np.asarray(state_dict[name], np.float64) for name in layout))
         arrays |= {(*path, "conv", leaf): array for leaf, array in folded.items()}
@@ -147,17 +169,24 @@ def _params(state_dict: StateDict, shapes: dict[tuple[Any, ...], tuple[int, ...]
 
 
 def _published_shapes(path: tuple[Any, ...], kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The published arrays of one convolution, in the order that `_fold` takes them, and their shapes."""
+    """The published arrays of one convolution, in the order that `_fold` takes them, and their
+    shapes.
+    """
     h, w, c_in, c_out = kernel
     name = ".".join(path).capitalize()  # mixed_5b.branch1x1 is Mixed_5b.branch1x1
     norm = ("weight", "bias", "running_mean", "running_var")
-    return {f"{name}.conv.weight": (c_out, c_in, h, w), **{f"{name}.bn.{leaf}": (c_out,) for leaf in norm}}
+    return {
+        f"{name}.conv.weight": (c_out, c_in, h, w),
+        **{f"{name}.bn.{leaf}": (c_out,) for leaf in norm},
+    }
 
 
 def _fold(
     weight: np.ndarray, gain: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """gain (conv(x) - mean) / sqrt(variance + eps) + bias as one convolution with a bias, in our layout, float32."""
+    """gain (conv(x) - mean) / sqrt(variance + eps) + bias as one convolution with a bias, in our
+    layout, float32.
+    """
     scale = gain / np.sqrt(variance + BATCH_NORM_EPS)
     kernel = weight.transpose(2, 3, 1, 0) * scale
     return {"kernel": kernel.astype(np.float32), "bias": (bias - mean * scale).astype(np.float32)}
@@ -171,7 +200,9 @@ def _check_array(name: str, value: Any, shape: tuple[int, ...]) -> None:
 
 def _sha256_of(path: pathlib.Path) -> str:
     if not path.is_file():
-        raise UserError(f"there is no Inception-v3 weights file {path.absolute()}, expected a path or {NAME!r}")
+        raise UserError(
+            f"there is no Inception-v3 weights file {path.absolute()}, expected a path or {NAME!r}"
+        )
     check_content(path)  # a web page, for one, is told as such, and not by its hash
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -181,7 +212,10 @@ def _published() -> pathlib.Path:
     """The published file in one of the caches, downloaded where it is in none."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     torch_home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
-    folders = [pathlib.Path(os.path.expanduser(folder)) for folder in (f"{torch_home}/hub/checkpoints", cache)]
+    folders = [
+        pathlib.Path(os.path.expanduser(folder))
+        for folder in (f"{torch_home}/hub/checkpoints", cache)
+    ]
     folders[1] /= "uvit_jax"
     for folder in folders:
         for file in _FILES:
@@ -192,8 +226,9 @@ def _published() -> pathlib.Path:
         _download(path)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
-            f"{NAME} is not on this machine (looked for {' and '.join(_FILES)} in {' and '.join(map(str, folders))}) "
-            f"and can't be downloaded ({error}), expected {URL} copied to {path}"
+            f"{NAME} is not on this machine (looked for {' and '.join(_FILES)} in "
+            f"{' and '.join(map(str, folders))}) and can't be downloaded ({error}), expected {URL} "
+            f"copied to {path}"
         ) from None
     return path
 
@@ -207,6 +242,6 @@ def _download(path: pathlib.Path) -> None:
             file.write(chunk)
         if digest.hexdigest() != SHA256:
             raise UserError(
-                f"{URL} gave {file.tell()} bytes of the SHA-256 {digest.hexdigest()}, expected {SHA256}: nothing was "
-                "kept; try again, or copy the file there by hand"
+                f"{URL} gave {file.tell()} bytes of the SHA-256 {digest.hexdigest()}, expected "
+                f"{SHA256}: nothing was kept; try again, or copy the file there by hand"
             )

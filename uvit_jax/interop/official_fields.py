@@ -1,4 +1,6 @@
-"""The architecture that official U-ViT weights are of, as fields of a config, read from names and shapes."""
+"""The architecture that official U-ViT weights are of, as fields of a config, read from names and
+shapes.
+"""
 
 import math
 import re
@@ -12,8 +14,9 @@ from uvit_jax.models.uvit_config import UViTConfig
 
 
 def differences(state_dict: StateDict, config: UViTConfig) -> str:
-    """The fields in which weights are of another architecture than the config, as "; they are of ..." for the end of a
-    sentence; empty where names and shapes tell of none (num_heads is not among what they can tell).
+    """The fields in which weights are of another architecture than the config, as "; they are of
+    ..." for the end of a sentence; empty where names and shapes tell of none (num_heads is not
+    among what they can tell).
     """
     found = [
         f"{name} = {value} (config.model.{name} is {ours})"
@@ -56,7 +59,9 @@ def _fields(state_dict: StateDict, config: UViTConfig) -> dict[str, Any]:
 
 
 def _size(tokens: int, fields: Mapping[str, Any], config: UViTConfig) -> dict[str, Any]:
-    """The image size that a number of tokens is of, where it is a square; text is as long as the config's."""
+    """The image size that a number of tokens is of, where it is a square; text is as long as the
+    config's.
+    """
     if tokens == config.num_tokens and fields["patch_size"] == config.patch_size:
         return {}
     length = config.context_length if fields["context_dim"] else 0

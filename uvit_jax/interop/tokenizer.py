@@ -26,17 +26,21 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 CONTEXT_LENGTH = 77
 
 _END_OF_WORD = "</w>"
-_MERGES = 49152 - 256 - 2  # how many of its file's merges OpenAI's code takes; the rest are of no use to it
-# What a text is cut into before bytes are merged: OpenAI's expression, by which the two special tokens count as such
-# where a text spells them out.
+_MERGES = (
+    49152 - 256 - 2
+)  # how many of its file's merges OpenAI's code takes; the rest are of no use to it
+# What a text is cut into before bytes are merged: OpenAI's expression, by which the two special
+# tokens count as such where a text spells them out.
 _PIECES = rf"(?i:{re.escape(START)}|{re.escape(END)}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+)"
 _SETS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
 def clean(text: str) -> str:
-    """The text as CLIP's tokenizer takes it: mojibake undone, entities unescaped, blanks single, lower case.
+    """The text as CLIP's tokenizer takes it: mojibake undone, entities unescaped, blanks single,
+    lower case.
 
-    Follows OpenAI's `simple_tokenizer.py`: ftfy, HTML entities unescaped twice, blanks stripped and collapsed.
+    Follows OpenAI's `simple_tokenizer.py`: ftfy, HTML entities unescaped twice, blanks stripped and
+    collapsed.
     """
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
@@ -66,9 +70,11 @@ class Tokenizer:
     _said: set[str] = dataclasses.field(default_factory=set, init=False, repr=False)
 
     def tokenize(self, texts: Sequence[str]) -> Int32[np.ndarray, "n l"]:
-        """Ids `[n, context_length]` of the texts: start, tokens, end, padding; what is too long is cut before the end.
+        """Ids `[n, context_length]` of the texts: start, tokens, end, padding; what is too long is
+        cut before the end.
 
-        The first text to be cut is named in the log, and no other; `tokenize_with_lengths` tells which were.
+        The first text to be cut is named in the log, and no other; `tokenize_with_lengths` tells
+        which were.
         """
         ids, lengths = self.tokenize_with_lengths(texts)
         cut = np.flatnonzero(lengths > self.context_length)
@@ -83,7 +89,9 @@ class Tokenizer:
             self._said.add("cut")
         return ids
 
-    def tokenize_with_lengths(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n l"], Int32[np.ndarray, " n"]]:
+    def tokenize_with_lengths(
+        self, texts: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "n l"], Int32[np.ndarray, " n"]]:
         """Ids as `tokenize` gives them, and how many each text has uncut, start and end among them."""
         if isinstance(texts, str):
             raise TypeError("texts is one string, expected a sequence of them")
@@ -96,28 +104,38 @@ class Tokenizer:
         return ids, lengths
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        encoded = [encoding.ids for encoding in self.backend.encode_batch(texts, add_special_tokens=False)]
+        encoded = [
+            encoding.ids for encoding in self.backend.encode_batch(texts, add_special_tokens=False)
+        ]
         for row, text in enumerate(texts):
             if START in text or END in text:
                 encoded[row] = self._encode_with_special_tokens(text)
         return encoded
 
     def _encode_with_special_tokens(self, text: str) -> list[int]:
-        """The same for a text that spells special tokens out, whose bytes the backend would merge as any others."""
+        """The same for a text that spells special tokens out, whose bytes the backend would merge
+        as any others.
+        """
         special = {START: self.start, END: self.end}
         ids = []
         for piece, _ in self.backend.pre_tokenizer.pre_tokenize_str(text):
-            ids += [special[piece]] if piece in special else [token.id for token in self.backend.model.tokenize(piece)]
+            ids += (
+                [special[piece]]
+                if piece in special
+                else [token.id for token in self.backend.model.tokenize(piece)]
+            )
         return ids
 
 
 def open_tokenizer(name: str, *, context_length: int = CONTEXT_LENGTH) -> Tokenizer:
-    """The tokenizer of this name; the name of a text tower on the hub, or of its folder, leads to the one beside it.
+    """The tokenizer of this name; the name of a text tower on the hub, or of its folder, leads to
+    the one beside it.
 
     Args:
       name: a path, or a name on the Hugging Face hub (see `find_model`), of one of
         - OpenAI's merges, `bpe_simple_vocab_16e6.txt.gz` (also unpacked);
-        - a folder with `tokenizer.json`, or with `vocab.json` and `merges.txt` (also one of these files);
+        - a folder with `tokenizer.json`, or with `vocab.json` and `merges.txt` (also one of these
+        files);
         - a pipeline's folder, with those in its `tokenizer`, or the pipeline's `text_encoder`.
       context_length: ids to a text.
 
@@ -125,19 +143,32 @@ def open_tokenizer(name: str, *, context_length: int = CONTEXT_LENGTH) -> Tokeni
       UserError: for a name that leads to none of these, or files of another tokenizer than CLIP's.
     """
     if context_length < 2:
-        raise UserError(f"context_length is {context_length}, expected at least 2, a start and an end")
+        raise UserError(
+            f"context_length is {context_length}, expected at least 2, a start and an end"
+        )
     path = _find(name)
     try:
         vocab, merges = _read(path)
         backend = _build(vocab, merges)
         pad = _pad_token(path)
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} can't be read as a CLIP tokenizer ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{path} can't be read as a CLIP tokenizer ({type(error).__name__}: {error})"
+        ) from None
     if missing := [token for token in (START, END, *_byte_letters(), pad) if token not in vocab]:
         raise UserError(
-            f"{path} lacks the token {missing[0]!r}, expected the byte-level vocabulary of a CLIP tokenizer"
+            f"{path} lacks the token {missing[0]!r}, expected the byte-level vocabulary of a CLIP "
+            f"tokenizer"
         )
     return Tokenizer(
         name=name,
@@ -169,13 +200,15 @@ def _find(name: str) -> pathlib.Path:
                 return candidate / files[0]
     names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     raise UserError(
-        f"{folder} holds {names}, expected CLIP's tokenizer: tokenizer.json, or vocab.json and merges.txt "
-        "(here or in tokenizer), or name OpenAI's bpe_simple_vocab_16e6.txt.gz"
+        f"{folder} holds {names}, expected CLIP's tokenizer: tokenizer.json, or vocab.json and "
+        "merges.txt (here or in tokenizer), or name OpenAI's bpe_simple_vocab_16e6.txt.gz"
     )
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary and the merges, the first one first, of a tokenizer's file and the one beside it."""
+    """The vocabulary and the merges, the first one first, of a tokenizer's file and the one beside
+    it.
+    """
     check_content(path)
     if path.suffix == ".gz":
         return _openai_vocab(gzip.decompress(path.read_bytes()).decode())
@@ -192,21 +225,33 @@ def _read(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     model = saved["model"]
     if model.get("type", "BPE") != "BPE":
         raise UserError(f"{path} is a tokenizer of type {model['type']}, expected CLIP's, BPE")
-    return model["vocab"], [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    return model["vocab"], [
+        tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]
+    ]
 
 
 def _openai_vocab(text: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary that OpenAI's merges make, in its order: bytes, bytes that end a word, merges, special tokens."""
+    """The vocabulary that OpenAI's merges make, in its order: bytes, bytes that end a word, merges,
+    special tokens.
+    """
     merges = _merges(text)[:_MERGES]
     letters = _byte_letters()
-    tokens = [*letters, *(letter + _END_OF_WORD for letter in letters), *map("".join, merges), START, END]
+    tokens = [
+        *letters,
+        *(letter + _END_OF_WORD for letter in letters),
+        *map("".join, merges),
+        START,
+        END,
+    ]
     return {token: number for number, token in enumerate(tokens)}, merges
 
 
 def _merges(text: str) -> list[tuple[str, str]]:
     header, *lines = text.strip("\n").split("\n")
     if "#version" not in header:
-        raise ValueError(f"it opens with {header[:40]!r}, expected a line with #version, then one merge a line")
+        raise ValueError(
+            f"it opens with {header[:40]!r}, expected a line with #version, then one merge a line"
+        )
     merges = []
     for number, line in enumerate(lines, 2):
         first, blank, second = line.rstrip("\r").partition(" ")
@@ -217,14 +262,22 @@ def _merges(text: str) -> list[tuple[str, str]]:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte, in the vocabulary's order: printable bytes as themselves, then the rest."""
+    """The letter that stands for each byte, in the vocabulary's order: printable bytes as
+    themselves, then the rest.
+    """
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _build(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    # Whatever a tokenizer.json says of cleaning and cutting is left out: its versions differ, in entities and accents.
+    # Whatever a tokenizer.json says of cleaning and cutting is left out: its versions differ, in
+    # entities and accents.
     try:
-        model = models.BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD)
+        model = models.BPE(
+            vocab=vocab,
+            merges=merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix=_END_OF_WORD,
+        )
     except Exception as error:  # the library's own class is none but this
         raise ValueError(str(error)) from None
     backend = tokenizers.Tokenizer(model)
@@ -238,7 +291,9 @@ def _build(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.T
 
 
 def _pad_token(path: pathlib.Path) -> str:
-    """What the tokenizer's folder says texts are padded with: "!" beside Stable Diffusion 2's tower."""
+    """What the tokenizer's folder says texts are padded with: "!" beside Stable Diffusion 2's
+    tower.
+    """
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if path.with_name(file).is_file():
             token = json.loads(path.with_name(file).read_bytes()).get("pad_token")

@@ -1,7 +1,8 @@
-"""Reads the tensors of a file that `torch.save` wrote, without torch and without executing anything from the file.
+"""Reads the tensors of a file that `torch.save` wrote, without torch and without executing anything
+from the file.
 
-Such a file is a zip: `<name>/data.pkl`, a pickle of the structure whose tensors refer to storages, and
-`<name>/data/<key>`, the raw bytes of each storage.
+Such a file is a zip: `<name>/data.pkl`, a pickle of the structure whose tensors refer to storages,
+and `<name>/data/<key>`, the raw bytes of each storage.
 """
 
 import io
@@ -20,8 +21,8 @@ def read_tensors(path: pathlib.Path, choose: Choose = all_of) -> dict[str, np.nd
     choose: from the names in the file to those wanted; the others' bytes are not read.
 
     Raises:
-      UserError: for a file that is no such zip, is cut short, names anything but tensors and dictionaries, or holds no
-        state dict.
+      UserError: for a file that is no such zip, is cut short, names anything but tensors and
+        dictionaries, or holds no state dict.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -36,20 +37,25 @@ def read_tensors(path: pathlib.Path, choose: Choose = all_of) -> dict[str, np.nd
         raise
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(
-            f"{path} can't be read ({error}), expected a file that torch.save (1.6 or newer) wrote: download or copy "
-            "it again"
+            f"{path} can't be read ({error}), expected a file that torch.save (1.6 or newer) "
+            "wrote: download or copy it again"
         ) from None
-    # What damage to a pickle raises is nearly anything: where it asks for more bytes than there is memory, too.
+    # What damage to a pickle raises is nearly anything: where it asks for more bytes than there is
+    # memory, too.
     except Exception as error:
         fault = str(error) or type(error).__name__
-        raise UserError(f"{path} is damaged ({fault}), expected a file that torch.save wrote") from None
+        raise UserError(
+            f"{path} is damaged ({fault}), expected a file that torch.save wrote"
+        ) from None
 
 
 def _root(archive: zipfile.ZipFile, path: pathlib.Path) -> str:
     """The folder in a zip that everything is in."""
     pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
-        raise UserError(f"{path} has {len(pickles)} entries data.pkl, expected one, as torch.save writes")
+        raise UserError(
+            f"{path} has {len(pickles)} entries data.pkl, expected one, as torch.save writes"
+        )
     root = pickles[0].removesuffix("data.pkl")
     byteorder = f"{root}byteorder"
     if byteorder in archive.namelist() and archive.read(byteorder) != b"little":

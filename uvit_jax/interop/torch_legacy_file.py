@@ -1,8 +1,8 @@
 """Reads the tensors of a file that torch.save wrote before version 1.6, executing nothing from it.
 
-Such a file is pickles one after another (a magic number, a version, facts on the machine, the structure whose tensors
-refer to storages, the storages' keys), then for each key a count and the raw bytes. The published Inception-v3 of FID
-is older than the zip files that `torch_file` reads.
+Such a file is pickles one after another (a magic number, a version, facts on the machine, the
+structure whose tensors refer to storages, the storages' keys), then for each key a count and the
+raw bytes. The published Inception-v3 of FID is older than the zip files that `torch_file` reads.
 """
 
 import os
@@ -32,15 +32,17 @@ def read_legacy_tensors(path: pathlib.Path, choose: Choose = all_of) -> dict[str
     choose: from the names in the file to those wanted; the others' bytes are not read.
 
     Raises:
-      UserError: for a file that is cut short or damaged, names anything but tensors and dictionaries, or holds no
-        state dict.
+      UserError: for a file that is cut short or damaged, names anything but tensors and
+        dictionaries, or holds no state dict.
     """
     try:
         with path.open("rb") as file:
             unpicklers = [TensorUnpickler(file, path) for _ in range(5)]
             _, _, machine, saved, keys = (unpickler.load() for unpickler in unpicklers)
             if machine.get("little_endian") is not True:
-                raise UserError(f"{path} was written on a big-endian machine, expected little-endian bytes")
+                raise UserError(
+                    f"{path} was written on a big-endian machine, expected little-endian bytes"
+                )
             places = _places(file, path, [unpicklers[3].storages[key] for key in keys])
 
             def read(storage: Storage) -> bytes:
@@ -52,12 +54,14 @@ def read_legacy_tensors(path: pathlib.Path, choose: Choose = all_of) -> dict[str
         raise
     except (EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path} is damaged or cut short ({error or 'its pickle has no end'}), expected a file that torch.save "
-            "wrote: download or copy it again"
+            f"{path} is damaged or cut short ({error or 'its pickle has no end'}), expected a file "
+            "that torch.save wrote: download or copy it again"
         ) from None
     # What damage to a pickle raises is any of these, and more.
     except Exception as error:
-        raise UserError(f"{path} is damaged ({error!r}), expected a file that torch.save wrote") from None
+        raise UserError(
+            f"{path} is damaged ({error!r}), expected a file that torch.save wrote"
+        ) from None
 
 
 def _places(file: BinaryIO, path: pathlib.Path, storages: Sequence[Storage]) -> dict[str, int]:
@@ -71,8 +75,8 @@ def _places(file: BinaryIO, path: pathlib.Path, storages: Sequence[Storage]) -> 
         places[storage.key] = file.tell()
         if file.tell() + storage.num_bytes > size:
             raise UserError(
-                f"{path}: storage {storage.key} has {size - file.tell()} bytes, expected {storage.count} "
-                f"{storage.dtype}: the file is cut short, download or copy it again"
+                f"{path}: storage {storage.key} has {size - file.tell()} bytes, expected "
+                f"{storage.count} {storage.dtype}: the file is cut short, download or copy it again"
             )
         file.seek(storage.num_bytes, os.SEEK_CUR)
     return places

@@ -116,7 +116,10 @@ def arrays_of(
         return np.frombuffer(data, storage.dtype)
 
     tensors = _named(saved, path)
-    return {name: tensors[theirs].array(elements(tensors[theirs].storage)) for theirs, name in choose(tensors).items()}
+    return {
+        name: tensors[theirs].array(elements(tensors[theirs].storage))
+        for theirs, name in choose(tensors).items()
+    }
 
 
 def _named(saved: Any, path: pathlib.Path) -> dict[str, Tensor]:
@@ -127,14 +130,22 @@ def _named(saved: Any, path: pathlib.Path) -> dict[str, Tensor]:
         if "param_groups" in keys:
             kind = "the state of an optimizer"
         having = f" (its keys are {', '.join(map(repr, keys))})" if keys else ""
-        raise UserError(f"{path} holds {kind}, expected a state dict: names and their tensors{having}")
+        raise UserError(
+            f"{path} holds {kind}, expected a state dict: names and their tensors{having}"
+        )
     alone = len({parents for parents, _, _ in found}) == 1
-    return {name if alone else ".".join((*parents, name)): tensor for parents, name, tensor in found}
+    return {
+        name if alone else ".".join((*parents, name)): tensor for parents, name, tensor in found
+    }
 
 
-def _walk(saved: Any, parents: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
+def _walk(
+    saved: Any, parents: tuple[str, ...], depth: int
+) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
     if isinstance(saved, list | tuple):  # an average's arrays without names
-        saved = {str(number): value for number, value in enumerate(saved) if isinstance(value, Tensor)}
+        saved = {
+            str(number): value for number, value in enumerate(saved) if isinstance(value, Tensor)
+        }
     for name, value in saved.items() if isinstance(saved, dict) and depth else ():
         if isinstance(name, str) and isinstance(value, Tensor):
             yield parents, name, value
@@ -191,7 +202,10 @@ class TensorUnpickler(pickle._Unpickler):
             return collections.OrderedDict
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
             return _tensor
-        if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
+        if module == "torch._utils" and name in (
+            "_rebuild_parameter",
+            "_rebuild_parameter_with_state",
+        ):
             return _parameter
         if (module, name) == ("torch._tensor", "_rebuild_from_type_v2"):
             return _of_type
@@ -200,8 +214,8 @@ class TensorUnpickler(pickle._Unpickler):
         if _BESIDE.fullmatch(f"{module}.{name}"):
             return _Placeholder
         raise UserError(
-            f"{self._path} asks for {module}.{name}, expected tensors alone: it was not opened further and "
-            "nothing in it was run; save the state_dict() by itself"
+            f"{self._path} asks for {module}.{name}, expected tensors alone: it was not opened "
+            "further and nothing in it was run; save the state_dict() by itself"
         )
 
     def persistent_load(self, pid: Any) -> Storage:

@@ -25,13 +25,15 @@ _PART = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 def read_arrays(
     path: str | os.PathLike[str], anchors: Sequence[str] = (), *, weights: str | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of a network by the network's own names; see `own_names` for `anchors` and `weights`.
+    """The arrays of a network by the network's own names; see `own_names` for `anchors` and
+    `weights`.
 
-    path: of a file of torch.save or of safetensors, or of the index of several (`*.index.json`) or one of those.
+    path: of a file of torch.save or of safetensors, or of the index of several (`*.index.json`) or
+    one of those.
 
     Raises:
-      UserError: for a file that is missing, damaged or something else, which is named; one that asks for more than
-        tensors; or one that holds several such networks.
+      UserError: for a file that is missing, damaged or something else, which is named; one that
+        asks for more than tensors; or one that holds several such networks.
     """
     path = pathlib.Path(path)
     part = _PART.fullmatch(path.name)
@@ -40,7 +42,10 @@ def read_arrays(
     if path.name.endswith(INDEX):
         files = _indexed(path)
         arrays = {name: array for file in files for name, array in _read(file, all_of).items()}
-        return {name: arrays[theirs] for theirs, name in own_names(arrays, anchors, path, weights=weights).items()}
+        return {
+            name: arrays[theirs]
+            for theirs, name in own_names(arrays, anchors, path, weights=weights).items()
+        }
     return _read(path, functools.partial(own_names, anchors=anchors, path=path, weights=weights))
 
 
@@ -52,21 +57,29 @@ def _read(path: pathlib.Path, choose: Choose) -> dict[str, np.ndarray]:
         return read_legacy_tensors(path, choose)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: _tensor(file, theirs, path) for theirs, name in choose(file.keys()).items()}
+            return {
+                name: _tensor(file, theirs, path) for theirs, name in choose(file.keys()).items()
+            }
     # NumPy's own, of shapes beyond all memory.
     except (safetensors.SafetensorError, ValueError, OverflowError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is no whole safetensors file ({error}): download or copy it again") from None
+        raise UserError(
+            f"{path} is no whole safetensors file ({error}): download or copy it again"
+        ) from None
 
 
 def _tensor(file: Any, name: str, path: pathlib.Path) -> np.ndarray:
     """One array of an open safetensors file."""
     try:
         return file.get_tensor(name)
-    except AttributeError:  # of NumPy, which the library asks for a dtype that is none of NumPy's own
+    except (
+        AttributeError
+    ):  # of NumPy, which the library asks for a dtype that is none of NumPy's own
         dtype = file.get_slice(name).get_dtype()
-        raise UserError(f"{path} holds {name} in {dtype}, expected float32, float16 or bfloat16") from None
+        raise UserError(
+            f"{path} holds {name} in {dtype}, expected float32, float16 or bfloat16"
+        ) from None
 
 
 def _indexed(path: pathlib.Path) -> list[pathlib.Path]:
@@ -77,9 +90,16 @@ def _indexed(path: pathlib.Path) -> list[pathlib.Path]:
     try:
         files = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no index of weights ({type(error).__name__}: {error})") from None
-    if not files or not all(isinstance(file, str) and pathlib.PurePath(file).name == file for file in files):
+        raise UserError(
+            f"{path} is no index of weights ({type(error).__name__}: {error})"
+        ) from None
+    if not files or not all(
+        isinstance(file, str) and pathlib.PurePath(file).name == file for file in files
+    ):
         raise UserError(f"{path} names the files {files}, expected names of files beside it")
     if absent := [file for file in files if not path.with_name(file).is_file()]:
-        raise UserError(f"{path} names {len(files)} files, of which {absent[0]} is not beside it: download them all")
+        raise UserError(
+            f"{path} names {len(files)} files, of which {absent[0]} is not beside it: download "
+            f"them all"
+        )
     return [path.with_name(file) for file in files]

@@ -1,8 +1,9 @@
-"""Which of a file's arrays are a network's: what training, wrappers and pipelines put around their names.
+"""Which of a file's arrays are a network's: what training, wrappers and pipelines put around their
+names.
 
 A checkpoint may hold `model` and `ema`, DDP puts `module.` in front, torch.compile `_orig_mod.`,
-Lightning the attribute's name, Stable Diffusion `first_stage_model.`: a network is found by the name
-of an array that each of its kind has, and what stands in front of that name is its place.
+Lightning the attribute's name, Stable Diffusion `first_stage_model.`: a network is found by the
+name of an array that each of its kind has, and what stands in front of that name is its place.
 """
 
 import logging
@@ -15,14 +16,20 @@ from uvit_jax.errors import UserError
 LOG = logging.getLogger("uvit_jax")
 
 # What torch.compile, FSDP and checkpointing insert anywhere; no network has such a name.
-_INSERTED = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+_INSERTED = re.compile(
+    r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
 # latent-diffusion counts beside its average.
 _COUNTERS = ("model_ema.decay", "model_ema.num_updates")
 _EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 
 
 def own_names(
-    names: Collection[str], anchors: Sequence[str], path: pathlib.Path, *, weights: str | None = None
+    names: Collection[str],
+    anchors: Sequence[str],
+    path: pathlib.Path,
+    *,
+    weights: str | None = None,
 ) -> Mapping[str, str]:
     """The arrays of the network in a file, their names there to the network's own.
 
@@ -41,7 +48,9 @@ def own_names(
     """
     plain = {name: _INSERTED.sub("", name) for name in names}
     averaged = _averaged_names(plain.values())
-    plain = {theirs: averaged.get(name, name) for theirs, name in plain.items() if name not in _COUNTERS}
+    plain = {
+        theirs: averaged.get(name, name) for theirs, name in plain.items() if name not in _COUNTERS
+    }
     found: dict[str, None] = {}  # an ordered set
     for name in plain.values():
         for anchor in anchors:
@@ -50,14 +59,20 @@ def own_names(
                 break
     if not found:
         wrapped = plain and all(name.startswith("module.") for name in plain.values())
-        return {theirs: name.removeprefix("module.") if wrapped else name for theirs, name in plain.items()}
+        return {
+            theirs: name.removeprefix("module.") if wrapped else name
+            for theirs, name in plain.items()
+        }
     place = _choose(list(found), path, weights)
     chosen = [name for name in plain.values() if name.startswith(place)]
-    averaged_only = [name for name in plain.values() if not name.startswith(place) and _EMA.search(name)]
+    averaged_only = [
+        name for name in plain.values() if not name.startswith(place) and _EMA.search(name)
+    ]
     if weights == "ema" and not _EMA.search(place) and 2 * len(averaged_only) >= len(chosen):
         raise UserError(
-            f"{path} holds trained weights at {place.removesuffix('.')!r} and an average whose arrays don't have their "
-            f"names ({averaged_only[0]}, ...), expected one of both by its names: save the one that is meant by itself"
+            f"{path} holds trained weights at {place.removesuffix('.')!r} and an average whose "
+            f"arrays don't have their names ({averaged_only[0]}, ...), expected one of both by its "
+            "names: save the one that is meant by itself"
         )
     others = tuple(other for other in found if other != place and other.startswith(place))
     return {
@@ -82,9 +97,14 @@ def _choose(places: Sequence[str], path: pathlib.Path, weights: str | None) -> s
     trained = [place for place in places if place not in averages]
     if weights is None or len(averages) != 1 or len(trained) != 1:
         raise UserError(
-            f"{path} holds {len(places)} networks of this kind, at {shown}, expected one: save the one that is meant "
-            "by itself, as torch.save(torch.load(FILE)['NAME'], 'one.pth')"
+            f"{path} holds {len(places)} networks of this kind, at {shown}, expected one: save the "
+            "one that is meant by itself, as torch.save(torch.load(FILE)['NAME'], 'one.pth')"
         )
     (taken,) = averages if weights == "ema" else trained
-    LOG.info("%s holds weights at %s: %s is taken", path, shown, repr(taken.removesuffix(".")) if taken else "the top")
+    LOG.info(
+        "%s holds weights at %s: %s is taken",
+        path,
+        shown,
+        repr(taken.removesuffix(".")) if taken else "the top",
+    )
     return taken

@@ -1,27 +1,26 @@
-"""The job `evaluate`: samples in, drawn or found; their scores, with everything these depend on, and a grid out."""
+"""The job `evaluate`: samples in, drawn or found; their scores, with everything these depend on,
+and a grid out.
+"""
 
 import pathlib
 from typing import Any
 
 from jax.sharding import Mesh
 
-from uvit_jax.data.crops import Size
+from uvit_jax.data.originals.crops import Size
 from uvit_jax.data.sources import SOURCES
-from uvit_jax.errors import UserError
-from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.evaluation import Evaluation
-from uvit_jax.jobs.evaluation_report import REPORT, drawn_samples, found_samples
-from uvit_jax.jobs.extractors import choose_metrics, open_extractor
-from uvit_jax.jobs.generation import (
-    Generation,
-    agree_on_generation,
-    open_captions,
-    open_conditions,
-    open_generation_parts,
+from uvit_jax.errors import UserError, counted
+from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.weights import Weights, check_lengths, open_weights
+from uvit_jax.experiment.workdir import folder_name, open_workdir
+from uvit_jax.jobs.evaluation.feature_networks import choose_metrics, open_extractor
+from uvit_jax.jobs.evaluation.image_streams import (
+    ImageStream,
+    open_reference_images,
+    open_samples,
+    reference_field,
 )
-from uvit_jax.jobs.image_streams import ImageStream, open_reference_images, open_samples, reference_field
-from uvit_jax.jobs.pictures import title_of
-from uvit_jax.jobs.references import (
+from uvit_jax.jobs.evaluation.references import (
     Shape,
     is_statistics,
     make_reference,
@@ -30,27 +29,35 @@ from uvit_jax.jobs.references import (
     reference_name,
     with_features,
 )
-from uvit_jax.jobs.scoring import ClipPair
-from uvit_jax.jobs.sweep import Point, points_of, report_sweep
-from uvit_jax.jobs.weights import Weights, check_lengths, open_weights
-from uvit_jax.jobs.workdir import folder_name, open_workdir
+from uvit_jax.jobs.evaluation.report import REPORT, drawn_samples, found_samples
+from uvit_jax.jobs.evaluation.scored_images import Evaluation
+from uvit_jax.jobs.evaluation.scoring import ClipPair
+from uvit_jax.jobs.evaluation.sweep import Point, points_of, report_sweep
+from uvit_jax.jobs.sampling.generation import (
+    Generation,
+    agree_on_generation,
+    open_captions,
+    open_conditions,
+    open_generation_parts,
+)
+from uvit_jax.jobs.sampling.pictures import title_of
 from uvit_jax.metrics.features import Extraction
 from uvit_jax.metrics.metric_names import OF_SAMPLES
 from uvit_jax.metrics.scores import kinds
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.mesh import make_mesh
-from uvit_jax.telemetry.counts import counted
 
 # Shown in the line that the job ends with, the first of those there are.
 _HEADLINES = 4
 
 
 def run(experiment: Experiment, workdir: pathlib.Path) -> str:
-    """Scores samples of a model or of a folder; returns one line with the scores and where the report is.
+    """Scores samples of a model or of a folder; returns one line with the scores and where the
+    report is.
 
     Raises:
-      UserError: for what is wrong with the config, weights, samples or reference, before any device works; for NaN
-        images, or a full disk, on the way.
+      UserError: for what is wrong with the config, weights, samples or reference, before any device
+        works; for NaN images, or a full disk, on the way.
     """
     if experiment.evaluate.make_reference:
         return _make_reference(experiment, workdir)
@@ -64,33 +71,48 @@ def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
     name, mesh = reference_name(experiment), make_mesh(experiment.mesh)
     if hosts.together(is_statistics, name, reference_field(experiment)):
         raise UserError(
-            f"{reference_field(experiment)} is {name!r}, which holds statistics: expected images to make some of"
+            f"{reference_field(experiment)} is {name!r}, which holds statistics: expected images "
+            f"to make some of"
         )
     extractor = hosts.together(open_extractor, experiment)
-    stream = hosts.together(open_reference_images, experiment, name, _reference_size(experiment, name), mesh)
+    stream = hosts.together(
+        open_reference_images, experiment, name, _reference_size(experiment, name), mesh
+    )
     out = experiment.evaluate.out or str(workdir / "reference.npz")
     if not out.endswith(".npz"):
-        raise UserError(f"config.evaluate.out is {out!r}, expected a name that ends in .npz for the reference")
+        raise UserError(
+            f"config.evaluate.out is {out!r}, expected a name that ends in .npz for the reference"
+        )
     if pathlib.Path(out).is_dir():
-        raise UserError(f"config.evaluate.out is {out!r}, which is a folder, expected the name of a file to write")
+        raise UserError(
+            f"config.evaluate.out is {out!r}, which is a folder, expected the name of a file to "
+            f"write"
+        )
     open_workdir(
-        pathlib.Path(out).parent, "the folder of config.evaluate.out" if experiment.evaluate.out else "workdir"
+        pathlib.Path(out).parent,
+        "the folder of config.evaluate.out" if experiment.evaluate.out else "workdir",
     )
     extraction = Extraction(extractor, mesh, extractor.reference_kinds)
     make_reference(experiment, stream, extraction, pathlib.Path(out))
     h, w, c = stream.shape
-    return f"made the reference of {counted(stream.count, 'image')} of {h}x{w}x{c} with {extractor.name}: see {out}"
+    return (
+        f"made the reference of {counted(stream.count, 'image')} of {h}x{w}x{c} with "
+        f"{extractor.name}: see {out}"
+    )
 
 
 def _reference_size(experiment: Experiment, name: str) -> Size:
-    """Size of the images: what a data set has, `config.prepare.image_size`, or that of the model's images."""
+    """Size of the images: what a data set has, `config.prepare.image_size`, or that of the model's
+    images.
+    """
     if name in SOURCES or name.endswith(".npz") or pathlib.Path(name, "manifest.json").exists():
         return 0
     if experiment.prepare.image_size:
         return experiment.prepare.image_size
     if experiment.autoencoder.name:
         raise UserError(
-            "config.prepare.image_size is 0, expected the side of the reference's images (the model is of latents)"
+            "config.prepare.image_size is 0, expected the side of the reference's images (the "
+            "model is of latents)"
         )
     return experiment.model.input_size
 
@@ -99,7 +121,9 @@ def _score_found(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Scores a folder or an .npz."""
     mesh = make_mesh(experiment.mesh)
     stream = hosts.together(open_samples, experiment.evaluate.samples)
-    evaluation = _open_evaluation(experiment, workdir, stream.shape, mesh, stream.count, has_texts=False)
+    evaluation = _open_evaluation(
+        experiment, workdir, stream.shape, mesh, stream.count, has_texts=False
+    )
     samples, title = found_samples(stream), pathlib.Path(experiment.evaluate.samples).stem
     out = _out(experiment, workdir, f"found_{title}", evaluation.plan(samples))
     report = evaluation.run(stream, samples, out, title)
@@ -115,12 +139,17 @@ def _score_model(experiment: Experiment, workdir: pathlib.Path) -> str:
     agree_on_generation(parts, text, workdir)
     if points[0].field == "ema":
         hosts.together(check_lengths, parts, workdir, [point.value for point in points])
-    conditions = hosts.together(lambda: open_conditions(parts, text, count=config.num_samples, captions=captions))
+    conditions = hosts.together(
+        lambda: open_conditions(parts, text, count=config.num_samples, captions=captions)
+    )
     shape = parts.image_shape
     has_texts = experiment.model.context_dim > 0
-    evaluation = _open_evaluation(experiment, workdir, shape, parts.mesh, config.num_samples, has_texts=has_texts)
+    evaluation = _open_evaluation(
+        experiment, workdir, shape, parts.mesh, config.num_samples, has_texts=has_texts
+    )
 
-    # --- One evaluation, or one for each point of a sweep; each has its own folder and goes on after a kill.
+    # --- One evaluation, or one for each point of a sweep; each has its own folder and goes on
+    # after a kill.
     reports, outs = [], []
     generation, weights = Generation(parts, conditions, experiment.sample.batch_size), None
     for point in points:
@@ -132,7 +161,11 @@ def _score_model(experiment: Experiment, workdir: pathlib.Path) -> str:
         outs.append(out)
     if not config.sweep:
         return _summary(reports[0], outs[0])
-    return hosts.together(lambda: _finish_sweep(experiment, workdir, points, reports, outs) if hosts.is_first() else "")
+    return hosts.together(
+        lambda: (
+            _finish_sweep(experiment, workdir, points, reports, outs) if hosts.is_first() else ""
+        )
+    )
 
 
 def _finish_sweep(
@@ -142,7 +175,9 @@ def _finish_sweep(
     reports: list[dict[str, Any]],
     outs: list[pathlib.Path],
 ) -> str:
-    """Writes the chart beside the points' folders, or in one of its own in the workdir's evaluations."""
+    """Writes the chart beside the points' folders, or in one of its own in the workdir's
+    evaluations.
+    """
     plans = {"plans": [report["plan"] for report in reports]}
     folder = workdir / "evaluations" / folder_name(f"sweep_{points[0].field}", plans)
     if experiment.evaluate.out:
@@ -174,7 +209,13 @@ def _evaluate(
 
 
 def _open_evaluation(
-    experiment: Experiment, workdir: pathlib.Path, shape: Shape, mesh: Mesh, num_samples: int, *, has_texts: bool
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    shape: Shape,
+    mesh: Mesh,
+    num_samples: int,
+    *,
+    has_texts: bool,
 ) -> Evaluation:
     """The extractor at work, the reference and the metrics that the two allow."""
     config = experiment.evaluate
@@ -193,17 +234,28 @@ def _open_evaluation(
     if any(name in OF_SAMPLES for name in metrics):
         reference = with_features(reference, every, shape)
     extraction = Extraction(extractor, mesh, kinds(metrics))
-    clip, out_name = clip if "clip" in metrics else None, "config.evaluate.out" if config.out else "workdir"
+    clip, out_name = (
+        clip if "clip" in metrics else None,
+        "config.evaluate.out" if config.out else "workdir",
+    )
     return Evaluation(metrics, refused, extraction, reference, clip, config.save, out_name)
 
 
 def _out(
-    experiment: Experiment, workdir: pathlib.Path, title: str, plan: dict, point: Point | None = None
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    title: str,
+    plan: dict,
+    point: Point | None = None,
 ) -> pathlib.Path:
     """The folder of a report."""
     config = experiment.evaluate
     if config.out:
-        return pathlib.Path(config.out) / point.folder if point and point.folder else pathlib.Path(config.out)
+        return (
+            pathlib.Path(config.out) / point.folder
+            if point and point.folder
+            else pathlib.Path(config.out)
+        )
     return workdir / "evaluations" / folder_name(title, plan)
 
 

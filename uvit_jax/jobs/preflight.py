@@ -1,5 +1,5 @@
-"""The job `preflight`: whether a config fits a TPU slice (or this machine), what its run will cost, and what bounds it,
-from the compiled train step alone; no TPU is needed and nothing runs.
+"""The job `preflight`: whether a config fits a TPU slice (or this machine), what its run will cost,
+and what bounds it, from the compiled train step alone; no TPU is needed and nothing runs.
 """
 
 import importlib.metadata
@@ -11,22 +11,34 @@ from typing import Any
 
 import jax
 
+from uvit_jax.compiled.roofline import mfu
+from uvit_jax.compiled.topology import parse_topology, topology_devices
 from uvit_jax.errors import Failed, UserError
-from uvit_jax.jobs.abstract_batch import abstract_inputs, abstract_state, lower_train_step, null_context
-from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.datacard import DataCard
-from uvit_jax.jobs.preflight_program import Hardware, Refusal, compile_program, examine, memory_of, shard_bytes
-from uvit_jax.jobs.preflight_report import closing_line, table
-from uvit_jax.jobs.preflight_search import check_search, search
-from uvit_jax.jobs.setup import Parts, assemble
-from uvit_jax.jobs.workdir import open_workdir
+from uvit_jax.experiment.assembled import Parts, assemble
+from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.data_card import DataCard
+from uvit_jax.experiment.step_program import (
+    abstract_inputs,
+    abstract_state,
+    lower_train_step,
+    null_context,
+)
+from uvit_jax.experiment.workdir import open_workdir
+from uvit_jax.files import atomic_write
+from uvit_jax.jobs.forecast.program import (
+    Hardware,
+    Refusal,
+    compile_program,
+    examine,
+    memory_of,
+    shard_bytes,
+)
+from uvit_jax.jobs.forecast.report import closing_line, table
+from uvit_jax.jobs.forecast.search import check_search, search
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel.chips import find_chip
 from uvit_jax.parallel.devices import open_devices
 from uvit_jax.parallel.mesh import batch_parts
-from uvit_jax.parallel.roofline import mfu
-from uvit_jax.parallel.topology import parse_topology, topology_devices
-from uvit_jax.telemetry.atomic import atomic_write
 
 LOG = logging.getLogger("uvit_jax")
 FILE = "preflight.json"
@@ -37,7 +49,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
 
     Raises:
       UserError: for a topology that doesn't exist, or a mesh that doesn't fit it or the batch.
-      Failed: where the train step doesn't fit the chips' memory; the table and the file are there all the same.
+      Failed: where the train step doesn't fit the chips' memory; the table and the file are there
+        all the same.
     """
     config, hardware = experiment.preflight, open_hardware(experiment)
     if config.search:
@@ -55,7 +68,11 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     if config.search:
         _, state = abstract_state(parts)
         report["search"] = search(
-            experiment, hardware, state, report, lambda changed: measure(open_parts(changed, hardware), hardware)
+            experiment,
+            hardware,
+            state,
+            report,
+            lambda changed: measure(open_parts(changed, hardware), hardware),
         )
 
     with atomic_write(workdir / FILE) as file:
@@ -81,10 +98,19 @@ def open_hardware(experiment: Experiment) -> Hardware:
         except UserError as error:
             raise UserError(f"config.preflight.{error}") from None
         chip = topology.chip
-        return Hardware(str(topology), devices, chip, chip.hbm, topology.ici_bandwidth, config.num_slices, topology)
+        return Hardware(
+            str(topology),
+            devices,
+            chip,
+            chip.hbm,
+            topology.ici_bandwidth,
+            config.num_slices,
+            topology,
+        )
     if config.num_slices > 1:
         raise UserError(
-            f"config.preflight.num_slices is {config.num_slices}, expected 1 where config.preflight.topology is empty"
+            f"config.preflight.num_slices is {config.num_slices}, expected 1 where "
+            f"config.preflight.topology is empty"
         )
     devices = open_devices(os.environ)
     found = find_chip(devices[0].device_kind)
@@ -128,7 +154,10 @@ def describe(parts: Parts, hardware: Hardware) -> dict[str, Any]:
         "model": {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(parts.abstract_params)),
             "forward_flops": forward_flops(model),
-            **{name: getattr(model, name) for name in ("embed_dim", "depth", "num_heads", "num_tokens")},
+            **{
+                name: getattr(model, name)
+                for name in ("embed_dim", "depth", "num_heads", "num_tokens")
+            },
             **{name: getattr(model, name) for name in ("dtype", "remat", "scan_blocks")},
         },
         "mesh": dict(parts.mesh.shape),
@@ -141,13 +170,17 @@ def describe(parts: Parts, hardware: Hardware) -> dict[str, Any]:
 
 
 def train_step_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
-    """Compiles the train step: its memory by part and, where it fits, FLOPs, collectives and roofline."""
+    """Compiles the train step: its memory by part and, where it fits, FLOPs, collectives and
+    roofline.
+    """
     experiment = parts.experiment
     LOG.info("compiling the train step for %s (a large model takes minutes)...", hardware)
     optimizer, state = abstract_state(parts)
     step = abstract_inputs(experiment, parts.batch_sharding)
     compiled, seconds = compile_program(lower_train_step(parts, optimizer, state, step))
-    LOG.info("%s %.0f s", "refused after" if isinstance(compiled, Refusal) else "compiled in", seconds)
+    LOG.info(
+        "%s %.0f s", "refused after" if isinstance(compiled, Refusal) else "compiled in", seconds
+    )
     arguments = {
         "parameters": shard_bytes(state.params),
         "optimizer": shard_bytes(state.opt_state),
@@ -168,16 +201,22 @@ def train_step_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
     kept = sum(bytes_ for name, bytes_ in arguments.items() if name != "batch")
     model_flops = 3 * forward_flops(experiment.model) * experiment.train.batch_size
     return figures | examine(
-        compiled, hardware, parts.mesh, model_flops=model_flops, per_chip_bytes=2 * kept + arguments["batch"]
+        compiled,
+        hardware,
+        parts.mesh,
+        model_flops=model_flops,
+        per_chip_bytes=2 * kept + arguments["batch"],
     )
 
 
-def run_costs(experiment: Experiment, hardware: Hardware, report: dict[str, Any]) -> dict[str, Any] | None:
-    """Hours and chip-hours of the whole run at `config.preflight.mfu`; None for what doesn't fit, or a chip whose speed
-    isn't known.
+def run_costs(
+    experiment: Experiment, hardware: Hardware, report: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Hours and chip-hours of the whole run at `config.preflight.mfu`; None for what doesn't fit,
+    or a chip whose speed isn't known.
 
-    For a share of 0 it is the roofline's. Where the roofline allows less than the share, nothing is left but what the
-    compiler says: the schedule's step or, without a schedule, the bound.
+    For a share of 0 it is the roofline's. Where the roofline allows less than the share, nothing is
+    left but what the compiler says: the schedule's step or, without a schedule, the bound.
     """
     if hardware.chip is None or report["memory"]["fits"] is False:
         return None
@@ -208,14 +247,17 @@ def run_costs(experiment: Experiment, hardware: Hardware, report: dict[str, Any]
 
 
 def sampler_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
-    """Compiles the sampler for `config.sample.batch_size` samples: its memory, FLOPs, collectives and roofline.
+    """Compiles the sampler for `config.sample.batch_size` samples: its memory, FLOPs, collectives
+    and roofline.
 
     Drawing samples of the network is all of it: an autoencoder's decoder comes on top.
     """
     experiment = parts.experiment
     rows, model = experiment.sample.batch_size, experiment.model
     LOG.info("compiling the sampler for %s...", hardware)
-    null: Any = experiment.null_label if null_context(experiment) is None else null_context(experiment)
+    null: Any = (
+        experiment.null_label if null_context(experiment) is None else null_context(experiment)
+    )
     condition = None
     if model.num_classes:
         condition = jax.ShapeDtypeStruct((rows,), "int32", sharding=parts.batch_sharding)
@@ -223,7 +265,9 @@ def sampler_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
         shape = (rows, model.context_length, model.context_dim)
         condition = jax.ShapeDtypeStruct(shape, "float32", sharding=parts.batch_sharding)
     guided = experiment.sample.guidance_scale != 0
-    lowered = parts.sampler(null).lower(parts.abstract_params, rows=rows, condition=condition, guided=guided)
+    lowered = parts.sampler(null).lower(
+        parts.abstract_params, rows=rows, condition=condition, guided=guided
+    )
     compiled, seconds = compile_program(lowered)
     LOG.info("compiled in %.0f s", seconds)
     arguments = {
@@ -240,8 +284,12 @@ def sampler_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
     }
     if isinstance(compiled, Refusal):
         return figures
-    figures |= examine(compiled, hardware, parts.mesh, model_flops=None, per_chip_bytes=sum(arguments.values()))
-    figures["evaluations"] = figures["flops"]["compiled"] * parts.mesh.size / (forward_flops(model) * rows)
+    figures |= examine(
+        compiled, hardware, parts.mesh, model_flops=None, per_chip_bytes=sum(arguments.values())
+    )
+    figures["evaluations"] = (
+        figures["flops"]["compiled"] * parts.mesh.size / (forward_flops(model) * rows)
+    )
     if figures["roofline"]:
         figures["images_per_second"] = rows / figures["roofline"]["bound"]
     return figures

@@ -1,4 +1,6 @@
-"""The job `prepare`: images in, a sharded data set of pixels or latents out. The same command again goes on."""
+"""The job `prepare`: images in, a sharded data set of pixels or latents out. The same command again
+goes on.
+"""
 
 import dataclasses
 import json
@@ -12,21 +14,20 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from uvit_jax.data.empty_context import save_empty_context
-from uvit_jax.data.manifest import FILE_NAME as MANIFEST
-from uvit_jax.data.manifest import Manifest, Shard
-from uvit_jax.data.shard_writer import ShardWriter
+from uvit_jax.data.prepared.empty_context import save_empty_context
+from uvit_jax.data.prepared.manifest import FILE_NAME as MANIFEST
+from uvit_jax.data.prepared.manifest import Manifest, Shard
+from uvit_jax.data.prepared.shard_writer import ShardWriter
+from uvit_jax.data.prepared.statistics import LEAST_DRAWN_STD, ChannelSums, channel_sums
+from uvit_jax.data.prepared.verification import verify
 from uvit_jax.data.sources import SOURCES
-from uvit_jax.data.statistics import LEAST_DRAWN_STD, ChannelSums, channel_sums
-from uvit_jax.data.verification import verify
-from uvit_jax.errors import UserError
-from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.folder_lock import locked
-from uvit_jax.jobs.ingredients import Example, Ingredients, Plan, open_ingredients
-from uvit_jax.jobs.workdir import open_workdir
+from uvit_jax.errors import UserError, counted
+from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.folder_lock import locked
+from uvit_jax.experiment.workdir import open_workdir
+from uvit_jax.files import atomic_write
+from uvit_jax.jobs.preparation.prepared_examples import Example, Ingredients, Plan, open_ingredients
 from uvit_jax.parallel import hosts
-from uvit_jax.telemetry.atomic import atomic_write
-from uvit_jax.telemetry.counts import counted
 from uvit_jax.telemetry.progress import Progress
 
 LOG = logging.getLogger("uvit_jax")
@@ -36,7 +37,9 @@ _NOTES = ".prepare"
 _SECONDS_BETWEEN_RATES = 1.0
 # What earlier versions, whose plans have no such field, stored.
 _LATER_FIELDS = {
-    field.name: field.default for field in dataclasses.fields(Plan) if field.default is not dataclasses.MISSING
+    field.name: field.default
+    for field in dataclasses.fields(Plan)
+    if field.default is not dataclasses.MISSING
 }
 # What fields of the plan are of, where their names don't say it.
 _OF = {
@@ -46,11 +49,13 @@ _OF = {
 
 
 def run(experiment: Experiment, workdir: pathlib.Path) -> str:
-    """Makes the data set in `config.prepare.out`, or checks it; returns one line that says what is there and where.
+    """Makes the data set in `config.prepare.out`, or checks it; returns one line that says what is
+    there and where.
 
     Raises:
-      UserError: for what is wrong with the config, the source, the autoencoder or the folder, before any device works;
-        for an image that can't be read or a full disk on the way, with finished shards left as they are.
+      UserError: for what is wrong with the config, the source, the autoencoder or the folder,
+        before any device works; for an image that can't be read or a full disk on the way, with
+        finished shards left as they are.
     """
     config = experiment.prepare
     out = _out_folder(experiment)
@@ -67,12 +72,17 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         return _make(ingredients, plan, out, config.images_per_shard)
 
 
-def _make(ingredients: Ingredients, plan: dict[str, Any], out: pathlib.Path, images_per_shard: int) -> str:
+def _make(
+    ingredients: Ingredients, plan: dict[str, Any], out: pathlib.Path, images_per_shard: int
+) -> str:
     """Makes the shards that are missing, and the manifest; returns the line that the job ends with."""
     first = hosts.is_first()
     shards = _shards(len(ingredients), images_per_shard)
-    # The first host looks for all: a folder that they share may show another what stood in it a while ago.
-    missing = hosts.first_says(hosts.together(lambda: _missing(out, plan, shards) if first else "")).split()
+    # The first host looks for all: a folder that they share may show another what stood in it a
+    # while ago.
+    missing = hosts.first_says(
+        hosts.together(lambda: _missing(out, plan, shards) if first else "")
+    ).split()
     if not missing:
         return hosts.together(lambda: _already(out) if first else "")
 
@@ -93,13 +103,18 @@ def _make(ingredients: Ingredients, plan: dict[str, Any], out: pathlib.Path, ima
 
     # --- One host describes them all.
     seconds = time.monotonic() - began
-    return hosts.together(lambda: _describe(ingredients, out, list(shards), seconds) if first else "")
+    return hosts.together(
+        lambda: _describe(ingredients, out, list(shards), seconds) if first else ""
+    )
 
 
 def _out_folder(experiment: Experiment) -> pathlib.Path:
     config, source = experiment.prepare, experiment.data.source
     if not config.out and source in SOURCES:
-        raise UserError(f"config.prepare.out is empty and config.data.source is {source!r}, expected a folder to make")
+        raise UserError(
+            f"config.prepare.out is empty and config.data.source is {source!r}, expected a folder "
+            f"to make"
+        )
     return pathlib.Path(config.out or source)
 
 
@@ -110,10 +125,14 @@ def _verify(out: pathlib.Path) -> str:
 
 
 def _missing(out: pathlib.Path, plan: dict[str, Any], shards: Iterable[str]) -> str:
-    """The names of the files that are still to be made by this plan, the manifest's last, with blanks between."""
+    """The names of the files that are still to be made by this plan, the manifest's last, with
+    blanks between.
+    """
     _check_plan(out, plan)
     there = (out / MANIFEST).exists()
-    return " ".join([*(name for name in shards if not _is_done(out, name)), *([] if there else [MANIFEST])])
+    return " ".join(
+        [*(name for name in shards if not _is_done(out, name)), *([] if there else [MANIFEST])]
+    )
 
 
 def _already(out: pathlib.Path) -> str:
@@ -121,7 +140,9 @@ def _already(out: pathlib.Path) -> str:
 
 
 def _check_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
-    """Notes what is asked for or, once a shard is finished, compares it with what that was asked for."""
+    """Notes what is asked for or, once a shard is finished, compares it with what that was asked
+    for.
+    """
     path, plan = out / _NOTES / "plan.json", json.loads(json.dumps(plan))
     if not (out / MANIFEST).exists() and not any(out.glob("*.array_record")):
         # A run that failed before its first shard, or whose shards were deleted, binds no other.
@@ -132,7 +153,8 @@ def _check_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
     if not path.exists():
         if (out / MANIFEST).exists():
             raise UserError(
-                f"config.prepare.out is {str(out)!r}, which holds a data set made elsewhere: expected a new folder"
+                f"config.prepare.out is {str(out)!r}, which holds a data set made elsewhere: "
+                f"expected a new folder"
             )
         _write_json(path, plan)
         return
@@ -142,33 +164,47 @@ def _check_plan(out: pathlib.Path, plan: dict[str, Any]) -> None:
             _check_finished(out, path, field)
     for field in _differing(found, plan):
         raise UserError(
-            f"{out} was begun with {field} = {found[field]!r}, but it is {plan[field]!r} now{_OF.get(field, '')}: "
-            "expected the same settings, or another config.prepare.out"
+            f"{out} was begun with {field} = {found[field]!r}, but it is {plan[field]!r} "
+            f"now{_OF.get(field, '')}: expected the same settings, or another config.prepare.out"
         )
 
 
 def _differing(found: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    """The fields in which two plans would store other things; the same weights may be found under another name."""
+    """The fields in which two plans would store other things; the same weights may be found under
+    another name.
+    """
     alike = [field for field in plan if plan.get(f"{field}_sha256")]
-    return [field for field in plan if field in found and found[field] != plan[field] and field not in alike]
+    return [
+        field
+        for field in plan
+        if field in found and found[field] != plan[field] and field not in alike
+    ]
 
 
 def _check_not_replaced(out: pathlib.Path, plan: Plan) -> None:
-    """Raises a UserError where another job, begun before any shard was there, has noted a plan of its own."""
-    found, own = _read_json(out / _NOTES / "plan.json"), json.loads(json.dumps(dataclasses.asdict(plan)))
+    """Raises a UserError where another job, begun before any shard was there, has noted a plan of
+    its own.
+    """
+    found, own = (
+        _read_json(out / _NOTES / "plan.json"),
+        json.loads(json.dumps(dataclasses.asdict(plan))),
+    )
     for field in _differing(found, own):
         raise UserError(
-            f"another prepare has begun {out} with {field} = {found[field]!r}, while this one has {own[field]!r}: "
-            "expected one at a time, or another config.prepare.out"
+            f"another prepare has begun {out} with {field} = {found[field]!r}, while this one has "
+            f"{own[field]!r}: expected one at a time, or another config.prepare.out"
         )
 
 
 def _check_finished(out: pathlib.Path, path: pathlib.Path, field: str) -> None:
-    """Refuses a plan that an earlier version noted, without this field, unless the data set is made already."""
+    """Refuses a plan that an earlier version noted, without this field, unless the data set is made
+    already.
+    """
     if not (out / MANIFEST).exists():
         raise UserError(
-            f"{path} is an earlier version's, without {field}: expected another config.prepare.out, or, where source "
-            "and settings are the same as when it was begun, that file deleted"
+            f"{path} is an earlier version's, without {field}: expected another "
+            "config.prepare.out, or, where source and settings are the same as when it was begun, "
+            "that file deleted"
         )
 
 
@@ -176,7 +212,9 @@ def _shards(num_images: int, images_per_shard: int) -> dict[str, range]:
     """The images of each shard, whatever the number of hosts that share them."""
     firsts = range(0, num_images, images_per_shard)
     return {
-        f"{i:05d}-of-{len(firsts):05d}.array_record": range(first, min(first + images_per_shard, num_images))
+        f"{i:05d}-of-{len(firsts):05d}.array_record": range(
+            first, min(first + images_per_shard, num_images)
+        )
         for i, first in enumerate(firsts)
     }
 
@@ -207,10 +245,15 @@ def _is_done(out: pathlib.Path, name: str) -> bool:
     if not _part_path(out, name).exists():
         return False
     files = _Part.load(_part_path(out, name)).shard.files
-    return all((out / file.name).exists() and (out / file.name).stat().st_size == file.num_bytes for file in files)
+    return all(
+        (out / file.name).exists() and (out / file.name).stat().st_size == file.num_bytes
+        for file in files
+    )
 
 
-def _make_shard(ingredients: Ingredients, out: pathlib.Path, name: str, images: range, rate: "_Rate") -> None:
+def _make_shard(
+    ingredients: Ingredients, out: pathlib.Path, name: str, images: range, rate: "_Rate"
+) -> None:
     plan = ingredients.plan
     skipped: list[str] = []
     sums, max_label = None, -1
@@ -251,8 +294,8 @@ def _write_manifest(ingredients: Ingredients, out: pathlib.Path, names: list[str
     absent = [name for name in names if not _is_done(out, name)]
     if absent:
         raise UserError(
-            f"{out} lacks {counted(len(absent), 'shard')} (first: {absent[0]}), expected every host to write to one "
-            "shared folder"
+            f"{out} lacks {counted(len(absent), 'shard')} (first: {absent[0]}), expected every "
+            "host to write to one shared folder"
         )
     # What killed runs were writing: every host is done by now.
     for left_over in (*out.glob(".*.tmp"), *(out / _NOTES).glob(".*.tmp")):
@@ -268,11 +311,16 @@ def _write_manifest(ingredients: Ingredients, out: pathlib.Path, names: list[str
             file.write("".join(f"{name}\n" for name in skipped).encode())
         told = counted(len(skipped), "image")
         LOG.info("left out %s that can't be read: see %s", told, out / "skipped.txt")
-    kind, least = ingredients.plan.kind, LEAST_DRAWN_STD if ingredients.plan.kind == "moments" else 0.0
+    kind, least = (
+        ingredients.plan.kind,
+        LEAST_DRAWN_STD if ingredients.plan.kind == "moments" else 0.0,
+    )
     constant = [channel for channel, std in enumerate(sums.std) if not std]
     if constant and kind != "pixels":
         LOG.warning(
-            "channel %s of the latents never varies: it is stored as it is, and normalised to mean 0 alone", constant[0]
+            "channel %s of the latents never varies: it is stored as it is, and normalised to "
+            "mean 0 alone",
+            constant[0],
         )
     if ingredients.empty_context is not None:
         rest = {"empty_context_sha256": save_empty_context(out, ingredients.empty_context())}
@@ -294,8 +342,8 @@ def _summary(manifest: Manifest) -> str:
     skipped = f", {manifest.skipped} left out" if manifest.skipped else ""
     what = f"{manifest.kind} of " if manifest.kind != "pixels" else ""
     return (
-        f"{what}{counted(manifest.num_examples, 'image')}{mirrored}{captions}{skipped} ({shape} {manifest.dtype}, "
-        f"{counted(len(manifest.shards), 'shard')}, {size:,.1f} MiB)"
+        f"{what}{counted(manifest.num_examples, 'image')}{mirrored}{captions}{skipped} ({shape} "
+        f"{manifest.dtype}, {counted(len(manifest.shards), 'shard')}, {size:,.1f} MiB)"
     )
 
 
@@ -325,4 +373,6 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (ValueError, OSError):
-        raise UserError(f"{path} can't be read: delete it, and the same command makes its shard again") from None
+        raise UserError(
+            f"{path} can't be read: delete it, and the same command makes its shard again"
+        ) from None

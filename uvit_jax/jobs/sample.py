@@ -1,4 +1,6 @@
-"""The job `sample`: a workdir's weights in, images out, as PNGs or one .npz, and a grid of the first of them."""
+"""The job `sample`: a workdir's weights in, images out, as PNGs or one .npz, and a grid of the
+first of them.
+"""
 
 import contextlib
 import dataclasses
@@ -10,19 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from uvit_jax.errors import UserError
-from uvit_jax.jobs import pictures
-from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.evaluation_report import drawn_samples
-from uvit_jax.jobs.folder_lock import locked
-from uvit_jax.jobs.generation import Generation, agree_on_generation, open_conditions, open_generation_parts
-from uvit_jax.jobs.sample_folder import NPZ, Request, claim, png_name
-from uvit_jax.jobs.weights import Weights, open_weights
-from uvit_jax.jobs.workdir import folder_name, open_workdir
+from uvit_jax.data.image_output import npz_writer, save_png
+from uvit_jax.errors import UserError, counted
+from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.folder_lock import locked
+from uvit_jax.experiment.weights import Weights, open_weights
+from uvit_jax.experiment.workdir import folder_name, open_workdir
+from uvit_jax.files import atomic_write
+from uvit_jax.jobs.evaluation.report import drawn_samples
+from uvit_jax.jobs.sampling import pictures
+from uvit_jax.jobs.sampling.generation import (
+    Generation,
+    agree_on_generation,
+    open_conditions,
+    open_generation_parts,
+)
+from uvit_jax.jobs.sampling.sample_folder import NPZ, Request, claim, png_name
 from uvit_jax.parallel import hosts
-from uvit_jax.telemetry.atomic import atomic_write
-from uvit_jax.telemetry.counts import counted
-from uvit_jax.telemetry.images import npz_writer, save_png
 from uvit_jax.telemetry.progress import Progress
 
 LOG = logging.getLogger("uvit_jax")
@@ -35,18 +41,26 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Draws `config.sample.num_samples` images; returns one line that says what was made and where.
 
     Raises:
-      UserError: for what is wrong with the config, the weights or the folder, before any device works.
+      UserError: for what is wrong with the config, the weights or the folder, before any device
+        works.
     """
     config = experiment.sample
     parts, text = hosts.together(open_generation_parts, experiment, workdir)
     agree_on_generation(parts, text, workdir)
     if config.format == "png" and parts.image_shape[2] > 4:
-        raise UserError(f"config.sample.format is 'png', expected 'npz' for images of {parts.image_shape[2]} channels")
+        raise UserError(
+            f"config.sample.format is 'png', expected 'npz' for images of {parts.image_shape[2]} "
+            f"channels"
+        )
     conditions = hosts.together(lambda: open_conditions(parts, text, count=config.num_samples))
     weights = open_weights(parts, workdir)
     generation = Generation(parts, conditions, config.batch_size)
     request = _request(generation, weights)
-    out = pathlib.Path(config.out) if config.out else workdir / "samples" / _folder(experiment, weights, request)
+    out = (
+        pathlib.Path(config.out)
+        if config.out
+        else workdir / "samples" / _folder(experiment, weights, request)
+    )
     field = "config.sample.out" if config.out else "workdir"
     open_workdir(out, field)
     with locked(out, "sample"):
@@ -71,7 +85,9 @@ def _sample(generation: Generation, weights: Weights, out: pathlib.Path) -> str:
         for batch in generation.batches(weights.params, 0, config.num_samples):
             write(first, batch)
             if first < GRID_SAMPLES:
-                shown.append(batch[: GRID_SAMPLES - first].copy())  # a view would keep the whole batch
+                shown.append(
+                    batch[: GRID_SAMPLES - first].copy()
+                )  # a view would keep the whole batch
             first += len(batch)
             progress.update(first)
     seconds = time.monotonic() - began
@@ -81,10 +97,15 @@ def _sample(generation: Generation, weights: Weights, out: pathlib.Path) -> str:
     if hosts.is_first():
         if config.prompts:
             with atomic_write(out / "prompts.txt") as file:
-                file.write("".join(f"{name}\n" for name in conditions.names_of(indices) or ()).encode())
+                file.write(
+                    "".join(f"{name}\n" for name in conditions.names_of(indices) or ()).encode()
+                )
         title = pictures.title_of(weights.title, config)
         pictures.save_grid(np.concatenate(shown), conditions, out / "grid.png", title)
-    return f"sampled {counted(config.num_samples, 'image')} in {seconds:.1f} s: see {out}/grid.png, {made}"
+    return (
+        f"sampled {counted(config.num_samples, 'image')} in {seconds:.1f} s: see "
+        f"{out}/grid.png, {made}"
+    )
 
 
 def _request(generation: Generation, weights: Weights) -> Request:
@@ -98,7 +119,9 @@ def _request(generation: Generation, weights: Weights) -> Request:
 
 def _folder(experiment: Experiment, weights: Weights, request: Request) -> str:
     """A name for the folder: something to read, and a word of its own for the request."""
-    return folder_name(f"{weights.folder}_seed_{experiment.sample.seed}", dataclasses.asdict(request))
+    return folder_name(
+        f"{weights.folder}_seed_{experiment.sample.seed}", dataclasses.asdict(request)
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""The job `train`: data in; checkpoints, metrics and pictures out. The same command again continues."""
+"""The job `train`: data in; checkpoints, metrics and pictures out. The same command again
+continues.
+"""
 
 import contextlib
 import functools
@@ -16,13 +18,22 @@ import optax
 from clu.parameter_overview import get_parameter_overview
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.records import RecordSource
+from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import Preempted, UserError
-from uvit_jax.jobs import pictures
-from uvit_jax.jobs.abstract_batch import StepInputs, batch_fields, lower_train_step
-from uvit_jax.jobs.checks import check_encoded, check_source
-from uvit_jax.jobs.conditions import (
+from uvit_jax.experiment.assembled import Parts, assemble, open_experiment_autoencoder, open_source
+from uvit_jax.experiment.checks import check_encoded, check_source
+from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.data_card import card_of_source, identity
+from uvit_jax.experiment.folder_lock import locked
+from uvit_jax.experiment.step_program import StepInputs, batch_fields, lower_train_step
+from uvit_jax.experiment.text_states import TextStates, open_text_states
+from uvit_jax.experiment.weights import check_start, initial_weights
+from uvit_jax.experiment.workdir import changes, open_workdir, save_config, saved_config
+from uvit_jax.files import atomic_write
+from uvit_jax.jobs.evaluation.while_training import TrainEvaluation
+from uvit_jax.jobs.sampling import pictures
+from uvit_jax.jobs.sampling.conditions import (
     Conditions,
     caption_conditions,
     data_labels,
@@ -30,20 +41,11 @@ from uvit_jax.jobs.conditions import (
     prompt_conditions,
     read_prompts,
 )
-from uvit_jax.jobs.config import Experiment
-from uvit_jax.jobs.datacard import card_of_source, identity
-from uvit_jax.jobs.folder_lock import locked
-from uvit_jax.jobs.generation import Generation
-from uvit_jax.jobs.setup import Parts, assemble, open_experiment_autoencoder, open_source
-from uvit_jax.jobs.text import TextStates, open_text_states
-from uvit_jax.jobs.train_evaluation import TrainEvaluation
-from uvit_jax.jobs.weights import check_start, initial_weights
-from uvit_jax.jobs.workdir import changes, open_workdir, save_config, saved_config
+from uvit_jax.jobs.sampling.generation import Generation
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.parallel.preemption import PreemptionNotice
-from uvit_jax.telemetry.atomic import atomic_write
 from uvit_jax.telemetry.curves import loss_curve
 from uvit_jax.telemetry.progress import Progress
 from uvit_jax.telemetry.throughput import Throughput
@@ -61,8 +63,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Trains until `config.train.steps`; returns one line that says what was made and where.
 
     Raises:
-      UserError: for what is wrong with the config, the data or the workdir, before any device works; for a loss that
-        is no number, while training.
+      UserError: for what is wrong with the config, the data or the workdir, before any device
+        works; for a loss that is no number, while training.
       Preempted: after a SIGTERM, with a checkpoint of the step that was reached.
     """
     with contextlib.ExitStack() as locks:
@@ -82,8 +84,12 @@ def _run(experiment: Experiment, workdir: pathlib.Path, locks: contextlib.ExitSt
     before = hosts.together(saved_config, workdir) or {}
     for change in changes(experiment, before):
         LOG.info(change)
-    evaluation = TrainEvaluation(parts, source, text, workdir) if experiment.evaluate.every else None
-    checkpoints = Checkpoints(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
+    evaluation = (
+        TrainEvaluation(parts, source, text, workdir) if experiment.evaluate.every else None
+    )
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every
+    )
     newest = _newest_step(checkpoints, config.steps)
 
     # --- Data, and the state: the newest checkpoint's, or a fresh one born on the mesh.
@@ -93,7 +99,9 @@ def _run(experiment: Experiment, workdir: pathlib.Path, locks: contextlib.ExitSt
     if newest is None:
         state = _first_state(parts, optimizer, template)
     else:
-        state = checkpoints.restore(template, batches, newest, batch_size=before.get("train", {}).get("batch_size"))
+        state = checkpoints.restore(
+            template, batches, newest, batch_size=before.get("train", {}).get("batch_size")
+        )
     start, seen = int(state.step), batches.get_state()["next_example"]
     rates = _ema_rates(checkpoints, newest, before, experiment.ema.rate)
     if main_host:
@@ -102,7 +110,13 @@ def _run(experiment: Experiment, workdir: pathlib.Path, locks: contextlib.ExitSt
         _write_overview(template, workdir / "parameters.txt")
     num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
     mesh_text = " x ".join(f"{axis} {size}" for axis, size in parts.mesh.shape.items())
-    LOG.info("%s parameters, %d examples, mesh %s, from step %d", f"{num_params:,}", len(source), mesh_text, start)
+    LOG.info(
+        "%s parameters, %d examples, mesh %s, from step %d",
+        f"{num_params:,}",
+        len(source),
+        mesh_text,
+        start,
+    )
 
     # --- The loop, between the host's two accounts of it: metrics on disk and a bar on the screen.
     with (
@@ -116,15 +130,22 @@ def _run(experiment: Experiment, workdir: pathlib.Path, locks: contextlib.ExitSt
         gallery = _Gallery(parts, conditions, writer, workdir / "samples")
         every, evaluate = experiment.evaluate.every, _evaluator(evaluation, writer, LOG.info)
         if start and every and start % every == 0:
-            evaluate(state)  # what a run that was stopped right after this checkpoint had no time for
+            evaluate(
+                state
+            )  # what a run that was stopped right after this checkpoint had no time for
         if start < config.steps:
-            with Progress(config.steps, start=start, active=main_host) as progress, PreemptionNotice() as preempted:
+            with (
+                Progress(config.steps, start=start, active=main_host) as progress,
+                PreemptionNotice() as preempted,
+            ):
                 batches.start_prefetch()  # while the step compiles
                 train_step = _compile(parts, source, optimizer, template, progress)
                 save = Hook(save_state, config.save_every, at_end=True, timed=True)
                 draw = Hook(gallery.draw_step, config.image_every, at_end=False, timed=False)
                 # Not at the end: who is told to stop has no time for thousands of samples.
-                measure = Hook(_evaluator(evaluation, writer, progress.write), every, at_end=False, timed=False)
+                measure = Hook(
+                    _evaluator(evaluation, writer, progress.write), every, at_end=False, timed=False
+                )
                 state = fit(
                     train_step,
                     state,
@@ -144,7 +165,10 @@ def _run(experiment: Experiment, workdir: pathlib.Path, locks: contextlib.ExitSt
 
     # --- What came of it.
     if stopped:
-        raise Preempted(f"preempted at step {int(state.step):,}: the checkpoint is saved, the same command continues")
+        raise Preempted(
+            f"preempted at step {int(state.step):,}: the checkpoint is saved, the same command "
+            f"continues"
+        )
     return _report(workdir, num_params, int(state.step), main_host=main_host)
 
 
@@ -163,12 +187,16 @@ def _report(workdir: pathlib.Path, num_params: int, step: int, *, main_host: boo
 
 
 def _open(experiment: Experiment, workdir: pathlib.Path) -> tuple[Source, Parts, TextStates | None]:
-    """The data, the parts and what encodes prompts, where there are any, opened and checked against each other."""
+    """The data, the parts and what encodes prompts, where there are any, opened and checked against
+    each other.
+    """
     learned = check_start(experiment, workdir)
     source = open_source(experiment)
     check_source(experiment, source)
     autoencoder = open_experiment_autoencoder(experiment)
-    parts = assemble(experiment, card_of_source(experiment, source, autoencoder, learned), autoencoder)
+    parts = assemble(
+        experiment, card_of_source(experiment, source, autoencoder, learned), autoencoder
+    )
     if autoencoder is not None and _kind(source) == "pixels":
         check_encoded(experiment, source, autoencoder)
     if not (experiment.model.context_dim and experiment.sample.prompts):
@@ -179,7 +207,9 @@ def _open(experiment: Experiment, workdir: pathlib.Path) -> tuple[Source, Parts,
     return source, parts, text
 
 
-def _ema_rates(checkpoints: Checkpoints, newest: int | None, before: dict[str, Any], rate: float | int) -> Rates:
+def _ema_rates(
+    checkpoints: Checkpoints, newest: int | None, before: dict[str, Any], rate: float | int
+) -> Rates:
     """The rates that the EMA has had, and the one it has from here on."""
     if newest is None:
         return ((0, rate),)
@@ -189,11 +219,14 @@ def _ema_rates(checkpoints: Checkpoints, newest: int | None, before: dict[str, A
 
 def _write_overview(template: TrainState, path: pathlib.Path) -> None:
     with atomic_write(path) as file:
-        file.write(get_parameter_overview(template.params, include_stats="sharding").encode() + b"\n")
+        file.write(
+            get_parameter_overview(template.params, include_stats="sharding").encode() + b"\n"
+        )
 
 
 def _newest_step(checkpoints: Checkpoints, steps: int) -> int | None:
-    """The step to go on from, the same on all hosts, each of which lists the folder by itself; None for a fresh run.
+    """The step to go on from, the same on all hosts, each of which lists the folder by itself; None
+    for a fresh run.
 
     Raises:
       UserError: for a run that has made more steps than are asked for.
@@ -211,7 +244,9 @@ def _newest_step(checkpoints: Checkpoints, steps: int) -> int | None:
     return newest
 
 
-def _first_state(parts: Parts, optimizer: optax.GradientTransformation, template: TrainState) -> TrainState:
+def _first_state(
+    parts: Parts, optimizer: optax.GradientTransformation, template: TrainState
+) -> TrainState:
     """The state of step 0: of fresh weights, or those of `config.init_from`."""
     experiment = parts.experiment
     if not experiment.init_from:
@@ -220,7 +255,11 @@ def _first_state(parts: Parts, optimizer: optax.GradientTransformation, template
     LOG.info("starting from the weights of %s", experiment.init_from)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
     # Donated: the weights become the state's, and no other are made.
-    make = jax.jit(lambda params: create(lambda key: params, optimizer, 0), donate_argnums=0, out_shardings=shardings)
+    make = jax.jit(
+        lambda params: create(lambda key: params, optimizer, 0),
+        donate_argnums=0,
+        out_shardings=shardings,
+    )
     return make(params)
 
 
@@ -262,12 +301,18 @@ def _inputs(parts: Parts, source: Source) -> tuple[Inputs, Any]:
         return pixels, None
     if kind != "pixels":
         return latents(kind, normalization), None
-    assert parts.codec is not None  # pixels have latents, and those a normalization, only where there is an autoencoder
+    assert (
+        parts.codec is not None
+    )  # pixels have latents, and those a normalization, only where there is an autoencoder
     return encoded(parts.codec.encode, parts.codec.kind, normalization), parts.codec.params
 
 
 def _compile(
-    parts: Parts, source: Source, optimizer: optax.GradientTransformation, template: TrainState, progress: Progress
+    parts: Parts,
+    source: Source,
+    optimizer: optax.GradientTransformation,
+    template: TrainState,
+    progress: Progress,
 ) -> Callable:
     """The train step, compiled ahead of the loop, so that a step's time is a step's time."""
     config = parts.experiment
@@ -278,12 +323,16 @@ def _compile(
     one = source.read(np.zeros(1, np.int64), np.zeros(1, bool), fields=fields)
     batch = {
         name: jax.ShapeDtypeStruct(
-            (config.train.batch_size, *one[name].shape[1:]), one[name].dtype, sharding=parts.batch_sharding
+            (config.train.batch_size, *one[name].shape[1:]),
+            one[name].dtype,
+            sharding=parts.batch_sharding,
         )
         for name in fields
     }
     began = time.monotonic()
-    compiled = lower_train_step(parts, optimizer, template, StepInputs(inputs, batch, null, frozen)).compile()
+    compiled = lower_train_step(
+        parts, optimizer, template, StepInputs(inputs, batch, null, frozen)
+    ).compile()
     progress.write(f"compiled the train step in {time.monotonic() - began:.1f} s")
     return lambda state, batch: compiled(state, batch, frozen)
 
@@ -291,14 +340,20 @@ def _compile(
 def _evaluator(
     evaluation: TrainEvaluation | None, writer: MetricWriter, say: Callable[[str], None]
 ) -> Callable[[TrainState], None]:
-    """Measures samples of the EMA weights, writes the number and says it; does nothing without an evaluation."""
-    return functools.partial(evaluation, writer=writer, say=say) if evaluation else lambda state: None
+    """Measures samples of the EMA weights, writes the number and says it; does nothing without an
+    evaluation.
+    """
+    return (
+        functools.partial(evaluation, writer=writer, say=say) if evaluation else lambda state: None
+    )
 
 
 def _saver(
     checkpoints: Checkpoints, batches: grain.DatasetIterator, writer: MetricWriter, rates: Rates
 ) -> Callable[[TrainState], None]:
-    """Saves a checkpoint, once the lines of the steps before it are on the disk: a resumed run expects them there."""
+    """Saves a checkpoint, once the lines of the steps before it are on the disk: a resumed run
+    expects them there.
+    """
 
     def save(state: TrainState) -> None:
         writer.flush()
@@ -320,10 +375,16 @@ def _logger(
     def log(step: int, window: Window) -> None:
         _check_finite(step, window.metrics)
         rates = throughput.window(
-            steps=window.steps, images=window.steps * config.train.batch_size, seconds=window.seconds
+            steps=window.steps,
+            images=window.steps * config.train.batch_size,
+            seconds=window.seconds,
         )
         lr = float(learning_rate(config.optimizer, step - 1, config.train.steps))
-        waits = {"data_wait": window.data_seconds, "log_wait": window.log_seconds, "save_wait": window.hook_seconds}
+        waits = {
+            "data_wait": window.data_seconds,
+            "log_wait": window.log_seconds,
+            "save_wait": window.hook_seconds,
+        }
         shares = {name: seconds / window.seconds for name, seconds in waits.items()}
         images = seen + (step - start) * config.train.batch_size
         writer.write(step, {"images": images, **window.metrics, "lr": lr, **rates, **shares})
@@ -337,24 +398,36 @@ def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
     for name, what in (("loss", "loss"), ("grad_norm", "norm of the gradients")):
         if not math.isfinite(metrics[name]):
             raise UserError(
-                f"the {what} is {metrics[name]} at step {step}: lower config.optimizer.lr or compute in float32"
+                f"the {what} is {metrics[name]} at step {step}: lower config.optimizer.lr or "
+                f"compute in float32"
             )
 
 
 class _Gallery:
     """The samples drawn with the EMA weights: a grid now and then, and the last pictures."""
 
-    def __init__(self, parts: Parts, conditions: Conditions, writer: MetricWriter, folder: pathlib.Path):
-        self._parts, self._conditions, self._writer, self._folder = parts, conditions, writer, folder
+    def __init__(
+        self, parts: Parts, conditions: Conditions, writer: MetricWriter, folder: pathlib.Path
+    ):
+        self._parts, self._conditions, self._writer, self._folder = (
+            parts,
+            conditions,
+            writer,
+            folder,
+        )
         self._count = parts.experiment.train.num_images
-        self._generation = Generation(parts, conditions, pictures.round_up(self._count, batch_parts(parts.mesh)))
+        self._generation = Generation(
+            parts, conditions, pictures.round_up(self._count, batch_parts(parts.mesh))
+        )
 
     def draw_step(self, state: TrainState) -> None:
         self._grid(state, f"step_{int(state.step):08d}.png")
 
     def draw_last(self, state: TrainState) -> None:
         self._grid(state, "final.png")
-        pictures.save_strip(self._parts, state.ema, self._conditions, self._folder / "denoising.png")
+        pictures.save_strip(
+            self._parts, state.ema, self._conditions, self._folder / "denoising.png"
+        )
 
     def _grid(self, state: TrainState, name: str) -> None:
         experiment, step = self._parts.experiment, int(state.step)

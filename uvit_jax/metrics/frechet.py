@@ -1,4 +1,6 @@
-"""The Frechet distance of two Gaussians (FID, where their features are Inception's), and how biased it is."""
+"""The Frechet distance of two Gaussians (FID, where their features are Inception's), and how biased
+it is.
+"""
 
 import numpy as np
 import scipy.linalg
@@ -14,25 +16,39 @@ _STORED_ROUNDING = 1e-5
 class FrechetReference:
     """A Gaussian that many others are compared with: its covariance is decomposed once."""
 
-    def __init__(self, mean: Float[np.ndarray, " m"], covariance: Float[np.ndarray, "rows columns"]):
+    def __init__(
+        self, mean: Float[np.ndarray, " m"], covariance: Float[np.ndarray, "rows columns"]
+    ):
         """Raises UserError for numbers that are no mean `[d]` and covariance `[d, d]`."""
         self._mean, self._factor = _gaussian("reference", mean, covariance)
 
-    def distance(self, mean: Float[np.ndarray, " m"], covariance: Float[np.ndarray, "rows columns"]) -> float:
-        """The squared distance |mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^(1/2)), Eq. 6 of arXiv:1706.08500.
+    def distance(
+        self, mean: Float[np.ndarray, " m"], covariance: Float[np.ndarray, "rows columns"]
+    ) -> float:
+        """The squared distance |mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^(1/2)), Eq. 6 of
+        arXiv:1706.08500.
 
-        For any factors A = F F^T and B = G G^T, A B has the eigenvalues of (F^T G)(F^T G)^T, so that the root's trace
-        is the sum of F^T G's singular values. Those are never squared: a singular covariance (fewer samples than
-        features, one image again and again) costs no digits, and no complex root arises. Never negative.
+        For any factors A = F F^T and B = G G^T, A B has the eigenvalues of (F^T G)(F^T G)^T, so
+        that the root's trace is the sum of F^T G's singular values. Those are never squared: a
+        singular covariance (fewer samples than features, one image again and again) costs no
+        digits, and no complex root arises. Never negative.
 
         Raises:
-          UserError: numbers that are no mean and covariance, or of another width than the reference's.
+          UserError: numbers that are no mean and covariance, or of another width than the
+            reference's.
         """
         mean, factor = _gaussian("compared", mean, covariance)
         if len(mean) != len(self._mean):
-            raise UserError(f"the compared mean has width {len(mean)}, expected {len(self._mean)}, the reference's")
+            raise UserError(
+                f"the compared mean has width {len(mean)}, expected {len(self._mean)}, the "
+                f"reference's"
+            )
         product = self._factor.T @ factor
-        root = scipy.linalg.svdvals(product, overwrite_a=True, check_finite=False).sum() if product.size else 0.0
+        root = (
+            scipy.linalg.svdvals(product, overwrite_a=True, check_finite=False).sum()
+            if product.size
+            else 0.0
+        )
         traces = np.sum(self._factor**2) + np.sum(factor**2)
         return float(np.sum((self._mean - mean) ** 2) + max(traces - 2 * root, 0.0))
 
@@ -43,16 +59,20 @@ def frechet_distance(
     mean_b: Float[np.ndarray, " m_b"],
     cov_b: Float[np.ndarray, "rows_b columns_b"],
 ) -> float:
-    """The squared Frechet distance of two Gaussians, as `FrechetReference.distance`, whose errors it raises."""
+    """The squared Frechet distance of two Gaussians, as `FrechetReference.distance`, whose errors
+    it raises.
+    """
     return FrechetReference(mean_a, cov_a).distance(mean_b, cov_b)
 
 
-def frechet_bias(reference: FrechetReference, samples: SplitMoments, whole: float | None = None) -> float:
+def frechet_bias(
+    reference: FrechetReference, samples: SplitMoments, whole: float | None = None
+) -> float:
     """By how much the distance of these n samples lies above that of infinitely many: an estimate.
 
-    The expected excess is c / n to first order (Sec. 3 of arXiv:1911.07023), hence 2 c / n for either half: what the
-    halves have more than the whole is the whole's own excess. It takes n well above the number of features, and is a
-    random number itself.
+    The expected excess is c / n to first order (Sec. 3 of arXiv:1911.07023), hence 2 c / n for
+    either half: what the halves have more than the whole is the whole's own excess. It takes n well
+    above the number of features, and is a random number itself.
 
     Args:
       whole: `reference.distance` of all samples, where it is known already.
@@ -68,10 +88,15 @@ def frechet_bias(reference: FrechetReference, samples: SplitMoments, whole: floa
 
 
 def _gaussian(name: str, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean in float64, and a factor `[d, rank]` whose product with its transpose is the covariance."""
+    """The mean in float64, and a factor `[d, rank]` whose product with its transpose is the
+    covariance.
+    """
     width = len(mean)
     if covariance.shape != (width, width):
-        raise UserError(f"the {name} covariance has shape {covariance.shape}, expected {(width, width)} as its mean")
+        raise UserError(
+            f"the {name} covariance has shape {covariance.shape}, expected {(width, width)} as "
+            f"its mean"
+        )
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     for part, values in (("mean", mean), ("covariance", covariance)):
         if not np.isfinite(values).all():
@@ -79,10 +104,16 @@ def _gaussian(name: str, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.n
     tolerance = _STORED_ROUNDING * np.max(np.abs(covariance), initial=0.0)
     difference = np.max(np.abs(covariance - covariance.T), initial=0.0)
     if difference > tolerance:
-        raise UserError(f"the {name} covariance differs from its transpose by {difference:g}, expected symmetry")
-    values, vectors = scipy.linalg.eigh((covariance + covariance.T) / 2, driver="evd", check_finite=False)
+        raise UserError(
+            f"the {name} covariance differs from its transpose by {difference:g}, expected symmetry"
+        )
+    values, vectors = scipy.linalg.eigh(
+        (covariance + covariance.T) / 2, driver="evd", check_finite=False
+    )
     if values[0] < -tolerance * np.sqrt(width):
-        raise UserError(f"the {name} covariance has the eigenvalue {values[0]:g}, expected none below 0")
+        raise UserError(
+            f"the {name} covariance has the eigenvalue {values[0]:g}, expected none below 0"
+        )
     # Smaller ones are the rounding of zeros, whose roots would add up to something.
     kept = values > width * np.finfo(np.float64).eps * values[-1]
     return mean, vectors[:, kept] * np.sqrt(values[kept])

@@ -11,11 +11,12 @@ from uvit_jax.metrics.moments import check_features
 
 
 class InceptionScore:
-    """exp(E_x KL(p(y|x) || p(y))) of arXiv:1606.03498 over each of `splits` contiguous parts of the samples, in
-    float64.
+    """exp(E_x KL(p(y|x) || p(y))) of arXiv:1606.03498 over each of `splits` contiguous parts of the
+    samples, in float64.
 
-    Part k of N samples holds those from k N // splits up to (k + 1) N // splits, as the published code has it; ADM's
-    evaluator takes parts of 5,000 instead, which is the same at 50,000 samples and ten parts.
+    Part k of N samples holds those from k N // splits up to (k + 1) N // splits, as the published
+    code has it; ADM's evaluator takes parts of 5,000 instead, which is the same at 50,000 samples
+    and ten parts.
 
     Attributes:
       num_samples: how many there will be, N.
@@ -27,22 +28,29 @@ class InceptionScore:
         if splits < 1:
             raise UserError(f"splits is {splits}, expected at least 1")
         if num_samples < splits:
-            raise UserError(f"num_samples is {num_samples}, expected at least one for each of {splits} splits")
+            raise UserError(
+                f"num_samples is {num_samples}, expected at least one for each of {splits} splits"
+            )
         self.num_samples, self.splits = num_samples, splits
         self._bounds = np.arange(splits + 1) * num_samples // splits
         self._counts = np.zeros(splits, np.int64)
-        # Sums over samples of p [splits, classes] and of sum_y p log p [splits]; the first batch says how many classes.
+        # Sums over samples of p [splits, classes] and of sum_y p log p [splits]; the first batch
+        # says how many classes.
         self._p, self._p_log_p = np.zeros((splits, 0)), np.zeros(splits)
 
     def update(self, logits: Float[np.ndarray, "n c"], first: int) -> None:
-        """Takes in the logits of samples number `first`, first + 1, ..., in any order of batches, each sample once.
+        """Takes in the logits of samples number `first`, first + 1, ..., in any order of batches,
+        each sample once.
 
         Raises:
-          UserError: samples beyond the last, logits with NaN or infinity, or of another number of classes than before.
+          UserError: samples beyond the last, logits with NaN or infinity, or of another number of
+            classes than before.
         """
         end = first + len(logits)
         if first < 0 or end > self.num_samples:
-            raise UserError(f"samples are numbered {first} to {end - 1}, expected 0 to {self.num_samples - 1}")
+            raise UserError(
+                f"samples are numbered {first} to {end - 1}, expected 0 to {self.num_samples - 1}"
+            )
         self._meet(logits.shape[1])
         check_features("logits", logits, self._p.shape[1])
         log_p = log_softmax(logits.astype(np.float64), axis=1)
@@ -62,8 +70,8 @@ class InceptionScore:
         """
         if (other.num_samples, other.splits) != (self.num_samples, self.splits):
             raise UserError(
-                f"scores are of {other.num_samples} samples in {other.splits} splits, expected {self.num_samples} in "
-                f"{self.splits}, as those they join"
+                f"scores are of {other.num_samples} samples in {other.splits} splits, expected "
+                f"{self.num_samples} in {self.splits}, as those they join"
             )
         if other._p.shape[1]:
             self._meet(other._p.shape[1])
@@ -84,7 +92,9 @@ class InceptionScore:
           UserError: not every sample was seen exactly once.
         """
         if np.any(self._counts != np.diff(self._bounds)):
-            raise UserError(f"{self._counts.sum()} samples were seen, expected each of {self.num_samples} once")
+            raise UserError(
+                f"{self._counts.sum()} samples were seen, expected each of {self.num_samples} once"
+            )
         marginal = self._p / self._counts[:, None]
         divergence = self._p_log_p / self._counts - np.sum(xlogy(marginal, marginal), axis=1)
         scores = np.exp(divergence)

@@ -12,8 +12,9 @@ from uvit_jax.errors import UserError
 class Moments:
     """Count, mean and covariance of a stream of rows, in float64.
 
-    The centred scatter of each batch joins that of all before it by the pairwise update of Chan, Golub and LeVeque
-    (1979), which keeps its digits where the means dwarf the deviations, as sums of squares do not.
+    The centred scatter of each batch joins that of all before it by the pairwise update of Chan,
+    Golub and LeVeque (1979), which keeps its digits where the means dwarf the deviations, as sums
+    of squares do not.
 
     Attributes:
       width: features of a row, d.
@@ -48,14 +49,17 @@ class Moments:
           UserError: `other` is of another width.
         """
         if other.width != self.width:
-            raise UserError(f"moments have width {other.width}, expected {self.width}, that of those they join")
+            raise UserError(
+                f"moments have width {other.width}, expected {self.width}, that of those they join"
+            )
         if other.count:
             self._scatter += other._scatter
             self._join(other.count, other._mean, np.empty((0, self.width)))
 
     def _join(self, count: int, mean: np.ndarray, centred: np.ndarray) -> None:
         total, delta = self.count + count, mean - self._mean
-        # The way between the two means is one more centred row, so that one product adds everything.
+        # The way between the two means is one more centred row, so that one product adds
+        # everything.
         rows = np.concatenate([centred, delta[None] * np.sqrt(self.count / total * count)])
         self._scatter = dsyrk(1.0, rows.T, beta=1.0, c=self._scatter, overwrite_c=True)
         self._mean += delta * (count / total)
@@ -70,7 +74,9 @@ class Moments:
 
     @property
     def covariance(self) -> Float[np.ndarray, "d d"]:
-        """Unbiased: the scatter over count - 1, as `np.cov`. Raises UserError for fewer than two rows."""
+        """Unbiased: the scatter over count - 1, as `np.cov`. Raises UserError for fewer than two
+        rows.
+        """
         if self.count < 2:
             raise UserError(f"the covariance needs at least 2 samples, found {self.count}")
         upper = self._scatter / (self.count - 1)
@@ -78,22 +84,28 @@ class Moments:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that `from_arrays` needs to go on from here to the bit."""
-        return {"count": np.asarray(self.count), "mean": self._mean.copy(), "scatter": self._scatter.copy()}
+        return {
+            "count": np.asarray(self.count),
+            "mean": self._mean.copy(),
+            "scatter": self._scatter.copy(),
+        }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Moments":
         """The moments whose `arrays` these are."""
         moments = cls(len(arrays["mean"]))
         moments.count = int(arrays["count"])
-        moments._mean, moments._scatter = (np.array(arrays[name], order="F") for name in ("mean", "scatter"))
+        moments._mean, moments._scatter = (
+            np.array(arrays[name], order="F") for name in ("mean", "scatter")
+        )
         return moments
 
 
 class SplitMoments:
     """Moments of two halves of the samples, at the price of the whole.
 
-    Which half a sample is in depends on its number alone, and not on its class or prompt where these come in turn:
-    even against odd numbers would part the ten digits into two sets of five.
+    Which half a sample is in depends on its number alone, and not on its class or prompt where
+    these come in turn: even against odd numbers would part the ten digits into two sets of five.
 
     Attributes:
       halves: the two.
@@ -134,7 +146,9 @@ class SplitMoments:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "SplitMoments":
         """The moments whose `arrays` these are."""
         first, second = (
-            Moments.from_arrays({name: arrays[f"half{number}_{name}"] for name in ("count", "mean", "scatter")})
+            Moments.from_arrays(
+                {name: arrays[f"half{number}_{name}"] for name in ("count", "mean", "scatter")}
+            )
             for number in range(2)
         )
         moments = cls(first.width)
@@ -145,17 +159,23 @@ class SplitMoments:
 def in_second_half(numbers: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """Whether the samples of these numbers are in the second half of `SplitMoments`.
 
-    The fractional parts of n times the golden ratio are spread evenly, also over the multiples of any number, so that
-    each class of any number of them is halved.
+    The fractional parts of n times the golden ratio are spread evenly, also over the multiples of
+    any number, so that each class of any number of them is halved.
     """
-    fractions = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # of 2^64, wrapping around
+    fractions = numbers.astype(np.uint64) * np.uint64(
+        0x9E3779B97F4A7C15
+    )  # of 2^64, wrapping around
     return fractions >> np.uint64(63) == 1
 
 
 def check_features(name: str, features: Float[np.ndarray, "n d"], width: int) -> None:
-    """Raises UserError, calling them `name`, where rows are not `width` wide or hold NaN or infinity."""
+    """Raises UserError, calling them `name`, where rows are not `width` wide or hold NaN or
+    infinity.
+    """
     if features.shape[1] != width:
         raise UserError(f"{name} have {features.shape[1]} columns, expected {width}")
     bad = len(features) - int(np.isfinite(features).all(axis=1).sum())
     if bad:
-        raise UserError(f"{name} hold NaN or infinity in {bad} of {len(features)} rows, expected finite numbers")
+        raise UserError(
+            f"{name} hold NaN or infinity in {bad} of {len(features)} rows, expected finite numbers"
+        )

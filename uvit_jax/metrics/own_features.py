@@ -1,4 +1,6 @@
-"""Features that every machine has: fixed random filters, which need no download and tell good samples from bad."""
+"""Features that every machine has: fixed random filters, which need no download and tell good
+samples from bad.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,20 +21,25 @@ _FILTERS, _HIDDEN = 16, 64
 _GRID, _DEEP_GRID = 4, 2
 _LEVELS = 2
 _LEAST_SIDE = 8
-_DEEP_SIDE = 32  # larger images are halved to this, unless they are narrow, before the deep filters see them
+_DEEP_SIDE = (
+    32  # larger images are halved to this, unless they are narrow, before the deep filters see them
+)
 _WIDTH = _GRID**2 * 3 + _LEVELS * _FILTERS + _DEEP_GRID**2 * _HIDDEN
 
 
 def own_features() -> FeatureExtractor:
     """The built-in extractor: 336 numbers of an image of at least 8x8 pixels.
 
-    They are colours (means over a 4x4 grid), fine texture (the root mean square of 16 random zero-mean 3x3 filters, at
-    full and half size: noise and blur show here) and shapes (two further layers of random filters with ReLUs, means
-    over a 2x2 grid). Random filters already make a useful distance between sets of images: it orders runs on one data
-    set, and says nothing beside the distances of another extractor.
+    They are colours (means over a 4x4 grid), fine texture (the root mean square of 16 random
+    zero-mean 3x3 filters, at full and half size: noise and blur show here) and shapes (two further
+    layers of random filters with ReLUs, means over a 2x2 grid). Random filters already make a
+    useful distance between sets of images: it orders runs on one data set, and says nothing beside
+    the distances of another extractor.
     """
     params = _params()
-    digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in params.values())).hexdigest()
+    digest = hashlib.sha256(
+        b"".join(np.ascontiguousarray(array).tobytes() for array in params.values())
+    ).hexdigest()
     return FeatureExtractor(
         name=NAME,
         sha256=digest,
@@ -58,16 +65,22 @@ def _params() -> dict[str, np.ndarray]:
 
 
 def _draw(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform numbers of variance 1 made from the generator's raw words, which no version of NumPy changes."""
+    """Uniform numbers of variance 1 made from the generator's raw words, which no version of NumPy
+    changes.
+    """
     words = np.random.PCG64(seed).random_raw(int(np.prod(shape)))
-    return ((words >> np.uint64(11)).astype(np.float64) / 2.0**53 - 0.5).reshape(shape) * np.sqrt(12)
+    return ((words >> np.uint64(11)).astype(np.float64) / 2.0**53 - 0.5).reshape(shape) * np.sqrt(
+        12
+    )
 
 
-def _apply(params: Any, images: UInt8[Array, "b h w c"], kinds: Sequence[str]) -> dict[str, Float[Array, "b d"]]:
+def _apply(
+    params: Any, images: UInt8[Array, "b h w c"], kinds: Sequence[str]
+) -> dict[str, Float[Array, "b d"]]:
     if min(images.shape[1:3]) < _LEAST_SIDE:
         raise UserError(
-            f"the images are {images.shape[1]}x{images.shape[2]}, expected at least {_LEAST_SIDE}x{_LEAST_SIDE} for "
-            f"{NAME}"
+            f"the images are {images.shape[1]}x{images.shape[2]}, expected at least "
+            f"{_LEAST_SIDE}x{_LEAST_SIDE} for {NAME}"
         )
     x = images.astype(jnp.float32) / 127.5 - 1
     if x.shape[-1] == 1:
@@ -107,6 +120,11 @@ def _halve(x: Array) -> Array:
 
 def _grid_means(x: Array, cells: int) -> Array:
     """Means over each cell of a grid, whatever the size of the image."""
-    rows, columns = ([(i * side // cells, (i + 1) * side // cells) for i in range(cells)] for side in x.shape[1:3])
-    means = [x[:, top:bottom, left:right].mean((1, 2)) for top, bottom in rows for left, right in columns]
+    rows, columns = (
+        [(i * side // cells, (i + 1) * side // cells) for i in range(cells)]
+        for side in x.shape[1:3]
+    )
+    means = [
+        x[:, top:bottom, left:right].mean((1, 2)) for top, bottom in rows for left, right in columns
+    ]
     return jnp.concatenate(means, axis=-1)

@@ -1,4 +1,6 @@
-"""What samples are compared with: statistics of a data set, in our own files, ADM's or pytorch-fid's."""
+"""What samples are compared with: statistics of a data set, in our own files, ADM's or
+pytorch-fid's.
+"""
 
 import dataclasses
 import functools
@@ -11,11 +13,11 @@ import numpy as np
 from jaxtyping import Float
 
 from uvit_jax.errors import UserError
+from uvit_jax.files import atomic_write
 from uvit_jax.metrics.features import FeatureExtractor
 from uvit_jax.metrics.frechet import FrechetReference
 from uvit_jax.metrics.moments import Moments
 from uvit_jax.metrics.npz_file import read_npz
-from uvit_jax.telemetry.atomic import atomic_write
 
 _FORMAT = "uvit_jax reference 1"
 _EXPECTED = "an .npz of reference statistics"
@@ -33,7 +35,8 @@ class Reference:
       spatial: mean and covariance of the "spatial" features; None where the file has none.
       features: "pool" features of images of the data set; None where the file has none.
       images: whether the file holds images (ADM's), of which features can be made.
-      record: what the file says of itself: source, count, resolution, crop, extractor; empty for a foreign one.
+      record: what the file says of itself: source, count, resolution, crop, extractor; empty for a
+        foreign one.
     """
 
     path: pathlib.Path
@@ -47,18 +50,22 @@ class Reference:
 
     @functools.cached_property
     def gaussian(self) -> FrechetReference:
-        """Of the "pool" features, decomposed once. Raises UserError for numbers that are no covariance."""
+        """Of the "pool" features, decomposed once. Raises UserError for numbers that are no
+        covariance.
+        """
         return FrechetReference(self.mean, self.covariance)
 
     @functools.cached_property
     def spatial_gaussian(self) -> FrechetReference | None:
-        """Of the "spatial" features, decomposed once. Raises UserError for numbers that are no covariance."""
+        """Of the "spatial" features, decomposed once. Raises UserError for numbers that are no
+        covariance.
+        """
         return None if self.spatial is None else FrechetReference(*self.spatial)
 
 
 def read_reference(path: pathlib.Path, extractor: FeatureExtractor) -> Reference:
-    """The statistics in an `.npz`: `mu` and `sigma` as pytorch-fid and U-ViT's code write them, with ADM's `mu_s`,
-    `sigma_s` and `arr_0` (images), or with our own `features` and `metadata`.
+    """The statistics in an `.npz`: `mu` and `sigma` as pytorch-fid and U-ViT's code write them,
+    with ADM's `mu_s`, `sigma_s` and `arr_0` (images), or with our own `features` and `metadata`.
 
     Raises:
       UserError: for a file of another layout, or of other features than the extractor's.
@@ -71,8 +78,8 @@ def read_reference(path: pathlib.Path, extractor: FeatureExtractor) -> Reference
     held, arrays = read_npz(path, _EXPECTED, _ARRAYS)
     if not {"mu", "sigma"} <= held:
         raise UserError(
-            f"{path} holds {_list(held)}, expected the arrays mu and sigma: --config.evaluate.make_reference makes "
-            "such a file of images"
+            f"{path} holds {_list(held)}, expected the arrays mu and sigma: "
+            "--config.evaluate.make_reference makes such a file of images"
         )
     mean, covariance = _moments(path, ("mu", "sigma"), arrays, extractor, "pool")
     spatial = None
@@ -109,7 +116,8 @@ def _moments(
         found = arrays[name].shape if name in arrays else "absent"
         if found != expected:
             raise UserError(
-                f"{path} has {name} of shape {found}, expected {expected}, the features of {extractor.name}"
+                f"{path} has {name} of shape {found}, expected {expected}, the features of "
+                f"{extractor.name}"
             )
     mean, covariance = (_finite(path, name, arrays[name]) for name in names)
     return mean.astype(np.float64), covariance.astype(np.float64)
@@ -122,7 +130,10 @@ def _features(
         return None
     features, width = arrays["features"], extractor.widths["pool"]
     if features.ndim != 2 or features.shape[1] != width or not len(features):
-        raise UserError(f"{path} has features of shape {features.shape}, expected (n, {width}), {extractor.name}'s")
+        raise UserError(
+            f"{path} has features of shape {features.shape}, expected (n, {width}), "
+            f"{extractor.name}'s"
+        )
     return _finite(path, "features", features).astype(np.float32, copy=False)
 
 
@@ -142,9 +153,14 @@ def _record(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]
         record = json.loads(str(arrays["metadata"]))
         found = record.get("format")
     except (ValueError, AttributeError):
-        raise UserError(f"{path} has metadata that are no JSON object, expected {_EXPECTED}") from None
+        raise UserError(
+            f"{path} has metadata that are no JSON object, expected {_EXPECTED}"
+        ) from None
     if found != _FORMAT:
-        raise UserError(f"{path} is of the format {found!r}, expected {_FORMAT!r}: make it again, or update uvit_jax")
+        raise UserError(
+            f"{path} is of the format {found!r}, expected {_FORMAT!r}: make it again, or update "
+            f"uvit_jax"
+        )
     return record
 
 
@@ -153,13 +169,15 @@ def _check_extractor(reference: Reference, extractor: FeatureExtractor) -> None:
     for field, value in extractor.identity.items():
         if made_with.get(field, value) != value:
             raise UserError(
-                f"{reference.path} was made with {field} = {made_with[field]!r} of {made_with.get('name')!r}, but "
-                f"{extractor.name!r} has {value!r} here: distances between the two mean nothing"
+                f"{reference.path} was made with {field} = {made_with[field]!r} of "
+                f"{made_with.get('name')!r}, but {extractor.name!r} has {value!r} here: distances "
+                "between the two mean nothing"
             )
 
 
 def check_resolution(reference: Reference, shape: tuple[int, int, int]) -> None:
-    """Raises a UserError where a reference that knows its images' size has another one than the samples.
+    """Raises a UserError where a reference that knows its images' size has another one than the
+    samples.
 
     Grey images are as good as the same in RGB: extractors repeat them thrice.
     """
@@ -178,8 +196,14 @@ def write_reference(
     features: Float[np.ndarray, "n d"],
     record: dict[str, Any],
 ) -> None:
-    """Writes statistics that `read_reference`, pytorch-fid and ADM's evaluator read, whole or not at all."""
-    arrays: dict[str, Any] = {"mu": pool.mean, "sigma": pool.covariance, "features": np.asarray(features, np.float32)}
+    """Writes statistics that `read_reference`, pytorch-fid and ADM's evaluator read, whole or not
+    at all.
+    """
+    arrays: dict[str, Any] = {
+        "mu": pool.mean,
+        "sigma": pool.covariance,
+        "features": np.asarray(features, np.float32),
+    }
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
     with atomic_write(path) as file:

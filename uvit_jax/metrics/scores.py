@@ -1,4 +1,6 @@
-"""All scores of a set of samples: gathered batch by batch, saved on the way, compared with a reference at the end."""
+"""All scores of a set of samples: gathered batch by batch, saved on the way, compared with a
+reference at the end.
+"""
 
 import json
 import pathlib
@@ -9,18 +11,18 @@ import numpy as np
 from jaxtyping import Float
 
 from uvit_jax.errors import UserError
+from uvit_jax.files import atomic_write
 from uvit_jax.metrics.clip_score import ClipScore
 from uvit_jax.metrics.features import FeatureExtractor, Features
 from uvit_jax.metrics.frechet import frechet_bias
 from uvit_jax.metrics.inception_score import InceptionScore
-from uvit_jax.metrics.kernel import kid
+from uvit_jax.metrics.kid import kid
 from uvit_jax.metrics.metric_names import METRICS, OF_SAMPLES
 from uvit_jax.metrics.moments import Moments, SplitMoments
-from uvit_jax.metrics.neighbours import density_coverage, precision_recall
 from uvit_jax.metrics.npz_file import read_npz
+from uvit_jax.metrics.precision_recall import density_coverage, precision_recall
 from uvit_jax.metrics.reference import Reference
 from uvit_jax.metrics.stored_rows import StoredRows
-from uvit_jax.telemetry.atomic import atomic_write
 
 _STATE, _ROWS = "state.npz", "pool.rows"
 _SPLITS = 10
@@ -43,15 +45,20 @@ class Scores:
     """
 
     def __init__(
-        self, metrics: Collection[str], extractor: FeatureExtractor, num_samples: int, folder: pathlib.Path | None
+        self,
+        metrics: Collection[str],
+        extractor: FeatureExtractor,
+        num_samples: int,
+        folder: pathlib.Path | None,
     ):
-        """folder: where features are kept until the end, and the state to go on from; None for neither.
+        """folder: where features are kept until the end, and the state to go on from; None for
+        neither.
 
         A folder with a state goes on after the last sample that was saved.
 
         Raises:
-          UserError: for too few samples for a metric, a folder that can't be written to, or a state in it that is
-            damaged or of other scores.
+          UserError: for too few samples for a metric, a folder that can't be written to, or a state
+            in it that is damaged or of other scores.
         """
         self.metrics, self.num_samples, self.count = tuple(metrics), num_samples, 0
         self._extractor, self._folder = extractor, folder
@@ -64,8 +71,12 @@ class Scores:
         self._rows: StoredRows | None = None
         if any(name in OF_SAMPLES for name in metrics):
             if folder is None:
-                raise UserError(f"{', '.join(OF_SAMPLES)} need a folder for the samples' features, found none")
-            self._rows = StoredRows(folder / _ROWS, (extractor.widths["pool"],), np.float32, count=self.count)
+                raise UserError(
+                    f"{', '.join(OF_SAMPLES)} need a folder for the samples' features, found none"
+                )
+            self._rows = StoredRows(
+                folder / _ROWS, (extractor.widths["pool"],), np.float32, count=self.count
+            )
 
     def update(self, features: Features) -> None:
         """Takes in the features of the samples that follow those seen, `[n, d]` of each kind.
@@ -89,16 +100,24 @@ class Scores:
         if self._rows is not None:
             self._rows.sync()
         arrays: dict[str, Any] = {
-            f"{part}/{name}": array for part, held in self._parts().items() for name, array in held.arrays().items()
+            f"{part}/{name}": array
+            for part, held in self._parts().items()
+            for name, array in held.arrays().items()
         }
         with atomic_write(self._folder / _STATE) as file:
-            np.savez(file, count=np.asarray(self.count), about=np.asarray(json.dumps(self._about())), **arrays)
+            np.savez(
+                file,
+                count=np.asarray(self.count),
+                about=np.asarray(json.dumps(self._about())),
+                **arrays,
+            )
 
     def results(self, reference: Reference) -> dict[str, float]:
-        """Every metric by its name, which begins with the extractor's prefix; all samples must have been seen.
+        """Every metric by its name, which begins with the extractor's prefix; all samples must have
+        been seen.
 
-        `<name>_bias` estimates by how much the Frechet distance lies above that of infinitely many samples,
-        `<name>_std` is over the splits or subsets of the published definition.
+        `<name>_bias` estimates by how much the Frechet distance lies above that of infinitely many
+        samples, `<name>_std` is over the splits or subsets of the published definition.
 
         Raises:
           UserError: for fewer samples than a metric needs.
@@ -113,7 +132,9 @@ class Scores:
                 found["fid_bias"] = frechet_bias(reference.gaussian, self._pool, found["fid"])
         if self._spatial is not None:
             assert reference.spatial_gaussian is not None
-            found["sfid"] = reference.spatial_gaussian.distance(self._spatial.mean, self._spatial.covariance)
+            found["sfid"] = reference.spatial_gaussian.distance(
+                self._spatial.mean, self._spatial.covariance
+            )
         if self._logits is not None:
             found["is"], found["is_std"] = self._logits.result()
         if self._rows is not None:
@@ -144,19 +165,32 @@ class Scores:
         if self._rows is not None:
             self._rows.close()
 
-    def _of_samples(self, features: Float[np.ndarray, "n d"], reference: Reference) -> dict[str, float]:
+    def _of_samples(
+        self, features: Float[np.ndarray, "n d"], reference: Reference
+    ) -> dict[str, float]:
         assert reference.features is not None
         real, found = reference.features, {}
         if "kid" in self.metrics:
-            found["kid"], found["kid_std"] = kid(real, features, subset_size=self._kid_subset(reference))
+            found["kid"], found["kid_std"] = kid(
+                real, features, subset_size=self._kid_subset(reference)
+            )
         if "precision" in self.metrics or "recall" in self.metrics:
             found["precision"], found["recall"] = precision_recall(real, features)
         if "density" in self.metrics or "coverage" in self.metrics:
             found["density"], found["coverage"] = density_coverage(real, features)
-        return {name: value for name, value in found.items() if name.removesuffix("_std") in self.metrics}
+        return {
+            name: value
+            for name, value in found.items()
+            if name.removesuffix("_std") in self.metrics
+        }
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"pool": self._pool, "spatial": self._spatial, "logits": self._logits, "clip": self.clip}
+        parts = {
+            "pool": self._pool,
+            "spatial": self._spatial,
+            "logits": self._logits,
+            "clip": self.clip,
+        }
         return {name: part for name, part in parts.items() if part is not None}
 
     def _about(self) -> dict[str, Any]:
@@ -177,7 +211,10 @@ class Scores:
             about, count = json.loads(str(arrays["about"])), int(arrays["count"])
             for name, wanted in self._about().items():
                 if about[name] != wanted:
-                    raise UserError(f"{path} is of {name} = {about[name]}, expected {wanted}, or its folder deleted")
+                    raise UserError(
+                        f"{path} is of {name} = {about[name]}, expected {wanted}, or its folder "
+                        f"deleted"
+                    )
             self.count = count
             self._pool = SplitMoments.from_arrays(held["pool"])
             if self._spatial is not None:
@@ -188,12 +225,15 @@ class Scores:
                 self.clip = ClipScore.from_arrays(held["clip"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(
-                f"{path} is no state of an evaluation ({error!r}), expected one, or its folder deleted"
+                f"{path} is no state of an evaluation ({error!r}), expected one, or its folder "
+                f"deleted"
             ) from None
 
 
 def metric_name(name: str, extractor: FeatureExtractor) -> str:
-    """What a metric is called with this extractor: FID, sFID, IS and KID are the published Inception-v3's alone."""
+    """What a metric is called with this extractor: FID, sFID, IS and KID are the published
+    Inception-v3's alone.
+    """
     base, _, suffix = name.partition("_")
     if base == "clip":
         return "clip_score"

@@ -1,4 +1,6 @@
-"""Rows appended to a file as they come: what a metric needs whole at the end need not stand in memory until then."""
+"""Rows appended to a file as they come: what a metric needs whole at the end need not stand in
+memory until then.
+"""
 
 import contextlib
 import os
@@ -12,7 +14,8 @@ from uvit_jax.errors import UserError
 
 
 class StoredRows:
-    """Arrays of one shape and dtype, one after another in a file without a header; a killed run goes on after any row.
+    """Arrays of one shape and dtype, one after another in a file without a header; a killed run
+    goes on after any row.
 
     Attributes:
       path: of the file.
@@ -33,14 +36,16 @@ class StoredRows:
             found = path.stat().st_size if path.exists() else 0
             if found < count * self._row_bytes:
                 raise UserError(
-                    f"{path} has {found // self._row_bytes} rows, expected at least {count}: delete its folder to "
-                    "start again"
+                    f"{path} has {found // self._row_bytes} rows, expected at least {count}: "
+                    "delete its folder to start again"
                 )
             self._file = path.open("r+b" if path.exists() else "w+b")
             self._file.truncate(count * self._row_bytes)
             self._file.seek(0, os.SEEK_END)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; expected a writable folder") from error
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; expected a writable folder"
+            ) from error
 
     def append(self, rows: np.ndarray) -> None:
         """Writes rows `[n, *shape]` behind those that are there.
@@ -48,19 +53,25 @@ class StoredRows:
         Raises:
           UserError: the disk is full.
         """
-        assert rows.shape[1:] == self._shape, f"rows of shape {rows.shape[1:]}, expected {self._shape}"
+        assert rows.shape[1:] == self._shape, (
+            f"rows of shape {rows.shape[1:]}, expected {self._shape}"
+        )
         with self._telling_of_the_disk():
             self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
         self.count += len(rows)
 
     def sync(self) -> None:
-        """All rows are on the disk, not only with the operating system. Raises UserError where it is full."""
+        """All rows are on the disk, not only with the operating system. Raises UserError where it
+        is full.
+        """
         with self._telling_of_the_disk():
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def read(self) -> np.ndarray:
-        """All rows `[count, *shape]`, read from the file as they are used. Raises UserError where the disk is full."""
+        """All rows `[count, *shape]`, read from the file as they are used. Raises UserError where
+        the disk is full.
+        """
         with self._telling_of_the_disk():
             self._file.flush()
         if not self.count:
@@ -76,4 +87,6 @@ class StoredRows:
         try:
             yield
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; free some and start again") from error
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; free some and start again"
+            ) from error

@@ -9,19 +9,19 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from uvit_jax.models.fused.attention import mosaic_attention, packed_attention, resolve
-from uvit_jax.models.fused.fp8 import SPECIAL, fp8_product
 from uvit_jax.models.init import NORMAL_02
+from uvit_jax.models.kernels.attention import mosaic_attention, packed_attention, resolve
+from uvit_jax.models.kernels.fp8 import SPECIAL, fp8_product
 from uvit_jax.models.layers import spread
-from uvit_jax.models.layout import ONE_DEVICE, Layout, stream
+from uvit_jax.models.placement import ONE_DEVICE, Layout, stream
 from uvit_jax.models.weights import bias_of
 
 
 class Attention(nnx.Module):
     """Self-attention of a pre-LN ViT: softmax(q k^T / sqrt(head_dim)) v, softmax in float32.
 
-    The query, key and value kernels are one array `[embed_dim, 3, heads, head_dim]`, so that heads are an axis of
-    their own, which tensor parallelism can split.
+    The query, key and value kernels are one array `[embed_dim, 3, heads, head_dim]`, so that heads
+    are an axis of their own, which tensor parallelism can split.
     """
 
     def __init__(
@@ -42,10 +42,20 @@ class Attention(nnx.Module):
         self.layout, self.fp8, self.special = layout, fp8, special
         self.dtype = dtype
         self.qkv = nnx.LinearGeneral(
-            embed_dim, (3, num_heads, head_dim), use_bias=qkv_bias, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs
+            embed_dim,
+            (3, num_heads, head_dim),
+            use_bias=qkv_bias,
+            dtype=dtype,
+            kernel_init=NORMAL_02,
+            rngs=rngs,
         )
         self.proj = nnx.LinearGeneral(
-            (num_heads, head_dim), embed_dim, axis=(-2, -1), dtype=dtype, kernel_init=NORMAL_02, rngs=rngs
+            (num_heads, head_dim),
+            embed_dim,
+            axis=(-2, -1),
+            dtype=dtype,
+            kernel_init=NORMAL_02,
+            rngs=rngs,
         )
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -67,15 +77,21 @@ class Attention(nnx.Module):
             out = self.layout.attend(
                 functools.partial(packed_attention, implementation=implementation), self._packed(x)
             )
-        if implementation not in ("triton", "hopper"):  # whose own backward passes name what they keep
+        if implementation not in (
+            "triton",
+            "hopper",
+        ):  # whose own backward passes name what they keep
             out = checkpoint_name(out, "attention")
         if self.fp8:
             return stream(
-                self.layout, self._fp8_product(out.reshape(b, t, heads * head_dim), kernel.reshape(-1, d))
+                self.layout,
+                self._fp8_product(out.reshape(b, t, heads * head_dim), kernel.reshape(-1, d)),
             ), bias
         kernel = kernel.astype(self.dtype)
         product = (
-            out @ kernel.reshape(-1, d) if implementation == "mosaic" else jnp.einsum("bthk,hkd->btd", out, kernel)
+            out @ kernel.reshape(-1, d)
+            if implementation == "mosaic"
+            else jnp.einsum("bthk,hkd->btd", out, kernel)
         )
         return stream(self.layout, product), bias
 
@@ -91,17 +107,22 @@ class Attention(nnx.Module):
         packed = flat.reshape(*x.shape[:2], *kernel.shape[1:])
         return packed if self.qkv.bias is None else packed + spread(bias_of(self.qkv), packed)
 
-    def _fp8_product(self, x: Float[Array, "b t k"], kernel: Float[Array, "k n"]) -> Float[Array, "b t n"]:
+    def _fp8_product(
+        self, x: Float[Array, "b t k"], kernel: Float[Array, "k n"]
+    ) -> Float[Array, "b t n"]:
         return fp8_product(x, kernel, self.special)
 
     def _planes(self, x: Float[Array, "b t d"]) -> Float[Array, "3 b t c"]:
         """Queries, keys and values with the heads side by side, by a product that writes them so.
 
-        An axis for each head, or one of three within a token, would be padded to tiles on a TPU, and copied.
+        An axis for each head, or one of three within a token, would be padded to tiles on a TPU,
+        and copied.
         """
         if self.fp8:
             packed = self._packed(x)
-            return jnp.moveaxis(packed.reshape(*packed.shape[:3], math.prod(packed.shape[3:])), 2, 0)
+            return jnp.moveaxis(
+                packed.reshape(*packed.shape[:3], math.prod(packed.shape[3:])), 2, 0
+            )
         weight = self.qkv.kernel[...].astype(self.dtype)
         planes = jnp.einsum("btd,dsc->sbtc", x, weight.reshape(*weight.shape[:2], -1))
         if self.qkv.bias is None:

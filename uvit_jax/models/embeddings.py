@@ -15,7 +15,9 @@ from uvit_jax.models.layers import convolution, linear
 
 
 def timestep_embedding(t: Num[Array, " b"], dim: int) -> Float[Array, "b {dim}"]:
-    """The sinusoidal embedding [cos(t f), sin(t f)] of the network's time, f_i = 10000^(-i / (dim/2)), in float32."""
+    """The sinusoidal embedding [cos(t f), sin(t f)] of the network's time, f_i = 10000^(-i /
+    (dim/2)), in float32.
+    """
     half = dim // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies
@@ -24,14 +26,18 @@ def timestep_embedding(t: Num[Array, " b"], dim: int) -> Float[Array, "b {dim}"]
 
 
 def patchify(x: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "b n p"]:
-    """Cuts images into patches, row by row; within one, pixels run row by row with the channel fastest."""
+    """Cuts images into patches, row by row; within one, pixels run row by row with the channel
+    fastest.
+    """
     b, h, w, c = x.shape
     p = patch_size
     x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, (h // p) * (w // p), p * p * c)
 
 
-def unpatchify(x: Float[Array, "b n p"], grid: tuple[int, int], patch_size: int) -> Float[Array, "b h w c"]:
+def unpatchify(
+    x: Float[Array, "b n p"], grid: tuple[int, int], patch_size: int
+) -> Float[Array, "b h w c"]:
     """The images whose `patchify` is x; `grid` is the number of patches down and across."""
     b, p, c = x.shape[0], patch_size, x.shape[2] // patch_size**2
     x = x.reshape(b, *grid, p, p, c).transpose(0, 1, 3, 2, 4, 5)
@@ -39,17 +45,25 @@ def unpatchify(x: Float[Array, "b n p"], grid: tuple[int, int], patch_size: int)
 
 
 def sincos_2d(grid: tuple[int, int], dim: int) -> Float[np.ndarray, "n {dim}"]:
-    """Fixed position embedding: half of the channels tell the row by [sin, cos], half the column (the paper's 2-D)."""
+    """Fixed position embedding: half of the channels tell the row by [sin, cos], half the column
+    (the paper's 2-D).
+    """
     frequencies = 10000.0 ** (-np.arange(dim // 4) / (dim // 4))
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (rows, columns)]
-    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(
+        np.float32
+    )
 
 
 class LinearPatchEmbed(nnx.Module):
-    """A linear map of each patch, `[b, h, w, c] -> [b, n, d]`: the p x p convolution with stride p of the paper."""
+    """A linear map of each patch, `[b, h, w, c] -> [b, n, d]`: the p x p convolution with stride p
+    of the paper.
+    """
 
-    def __init__(self, patch_size: int, in_channels: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, patch_size: int, in_channels: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         fan_in = patch_size**2 * in_channels
         self.patch_size = patch_size
         self.proj = nnx.Linear(
@@ -72,14 +86,18 @@ def stack_channels(patch_size: int, in_channels: int, embed_dim: int) -> list[in
 
 
 class ConvStackPatchEmbed(nnx.Module):
-    """3x3 convolutions followed by a 1x1 convolution, `[b, h, w, c] -> [b, n, d]` (the paper's other patch embedding).
+    """3x3 convolutions followed by a 1x1 convolution, `[b, h, w, c] -> [b, n, d]` (the paper's
+    other patch embedding).
 
-    As in "Early Convolutions Help Transformers See Better" (arXiv:2106.14881) each 3x3 convolution halves the image
-    and doubles the channels up to embed_dim and is followed by a ReLU; patch_size is a power of two. With patch_size 1
-    a single 3x3 convolution keeps the resolution. No batch normalisation: a diffusion batch mixes noise levels.
+    As in "Early Convolutions Help Transformers See Better" (arXiv:2106.14881) each 3x3 convolution
+    halves the image and doubles the channels up to embed_dim and is followed by a ReLU; patch_size
+    is a power of two. With patch_size 1 a single 3x3 convolution keeps the resolution. No batch
+    normalisation: a diffusion batch mixes noise levels.
     """
 
-    def __init__(self, patch_size: int, in_channels: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, patch_size: int, in_channels: int, embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         channels = stack_channels(patch_size, in_channels, embed_dim)
         self.stages = nnx.List(
             conv3x3(c_in, c_out, strides=1 if patch_size == 1 else 2, dtype=dtype, rngs=rngs)
@@ -105,7 +123,9 @@ class ConvStackPatchEmbed(nnx.Module):
 PATCH_EMBEDS = {"linear": LinearPatchEmbed, "conv_stack": ConvStackPatchEmbed}
 
 
-def conv3x3(in_channels: int, out_channels: int, *, strides: int = 1, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
+def conv3x3(
+    in_channels: int, out_channels: int, *, strides: int = 1, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Conv:
     """A 3x3 convolution, padding 1, with PyTorch's initial weights."""
     uniform = torch_uniform(9 * in_channels)
     return nnx.Conv(
@@ -124,9 +144,15 @@ def conv3x3(in_channels: int, out_channels: int, *, strides: int = 1, dtype: DTy
 class TimeMLP(nnx.Module):
     """Linear D -> 4D, SiLU, Linear 4D -> D on the time embedding, `[b, d] -> [b, d]`."""
 
-    def __init__(self, embed_dim: int, *, dtype: DTypeLike, kernel_init: nnx.Initializer, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(embed_dim, 4 * embed_dim, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
-        self.fc2 = nnx.Linear(4 * embed_dim, embed_dim, dtype=dtype, kernel_init=kernel_init, rngs=rngs)
+    def __init__(
+        self, embed_dim: int, *, dtype: DTypeLike, kernel_init: nnx.Initializer, rngs: nnx.Rngs
+    ):
+        self.fc1 = nnx.Linear(
+            embed_dim, 4 * embed_dim, dtype=dtype, kernel_init=kernel_init, rngs=rngs
+        )
+        self.fc2 = nnx.Linear(
+            4 * embed_dim, embed_dim, dtype=dtype, kernel_init=kernel_init, rngs=rngs
+        )
 
     def __call__(self, time: Float[Array, "b d"]) -> Float[Array, "b d"]:
         return linear(self.fc2, jax.nn.silu(linear(self.fc1, time)))

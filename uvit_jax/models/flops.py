@@ -1,4 +1,6 @@
-"""How much work a U-ViT is: the floating point operations of one forward pass, counted from its config."""
+"""How much work a U-ViT is: the floating point operations of one forward pass, counted from its
+config.
+"""
 
 import itertools
 
@@ -7,12 +9,13 @@ from uvit_jax.models.uvit_config import UViTConfig
 
 
 def forward_flops(config: UViTConfig) -> int:
-    """FLOPs of one forward pass on one image: 2 for each multiply-add of every matrix product and convolution.
+    """FLOPs of one forward pass on one image: 2 for each multiply-add of every matrix product and
+    convolution.
 
-    For T tokens of width D a block costs 2 T D (4 D + 2 r D) in its projections and MLP (r = mlp_ratio), 4 T^2 D in
-    attention and, where a skip is concatenated, 4 T D^2. A convolution's padding counts as pixels do. Normalisations,
-    activations and sums are left out, as is usual for MFU. Three times this, forward and backward, is what a training
-    step of one image counts.
+    For T tokens of width D a block costs 2 T D (4 D + 2 r D) in its projections and MLP (r =
+    mlp_ratio), 4 T^2 D in attention and, where a skip is concatenated, 4 T D^2. A convolution's
+    padding counts as pixels do. Normalisations, activations and sums are left out, as is usual for
+    MFU. Three times this, forward and backward, is what a training step of one image counts.
     """
     tokens, d, half = config.num_tokens, config.embed_dim, config.depth // 2
     height, width = config.input_size
@@ -38,7 +41,9 @@ def forward_flops(config: UViTConfig) -> int:
 
 
 def _conv_stack(config: UViTConfig) -> int:
-    """Of the 3x3 convolutions, each on half the rows and columns of the one before, and the 1x1 one after them."""
+    """Of the 3x3 convolutions, each on half the rows and columns of the one before, and the 1x1 one
+    after them.
+    """
     height, width = config.input_size
     stride = 1 if config.patch_size == 1 else 2
     channels, total = stack_channels(config.patch_size, config.in_channels, config.embed_dim), 0

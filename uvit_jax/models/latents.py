@@ -1,4 +1,6 @@
-"""Latents as the network sees them: drawn from their moments, and brought to zero mean and unit variance."""
+"""Latents as the network sees them: drawn from their moments, and brought to zero mean and unit
+variance.
+"""
 
 import dataclasses
 import math
@@ -16,7 +18,8 @@ AnyArray = Array | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
-    """x = scale * (z - shift), channel by channel: z as the autoencoder has it, x as the diffusion network does.
+    """x = scale * (z - shift), channel by channel: z as the autoencoder has it, x as the diffusion
+    network does.
 
     Attributes:
       shift: one number for each channel of the latents.
@@ -45,16 +48,21 @@ class Normalization:
 
     @classmethod
     def from_statistics(cls, mean: Sequence[float], std: Sequence[float]) -> "Normalization":
-        """What brings latents of these per-channel means and standard deviations to zero mean and unit variance.
+        """What brings latents of these per-channel means and standard deviations to zero mean and
+        unit variance.
 
         A channel that never varies, of deviation 0, is brought to zero mean alone.
 
         Raises:
-          UserError: for a standard deviation that is negative or not finite, or different numbers of channels.
+          UserError: for a standard deviation that is negative or not finite, or different numbers
+            of channels.
         """
         for i, deviation in enumerate(std):
             if not (math.isfinite(deviation) and deviation >= 0):
-                raise UserError(f"the standard deviation of channel {i} is {deviation}, expected a number from 0 up")
+                raise UserError(
+                    f"the standard deviation of channel {i} is {deviation}, expected a number "
+                    f"from 0 up"
+                )
         return cls(tuple(float(m) for m in mean), tuple(1 / float(s) if s else 1.0 for s in std))
 
     @property
@@ -63,29 +71,37 @@ class Normalization:
         return len(self.scale)
 
     def normalize(self, z: Float[AnyArray, "*b h w z"]) -> Float[Array, "*b h w z"]:
-        """scale * (z - shift) in float32, whatever the precision of z; a UserError for another number of channels."""
+        """scale * (z - shift) in float32, whatever the precision of z; a UserError for another
+        number of channels.
+        """
         shift, scale = self._arrays(z)
         return (jnp.asarray(z, jnp.float32) - shift) * scale
 
     def denormalize(self, x: Float[AnyArray, "*b h w z"]) -> Float[Array, "*b h w z"]:
-        """x / scale + shift in float32: what `decode` of an autoencoder takes; a UserError as `normalize`'s."""
+        """x / scale + shift in float32: what `decode` of an autoencoder takes; a UserError as
+        `normalize`'s.
+        """
         shift, scale = self._arrays(x)
         return jnp.asarray(x, jnp.float32) / scale + shift
 
     def _arrays(self, z: AnyArray) -> tuple[np.ndarray, np.ndarray]:
         if z.shape[-1] != self.channels:
-            raise UserError(f"latents have {z.shape[-1]} channels, expected {self.channels} as their normalization has")
+            raise UserError(
+                f"latents have {z.shape[-1]} channels, expected {self.channels} as their "
+                f"normalization has"
+            )
         return np.asarray(self.shift, np.float32), np.asarray(self.scale, np.float32)
 
 
 def sample_moments(
     moments: Float[AnyArray, "*b h w m"], key: Key[Array, ""], normalization: Normalization
 ) -> Float[Array, "*b h w z"]:
-    """Normalised latents drawn from stored moments, scale * (mean + exp(logvar / 2) noise - shift), in float32.
+    """Normalised latents drawn from stored moments, scale * (mean + exp(logvar / 2) noise - shift),
+    in float32.
 
     Args:
-      moments: mean and logvar, one after the other along the channels; logvar is clipped to [-30, 20] here, as
-        latent diffusion's DiagonalGaussianDistribution does.
+      moments: mean and logvar, one after the other along the channels; logvar is clipped to [-30,
+        20] here, as latent diffusion's DiagonalGaussianDistribution does.
       key: a key of its own for this draw.
       normalization: of half as many channels as the moments have.
 

@@ -1,5 +1,6 @@
-"""Layers whose parameters meet thousands of rows each: what they add is in the layers' dtype, and the gradients of it
-are summed in float32. Left to the transpose of a broadcast they would be summed in bfloat16, percents off.
+"""Layers whose parameters meet thousands of rows each: what they add is in the layers' dtype, and
+the gradients of it are summed in float32. Left to the transpose of a broadcast they would be summed
+in bfloat16, percents off.
 """
 
 import functools
@@ -17,7 +18,9 @@ from uvit_jax.models.weights import bias_of
 AnyArray = jax.Array | np.ndarray
 
 
-def spread(row: Float[Array, "..."], y: Float[Array, "..."] | jax.ShapeDtypeStruct) -> Float[Array, "..."]:
+def spread(
+    row: Float[Array, "..."], y: Float[Array, "..."] | jax.ShapeDtypeStruct
+) -> Float[Array, "..."]:
     """`row` in the dtype and, by NumPy's rules, the shape of y; its gradient is summed in float32."""
     return _spread(row, y.shape, jnp.dtype(y.dtype))
 
@@ -42,7 +45,8 @@ def convolution(layer: nnx.Conv, x: Float[AnyArray, "b h w c"]) -> Float[Array, 
 
 
 def lookup(layer: nnx.Embed, ids: Int[AnyArray, " b"], dtype: DTypeLike) -> Float[Array, "b d"]:
-    """The table's rows of these ids, NaN for an id outside the table: -1, an unknown label, is not its last row.
+    """The table's rows of these ids, NaN for an id outside the table: -1, an unknown label, is not
+    its last row.
 
     Cast after they are looked up, so that a row met often sums in float32.
     """

@@ -1,4 +1,6 @@
-"""U-ViT: a plain ViT whose tokens are time, condition and noisy patches, with long skips (arXiv:2209.12152)."""
+"""U-ViT: a plain ViT whose tokens are time, condition and noisy patches, with long skips
+(arXiv:2209.12152).
+"""
 
 import functools
 from collections.abc import Callable
@@ -12,10 +14,17 @@ from jaxtyping import Array, Float, Int, Num
 
 from uvit_jax.errors import UserError
 from uvit_jax.models.blocks import AddNorm, Block, Pending
-from uvit_jax.models.embeddings import PATCH_EMBEDS, TimeMLP, conv3x3, sincos_2d, timestep_embedding, unpatchify
+from uvit_jax.models.embeddings import (
+    PATCH_EMBEDS,
+    TimeMLP,
+    conv3x3,
+    sincos_2d,
+    timestep_embedding,
+    unpatchify,
+)
 from uvit_jax.models.init import NORMAL_02
 from uvit_jax.models.layers import convolution, linear, lookup, spread
-from uvit_jax.models.layout import ONE_DEVICE, Layout
+from uvit_jax.models.placement import ONE_DEVICE, Layout
 from uvit_jax.models.uvit_config import UViTConfig
 
 __all__ = ["UViT", "UViTConfig"]
@@ -24,10 +33,12 @@ AnyArray = jax.Array | np.ndarray
 
 
 class UViT(nnx.Module):
-    """The network: `model(x, t, label=None, context=None)` predicts noise (or whatever it was trained to).
+    """The network: `model(x, t, label=None, context=None)` predicts noise (or whatever it was
+    trained to).
 
-    Its parameters are float32 and are one block's arrays after another's whatever `config.scan_blocks` says, so a
-    checkpoint serves both ways of running. `layout` says how they and the activations lie over devices.
+    Its parameters are float32 and are one block's arrays after another's whatever
+    `config.scan_blocks` says, so a checkpoint serves both ways of running. `layout` says how they
+    and the activations lie over devices.
     """
 
     def __init__(self, config: UViTConfig, *, rngs: nnx.Rngs, layout: Layout = ONE_DEVICE):
@@ -36,9 +47,17 @@ class UViT(nnx.Module):
         self.patch_embed = PATCH_EMBEDS[config.patch_embed](
             config.patch_size, config.in_channels, d, dtype=dtype, rngs=rngs
         )
-        self.time_mlp = TimeMLP(d, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs) if config.time_mlp else None
+        self.time_mlp = (
+            TimeMLP(d, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs) if config.time_mlp else None
+        )
         self.label_embed = (
-            nnx.Embed(config.num_classes, d, dtype=dtype, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
+            nnx.Embed(
+                config.num_classes,
+                d,
+                dtype=dtype,
+                embedding_init=nnx.initializers.normal(1.0),
+                rngs=rngs,
+            )
             if config.num_classes
             else None
         )
@@ -57,14 +76,27 @@ class UViT(nnx.Module):
         self.mid_block = block(takes_skip=False)
         self.out_blocks = nnx.List(block(takes_skip=True) for _ in range(half))
         self.norm = AddNorm(
-            d, adaptive=config.time == "adaln", dtype=dtype, rngs=rngs, kernels=config.kernels, layout=layout
+            d,
+            adaptive=config.time == "adaln",
+            dtype=dtype,
+            rngs=rngs,
+            kernels=config.kernels,
+            layout=layout,
         )
-        self.conv_before = conv3x3(d, d, dtype=dtype, rngs=rngs) if config.conv == "before" else None
+        self.conv_before = (
+            conv3x3(d, d, dtype=dtype, rngs=rngs) if config.conv == "before" else None
+        )
         self.head = nnx.Linear(
-            d, config.patch_size**2 * config.in_channels, dtype=dtype, kernel_init=NORMAL_02, rngs=rngs
+            d,
+            config.patch_size**2 * config.in_channels,
+            dtype=dtype,
+            kernel_init=NORMAL_02,
+            rngs=rngs,
         )
         self.conv_after = (
-            conv3x3(config.in_channels, config.in_channels, dtype=dtype, rngs=rngs) if config.conv == "after" else None
+            conv3x3(config.in_channels, config.in_channels, dtype=dtype, rngs=rngs)
+            if config.conv == "after"
+            else None
         )
 
     def __call__(
@@ -80,11 +112,12 @@ class UViT(nnx.Module):
           x: noisy images or latents `[b, h, w, c]`.
           t: the network's own time, 0..1000 (a schedule's `model_time`), `[b]`.
           label: ids `[b]` in 0..num_classes-1; given exactly when the model has labels.
-          context: text states `[b, context_length, context_dim]`; given exactly when the model has text.
+          context: text states `[b, context_length, context_dim]`; given exactly when the model has
+            text.
 
         Raises:
-          UserError: for a shape that is not the config's, a condition missing or too many, a label outside the table
-            (checked where the label's value is known, that is outside `jit`).
+          UserError: for a shape that is not the config's, a condition missing or too many, a label
+            outside the table (checked where the label's value is known, that is outside `jit`).
         """
         config = self.config
         self._check_inputs(x, t, label, context)
@@ -127,7 +160,9 @@ class UViT(nnx.Module):
         """In, middle and out blocks; block i's output goes to block depth + 1 - i (counted from 1)."""
         config, in_blocks, out_blocks = self.config, list(self.in_blocks), list(self.out_blocks)
         if config.remat == "none" and not config.scan_blocks and not self.layout.gathers:
-            return _chained([*in_blocks, self.mid_block], out_blocks, h, time, with_skips=config.skip != "none")
+            return _chained(
+                [*in_blocks, self.mid_block], out_blocks, h, time, with_skips=config.skip != "none"
+            )
         run: Callable = _scanned if config.scan_blocks else _unrolled
         how = (config.remat, config.compute_dtype, self.layout)
         h, skips = run(in_blocks, h, None, time, *how)
@@ -137,28 +172,41 @@ class UViT(nnx.Module):
         h, _ = run(out_blocks, h, skips, time, *how)
         return h, None, None
 
-    def _check_inputs(self, x: AnyArray, t: AnyArray, label: AnyArray | None, context: AnyArray | None) -> None:
+    def _check_inputs(
+        self, x: AnyArray, t: AnyArray, label: AnyArray | None, context: AnyArray | None
+    ) -> None:
         config = self.config
         if tuple(x.shape[1:]) != config.sample_shape:
             raise UserError(
-                f"x has shape {tuple(x.shape)}, expected (batch, {', '.join(map(str, config.sample_shape))})"
+                f"x has shape {tuple(x.shape)}, expected (batch, "
+                f"{', '.join(map(str, config.sample_shape))})"
             )
         rows = x.shape[0]
         if np.shape(t) != (rows,):
-            raise UserError(f"t has shape {np.shape(t)}, expected ({rows},), a time for each row of x")
+            raise UserError(
+                f"t has shape {np.shape(t)}, expected ({rows},), a time for each row of x"
+            )
         for name, value, wanted in (
             ("label", label, bool(config.num_classes)),
             ("context", context, bool(config.context_dim)),
         ):
             if (value is not None) != wanted:
-                raise UserError(f"{name} was {'missing' if wanted else 'given'}, but {_condition_of(config)}")
-        if context is not None and np.shape(context) != (rows, config.context_length, config.context_dim):
+                raise UserError(
+                    f"{name} was {'missing' if wanted else 'given'}, but {_condition_of(config)}"
+                )
+        if context is not None and np.shape(context) != (
+            rows,
+            config.context_length,
+            config.context_dim,
+        ):
             raise UserError(
                 f"context has shape {np.shape(context)}, "
                 f"expected ({rows}, {config.context_length}, {config.context_dim})"
             )
         if label is not None and np.shape(label) != (rows,):
-            raise UserError(f"label has shape {np.shape(label)}, expected ({rows},), an id for each row of x")
+            raise UserError(
+                f"label has shape {np.shape(label)}, expected ({rows},), an id for each row of x"
+            )
         if label is not None and not jnp.issubdtype(jnp.asarray(label).dtype, jnp.integer):
             raise UserError(f"label is of {jnp.asarray(label).dtype}, expected integers")
         if label is not None and not isinstance(label, jax.core.Tracer):
@@ -167,9 +215,15 @@ class UViT(nnx.Module):
 
 def _condition_of(config: UViTConfig) -> str:
     if config.num_classes:
-        return f"this model is conditioned on a label (num_classes = {config.num_classes}) and nothing else"
+        return (
+            f"this model is conditioned on a label (num_classes = {config.num_classes}) and "
+            f"nothing else"
+        )
     if config.context_dim:
-        return f"this model is conditioned on a text context (context_dim = {config.context_dim}) and nothing else"
+        return (
+            f"this model is conditioned on a text context (context_dim = {config.context_dim}) "
+            f"and nothing else"
+        )
     return "this model is unconditional (num_classes = 0, context_dim = 0)"
 
 
@@ -178,15 +232,24 @@ def check_labels(labels: AnyArray, num_classes: int) -> None:
     values = np.asarray(labels)
     outside = values[(values < 0) | (values >= num_classes)]
     if outside.size:
-        raise UserError(f"label {outside.flat[0]} is outside the table, expected 0 to {num_classes - 1}")
+        raise UserError(
+            f"label {outside.flat[0]} is outside the table, expected 0 to {num_classes - 1}"
+        )
 
 
 def _chained(
-    down: list[Block], up: list[Block], h: Float[Array, "b t d"], time: Array | None, *, with_skips: bool
+    down: list[Block],
+    up: list[Block],
+    h: Float[Array, "b t d"],
+    time: Array | None,
+    *,
+    with_skips: bool,
 ) -> Pending:
-    """Blocks one after another where nothing is recomputed: each norm adds up what the block before it left.
+    """Blocks one after another where nothing is recomputed: each norm adds up what the block before
+    it left.
 
-    The blocks of `down` after the first fork the stream they begin with; the last fork goes to the first of `up`.
+    The blocks of `down` after the first fork the stream they begin with; the last fork goes to the
+    first of `up`.
     """
     pending: Pending = h, None, None
     skips: list[Array] = []
@@ -202,24 +265,32 @@ def _chained(
 
 
 def _traced_once(block: Block, method: str, **how: Any) -> Callable:
-    """A block's method, the same function of parameters for all blocks of a structure, which JAX therefore traces,
-    differentiates and lowers once, not once a layer (for how, see `_shared`)."""
+    """A block's method, the same function of parameters for all blocks of a structure, which JAX
+    therefore traces, differentiates and lowers once, not once a layer (for how, see `_shared`).
+    """
     graphdef, state = nnx.split(block)
     return functools.partial(_shared(graphdef, method, **how), nnx.to_pure_dict(state))
 
 
 @functools.cache
 def _shared(
-    graphdef: nnx.GraphDef, method: str, *, remat: str = "none", dtype: str = "float32", layout: Layout = ONE_DEVICE
+    graphdef: nnx.GraphDef,
+    method: str,
+    *,
+    remat: str = "none",
+    dtype: str = "float32",
+    layout: Layout = ONE_DEVICE,
 ) -> Callable:
     apply = _apply(graphdef, dtype, layout, method)
     return jax.jit(_remat(apply, remat, scanned=False, gathers=layout.gathers))
 
 
 def _remat(fn: Callable, policy: str, *, scanned: bool, gathers: bool) -> Callable:
-    """Makes the backward pass of one block recompute what `policy` does not save (UViTConfig.remat).
+    """Makes the backward pass of one block recompute what `policy` does not save
+    (UViTConfig.remat).
 
-    Weights that were brought together from other devices are never saved, but brought together again.
+    Weights that were brought together from other devices are never saved, but brought together
+    again.
     """
     if policy == "none" and not gathers:
         return fn
@@ -228,19 +299,24 @@ def _remat(fn: Callable, policy: str, *, scanned: bool, gathers: bool) -> Callab
         "none": _all_but_gathered,
         "full": policies.nothing_saveable,
         "matmuls": policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names("attention", "residual")
+            policies.dots_with_no_batch_dims_saveable,
+            policies.save_only_these_names("attention", "residual"),
         ),
     }
-    # Inside a scan XLA can't merge the recomputation with the forward pass, so the guard against that may go.
+    # Inside a scan XLA can't merge the recomputation with the forward pass, so the guard against
+    # that may go.
     return jax.checkpoint(fn, policy=saved[policy], prevent_cse=not scanned)
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    # A gathered weight is what a linear call gives, or a slice of that. Other slices cost nothing to repeat.
+    # A gathered weight is what a linear call gives, or a slice of that. Other slices cost nothing
+    # to repeat.
     return primitive.name not in ("linear_call", "sharding_constraint", "slice", "squeeze")
 
 
-def _apply(graphdef: nnx.GraphDef, dtype: str, layout: Layout, method: str = "__call__") -> Callable:
+def _apply(
+    graphdef: nnx.GraphDef, dtype: str, layout: Layout, method: str = "__call__"
+) -> Callable:
     def apply(params: Any, *inputs: Any) -> Any:
         return getattr(nnx.merge(graphdef, layout.weights(params, dtype)), method)(*inputs)
 
@@ -256,7 +332,9 @@ def _unrolled(
     dtype: str,
     layout: Layout,
 ) -> tuple[Array, list[Array]]:
-    """Runs blocks one after another; returns the last output and every output. The last of `skips` is used first."""
+    """Runs blocks one after another; returns the last output and every output. The last of `skips`
+    is used first.
+    """
     outputs: list[Array] = []
     for i, block in enumerate(blocks):
         apply = _traced_once(block, "__call__", remat=remat, dtype=dtype, layout=layout)
@@ -274,10 +352,13 @@ def _scanned(
     dtype: str,
     layout: Layout,
 ) -> tuple[Array, Array | None]:
-    """What `_unrolled` does, as one `lax.scan` over the blocks' stacked parameters; skips and outputs are stacked."""
+    """What `_unrolled` does, as one `lax.scan` over the blocks' stacked parameters; skips and
+    outputs are stacked.
+    """
     if not blocks:
         return h, None
-    # Blocks that take a skip run backwards over the stack of skips, so their parameters are stacked last block first.
+    # Blocks that take a skip run backwards over the stack of skips, so their parameters are stacked
+    # last block first.
     order = blocks if skips is None else blocks[::-1]
     graphdef = nnx.split(blocks[0])[0]
     layers = [nnx.to_pure_dict(nnx.split(block)[1]) for block in order]

@@ -5,7 +5,7 @@ import math
 import numbers
 from collections.abc import Sequence
 
-from uvit_jax.errors import UserError, nearest
+from uvit_jax.errors import UserError, check_choice
 
 # What every network here computes in; 8 bits are the U-ViT's alone.
 DTYPES = ("float32", "bfloat16")
@@ -30,7 +30,8 @@ class UViTConfig:
     """The architecture of a U-ViT and how it is computed.
 
     Attributes:
-      image_size: height and width of the input in pixels (or latent pixels); one number for a square, or (h, w).
+      image_size: height and width of the input in pixels (or latent pixels); one number for a
+        square, or (h, w).
       patch_size: side of a patch.
       in_channels: channels of the input and of the prediction.
       embed_dim: width D of every token.
@@ -42,22 +43,26 @@ class UViTConfig:
       num_classes: rows of the label table, an empty label included; 0 for a model without labels.
       context_dim: width of the text states; 0 for a model without text.
       context_length: number of text states.
-      skip: how a long skip h_s joins the stream h_m: "concat" Linear(Concat(h_m, h_s)), "add_then_linear"
-        Linear(h_m + h_s), "linear_then_add" h_m + Linear(h_s), "add" h_m + h_s, or "none".
+      skip: how a long skip h_s joins the stream h_m: "concat" Linear(Concat(h_m, h_s)),
+        "add_then_linear" Linear(h_m + h_s), "linear_then_add" h_m + Linear(h_s), "add" h_m + h_s,
+        or "none".
       time: "token", the time is one more token; "adaln", it scales and shifts every LayerNorm.
-      conv: where a 3x3 convolution stands: "after" the linear head on the image, "before" it on the token map, "none".
+      conv: where a 3x3 convolution stands: "after" the linear head on the image, "before" it on the
+        token map, "none".
       patch_embed: "linear", or "conv_stack", 3x3 convolutions and a 1x1 one.
-      pos_embed: "learned" for all tokens, or "sincos_2d", fixed, for the patches (zero for the other tokens).
-      dtype: what matrix products and the residual stream are computed in; parameters are float32 either way. "fp8" is
-        "bfloat16" with the forward products of the blocks in float8_e4m3fn.
-      remat: what the backward pass recomputes: "none"; "matmuls", all but matrix products and attention; "full",
-        whole blocks.
-      scan_blocks: run the blocks under `lax.scan`: compiles once for all of them. The parameters and the numbers are
-        those of the unrolled model.
+      pos_embed: "learned" for all tokens, or "sincos_2d", fixed, for the patches (zero for the
+        other tokens).
+      dtype: what matrix products and the residual stream are computed in; parameters are float32
+        either way. "fp8" is "bfloat16" with the forward products of the blocks in float8_e4m3fn.
+      remat: what the backward pass recomputes: "none"; "matmuls", all but matrix products and
+        attention; "full", whole blocks.
+      scan_blocks: run the blocks under `lax.scan`: compiles once for all of them. The parameters
+        and the numbers are those of the unrolled model.
       attention: kernel: "auto" (by hardware, dtype and shape), "xla", "cudnn", "triton" or
         "hopper" (GPUs), "mosaic" (TPUs).
       kernels: of norms, residual sums and GELU: "auto" (by hardware and dtype), "xla" or "triton".
-        Forward-mode derivatives (`jax.jvp`, also of a gradient) exist where both attention and kernels are "xla".
+        Forward-mode derivatives (`jax.jvp`, also of a gradient) exist where both attention and
+        kernels are "xla".
     """
 
     image_size: int | tuple[int, int] = 32
@@ -89,9 +94,16 @@ class UViTConfig:
         for field in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads", *_OPTIONAL):
             if not isinstance(getattr(self, field), numbers.Integral):
                 raise UserError(f"{field} is {getattr(self, field)!r}, expected a whole number")
-        sides = self.image_size if isinstance(self.image_size, Sequence) else (self.image_size, self.image_size)
+        sides = (
+            self.image_size
+            if isinstance(self.image_size, Sequence)
+            else (self.image_size, self.image_size)
+        )
         if len(sides) != 2 or not all(isinstance(side, numbers.Integral) for side in sides):
-            raise UserError(f"image_size is {self.image_size!r}, expected a whole number, or two: height and width")
+            raise UserError(
+                f"image_size is {self.image_size!r}, expected a whole number, or two: height and "
+                f"width"
+            )
         for field in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} is {getattr(self, field)}, expected at least 1")
@@ -101,26 +113,41 @@ class UViTConfig:
         height, width = self.input_size
         if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
             raise UserError(
-                f"image_size is {height}x{width}, expected positive multiples of patch_size = {self.patch_size}"
+                f"image_size is {height}x{width}, expected positive multiples of patch_size = "
+                f"{self.patch_size}"
             )
         if self.depth % 2 == 0:
             raise UserError(
-                f"depth is {self.depth}, expected an odd number: it counts all blocks, half in, one middle, half out"
+                f"depth is {self.depth}, expected an odd number: it counts all blocks, half in, "
+                f"one middle, half out"
             )
         if self.embed_dim % self.num_heads:
-            raise UserError(f"embed_dim is {self.embed_dim}, expected a multiple of num_heads = {self.num_heads}")
+            raise UserError(
+                f"embed_dim is {self.embed_dim}, expected a multiple of num_heads = "
+                f"{self.num_heads}"
+            )
         if not 1 <= self.embed_dim * self.mlp_ratio < math.inf:
             raise UserError(f"mlp_ratio is {self.mlp_ratio}, expected a positive number")
         if self.num_classes and self.context_dim:
-            raise UserError("num_classes and context_dim are both set, expected a model of labels or of text, not both")
+            raise UserError(
+                "num_classes and context_dim are both set, expected a model of labels or of text, "
+                "not both"
+            )
         if bool(self.context_dim) != bool(self.context_length):
             raise UserError(
-                f"context_dim is {self.context_dim} and context_length {self.context_length}, expected both or neither"
+                f"context_dim is {self.context_dim} and context_length {self.context_length}, "
+                f"expected both or neither"
             )
         if self.patch_embed == "conv_stack" and self.patch_size & (self.patch_size - 1):
-            raise UserError(f"patch_size is {self.patch_size}, expected a power of two for patch_embed = 'conv_stack'")
+            raise UserError(
+                f"patch_size is {self.patch_size}, expected a power of two for patch_embed = "
+                f"'conv_stack'"
+            )
         if self.pos_embed == "sincos_2d" and self.embed_dim % 4:
-            raise UserError(f"embed_dim is {self.embed_dim}, expected a multiple of 4 for pos_embed = 'sincos_2d'")
+            raise UserError(
+                f"embed_dim is {self.embed_dim}, expected a multiple of 4 for pos_embed = "
+                f"'sincos_2d'"
+            )
 
     @property
     def compute_dtype(self) -> str:
@@ -160,11 +187,3 @@ class UViTConfig:
     def num_tokens(self) -> int:
         """Length of the sequence the blocks see."""
         return self.num_extra_tokens + self.grid[0] * self.grid[1]
-
-
-def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises a UserError that names the field, the value and the known ones unless value is one of them."""
-    if value not in choices:
-        close = nearest(str(value), choices)
-        hint = f" (did you mean {close!r}?)" if close else ""
-        raise UserError(f"{field} is {value!r}, expected one of {', '.join(map(repr, choices))}{hint}")

@@ -5,7 +5,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
-def bias_of(layer: nnx.Linear | nnx.LinearGeneral | nnx.Conv | nnx.LayerNorm) -> Float[Array, "..."]:
+def bias_of(
+    layer: nnx.Linear | nnx.LinearGeneral | nnx.Conv | nnx.LayerNorm,
+) -> Float[Array, "..."]:
     """Its bias, float32."""
     assert layer.bias is not None
     return jnp.asarray(layer.bias[...])

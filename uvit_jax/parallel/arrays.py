@@ -11,8 +11,9 @@ from jaxtyping import Array, Shaped
 def place(tree: Any, shardings: Any) -> Any:
     """Arrays on the devices of a tree of host arrays, which every process holds whole and alike.
 
-    No process asks another one: where `jax.device_put` would compare the values over all hosts, each only hands to its
-    own devices what they need. `shardings` is one for all arrays, or a tree of one for each.
+    No process asks another one: where `jax.device_put` would compare the values over all hosts,
+    each only hands to its own devices what they need. `shardings` is one for all arrays, or a tree
+    of one for each.
     """
     if isinstance(shardings, jax.sharding.Sharding):
         return jax.tree.map(lambda array: _place(array, shardings), tree)
@@ -27,8 +28,8 @@ def _place(array: Any, sharding: jax.sharding.Sharding) -> Array:
 
 
 def fetch(x: Shaped[Array, "..."] | Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The whole array in every process's memory, wherever its parts are; where they are spread over several hosts, all
-    processes must call this together.
+    """The whole array in every process's memory, wherever its parts are; where they are spread over
+    several hosts, all processes must call this together.
     """
     if isinstance(x, np.ndarray) or x.is_fully_addressable:
         return np.asarray(x)

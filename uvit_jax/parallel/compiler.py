@@ -2,20 +2,20 @@
 
 from jax.sharding import Mesh
 
+from uvit_jax.errors import say_once
 from uvit_jax.parallel.chips import find_chip
-from uvit_jax.telemetry.say_once import say_once
 
 OVERLAPS = ("auto", "none", "sparsecore")
 
-# https://openxla.org/xla/flags_guidance: "used in conjunction to activate asynchronous all-gather operations".
-# Left alone, libtpu 0.0.42 was seen to do so on v5e:2x4, and on no v5p.
+# https://openxla.org/xla/flags_guidance: "used in conjunction to activate asynchronous all-gather
+# operations". Left alone, libtpu 0.0.42 was seen to do so on v5e:2x4, and on no v5p.
 _ASYNC_GATHERS = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
 }
-# AI-Hypercomputer/maxtext, "SC AR": the SparseCores add up gradients while the TensorCores compute the next. Chips that
-# have them and whose compiler was seen to do it.
+# AI-Hypercomputer/maxtext, "SC AR": the SparseCores add up gradients while the TensorCores compute
+# the next. Chips that have them and whose compiler was seen to do it.
 _SPARSE_CORE_SUMS = {
     "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": False,
@@ -23,27 +23,30 @@ _SPARSE_CORE_SUMS = {
     "xla_sc_disable_megacore_partitioning": True,
 }
 _WITH_SPARSE_CORES = ("v5p",)
-# Products by cuBLASLt, which adds the residual stream and a bias to one before it is written (`models/fused/norm.py`).
-# XLA's own products in Triton take no such sum along.
+# Products by cuBLASLt, which adds the residual stream and a bias to one before it is written
+# (`models/kernels/norm.py`). XLA's own products in Triton take no such sum along.
 _GPU = {"xla_gpu_enable_triton_gemm": False}
 
 
 def compiler_options(mesh: Mesh, overlap: str = "auto") -> dict[str, bool]:
     """Options of `jax.jit` for a train step or a sampler on this mesh; none for CPUs.
 
-    overlap: "auto" for asynchronous gathers of parameters where fsdp splits them; "sparsecore" for that and gradients
-    summed by the SparseCores of a v5p, said once where the devices are others; "none" for a TPU compiler's own choices,
-    which the environment's LIBTPU_INIT_ARGS then sets alone. Compiled programs say that these overlap
-    (docs/performance.md); no TPU has run them here. Google's own runs with SparseCore collectives set
-    LIBTPU_INIT_ARGS=--2a886c8_chip_config_name=megachip_tccontrol besides, which isn't the compiler's to set.
+    overlap: "auto" for asynchronous gathers of parameters where fsdp splits them; "sparsecore" for
+    that and gradients summed by the SparseCores of a v5p, said once where the devices are others;
+    "none" for a TPU compiler's own choices, which the environment's LIBTPU_INIT_ARGS then sets
+    alone. Compiled programs say that these overlap (docs/performance.md); no TPU has run them here.
+    Google's own runs with SparseCore collectives set
+    LIBTPU_INIT_ARGS=--2a886c8_chip_config_name=megachip_tccontrol besides, which isn't the
+    compiler's to set.
     """
     device = mesh.devices.flat[0]
     chip = find_chip(device.device_kind)
     sums = overlap == "sparsecore" and chip is not None and chip.name in _WITH_SPARSE_CORES
     if overlap == "sparsecore" and not sums:
         say_once(
-            f"train.overlap is 'sparsecore', but {device.device_kind} is no {' or '.join(_WITH_SPARSE_CORES)}, "
-            "whose SparseCores can sum gradients: compiled as with 'auto'"
+            f"train.overlap is 'sparsecore', but {device.device_kind} is no "
+            f"{' or '.join(_WITH_SPARSE_CORES)}, whose SparseCores can sum gradients: compiled as "
+            "with 'auto'"
         )
     if device.platform == "gpu":
         return dict(_GPU)

@@ -22,19 +22,21 @@ def open_devices(environ: Mapping[str, str]) -> list[jax.Device]:
     """All devices of the run, opened.
 
     Raises:
-      UserError: where JAX can't open the platform that JAX_PLATFORMS names, or one that it found by itself.
+      UserError: where JAX can't open the platform that JAX_PLATFORMS names, or one that it found by
+        itself.
     """
     variable, wanted = _asked(environ)
     # Told before libtpu is loaded, which prints lines of its own where it finds none.
     if "tpu" in _names(wanted) and not tpu_chips() and "JAX_FORCE_TPU_INIT" not in environ:
         raise UserError(
-            f"{variable} is {wanted!r}, but no TPU is in sight (neither /dev/accel0 nor /dev/vfio/0 is there): "
-            f"expected a TPU machine, {_WITHOUT}"
+            f"{variable} is {wanted!r}, but no TPU is in sight (neither /dev/accel0 nor "
+            f"/dev/vfio/0 is there): expected a TPU machine, {_WITHOUT}"
         )
     with _collected(logging.getLogger("jax._src.xla_bridge")) as logged:
         try:
             return jax.devices()
-        # JAX asserts that it found any: for JAX_PLATFORMS=cuda where no NVIDIA GPU is in sight there is none.
+        # JAX asserts that it found any: for JAX_PLATFORMS=cuda where no NVIDIA GPU is in sight
+        # there is none.
         except (RuntimeError, AssertionError) as error:
             told = str(error)
             logged_by_plugins, logged[:] = " ".join(logged), []
@@ -52,18 +54,24 @@ def why_not(environ: Mapping[str, str], told: str, logged: str = "") -> str:
     platform, reason = (found[1], found[2]) if found else (wanted, told)
     asked = f"{variable} is {wanted!r}, but " if variable else ""
     if holder := re.search(r"already in use by process with pid (\d+)", told):
-        return f"the TPU is in use by process {holder[1]}: end that process or wait for its end, {_WITHOUT}"
+        return (
+            f"the TPU is in use by process {holder[1]}: end that process or wait for its end, "
+            f"{_WITHOUT}"
+        )
     if "libtpu.so" in reason:
         return f"{asked}TPU's library, libtpu, can't be loaded: pip install 'jax[tpu]', {_WITHOUT}"
     if "known backends" in reason or "Unknown backend:" in reason:
         return _unknown(variable, wanted, platform, logged)
     if not reason:
         return (
-            f"{asked}no NVIDIA GPU is in sight (neither /dev/nvidia0 nor /dev/nvidiactl is there): expected a machine "
-            f"or container with one, {_WITHOUT}"
+            f"{asked}no NVIDIA GPU is in sight (neither /dev/nvidia0 nor /dev/nvidiactl is there): "
+            f"expected a machine or container with one, {_WITHOUT}"
         )
     check = " (does nvidia-smi see the GPUs?)" if platform in ("cuda", "gpu") else ""
-    return f"{asked}the devices of platform {platform!r} can't be opened, {reason}{check}: mend that, {_WITHOUT}"
+    return (
+        f"{asked}the devices of platform {platform!r} can't be opened, {reason}{check}: mend "
+        f"that, {_WITHOUT}"
+    )
 
 
 def _unknown(variable: str, wanted: str, platform: str, logged: str) -> str:
@@ -74,14 +82,20 @@ def _unknown(variable: str, wanted: str, platform: str, logged: str) -> str:
         fault = "is not installed"
         if plugin:
             versions = [f"{name} {importlib.metadata.version(name)}" for name in (plugin, "jaxlib")]
-            fault = f"can't be used, {versions[0]} beside {versions[1]}" + (f" ({logged[:200]})" if logged else "")
+            fault = f"can't be used, {versions[0]} beside {versions[1]}" + (
+                f" ({logged[:200]})" if logged else ""
+            )
         return (
-            f"{variable} is {wanted!r}, but JAX's plugin for NVIDIA GPUs {fault}: pip install -U 'jax[cuda13]', "
-            f"{_WITHOUT}"
+            f"{variable} is {wanted!r}, but JAX's plugin for NVIDIA GPUs {fault}: pip install -U "
+            f"'jax[cuda13]', {_WITHOUT}"
         )
     odd = next((name for name in names if name not in _PLATFORMS), platform)
     close = nearest(odd.lower(), _PLATFORMS)
-    hint = f"did you mean {close!r}?" if close else "expected some of cpu, cuda, tpu, or unset for what there is"
+    hint = (
+        f"did you mean {close!r}?"
+        if close
+        else "expected some of cpu, cuda, tpu, or unset for what there is"
+    )
     return f"{variable} is {wanted!r}, of which JAX knows no platform {odd!r}, {hint}"
 
 
@@ -97,7 +111,9 @@ def _names(wanted: str) -> list[str]:
 
 @contextlib.contextmanager
 def _collected(logger: logging.Logger) -> Iterator[list[str]]:
-    """Holds what is logged, each record as one line without its traceback; what is left in the list is logged after."""
+    """Holds what is logged, each record as one line without its traceback; what is left in the list
+    is logged after.
+    """
     lines: list[str] = []
 
     class Collecting(logging.Handler):

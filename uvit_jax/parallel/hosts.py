@@ -1,4 +1,6 @@
-"""Several hosts as one run: how they find each other, what they must agree on, and how all of them end."""
+"""Several hosts as one run: how they find each other, what they must agree on, and how all of them
+end.
+"""
 
 import collections
 import contextlib
@@ -27,9 +29,11 @@ Plain = TypeVar("Plain", bool, int, str)
 
 # JAX gives up by ending the process with a stack trace, so our own deadline comes first.
 _SECONDS_AFTER_THE_DEADLINE = 60
-# Where one host writes files while the others have ended: as long as they are alive, which is watched, they wait.
+# Where one host writes files while the others have ended: as long as they are alive, which is
+# watched, they wait.
 _SHUTDOWN_SECONDS = 24 * 3600
-# Time for the others to say what is wrong with them, before the first process takes down what they are joined by.
+# Time for the others to say what is wrong with them, before the first process takes down what they
+# are joined by.
 _SECONDS_TO_SPEAK = 2.0
 
 
@@ -38,9 +42,10 @@ class DistributedConfig:
     """How this process finds the others of the run; left as it is, the environment says so.
 
     Attributes:
-      start: "auto" joins the others where a TPU pod, Slurm, Open MPI, MPICH or JAX_COORDINATOR_ADDRESS say that there
-        are any; "off" never does.
-      coordinator: "host:port" of process 0, where the environment doesn't say; the same on every process.
+      start: "auto" joins the others where a TPU pod, Slurm, Open MPI, MPICH or
+        JAX_COORDINATOR_ADDRESS say that there are any; "off" never does.
+      coordinator: "host:port" of process 0, where the environment doesn't say; the same on every
+        process.
       num_processes: of the whole run; 0 for what the environment says.
       process_id: of this process, from 0; -1 for what the environment says.
       timeout: seconds to wait for the others.
@@ -58,18 +63,24 @@ class DistributedConfig:
         if self.coordinator:
             _check_coordinator("coordinator", self.coordinator)
         if self.num_processes < 0:
-            raise UserError(f"num_processes is {self.num_processes}, expected at least 1, or 0 for the environment's")
+            raise UserError(
+                f"num_processes is {self.num_processes}, expected at least 1, or 0 for the "
+                f"environment's"
+            )
         if self.process_id < -1:
-            raise UserError(f"process_id is {self.process_id}, expected at least 0, or -1 for the environment's")
+            raise UserError(
+                f"process_id is {self.process_id}, expected at least 0, or -1 for the environment's"
+            )
         if self.timeout < 1:
             raise UserError(f"timeout is {self.timeout}, expected at least 1 second")
 
 
 def find_place(config: DistributedConfig, environ: Mapping[str, str]) -> Place | None:
-    """Where this process stands among those of its run; None for a run of one. Reads no network and no device.
+    """Where this process stands among those of its run; None for a run of one. Reads no network and
+    no device.
 
-    What the config and JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say goes before what Slurm, Open
-    MPI or a TPU pod do, value by value.
+    What the config and JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say goes
+    before what Slurm, Open MPI or a TPU pod do, value by value.
 
     Raises:
       UserError: where some of the values are given and others are not to be found, or one can't be.
@@ -83,36 +94,53 @@ def find_place(config: DistributedConfig, environ: Mapping[str, str]) -> Place |
         found,
         coordinator=address or found.coordinator,
         num_processes=config.num_processes or count or found.num_processes,
-        process_id=next((n for n in (config.process_id, number) if n is not None and n >= 0), found.process_id),
+        process_id=next(
+            (n for n in (config.process_id, number) if n is not None and n >= 0), found.process_id
+        ),
     )
     if place.method == "deactivate":
-        values = {name: getattr(place, name) for name in ("coordinator", "num_processes", "process_id")}
+        values = {
+            name: getattr(place, name) for name in ("coordinator", "num_processes", "process_id")
+        }
         if all(value is None for value in values.values()) or values["num_processes"] == 1:
             return None
         for name, value in values.items():
             if value is None:
-                given = ", ".join(f"{other} = {value}" for other, value in values.items() if value is not None)
-                raise UserError(f"config.distributed.{name} is not given and nothing else says it, but {given}")
-    if place.num_processes and place.process_id is not None and place.process_id >= place.num_processes:
+                given = ", ".join(
+                    f"{other} = {value}" for other, value in values.items() if value is not None
+                )
+                raise UserError(
+                    f"config.distributed.{name} is not given and nothing else says it, but {given}"
+                )
+    if (
+        place.num_processes
+        and place.process_id is not None
+        and place.process_id >= place.num_processes
+    ):
         raise UserError(
-            f"config.distributed.process_id is {place.process_id}, expected 0 to {place.num_processes - 1}: "
-            f"num_processes is {place.num_processes}"
+            f"config.distributed.process_id is {place.process_id}, expected 0 to "
+            f"{place.num_processes - 1}: num_processes is {place.num_processes}"
         )
     if address:
         _check_coordinator(
-            "config.distributed.coordinator" if config.coordinator else "JAX_COORDINATOR_ADDRESS", address
+            "config.distributed.coordinator" if config.coordinator else "JAX_COORDINATOR_ADDRESS",
+            address,
         )
     return place
 
 
-def start(config: DistributedConfig, environ: Mapping[str, str], *, preemption: bool = True) -> None:
+def start(
+    config: DistributedConfig, environ: Mapping[str, str], *, preemption: bool = True
+) -> None:
     """Joins the other processes of the run, where there are any, and opens the devices.
 
-    preemption: whether a SIGTERM is caught as a notice, for `PreemptionNotice`; without, it ends the process.
+    preemption: whether a SIGTERM is caught as a notice, for `PreemptionNotice`; without, it ends
+    the process.
 
     Raises:
-      UserError: for settings that can't be, or devices that JAX can't open. Where the others can't be reached in
-        `config.timeout` seconds the process says so and ends with exit code 2: JAX can't be called back from its wait.
+      UserError: for settings that can't be, or devices that JAX can't open. Where the others can't
+        be reached in `config.timeout` seconds the process says so and ends with exit code 2: JAX
+        can't be called back from its wait.
     """
     place = find_place(config, environ)
     if place is None:
@@ -135,17 +163,19 @@ def start(config: DistributedConfig, environ: Mapping[str, str], *, preemption: 
         except Exception as error:
             told = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the hosts of the run can't be joined ({told}): set config.distributed.coordinator, num_processes and "
-                "process_id, or config.distributed.start=off for a run of this host alone"
+                f"the hosts of the run can't be joined ({told}): set "
+                "config.distributed.coordinator, num_processes and process_id, or "
+                "config.distributed.start=off for a run of this host alone"
             ) from error
     _check_devices(open_devices(environ))
 
 
 def together(function: Callable[..., Result], *arguments: Any) -> Result:
-    """`function(*arguments)`, called by every process; where it raises a UserError on one, all of them raise.
+    """`function(*arguments)`, called by every process; where it raises a UserError on one, all of
+    them raise.
 
-    So a file that one host lacks ends the run on all hosts, with the same sentence, and at once. The function may not
-    call together what only together succeeds.
+    So a file that one host lacks ends the run on all hosts, with the same sentence, and at once.
+    The function may not call together what only together succeeds.
 
     Raises:
       SharedError: naming the first process on which the function failed, where there are several.
@@ -181,7 +211,8 @@ def agree(values: Mapping[str, Any]) -> None:
             if here != there:
                 said = ["absent" if value is nothing else _short(value) for value in (there, here)]
                 raise SharedError(
-                    f"the hosts disagree: {name} is {said[0]} on process {process} and {said[1]} on process 0"
+                    f"the hosts disagree: {name} is {said[0]} on process {process} and {said[1]} "
+                    f"on process 0"
                 )
 
 
@@ -226,8 +257,9 @@ def is_first() -> bool:
 def leave(code: int, *, agreed: bool) -> NoReturn:
     """Ends this process with this exit code.
 
-    agreed: whether all processes are ending here. Otherwise the others may be waiting for this one in the middle of a
-    computation: it doesn't wait for them, and they are ended by JAX when they miss it.
+    agreed: whether all processes are ending here. Otherwise the others may be waiting for this one
+    in the middle of a computation: it doesn't wait for them, and they are ended by JAX when they
+    miss it.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -258,7 +290,8 @@ def _check_devices(devices: Sequence[jax.Device]) -> None:
     for process, count in counts.items():
         if count != counts[0]:
             raise SharedError(
-                f"the hosts disagree: process {process} has {count} devices and process 0 has {counts[0]}"
+                f"the hosts disagree: process {process} has {count} devices and process 0 has "
+                f"{counts[0]}"
             )
 
 
@@ -274,7 +307,8 @@ def _check_port(coordinator: str) -> None:
             pass
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"config.distributed.coordinator is {coordinator!r}, expected a free port of process 0's host ({error})"
+            f"config.distributed.coordinator is {coordinator!r}, expected a free port of process "
+            f"0's host ({error})"
         ) from None
 
 
@@ -304,10 +338,10 @@ def _nobody_came(place: Place, timeout: int) -> str:
         socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
     except (OSError, OverflowError) as error:
         return (
-            f"config.distributed.coordinator is {place.coordinator!r}, where nobody answered {waited}, expected "
-            f"process 0 there ({error})"
+            f"config.distributed.coordinator is {place.coordinator!r}, where nobody answered "
+            f"{waited}, expected process 0 there ({error})"
         )
     return (
-        f"process 0 answers at {place.coordinator}, but not all {place.num_processes} processes came {waited}, "
-        f"or two of them call themselves {place.process_id}"
+        f"process 0 answers at {place.coordinator}, but not all {place.num_processes} processes "
+        f"came {waited}, or two of them call themselves {place.process_id}"
     )

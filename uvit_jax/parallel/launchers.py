@@ -1,4 +1,6 @@
-"""What launchers of several processes leave in the environment: Open MPI, MPICH, Slurm and TPU pods."""
+"""What launchers of several processes leave in the environment: Open MPI, MPICH, Slurm and TPU
+pods.
+"""
 
 import dataclasses
 import glob
@@ -34,11 +36,13 @@ class Place:
 
 
 def launched(environ: Mapping[str, str]) -> Place | None:
-    """The place of this process among those that a launcher started; None where it is alone. Reads no network.
+    """The place of this process among those that a launcher started; None where it is alone. Reads
+    no network.
 
-    Asked in JAX's order (`jax._src.clusters`): Open MPI, Slurm, TPU pods. Inside a Slurm job mpirun starts its daemons
-    with srun, one a node, and its processes inherit the daemon's numbers: where MPI says a place, Slurm is not asked,
-    also for a run of one. MPICH's mpiexec (Hydra), which JAX does not look for, does the same.
+    Asked in JAX's order (`jax._src.clusters`): Open MPI, Slurm, TPU pods. Inside a Slurm job mpirun
+    starts its daemons with srun, one a node, and its processes inherit the daemon's numbers: where
+    MPI says a place, Slurm is not asked, also for a run of one. MPICH's mpiexec (Hydra), which JAX
+    does not look for, does the same.
     """
     if _is_set(environ, *_OPEN_MPI):
         return _open_mpi(environ)
@@ -62,13 +66,17 @@ def _is_set(environ: Mapping[str, str], *names: str) -> bool:
 
 
 def _slurm(environ: Mapping[str, str]) -> Place | None:
-    """The place among the tasks that srun started; an salloc's shell or an sbatch's script is none of them."""
+    """The place among the tasks that srun started; an salloc's shell or an sbatch's script is none
+    of them.
+    """
     tasks, nodes = number_in(environ, "SLURM_STEP_NUM_TASKS"), environ.get("SLURM_STEP_NODELIST")
     rank, job = number_in(environ, "SLURM_PROCID"), number_in(environ, "SLURM_JOB_ID")
     if not tasks or tasks == 1 or not nodes or rank is None or job is None:
         return None
     # "4(x2),3": tasks on each node; all that matters is whether there are several on one.
-    on_node = max(map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))))
+    on_node = max(
+        map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "1")))
+    )
     local = number_in(environ, "SLURM_LOCALID") or 0
     devices = None if _slurm_binds_gpus(environ) else _share_of_gpus(environ, local, on_node)
     return Place(f"{_first_node(nodes)}:{_port(environ, job)}", tasks, rank, devices)
@@ -83,28 +91,37 @@ def _first_node(nodes: str) -> str:
 def _slurm_binds_gpus(environ: Mapping[str, str]) -> bool:
     """Whether each of srun's tasks sees no GPUs but its own.
 
-    slurmd says the step's binding in SLURMD_TRES_BIND, from 19.05 on, whether it was asked for (--gpu-bind,
-    --tres-bind) or follows from --gpus-per-task (from 21.08 on; before that all tasks see all GPUs) or from
-    --ntasks-per-gpu: as "gres/gpu:per_task:2", without "gres/" in older versions. SLURM_GPUS_PER_TASK says less: it
-    stands beside --gpu-bind=none too, and is gone from 23.11 on. "closest" tasks may have the same GPUs in sight: those
-    are shared as without a binding.
+    slurmd says the step's binding in SLURMD_TRES_BIND, from 19.05 on, whether it was asked for
+    (--gpu-bind, --tres-bind) or follows from --gpus-per-task (from 21.08 on; before that all tasks
+    see all GPUs) or from --ntasks-per-gpu: as "gres/gpu:per_task:2", without "gres/" in older
+    versions. SLURM_GPUS_PER_TASK says less: it stands beside --gpu-bind=none too, and is gone from
+    23.11 on. "closest" tasks may have the same GPUs in sight: those are shared as without a
+    binding.
     """
-    return re.search(r"\bgpu:(verbose,)?(per_task|single|map|mask)", environ.get("SLURMD_TRES_BIND", "")) is not None
+    return (
+        re.search(
+            r"\bgpu:(verbose,)?(per_task|single|map|mask)", environ.get("SLURMD_TRES_BIND", "")
+        )
+        is not None
+    )
 
 
 def _open_mpi(environ: Mapping[str, str]) -> Place | None:
     """The place among the processes that mpirun started.
 
-    Before Open MPI 5 it says where it runs itself, which is process 0's host unless it was told otherwise; from then on
-    nothing is said of other hosts: see `_coordinator`.
+    Before Open MPI 5 it says where it runs itself, which is process 0's host unless it was told
+    otherwise; from then on nothing is said of other hosts: see `_coordinator`.
     """
     size, rank = (number_in(environ, name) for name in _OPEN_MPI)
     if not size or size == 1:
         return None
     on_node = number_in(environ, "OMPI_COMM_WORLD_LOCAL_SIZE") or 1
     local = number_in(environ, "OMPI_COMM_WORLD_LOCAL_RANK") or 0
-    # "1314521088.0;tcp://10.96.0.1,10.148.0.1:34911" or "...;tcp6://[fe80::1,2620::2]:43370"; jobs count by 4096.
-    uri = re.match(r"(\d+)\..*?tcp6?://(\[?[^,\]]+?)(?:,|\]|:\d+$)", environ.get("OMPI_MCA_orte_hnp_uri", ""))
+    # "1314521088.0;tcp://10.96.0.1,10.148.0.1:34911" or "...;tcp6://[fe80::1,2620::2]:43370"; jobs
+    # count by 4096.
+    uri = re.match(
+        r"(\d+)\..*?tcp6?://(\[?[^,\]]+?)(?:,|\]|:\d+$)", environ.get("OMPI_MCA_orte_hnp_uri", "")
+    )
     job = int(uri[1]) >> 12 if uri else zlib.crc32(environ.get("PMIX_NAMESPACE", "").encode())
     host = uri[2] + "]" * uri[2].startswith("[") if uri else None
     coordinator = _coordinator(environ, host, job, alone=on_node == size)
@@ -112,7 +129,9 @@ def _open_mpi(environ: Mapping[str, str]) -> Place | None:
 
 
 def _hydra(environ: Mapping[str, str]) -> Place | None:
-    """The place among the processes that the mpiexec of MPICH, Intel MPI or Cray started (srun --mpi=pmi2, too)."""
+    """The place among the processes that the mpiexec of MPICH, Intel MPI or Cray started (srun
+    --mpi=pmi2, too).
+    """
     size, rank = (number_in(environ, name) for name in _HYDRA)
     slurm = _slurm(environ)
     if slurm is not None and (slurm.num_processes, slurm.process_id) == (size, rank):
@@ -121,15 +140,20 @@ def _hydra(environ: Mapping[str, str]) -> Place | None:
         return None
     on_node = _first_number(environ, "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
     local = _first_number(environ, "MPI_LOCALRANKID", "PMI_LOCAL_RANK") or 0
-    coordinator = _coordinator(environ, None, number_in(environ, "SLURM_JOB_ID") or 0, alone=on_node == size)
+    coordinator = _coordinator(
+        environ, None, number_in(environ, "SLURM_JOB_ID") or 0, alone=on_node == size
+    )
     return Place(coordinator, size, rank, _share_of_gpus(environ, local, on_node or 1))
 
 
-def _coordinator(environ: Mapping[str, str], host: str | None, job: int, *, alone: bool) -> str | None:
-    """The address of MPI's process 0: this host where all processes are on it, else `host`, else the job's first node.
+def _coordinator(
+    environ: Mapping[str, str], host: str | None, job: int, *, alone: bool
+) -> str | None:
+    """The address of MPI's process 0: this host where all processes are on it, else `host`, else
+    the job's first node.
 
-    The last is where mpirun and mpiexec start process 0 in a Slurm job unless they are told otherwise. None, to be
-    given in the config, where nothing of this is known.
+    The last is where mpirun and mpiexec start process 0 in a Slurm job unless they are told
+    otherwise. None, to be given in the config, where nothing of this is known.
     """
     nodes = environ.get("SLURM_JOB_NODELIST")
     host = "127.0.0.1" if alone else host or (_first_node(nodes) if nodes else None)
@@ -141,9 +165,11 @@ def _first_number(environ: Mapping[str, str], *names: str) -> int | None:
 
 
 def _tpu_pod(environ: Mapping[str, str]) -> Place | None:
-    """Whether JAX may find a TPU slice of several hosts: in GKE's variables, or at Google Cloud's metadata server.
+    """Whether JAX may find a TPU slice of several hosts: in GKE's variables, or at Google Cloud's
+    metadata server.
 
-    The server is asked on a host with TPU chips only: anywhere else the wait for it would hold up every start.
+    The server is asked on a host with TPU chips only: anywhere else the wait for it would hold up
+    every start.
     """
     if "tpu" not in environ.get("JAX_PLATFORMS", "tpu") or not _has_tpu():
         return None
@@ -164,7 +190,9 @@ def _has_tpu() -> bool:
 
 
 def _share_of_gpus(environ: Mapping[str, str], local: int, on_node: int) -> tuple[int, ...] | None:
-    """The GPUs of this process among those it sees; all where it is alone on the host or sees none but its own."""
+    """The GPUs of this process among those it sees; all where it is alone on the host or sees none
+    but its own.
+    """
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     gpus = len(glob.glob("/dev/nvidia[0-9]*")) if visible is None else len(visible.split(","))
     share = gpus // on_node

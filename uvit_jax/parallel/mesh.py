@@ -18,11 +18,13 @@ BATCH_AXES = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh; their product is the number of devices, and one of them may be -1, the rest.
+    """Sizes of the mesh; their product is the number of devices, and one of them may be -1, the
+    rest.
 
     Attributes:
       data: replicas of the model, each with its own part of the batch.
-      fsdp: parts into which parameters, optimizer and EMA are split, each with its own part of the batch.
+      fsdp: parts into which parameters, optimizer and EMA are split, each with its own part of the
+        batch.
       tensor: parts into which heads and hidden channels of each layer are split.
     """
 
@@ -34,9 +36,14 @@ class MeshConfig:
         for axis in AXES:
             size = getattr(self, axis)
             if size < 1 and size != -1:
-                raise UserError(f"{axis} is {size}, expected a positive number, or -1 for the rest of the devices")
+                raise UserError(
+                    f"{axis} is {size}, expected a positive number, or -1 for the rest of the "
+                    f"devices"
+                )
         if sum(getattr(self, axis) == -1 for axis in AXES) > 1:
-            raise UserError("data, fsdp and tensor have more than one -1, expected at most one to take the rest")
+            raise UserError(
+                "data, fsdp and tensor have more than one -1, expected at most one to take the rest"
+            )
 
     def sizes(self, num_devices: int) -> tuple[int, int, int]:
         """The size of each axis on this many devices.
@@ -49,22 +56,27 @@ class MeshConfig:
         rest, left_over = divmod(num_devices, known)
         data, fsdp, tensor = (rest if size == -1 else size for size in wanted)
         if left_over or data * fsdp * tensor != num_devices:
-            asked = ", ".join(f"config.mesh.{axis} = {size}" for axis, size in zip(AXES, wanted, strict=True))
+            asked = ", ".join(
+                f"config.mesh.{axis} = {size}" for axis, size in zip(AXES, wanted, strict=True)
+            )
             raise UserError(
-                f"{asked} don't multiply to the number of devices, expected a product of {num_devices}: "
-                "--config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1 takes all there are"
+                f"{asked} don't multiply to the number of devices, expected a product of "
+                f"{num_devices}: --config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1 "
+                "takes all there are"
             )
         return data, fsdp, tensor
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over these devices (default: all there are), laid out along the hardware's own topology.
+    """The mesh over these devices (default: all there are), laid out along the hardware's own
+    topology.
 
-    Devices of several slices (of GPUs: of several NVLink domains) are joined by the slower network of the data center:
-    data goes over it, fsdp as far as data is too small, tensor never.
+    Devices of several slices (of GPUs: of several NVLink domains) are joined by the slower network
+    of the data center: data goes over it, fsdp as far as data is too small, tensor never.
 
     Raises:
-      UserError: if the sizes don't multiply to the number of devices, or can't be laid over the slices.
+      UserError: if the sizes don't multiply to the number of devices, or can't be laid over the
+        slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
@@ -85,14 +97,17 @@ def _lay_out(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
-def _lay_over_slices(sizes: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+def _lay_over_slices(
+    sizes: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]
+) -> np.ndarray:
     data, fsdp, tensor = sizes
     over_data = math.gcd(data, slices)
     over_fsdp = slices // over_data
     if fsdp % over_fsdp:
         raise UserError(
-            f"config.mesh.data = {data}, .fsdp = {fsdp}, .tensor = {tensor} can't be laid over {slices} slices, "
-            f"expected data * fsdp to be a multiple of {slices}: tensor must stay within a slice"
+            f"config.mesh.data = {data}, .fsdp = {fsdp}, .tensor = {tensor} can't be laid over "
+            f"{slices} slices, expected data * fsdp to be a multiple of {slices}: tensor must stay "
+            "within a slice"
         )
     inner = (data // over_data, fsdp // over_fsdp, tensor)
     return mesh_utils.create_hybrid_device_mesh(

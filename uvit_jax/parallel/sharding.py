@@ -6,9 +6,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# (pattern of a parameter's path, what splits each of its dimensions); the first that matches holds. Optimizer moments
-# and EMA have their parameter's path at the end of their own. Tensor parallelism splits heads and the MLP's hidden
-# channels, so a block needs two reductions: after the attention's projection and after fc2. Vectors stay whole.
+# (pattern of a parameter's path, what splits each of its dimensions); the first that matches holds.
+# Optimizer moments and EMA have their parameter's path at the end of their own. Tensor parallelism
+# splits heads and the MLP's hidden channels, so a block needs two reductions: after the attention's
+# projection and after fc2. Vectors stay whole.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"attn/qkv/kernel$", ("fsdp", None, "tensor", None)),  # [d, 3, heads, head_dim]
     (r"attn/qkv/bias$", (None, "tensor", None)),  # [3, heads, head_dim]
@@ -26,15 +27,22 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 def path_name(path: tuple) -> str:
     """A pytree path as "in_blocks/0/attn/qkv/kernel"."""
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
+    )
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The PartitionSpec of one array; a dimension its axis doesn't divide (the 3 channels of an image) stays whole."""
+    """The PartitionSpec of one array; a dimension its axis doesn't divide (the 3 channels of an
+    image) stays whole.
+    """
     for pattern, axes in RULES:
         if re.search(pattern, path) and len(axes) == len(shape):
             return PartitionSpec(
-                *(axis if axis and n % mesh.shape[axis] == 0 else None for axis, n in zip(axes, shape, strict=True))
+                *(
+                    axis if axis and n % mesh.shape[axis] == 0 else None
+                    for axis, n in zip(axes, shape, strict=True)
+                )
             )
     return PartitionSpec()
 

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from uvit_jax.telemetry.atomic import atomic_write
+from uvit_jax.files import atomic_write
 
 _INK, _GREY, _BLUE, _TEAL = "#222222", "#888888", "#1f5fa8", "#2a8a7f"
 
 
 def loss_curve(metrics: Sequence[dict], path: str | os.PathLike[str]) -> None:
-    """Writes a PNG of loss against step, raw values light under their running mean, and images/s below if logged.
+    """Writes a PNG of loss against step, raw values light under their running mean, and images/s
+    below if logged.
 
-    `metrics` are the lines that `read_metrics` returns; those without a number there are left out. The loss axis is
-    logarithmic if the running mean spans more than a factor of four. Nothing global of pyplot is touched, so that this
-    needs no display and can run beside other plots. The file appears whole or not at all.
+    `metrics` are the lines that `read_metrics` returns; those without a number there are left out.
+    The loss axis is logarithmic if the running mean spans more than a factor of four. Nothing
+    global of pyplot is touched, so that this needs no display and can run beside other plots. The
+    file appears whole or not at all.
 
     Raises:
       UserError: the folder can't be made or written to.
@@ -27,7 +29,9 @@ def loss_curve(metrics: Sequence[dict], path: str | os.PathLike[str]) -> None:
 
     losses, rates = _series(metrics, "loss"), _series(metrics, "images_per_sec")
     figure = Figure(
-        figsize=(8, 5 if len(rates) > 1 else 4.2), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+        figsize=(8, 5 if len(rates) > 1 else 4.2),
+        dpi=120,
+        layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1),
     )
     if len(rates) > 1:
         axes, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -39,10 +43,19 @@ def loss_curve(metrics: Sequence[dict], path: str | os.PathLike[str]) -> None:
         axes = lower = figure.subplots()
 
     if len(losses) == 0:
-        axes.text(0.5, 0.5, "no loss was logged", transform=axes.transAxes, ha="center", color=_GREY)
+        axes.text(
+            0.5, 0.5, "no loss was logged", transform=axes.transAxes, ha="center", color=_GREY
+        )
     else:
         steps, mean = losses[:, 0], _running_mean(losses[:, 1])
-        axes.plot(steps, losses[:, 1], color=_BLUE, alpha=0.3, linewidth=1, marker="." if len(losses) == 1 else None)
+        axes.plot(
+            steps,
+            losses[:, 1],
+            color=_BLUE,
+            alpha=0.3,
+            linewidth=1,
+            marker="." if len(losses) == 1 else None,
+        )
         axes.plot(steps, mean, color=_BLUE, linewidth=2)
         axes.annotate(
             f"{mean[-1]:.3g}",
@@ -59,7 +72,9 @@ def loss_curve(metrics: Sequence[dict], path: str | os.PathLike[str]) -> None:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylabel("loss")
     lower.set_xlabel("step")
-    lower.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    lower.xaxis.set_major_locator(
+        MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    )
     lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     for panel in {axes, lower}:
         panel.grid(color="#e8e8e8", linewidth=0.8)
@@ -73,14 +88,19 @@ def loss_curve(metrics: Sequence[dict], path: str | os.PathLike[str]) -> None:
 
 def _series(metrics: Sequence[dict], key: str) -> Float[np.ndarray, "n 2"]:
     """(step, value) of the lines that have a number under `key`."""
-    points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None and "step" in line]
+    points = [
+        (line["step"], line[key])
+        for line in metrics
+        if line.get(key) is not None and "step" in line
+    ]
     return np.asarray(points, dtype=np.float64).reshape(-1, 2)
 
 
 def _running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """The mean over a window of a twentieth of the values, or of eleven where that is more.
 
-    The window is centred, but narrower at the start, which is steep, and one-sided at the end, which is noisy.
+    The window is centred, but narrower at the start, which is steep, and one-sided at the end,
+    which is noisy.
     """
     n = len(values)
     index, reach = np.arange(n), max(n // 40, min(n // 8, 5))

@@ -1,19 +1,17 @@
-"""Pictures of a run: samples on a labelled grid, a batch being denoised, a loss curve; and samples as files."""
+"""Pictures of a run: samples on a labelled grid, a batch being denoised, a loss curve; and samples
+as files.
+"""
 
-import contextlib
 import functools
 import math
-import os
 import pathlib
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from uvit_jax.errors import UserError
-from uvit_jax.telemetry.atomic import atomic_write
 
 _PAPER, _INK, _FAINT = "#ffffff", "#222222", "#cccccc"
 _MARGIN, _GAP, _LABEL_GAP = 14, 8, 3
@@ -22,7 +20,8 @@ _MARGIN, _GAP, _LABEL_GAP = 14, 8, 3
 def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
     """Images in [-1, 1] as bytes: clip((x + 1) / 2, 0, 1) * 255 rounded to nearest, a half upwards.
 
-    The arithmetic (float32: multiply by 255, add 0.5, clamp, truncate) is that of torchvision's `save_image`.
+    The arithmetic (float32: multiply by 255, add 0.5, clamp, truncate) is that of torchvision's
+    `save_image`.
 
     Raises:
       UserError: a value is NaN; clipping would show it as some colour.
@@ -30,12 +29,16 @@ def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c
     images = images.astype(np.float32)
     bad = np.flatnonzero(np.isnan(images).any(axis=(1, 2, 3)))
     if len(bad):
-        raise UserError(f"{len(bad)} of {len(images)} images hold NaN, image {bad[0]} first; expected numbers")
+        raise UserError(
+            f"{len(bad)} of {len(images)} images hold NaN, image {bad[0]} first; expected numbers"
+        )
     return np.clip(np.clip((images + 1) / 2, 0, 1) * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
 def shown_channels(images: Shaped[np.ndarray, "*n c"]) -> Shaped[np.ndarray, "*n d"]:
-    """What a page shows of images: the first three channels, which are colours, or the first; alpha is left out."""
+    """What a page shows of images: the first three channels, which are colours, or the first; alpha
+    is left out.
+    """
     return images[..., : 3 if images.shape[-1] >= 3 else 1]
 
 
@@ -48,12 +51,14 @@ def labelled_grid(
 ) -> Image.Image:
     """A page with the images row by row, `columns` to a row, each with its label below it.
 
-    Each pixel becomes `scale` x `scale` pixels; None takes the smallest scale that makes tiles at least 64 pixels
-    high and wide, or 128 or 192 where labels would be cut at 64. Labels wrap to the tile's width in up to three lines
-    and end in "…" where that isn't enough; a title does, too, broken at its commas where it can be.
+    Each pixel becomes `scale` x `scale` pixels; None takes the smallest scale that makes tiles at
+    least 64 pixels high and wide, or 128 or 192 where labels would be cut at 64. Labels wrap to the
+    tile's width in up to three lines and end in "…" where that isn't enough; a title does, too,
+    broken at its commas where it can be.
 
     Raises:
-      ValueError: there are no images, no column or scale, not one label an image, or neither 1 nor 3 channels.
+      ValueError: there are no images, no column or scale, not one label an image, or neither 1 nor
+        3 channels.
     """
     _check(images, labels, columns, scale)
     n, h, w, _ = images.shape
@@ -98,15 +103,18 @@ def denoising_strip(
 ) -> Image.Image:
     """A page with a sample a row and a time a column, from noise to image.
 
-    `trajectory` holds `n` samples in [-1, 1] at the `k` `times`, in sampling order. The first `rows` samples are shown
-    at `columns` states spread evenly over the trajectory, its first and last among them. `labels` name the samples.
+    `trajectory` holds `n` samples in [-1, 1] at the `k` `times`, in sampling order. The first
+    `rows` samples are shown at `columns` states spread evenly over the trajectory, its first and
+    last among them. `labels` name the samples.
 
     Raises:
       UserError: a value shown is NaN.
       ValueError: as `labelled_grid`, or fewer than two columns.
     """
     if columns < 2:
-        raise ValueError(f"denoising_strip: columns is {columns}, expected at least 2: the noise and the image")
+        raise ValueError(
+            f"denoising_strip: columns is {columns}, expected at least 2: the noise and the image"
+        )
     k, n = trajectory.shape[:2]
     picks = np.unique(np.linspace(0, k - 1, min(columns, k)).round().astype(int))
     rows = min(rows, n)
@@ -123,7 +131,10 @@ def denoising_strip(
     left = _MARGIN + (math.ceil(max(map(font.getlength, lines))) + 10 if lines else 0)
     heads = [_wrap(head, font, tile_w + _GAP, 2) for head in _time_heads(times[picks])]
     top = _MARGIN + _height(font, max(map(len, heads))) + 5
-    size = (left + len(picks) * (tile_w + _GAP) - _GAP + _MARGIN, top + rows * (tile_h + _GAP) - _GAP + _MARGIN)
+    size = (
+        left + len(picks) * (tile_w + _GAP) - _GAP + _MARGIN,
+        top + rows * (tile_h + _GAP) - _GAP + _MARGIN,
+    )
 
     page = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(page)
@@ -138,55 +149,12 @@ def denoising_strip(
     return page
 
 
-def save_png(image: Image.Image | UInt8[np.ndarray, "h w c"], path: str | os.PathLike[str]) -> None:
-    """Writes `path` as a PNG, whole or not at all; an array has 1 (grey) or 3 (RGB) channels, or
-    2 or 4 with alpha.
-
-    Raises:
-      UserError: the folder can't be made or written to.
-    """
-    picture = image if isinstance(image, Image.Image) else _picture(image)
-    with atomic_write(path) as file:
-        picture.save(file, format="PNG")
-
-
-@contextlib.contextmanager
-def npz_writer(
-    path: str | os.PathLike[str],
-    count: int,
-    labels: Int[np.ndarray, " n"] | None = None,
-    names: tuple[str, str] = ("images", "labels"),
-) -> Iterator[Callable[[UInt8[np.ndarray, "k h w c"]], None]]:
-    """A function that appends images to the array `images` of `path`, an .npz that appears whole or not at all.
-
-    Fifty thousand images never stand in memory at once. The file has uint8 `images` [count, h, w, c] and, where there
-    are any, `labels` (int64); or arrays of these two other `names`: ADM's are arr_0 and arr_1.
-
-    Raises:
-      UserError: the folder can't be made or written to.
-      ValueError: when the block ends with fewer or more images than `count`.
-    """
-    written = 0
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
-        with archive.open(f"{names[0]}.npy", "w", force_zip64=True) as entry:
-
-            def append(images: UInt8[np.ndarray, "k h w c"]) -> None:
-                nonlocal written
-                if not written:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape[1:])}
-                    np.lib.format.write_array_header_2_0(entry, header)
-                written += len(images)
-                entry.write(np.ascontiguousarray(images).data)
-
-            yield append
-        if written != count:
-            raise ValueError(f"{written} images were written to {path}, expected {count}")
-        if labels is not None:
-            with archive.open(f"{names[1]}.npy", "w") as entry:
-                np.lib.format.write_array(entry, labels.astype(np.int64), allow_pickle=False)
-
-
-def _check(images: UInt8[np.ndarray, "n h w c"], labels: Sequence[str] | None, columns: int, scale: int | None) -> None:
+def _check(
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: Sequence[str] | None,
+    columns: int,
+    scale: int | None,
+) -> None:
     n, _, _, c = images.shape
     if n < 1 or columns < 1 or c not in (1, 3) or (scale is not None and scale < 1):
         raise ValueError(
@@ -217,7 +185,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     # matplotlib brings DejaVu Sans; the font inside Pillow has no letters beyond ASCII.
     import matplotlib
 
-    return ImageFont.truetype(pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    return ImageFont.truetype(
+        pathlib.Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size
+    )
 
 
 def _tile_font(tile_w: int) -> ImageFont.FreeTypeFont:
@@ -232,7 +202,9 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float | int, max_lines
     """The text in lines of at most `width` pixels, broken at spaces where there are any."""
     rest, lines = " ".join(text.split()), list[str]()
     while rest:
-        fits = next((i for i in range(1, len(rest)) if font.getlength(rest[: i + 1]) > width), len(rest))
+        fits = next(
+            (i for i in range(1, len(rest)) if font.getlength(rest[: i + 1]) > width), len(rest)
+        )
         if fits < len(rest) and len(lines) == max_lines - 1:
             while fits > 1 and font.getlength(rest[:fits].rstrip() + "…") > width:
                 fits -= 1
@@ -244,8 +216,12 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float | int, max_lines
     return lines
 
 
-def _wrap_parts(text: str, font: ImageFont.FreeTypeFont, width: float | int, max_lines: int) -> list[str]:
-    """As `_wrap`, but broken between the parts of a list "a, b, c" where none of them needs more than a line."""
+def _wrap_parts(
+    text: str, font: ImageFont.FreeTypeFont, width: float | int, max_lines: int
+) -> list[str]:
+    """As `_wrap`, but broken between the parts of a list "a, b, c" where none of them needs more
+    than a line.
+    """
     first, *rest = " ".join(text.split()).split(", ")
     lines = [first]
     for part in rest:
@@ -259,11 +235,21 @@ def _wrap_parts(text: str, font: ImageFont.FreeTypeFont, width: float | int, max
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, lines: Sequence[str], font: ImageFont.FreeTypeFont, x: float | int, y: int, align: float
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[str],
+    font: ImageFont.FreeTypeFont,
+    x: float | int,
+    y: int,
+    align: float,
 ) -> None:
     """Lines from `y` down, whose left edge (align 0), middle (0.5) or right edge (1) is `x`."""
     for i, line in enumerate(lines):
-        draw.text((round(x - align * font.getlength(line)), y + _height(font, i)), line, fill=_INK, font=font)
+        draw.text(
+            (round(x - align * font.getlength(line)), y + _height(font, i)),
+            line,
+            fill=_INK,
+            font=font,
+        )
 
 
 def _picture(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
@@ -271,8 +257,15 @@ def _picture(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
 
 
 def _paste(
-    page: Image.Image, draw: ImageDraw.ImageDraw, image: UInt8[np.ndarray, "h w c"], scale: int, x: int, y: int
+    page: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    image: UInt8[np.ndarray, "h w c"],
+    scale: int,
+    x: int,
+    y: int,
 ) -> None:
     h, w = image.shape[0] * scale, image.shape[1] * scale
-    draw.rectangle((x - 1, y - 1, x + w, y + h), outline=_FAINT)  # around the tile: keeps white images off the paper
+    draw.rectangle(
+        (x - 1, y - 1, x + w, y + h), outline=_FAINT
+    )  # around the tile: keeps white images off the paper
     page.paste(_picture(image).resize((w, h), Image.Resampling.NEAREST), (x, y))

@@ -1,4 +1,6 @@
-"""How far a job with a known number of steps is: a bar on a terminal, now and then a plain line in a log file."""
+"""How far a job with a known number of steps is: a bar on a terminal, now and then a plain line in
+a log file.
+"""
 
 import shutil
 import sys
@@ -25,13 +27,16 @@ class Stream(Protocol):
 
 
 class Progress:
-    """Shows percent, step/total, loss, images/s and time left of a job that counts steps from `start` to `total`.
+    """Shows percent, step/total, loss, images/s and time left of a job that counts steps from
+    `start` to `total`.
 
-    On a terminal this is a tqdm bar. Elsewhere (a log file, CI) it is a plain line after the first update, then at
-    most one every `interval` seconds, and one when the job is done; never a carriage return.
+    On a terminal this is a tqdm bar. Elsewhere (a log file, CI) it is a plain line after the first
+    update, then at most one every `interval` seconds, and one when the job is done; never a
+    carriage return.
 
-    Time left is measured from the first update on: steps done since then over the seconds since then. Steps of an
-    earlier run, and the time before the first update, in which the first step is compiled, don't count.
+    Time left is measured from the first update on: steps done since then over the seconds since
+    then. Steps of an earlier run, and the time before the first update, in which the first step is
+    compiled, don't count.
 
     With `active=False` (hosts other than the first) nothing is shown.
 
@@ -73,8 +78,15 @@ class Progress:
                 bar_format=_BAR,
             )
 
-    def update(self, step: int, *, loss: float | int | None = None, images_per_sec: float | int | None = None) -> None:
-        """Says that `step` steps are done; a loss or rate not given stays the last one known. Cheap at every step.
+    def update(
+        self,
+        step: int,
+        *,
+        loss: float | int | None = None,
+        images_per_sec: float | int | None = None,
+    ) -> None:
+        """Says that `step` steps are done; a loss or rate not given stays the last one known. Cheap
+        at every step.
 
         The numbers of a step that lies behind the last one may come late; they turn nothing back.
         """
@@ -90,7 +102,9 @@ class Progress:
             self._show(now)
 
     def seconds_left(self) -> float | None:
-        """The seconds the remaining steps will take at this run's pace; None until two updates were seen."""
+        """The seconds the remaining steps will take at this run's pace; None until two updates were
+        seen.
+        """
         if self._first is None:
             return None
         step, at = self._first
@@ -117,7 +131,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
     ) -> None:
         self.close()
 
@@ -148,6 +165,7 @@ class Progress:
 def _columns() -> int:
     """The terminal's width now, 80 if it says 0.
 
-    Terminals made by CI or `docker exec` may say 0 x 0, and where tqdm asks them itself, it then shows nothing.
+    Terminals made by CI or `docker exec` may say 0 x 0, and where tqdm asks them itself, it then
+    shows nothing.
     """
     return shutil.get_terminal_size().columns

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uvit_jax.telemetry.atomic import atomic_write
+from uvit_jax.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _INK, _GREY, _BLUE, _TEAL = "#222222", "#888888", "#1f5fa8", "#2a8a7f"
 # An axis is logarithmic where its values, all above 0, span more than this.
 _LOG_SPAN = 20
-# Scores without a deviation of their own are told apart where they differ by more than this share of their size.
+# Scores without a deviation of their own are told apart where they differ by more than this share
+# of their size.
 _SHARE = 0.005
 
 
@@ -28,16 +29,18 @@ def sweep_chart(
     distances: Collection[str] = (),
     deviations: Mapping[str, Sequence[float | int]] | None = None,
 ) -> None:
-    """Writes a PNG with one panel a score, one below another, all against the swept values; where a score's values can
-    be told apart, the best is marked and written above the panel. The file appears whole or not at all.
+    """Writes a PNG with one panel a score, one below another, all against the swept values; where a
+    score's values can be told apart, the best is marked and written above the panel. The file
+    appears whole or not at all.
 
     Args:
       axis: what the values are.
       values: swept.
       series: scores by name, one for each value.
       distances: names of those scores that are better the less they are.
-      deviations: of those scores that have one, by their names: drawn as a band. Values can be told apart where they
-        differ by more than the largest of them, or, without any, by more than 0.5 % of their size.
+      deviations: of those scores that have one, by their names: drawn as a band. Values can be told
+        apart where they differ by more than the largest of them, or, without any, by more than 0.5
+        % of their size.
 
     Raises:
       UserError: the folder can't be made or written to.
@@ -49,7 +52,9 @@ def sweep_chart(
     order = np.argsort(values, kind="stable")
     x, deviations = np.asarray(values, float)[order], deviations or {}
     figure = Figure(
-        figsize=(7, 1.0 + 1.8 * len(series)), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+        figsize=(7, 1.0 + 1.8 * len(series)),
+        dpi=120,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08),
     )
     panels = np.atleast_1d(figure.subplots(len(series), 1, sharex=True))
     for panel, (name, scores) in zip(panels, series.items(), strict=True):
@@ -68,8 +73,12 @@ def sweep_chart(
         figure.savefig(file, format="png")
 
 
-def _draw(panel: "Axes", x: np.ndarray, y: np.ndarray, deviation: np.ndarray | None, *, is_distance: bool) -> None:
-    """One score, its deviations as a band; the best value is marked where it can be told from the others."""
+def _draw(
+    panel: "Axes", x: np.ndarray, y: np.ndarray, deviation: np.ndarray | None, *, is_distance: bool
+) -> None:
+    """One score, its deviations as a band; the best value is marked where it can be told from the
+    others.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     color, word = (_BLUE, "least") if is_distance else (_TEAL, "greatest")
@@ -93,7 +102,11 @@ def _draw(panel: "Axes", x: np.ndarray, y: np.ndarray, deviation: np.ndarray | N
         if difference:  # What can't be told apart looks flat.
             panel.set_ylim(y.min() - 2 * difference, y.max() + 2 * difference)
         ends = [f"{end:.4g}" for end in (y.min(), y.max())]
-        said = f"{ends[0]} throughout" if len(set(ends)) == 1 else f"{' to '.join(ends)}, too close to tell"
+        said = (
+            f"{ends[0]} throughout"
+            if len(set(ends)) == 1
+            else f"{' to '.join(ends)}, too close to tell"
+        )
     panel.set_title(said, loc="right", fontsize=10, color=color)
     panel.grid(color="#e8e8e8", linewidth=0.8)
     panel.set_axisbelow(True)

@@ -1,4 +1,6 @@
-"""Where a run's numbers go: `metrics.jsonl`, one line a logged step whatever was killed, and TensorBoard events."""
+"""Where a run's numbers go: `metrics.jsonl`, one line a logged step whatever was killed, and
+TensorBoard events.
+"""
 
 import json
 import math
@@ -17,31 +19,37 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from uvit_jax.errors import UserError
-from uvit_jax.telemetry.atomic import atomic_write
+from uvit_jax.files import atomic_write
 
 Number = float | int | np.floating | np.integer | None
 _SECONDS_BETWEEN_FLUSHES = 10.0
 
 
 class MetricWriter:
-    """Appends a run's numbers, images and texts to its workdir, and takes up where a killed run stopped.
+    """Appends a run's numbers, images and texts to its workdir, and takes up where a killed run
+    stopped.
 
-    `<workdir>/metrics.jsonl` gets one JSON object a line, `{"step": step, **scalars}` with the keys as given; a number
-    that isn't finite becomes null. `<workdir>/tensorboard/` gets every number, image and text as events.
+    `<workdir>/metrics.jsonl` gets one JSON object a line, `{"step": step, **scalars}` with the keys
+    as given; a number that isn't finite becomes null. `<workdir>/tensorboard/` gets every number,
+    image and text as events.
 
-    Opening with `resume_step` means that the state of the run is the one after `resume_step` steps: lines of later
-    steps, and a last line torn by a kill, are dropped (the file is replaced in one move), and TensorBoard is told to
-    forget events of later steps. A line of a step up to `resume_step` that is already there isn't written again. So
-    there is exactly one line a logged step, if the caller calls `flush()` before it saves a checkpoint. In between,
-    what was written is synced to the disk at the first write after every 10 seconds.
+    Opening with `resume_step` means that the state of the run is the one after `resume_step` steps:
+    lines of later steps, and a last line torn by a kill, are dropped (the file is replaced in one
+    move), and TensorBoard is told to forget events of later steps. A line of a step up to
+    `resume_step` that is already there isn't written again. So there is exactly one line a logged
+    step, if the caller calls `flush()` before it saves a checkpoint. In between, what was written
+    is synced to the disk at the first write after every 10 seconds.
 
     A process that isn't the main one passes `active=False`: nothing is read or written.
 
     Raises:
-      UserError: the workdir can't be written, or metrics.jsonl holds a line (not the last) that is no JSON object.
+      UserError: the workdir can't be written, or metrics.jsonl holds a line (not the last) that is
+        no JSON object.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], resume_step: int = 0, *, active: bool = True):
+    def __init__(
+        self, workdir: str | os.PathLike[str], resume_step: int = 0, *, active: bool = True
+    ):
         self.active = active
         if not active:
             return
@@ -53,34 +61,45 @@ class MetricWriter:
             self._lines = path.open("a", encoding="utf-8")
             self._events = _EventFile(workdir / "tensorboard", purge_step=resume_step + 1)
         except OSError as error:
-            raise UserError(f"cannot write to {workdir}: {error.strerror}; expected a writable workdir") from error
+            raise UserError(
+                f"cannot write to {workdir}: {error.strerror}; expected a writable workdir"
+            ) from error
         # Every step's own line has a loss; others are evaluations.
         self._logged = {line["step"] for line in kept if "step" in line and "loss" in line}
         self._evaluated = {
-            (line["step"], *sorted(line.keys() - {"step"})) for line in kept if "step" in line and "loss" not in line
+            (line["step"], *sorted(line.keys() - {"step"}))
+            for line in kept
+            if "step" in line and "loss" not in line
         }
         self._last_step = -1
         self._flushed = time.monotonic()
 
     def write(self, step: int, scalars: Mapping[str, Number]) -> None:
-        """One line of metrics.jsonl and one TensorBoard scalar a number; the line survives a SIGKILL right after.
+        """One line of metrics.jsonl and one TensorBoard scalar a number; the line survives a
+        SIGKILL right after.
 
-        `scalars` holds Python or NumPy numbers (bring device arrays to the host first) or None, written as null.
+        `scalars` holds Python or NumPy numbers (bring device arrays to the host first) or None,
+        written as null.
 
         Raises:
-          ValueError: `step` isn't greater than the last one written, or `scalars` names a "step" of its own.
+          ValueError: `step` isn't greater than the last one written, or `scalars` names a "step" of
+            its own.
         """
         if not self.active or step in self._logged:
             return
         if step <= self._last_step:
-            raise ValueError(f"write: got step {step} after step {self._last_step}, expected one write a step")
+            raise ValueError(
+                f"write: got step {step} after step {self._last_step}, expected one write a step"
+            )
         self._last_step = step
         self._write(step, scalars)
 
     def write_evaluation(self, step: int, scalars: Mapping[str, Number]) -> None:
-        """A line of its own for what is measured now and then, besides the step's; on the disk when this returns.
+        """A line of its own for what is measured now and then, besides the step's; on the disk when
+        this returns.
 
-        Its names are not those of `write`. A line that is there already, of a run that was killed, isn't written again.
+        Its names are not those of `write`. A line that is there already, of a run that was killed,
+        isn't written again.
         """
         if self.active and scalars and not self.has_evaluation(step, scalars):
             self._write(step, scalars)
@@ -94,7 +113,10 @@ class MetricWriter:
     def _write(self, step: int, scalars: Mapping[str, Number]) -> None:
         if "step" in scalars:
             raise ValueError('write: scalars has the key "step", which the step argument fills')
-        values = {key: value.item() if isinstance(value, np.number) else value for key, value in scalars.items()}
+        values = {
+            key: value.item() if isinstance(value, np.number) else value
+            for key, value in scalars.items()
+        }
         line = {"step": step} | {key: _finite(value) for key, value in values.items()}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
@@ -133,7 +155,10 @@ class MetricWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
     ) -> None:
         self.close()
 
@@ -147,7 +172,9 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict]:
     try:
         lines = pathlib.Path(path).read_bytes().split(b"\n")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; expected the metrics.jsonl of a run") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; expected the metrics.jsonl of a run"
+        ) from error
     metrics = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -158,12 +185,17 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict]:
             metrics.append(entry)
         elif number < len(lines):
             shown = line[:60].decode(errors="replace")
-            raise UserError(f"{path} line {number} is {shown!r}; expected a JSON object: delete the line to go on")
+            raise UserError(
+                f"{path} line {number} is {shown!r}; expected a JSON object: delete the line to "
+                f"go on"
+            )
     return metrics
 
 
 def _truncate(path: pathlib.Path, resume_step: int) -> list[dict]:
-    """Leaves the whole lines up to `resume_step` in the file, replacing it only if that changes it; returns them."""
+    """Leaves the whole lines up to `resume_step` in the file, replacing it only if that changes it;
+    returns them.
+    """
     if not path.exists():
         return []
     kept = [line for line in read_metrics(path) if line.get("step", 0) <= resume_step]
@@ -181,14 +213,17 @@ def _finite(value: float | int | None) -> float | int | None:
 class _EventFile:
     """One TensorBoard event file, written in the caller's thread.
 
-    tensorboardX's SummaryWriter hands events to a thread through a queue that its `flush` doesn't wait for, so a
-    kill after a flush can lose up to ten of them; its RecordWriter has no queue.
+    tensorboardX's SummaryWriter hands events to a thread through a queue that its `flush` doesn't
+    wait for, so a kill after a flush can lose up to ten of them; its RecordWriter has no queue.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        # The random end keeps two runs started within a second apart: opening a file of the same name would empty it.
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
+        # The random end keeps two runs started within a second apart: opening a file of the same
+        # name would empty it.
+        name = (
+            f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
+        )
         self._path = folder / name
         self._records = tensorboardX.RecordWriter(str(self._path))
         self._write(event_pb2.Event(file_version="brain.Event:2"))

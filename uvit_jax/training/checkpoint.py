@@ -19,7 +19,8 @@ from uvit_jax.parallel.arrays import place
 from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.state import Params, TrainState
 
-# (first step, rate), ascending: the rate of the EMA from the step after the first on, until that of the next pair.
+# (first step, rate), ascending: the rate of the EMA from the step after the first on, until that of
+# the next pair.
 Rates = tuple[tuple[int, float | int], ...]
 
 _DATA_FILE = "metadata"  # Orbax's own name
@@ -28,8 +29,9 @@ _SECONDS_TO_REMOVE = 3.0  # a checkpoint's files, one after another
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """The loop asks for that. Orbax would ask again in its own thread, when a save ends, with the step of the save:
-        for JAX, which keeps the last step asked for, this process would fall back behind the others.
+        """The loop asks for that. Orbax would ask again in its own thread, when a save ends, with
+        the step of the save: for JAX, which keeps the last step asked for, this process would fall
+        back behind the others.
         """
         return False
 
@@ -39,22 +41,34 @@ class _Removed(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of a workdir, one folder a step, each holding the items `params`, `ema`, `optimizer` and `data`.
+    """The checkpoints of a workdir, one folder a step, each holding the items `params`, `ema`,
+    `optimizer` and `data`.
 
-    Nothing in them depends on the mesh or on the number of hosts. All processes of a run call each method together, in
-    a folder that all of them see; each writes what its own devices hold, the first one what is the same on all.
+    Nothing in them depends on the mesh or on the number of hosts. All processes of a run call each
+    method together, in a folder that all of them see; each writes what its own devices hold, the
+    first one what is the same on all.
 
-    A save copies the state off the devices and returns; files are written beside their final place and renamed when
-    complete, so a process killed at any moment leaves the last complete checkpoint the newest. The last `keep_last`
-    are kept, and every one whose step is a multiple of `keep_every` (0: none more); so is that of step 0.
+    A save copies the state off the devices and returns; files are written beside their final place
+    and renamed when complete, so a process killed at any moment leaves the last complete checkpoint
+    the newest. The last `keep_last` are kept, and every one whose step is a multiple of
+    `keep_every` (0: none more); so is that of step 0.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        read_only: bool = False,
+    ):
         self.directory = directory
         self._manager = _Manager(
             directory.absolute(),
             item_handlers={
-                **{item: ocp.StandardCheckpointHandler() for item in ("params", "ema", "optimizer")},
+                **{
+                    item: ocp.StandardCheckpointHandler() for item in ("params", "ema", "optimizer")
+                },
                 "data": ocp.JsonCheckpointHandler(_DATA_FILE),
             },
             options=ocp.CheckpointManagerOptions(
@@ -83,14 +97,19 @@ class Checkpoints:
         """
         if not self.steps:
             raise UserError(
-                f"{self.directory} holds no checkpoint: train first, or name the workdir of a trained model"
+                f"{self.directory} holds no checkpoint: train first, or name the workdir of a "
+                f"trained model"
             )
         if step is not None and step not in self.steps:
-            raise UserError(f"{self.directory} holds no step {step}, expected one of {', '.join(map(str, self.steps))}")
+            raise UserError(
+                f"{self.directory} holds no step {step}, expected one of "
+                f"{', '.join(map(str, self.steps))}"
+            )
         return self.steps[-1] if step is None else step
 
     def await_step(self, step: int, *, seconds: float = 60.0) -> None:
-        """Returns once this process sees the checkpoint of a step that another has seen: a listing may be an old one.
+        """Returns once this process sees the checkpoint of a step that another has seen: a listing
+        may be an old one.
 
         Raises:
           UserError: if it still isn't there after so many seconds.
@@ -99,14 +118,18 @@ class Checkpoints:
         while step not in self.steps:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{self.directory} holds no step {step} on {socket.gethostname()}, which another host of the run "
-                    "sees, expected a folder on a file system that all hosts share"
+                    f"{self.directory} holds no step {step} on {socket.gethostname()}, which "
+                    "another host of the run sees, expected a folder on a file system that all "
+                    "hosts share"
                 )
             time.sleep(0.2)
             self._manager.reload()
 
-    def save(self, state: TrainState, iterator: grain.DatasetIterator, ema_rates: Rates = ()) -> None:
-        """Starts writing the state and the data iterator's position; waits for an earlier save to end.
+    def save(
+        self, state: TrainState, iterator: grain.DatasetIterator, ema_rates: Rates = ()
+    ) -> None:
+        """Starts writing the state and the data iterator's position; waits for an earlier save to
+        end.
 
         ema_rates: that the EMA has had until now, as `ema_rates` gives them back.
         """
@@ -122,7 +145,8 @@ class Checkpoints:
         )
 
     def ema_rates(self, step: int) -> Rates:
-        """The rates that the EMA of a step has had; empty for a checkpoint of before these were kept.
+        """The rates that the EMA of a step has had; empty for a checkpoint of before these were
+        kept.
 
         A process may call this by itself.
 
@@ -141,9 +165,11 @@ class Checkpoints:
         *,
         batch_size: int | None = None,
     ) -> TrainState:
-        """The state of a step (default: the newest), laid out as `abstract` says; the iterator goes on where it stood.
+        """The state of a step (default: the newest), laid out as `abstract` says; the iterator goes
+        on where it stood.
 
-        batch_size: of the run until now (default: the iterator's), in which older checkpoints count their position.
+        batch_size: of the run until now (default: the iterator's), in which older checkpoints count
+        their position.
 
         Raises:
           UserError: if the checkpoint's arrays, or its optimizer's, are not those of `abstract`.
@@ -160,14 +186,21 @@ class Checkpoints:
                 data=ocp.args.JsonRestore(),
             ),
         )
-        iterator.set_state(items.data if batch_size is None else {"batch_size": batch_size, **items.data})
+        iterator.set_state(
+            items.data if batch_size is None else {"batch_size": batch_size, **items.data}
+        )
         step_array = place(np.asarray(step, np.int32), abstract.step.sharding)
-        return TrainState(step=step_array, params=items.params, ema=items.ema, opt_state=items.optimizer)
+        return TrainState(
+            step=step_array, params=items.params, ema=items.ema, opt_state=items.optimizer
+        )
 
-    def restore_weights(self, abstract: Params, *, weights: str, step: int | None = None) -> tuple[Params, int]:
+    def restore_weights(
+        self, abstract: Params, *, weights: str, step: int | None = None
+    ) -> tuple[Params, int]:
         """One set of weights, "params" or "ema", of a step (default: the newest), and that step.
 
-        Where a run that trains meanwhile removes the newest one while it is read, a newer one is there to be read.
+        Where a run that trains meanwhile removes the newest one while it is read, a newer one is
+        there to be read.
 
         Raises:
           UserError: if there is no such checkpoint or its arrays are not those of `abstract`.
@@ -175,7 +208,9 @@ class Checkpoints:
         found = self.find_step(step)
         try:
             self._check(found, weights, abstract)
-            items = self._read(found, ocp.args.Composite(**{weights: ocp.args.StandardRestore(abstract)}))
+            items = self._read(
+                found, ocp.args.Composite(**{weights: ocp.args.StandardRestore(abstract)})
+            )
         except _Removed:
             # Several hosts would each find out for themselves, and read different steps.
             if step is not None or hosts.are_several() or self.find_step() <= found:
@@ -196,25 +231,34 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            # Orbax tells of arrays that TensorStore can't read by a bare Exception; others of that kind are no damage.
-            if type(error) is not Exception and not isinstance(error, ValueError | KeyError | OSError):
+            # Orbax tells of arrays that TensorStore can't read by a bare Exception; others of that
+            # kind are no damage.
+            if type(error) is not Exception and not isinstance(
+                error, ValueError | KeyError | OSError
+            ):
                 raise
             told = " ".join(str(error).split()).partition(". See full TensorStore details")[0]
             raise self._unreadable(step, told[:150]) from error
 
     def _unreadable(self, step: int, fault: str) -> UserError:
-        """The error for a checkpoint with this fault: that it was removed, or else that it is damaged."""
+        """The error for a checkpoint with this fault: that it was removed, or else that it is
+        damaged.
+        """
         if self._is_removed(step):
             return _Removed(
-                f"{self.directory / str(step)} was removed while it was read, by a run that trains there and keeps its "
-                "newest checkpoints alone (config.train.keep_last): expected another step, or -1 for the newest"
+                f"{self.directory / str(step)} was removed while it was read, by a run that trains "
+                "there and keeps its newest checkpoints alone (config.train.keep_last): expected "
+                "another step, or -1 for the newest"
             )
         return UserError(
-            f"{self.directory / str(step)} is damaged ({fault}): delete that folder to go on from the one before"
+            f"{self.directory / str(step)} is damaged ({fault}): delete that folder to go on from "
+            f"the one before"
         )
 
     def _is_removed(self, step: int) -> bool:
-        """Whether a checkpoint that can't be read is gone, or goes within a moment as there are newer ones."""
+        """Whether a checkpoint that can't be read is gone, or goes within a moment as there are
+        newer ones.
+        """
         deadline = time.monotonic() + _SECONDS_TO_REMOVE
         while (self.directory / str(step)).exists():
             self._manager.reload()
@@ -239,9 +283,13 @@ class Checkpoints:
                     advice = ": a new run can start from its weights with config.init_from"
                 raise UserError(
                     f"{self.directory / str(step)} {fault}: {name} has shape "
-                    f"{found.get(name, 'none (it is absent)')}, the config's has {expected.get(name, 'none')}{advice}"
+                    f"{found.get(name, 'none (it is absent)')}, the config's has "
+                    f"{expected.get(name, 'none')}{advice}"
                 )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        path_name(path): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,4 +1,6 @@
-"""An autoencoder on the mesh: each device encodes and decodes its own part of a batch, a few images at a time."""
+"""An autoencoder on the mesh: each device encodes and decodes its own part of a batch, a few images
+at a time.
+"""
 
 import dataclasses
 import functools
@@ -42,7 +44,9 @@ class Codec:
         return "moments" if self.autoencoder.has_variance else "latents"
 
     def encode(self, params: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b i j m"]:
-        """Moments or latents, as the autoencoder gives them, of images in [-1, 1]; called under jit."""
+        """Moments or latents, as the autoencoder gives them, of images in [-1, 1]; called under
+        jit.
+        """
         return self._in_parts(self.autoencoder.encode)(params, images)
 
     def decode(self, params: Any, x: Float[Array, "b i j z"]) -> Float[Array, "b h w c"]:
@@ -57,7 +61,17 @@ class Codec:
 
     def _in_parts(self, function: Callable[[Any, Array], Array]) -> Callable[[Any, Array], Array]:
         def part(params: Any, x: Array) -> Array:
-            return jax.lax.map(lambda one: function(params, one[None])[0], x, batch_size=min(self.batch_size, len(x)))
+            return jax.lax.map(
+                lambda one: function(params, one[None])[0],
+                x,
+                batch_size=min(self.batch_size, len(x)),
+            )
 
         batch = PartitionSpec(BATCH_AXES)
-        return jax.shard_map(part, mesh=self.mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, check_vma=False)
+        return jax.shard_map(
+            part,
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(), batch),
+            out_specs=batch,
+            check_vma=False,
+        )

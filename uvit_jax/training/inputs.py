@@ -1,4 +1,6 @@
-"""From examples as they are stored to what the network learns, inside the train step: pixels, moments, latents."""
+"""From examples as they are stored to what the network learns, inside the train step: pixels,
+moments, latents.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +15,23 @@ from uvit_jax.models.latents import Normalization, sample_moments
 Inputs = Callable[[Any, Num[Array, "b h w c"], Key[Array, ""]], Float[Array, "b i j z"]]
 
 
-def pixels(frozen: Any, stored: Num[Array, "b h w c"], key: Key[Array, ""]) -> Float[Array, "b h w c"]:
+def pixels(
+    frozen: Any, stored: Num[Array, "b h w c"], key: Key[Array, ""]
+) -> Float[Array, "b h w c"]:
     """Images in [-1, 1]: bytes are divided by 127.5 and lowered by 1, floats are there already."""
-    return stored.astype(jnp.float32) / 127.5 - 1 if stored.dtype == jnp.uint8 else stored.astype(jnp.float32)
+    return (
+        stored.astype(jnp.float32) / 127.5 - 1
+        if stored.dtype == jnp.uint8
+        else stored.astype(jnp.float32)
+    )
 
 
 def latents(kind: str, normalization: Normalization) -> Inputs:
     """Normalized latents: drawn afresh from stored "moments", or the stored "latents" themselves."""
 
-    def inputs(frozen: Any, stored: Num[Array, "b h w c"], key: Key[Array, ""]) -> Float[Array, "b h w z"]:
+    def inputs(
+        frozen: Any, stored: Num[Array, "b h w c"], key: Key[Array, ""]
+    ) -> Float[Array, "b h w z"]:
         if kind == "moments":
             return sample_moments(stored, key, normalization)
         return normalization.normalize(stored.astype(jnp.float32))
@@ -29,13 +39,20 @@ def latents(kind: str, normalization: Normalization) -> Inputs:
     return inputs
 
 
-def encoded(encode: Callable[[Any, Array], Array], kind: str, normalization: Normalization) -> Inputs:
-    """Latents of stored pixels, encoded in the step: `encode(frozen, images)` gives "moments" or "latents"."""
+def encoded(
+    encode: Callable[[Any, Array], Array], kind: str, normalization: Normalization
+) -> Inputs:
+    """Latents of stored pixels, encoded in the step: `encode(frozen, images)` gives "moments" or
+    "latents".
+    """
     finish = latents(kind, normalization)
 
-    def inputs(frozen: Any, stored: Num[Array, "b h w c"], key: Key[Array, ""]) -> Float[Array, "b i j z"]:
+    def inputs(
+        frozen: Any, stored: Num[Array, "b h w c"], key: Key[Array, ""]
+    ) -> Float[Array, "b i j z"]:
         images = pixels(frozen, stored, key)
-        # Nothing is learned here: without this the backward pass would keep the encoder's activations.
+        # Nothing is learned here: without this the backward pass would keep the encoder's
+        # activations.
         return jax.lax.stop_gradient(finish(None, encode(frozen, images), key))
 
     return inputs

@@ -1,4 +1,6 @@
-"""The loop: steps follow each other on the devices while the host logs late, in bulk, and calls hooks in between."""
+"""The loop: steps follow each other on the devices while the host logs late, in bulk, and calls
+hooks in between.
+"""
 
 import collections
 import dataclasses
@@ -12,8 +14,8 @@ import numpy as np
 from uvit_jax.training.state import TrainState
 from uvit_jax.training.step import Batch
 
-# Steps handed to the devices before the host waits for the first of them: enough to keep them busy while it fetches
-# batches and logs, few enough to bound the memory of batches.
+# Steps handed to the devices before the host waits for the first of them: enough to keep them busy
+# while it fetches batches and logs, few enough to bound the memory of batches.
 STEPS_IN_FLIGHT = 4
 
 Metrics = dict[str, Any]  # scalars on the devices
@@ -44,13 +46,15 @@ class Hook:
 class Window:
     """What happened since the last log.
 
-    The last three attributes are the host's own time. While it waits for data or logs, the devices have up to
-    `STEPS_IN_FLIGHT` - 1 steps to go on with, so that no more than this is lost, and less where it is spent in parts.
+    The last three attributes are the host's own time. While it waits for data or logs, the devices
+    have up to `STEPS_IN_FLIGHT` - 1 steps to go on with, so that no more than this is lost, and
+    less where it is spent in parts.
 
     Attributes:
       metrics: means over all its steps.
       steps: how many.
-      seconds: from the end of the step that was logged last to the end of this one, untimed hooks left out.
+      seconds: from the end of the step that was logged last to the end of this one, untimed hooks
+        left out.
       data_seconds: in which the host waited for batches.
       log_seconds: in which it fetched the metrics of the windows before and logged them.
       hook_seconds: in timed hooks.
@@ -77,17 +81,21 @@ def fit(
     check: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     should_stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
-    """Trains from `state.step` to `steps`, or to the first step of which `should_stop` says so; returns the last state.
+    """Trains from `state.step` to `steps`, or to the first step of which `should_stop` says so;
+    returns the last state.
 
-    A run that is stopped between two logs forgets its metrics since the first of them: the run that goes on averages
-    over the steps from there to the second. Nothing else depends on where a run is stopped.
+    A run that is stopped between two logs forgets its metrics since the first of them: the run that
+    goes on averages over the steps from there to the second. Nothing else depends on where a run is
+    stopped.
 
-    `check(step, metrics)` sees a step's own metrics before a hook has its state, and may raise: a state that is no
-    number any more is not to be saved.
+    `check(step, metrics)` sees a step's own metrics before a hook has its state, and may raise: a
+    state that is no number any more is not to be saved.
 
-    The host never waits for the step it has just started, but before a hook and at the end: it stays `STEPS_IN_FLIGHT`
-    - 1 steps ahead of the devices. Metrics stay on them until the step they are logged with has ended; by then the
-    devices have the next ones to do, so `on_log` holds nothing up. It comes before the hooks of its step all the same.
+    The host never waits for the step it has just started, but before a hook and at the end: it
+    stays `STEPS_IN_FLIGHT`
+    - 1 steps ahead of the devices. Metrics stay on them until the step they are logged with has
+    ended; by then the devices have the next ones to do, so `on_log` holds nothing up. It comes
+    before the hooks of its step all the same.
     """
     account = _Account(lambda step: step % log_every == 0 or step == steps, on_log)
     for step in range(int(state.step) + 1, steps + 1):
@@ -107,7 +115,9 @@ def fit(
 
 
 class _Account:
-    """Steps under way, those that ended since the last log, and what the host's time since then went to."""
+    """Steps under way, those that ended since the last log, and what the host's time since then
+    went to.
+    """
 
     def __init__(self, is_logged: Callable[[int], bool], on_log: Callable[[int, Window], None]):
         self._is_logged, self._on_log = is_logged, on_log
@@ -131,7 +141,9 @@ class _Account:
         self._running.append((step, metrics))
 
     def wait(self, running: int) -> None:
-        """Returns when no more than so many steps are under way, and all windows of the others are logged."""
+        """Returns when no more than so many steps are under way, and all windows of the others are
+        logged.
+        """
         while len(self._running) > running:
             step, metrics = self._running.popleft()
             jax.block_until_ready(metrics)
@@ -142,7 +154,9 @@ class _Account:
                 self._open_window(now)
                 self.spend("log", self._log, step, ended, seconds, spent)
 
-    def _log(self, step: int, ended: list[Metrics], seconds: float, spent: dict[str, float]) -> None:
+    def _log(
+        self, step: int, ended: list[Metrics], seconds: float, spent: dict[str, float]
+    ) -> None:
         values = jax.device_get(ended)
         means = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
         parts = {f"{part}_seconds": spent[part] for part in ("data", "log", "hook")}

@@ -1,4 +1,6 @@
-"""A U-ViT as the rest of training and sampling sees it: a pure function of a plain tree of parameters."""
+"""A U-ViT as the rest of training and sampling sees it: a pure function of a plain tree of
+parameters.
+"""
 
 from collections.abc import Callable
 
@@ -7,12 +9,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from uvit_jax.models.layout import ONE_DEVICE
+from uvit_jax.models.placement import ONE_DEVICE
 from uvit_jax.models.uvit import UViT, UViTConfig
-from uvit_jax.parallel.layout import MeshLayout
+from uvit_jax.parallel.mesh_placement import MeshLayout
 from uvit_jax.training.state import Params
 
-# network(params, x, model_time, condition) -> prediction; the condition is labels, text states or None.
+# network(params, x, model_time, condition) -> prediction; the condition is labels, text states or
+# None.
 Network = Callable[[Params, Array, Array, Array | None], Float[Array, "b h w c"]]
 
 
@@ -37,7 +40,8 @@ def abstract_network(
     def network(params, x, model_time, condition):
         conditions = {} if condition is None else {kind: condition}
         outer = layout.weights(
-            {name: part for name, part in params.items() if name not in _BLOCKS}, config.compute_dtype
+            {name: part for name, part in params.items() if name not in _BLOCKS},
+            config.compute_dtype,
         )
         params = params | outer
         return nnx.merge(graphdef, params)(x, model_time, **conditions)

@@ -15,7 +15,8 @@ from uvit_jax.training.optimizer_config import OptimizerConfig
 def learning_rate(
     config: OptimizerConfig, step: Int[Array, ""] | int, total_steps: int
 ) -> Float[Array, ""] | np.floating:
-    """The rate of the update that follows `step` earlier ones: of an array an array, of an int one of NumPy's numbers.
+    """The rate of the update that follows `step` earlier ones: of an array an array, of an int one
+    of NumPy's numbers.
 
     An int keeps the devices out of it, whose queue a program of its own would have to wait in.
     """
@@ -30,9 +31,11 @@ def learning_rate(
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW with torch's semantics (arXiv:1711.05101): p -= lr (m / (sqrt(v) + eps) + weight_decay p).
+    """AdamW with torch's semantics (arXiv:1711.05101): p -= lr (m / (sqrt(v) + eps) + weight_decay
+    p).
 
-    Its state is AdamW's own whether gradients are clipped or not, so that a run may go on with the other.
+    Its state is AdamW's own whether gradients are clipped or not, so that a run may go on with the
+    other.
     """
     adamw = _array_by_array(
         optax.adamw(
@@ -55,9 +58,11 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def _array_by_array(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same updates and state of an optimizer that treats every array by itself, traced once for those of a shape.
+    """The same updates and state of an optimizer that treats every array by itself, traced once for
+    those of a shape.
 
-    U-ViT-H has 355 arrays of 12 shapes; twenty operations for each were a fifth of the time before compilation.
+    U-ViT-H has 355 arrays of 12 shapes; twenty operations for each were a fifth of the time before
+    compilation.
     """
     update_one = jax.jit(optimizer.update)
 
@@ -67,17 +72,25 @@ def _array_by_array(optimizer: optax.GradientTransformation) -> optax.GradientTr
         def is_tree_of_all(node: Any) -> bool:
             return like_grads == jax.tree.structure(node)
 
-        # A state is made of trees like the parameters' (the moments) and of arrays for all of them (the count).
+        # A state is made of trees like the parameters' (the moments) and of arrays for all of them
+        # (the count).
         nodes, around = jax.tree.flatten(state, is_leaf=is_tree_of_all)
         leaves = jax.tree.leaves(grads)
-        columns = [jax.tree.leaves(node) if is_tree_of_all(node) else [node] * len(leaves) for node in nodes]
+        columns = [
+            jax.tree.leaves(node) if is_tree_of_all(node) else [node] * len(leaves)
+            for node in nodes
+        ]
         states = [jax.tree.unflatten(around, row) for row in zip(*columns, strict=True)]
-        updated = [update_one(*each) for each in zip(leaves, states, jax.tree.leaves(params), strict=True)]
+        updated = [
+            update_one(*each) for each in zip(leaves, states, jax.tree.leaves(params), strict=True)
+        ]
         rows = [jax.tree.leaves(new_state) for _, new_state in updated]
         new_nodes = [
             jax.tree.unflatten(like_grads, column) if is_tree_of_all(node) else column[0]
             for node, column in zip(nodes, zip(*rows, strict=True), strict=True)
         ]
-        return jax.tree.unflatten(like_grads, [leaf for leaf, _ in updated]), jax.tree.unflatten(around, new_nodes)
+        return jax.tree.unflatten(like_grads, [leaf for leaf, _ in updated]), jax.tree.unflatten(
+            around, new_nodes
+        )
 
     return optax.GradientTransformation(optimizer.init, update)

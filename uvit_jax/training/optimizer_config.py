@@ -12,8 +12,8 @@ class OptimizerConfig:
 
     Attributes:
       lr: base learning rate.
-      warmup_steps: the rate is lr * min(step / warmup_steps, 1), step counted from 0: the very first update moves
-        nothing. 0 for none.
+      warmup_steps: the rate is lr * min(step / warmup_steps, 1), step counted from 0: the very
+        first update moves nothing. 0 for none.
       decay: after the warm-up, "none" or "cosine" to zero at the last step.
       betas: decay rates of the two moments.
       eps: added to the root of the second moment.
@@ -36,4 +36,6 @@ class OptimizerConfig:
             raise UserError(f"betas is {self.betas}, expected two numbers from 0 to below 1")
         for field in ("lr", "warmup_steps", "eps", "weight_decay", "grad_clip"):
             if not 0 <= getattr(self, field) < math.inf:
-                raise UserError(f"{field} is {getattr(self, field)}, expected 0 or more, and finite")
+                raise UserError(
+                    f"{field} is {getattr(self, field)}, expected 0 or more, and finite"
+                )

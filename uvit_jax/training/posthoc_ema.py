@@ -1,12 +1,15 @@
-"""EMAs of other lengths after training: the stored averages, combined so that their profiles add up to the wanted one.
+"""EMAs of other lengths after training: the stored averages, combined so that their profiles add up
+to the wanted one.
 
-Section 3.2 of arXiv:2312.02696, for the average that training keeps, with one rate for the whole run. An average's
-profile says how much the parameters of each step weigh in it: at step t and rate r, (1 - r) r^(t - s) for s = 1..t, and
-r^t for step 0, of which the average starts as a copy (`step.apply_gradients` averages the parameters that it has just
-updated). The raw parameters are the average of rate 0.
+Section 3.2 of arXiv:2312.02696, for the average that training keeps, with one rate for the whole
+run. An average's profile says how much the parameters of each step weigh in it: at step t and rate
+r, (1 - r) r^(t - s) for s = 1..t, and r^t for step 0, of which the average starts as a copy
+(`step.apply_gradients` averages the parameters that it has just updated). The raw parameters are
+the average of rate 0.
 
-Near the length of the training step 0 alone has much of an average's weight: a run that keeps checkpoints keeps that of
-step 0, too. Without it this weight can only lie on the steps up to the first checkpoint, and `misplaced` tells of it.
+Near the length of the training step 0 alone has much of an average's weight: a run that keeps
+checkpoints keeps that of step 0, too. Without it this weight can only lie on the steps up to the
+first checkpoint, and `misplaced` tells of it.
 """
 
 import dataclasses
@@ -25,13 +28,14 @@ from uvit_jax.training.state import Params
 
 LOG = logging.getLogger("uvit_jax")
 
-# From this relative error of the profile on, `ema_of_length` warns: checkpoints as far apart as the shorter of the two
-# lengths give 0.14 to 0.28, half as far about half of it.
+# From this relative error of the profile on, `ema_of_length` warns: checkpoints as far apart as the
+# shorter of the two lengths give 0.14 to 0.28, half as far about half of it.
 LARGE_ERROR = 0.3
 # And from this share of the weight that lies after step 0 in place of on it.
 LARGE_MISPLACED = 0.01
-# Checkpoints are combined back to where the target weighs what is older still with less than this, and one more. Those
-# further back lower the error by little: with them, what is missing from a sum of 1 spreads to parameters of long ago.
+# Checkpoints are combined back to where the target weighs what is older still with less than this,
+# and one more. Those further back lower the error by little: with them, what is missing from a sum
+# of 1 spreads to parameters of long ago.
 REACH = 1e-3
 # Coefficients below float32's resolution are rounding errors: not worth reading a checkpoint.
 NEGLIGIBLE = 1e-9
@@ -45,11 +49,13 @@ class Combination:
       steps: of the checkpoints, ascending.
       ema: the coefficient of each one's EMA.
       params: the coefficient of each one's raw parameters; all coefficients together sum to 1.
-      error: ||target - combination|| / ||target||, the norms over the profiles from step 1 on: step 0, a single point
-        of r^t, would outweigh all the others. It is the relative error of the result for parameters that are
-        independent from step to step; those of a training change slowly, and err less.
-      misplaced: the share of the weight that belongs on step 0 and lies on the steps up to the first checkpoint, or
-        the other way round; 0 where step 0 was kept. Between the other checkpoints each has its own.
+      error: ||target - combination|| / ||target||, the norms over the profiles from step 1 on: step
+        0, a single point of r^t, would outweigh all the others. It is the relative error of the
+        result for parameters that are independent from step to step; those of a training change
+        slowly, and err less.
+      misplaced: the share of the weight that belongs on step 0 and lies on the steps up to the
+        first checkpoint, or the other way round; 0 where step 0 was kept. Between the other
+        checkpoints each has its own.
     """
 
     steps: tuple[int, ...]
@@ -61,7 +67,9 @@ class Combination:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """The weights of the average of a rate at a step, of the parameters of steps 0..step; they sum to 1."""
+    """The weights of the average of a rate at a step, of the parameters of steps 0..step; they sum
+    to 1.
+    """
 
     step: int
     rate: float | int
@@ -72,7 +80,9 @@ class Profile:
         return 1.0 if self.step == 0 else 1.0 - self.rate
 
     def inner(self, other: "Profile", *, after: int = -1, until: int | None = None) -> float:
-        """The inner product of two profiles over the steps s with after < s <= until (default: all of them)."""
+        """The inner product of two profiles over the steps s with after < s <= until (default: all
+        of them).
+        """
         r, q = self.rate, other.rate
         top = min(self.step, other.step) if until is None else min(self.step, other.step, until)
         value = r**self.step * q**other.step if after < 0 <= top else 0.0
@@ -83,21 +93,25 @@ class Profile:
         return float(value)
 
 
-def fit(steps: Sequence[int], rate: float | int, target_rate: float | int, target_step: int) -> Combination:
-    """The combination of checkpoints whose profile is the nearest, in least squares, to that of an EMA not kept, with
-    the same weight as that between one checkpoint and the next.
+def fit(
+    steps: Sequence[int], rate: float | int, target_rate: float | int, target_step: int
+) -> Combination:
+    """The combination of checkpoints whose profile is the nearest, in least squares, to that of an
+    EMA not kept, with the same weight as that between one checkpoint and the next.
 
-    The profiles of neighbouring checkpoints are almost multiples of each other: their Gram matrix is near-singular. But
-    an average less the decayed one of the checkpoint before is its profile cut to the steps since that checkpoint. So
-    what checkpoints span has an orthogonal basis, two vectors for each interval between them: the single step at its
-    end (the raw parameters) and the cut average without that step. In this basis least squares is a division for each
-    vector, and the condition on the sum of weights one Lagrange multiplier for each interval. That condition matters
-    more than the squares: parameters change slowly, so weight may lie at a neighbouring step, but not in another part
-    of the training. The first interval begins with step 0. Inner products are geometric series: no array is as long as
-    the training.
+    The profiles of neighbouring checkpoints are almost multiples of each other: their Gram matrix
+    is near-singular. But an average less the decayed one of the checkpoint before is its profile
+    cut to the steps since that checkpoint. So what checkpoints span has an orthogonal basis, two
+    vectors for each interval between them: the single step at its end (the raw parameters) and the
+    cut average without that step. In this basis least squares is a division for each vector, and
+    the condition on the sum of weights one Lagrange multiplier for each interval. That condition
+    matters more than the squares: parameters change slowly, so weight may lie at a neighbouring
+    step, but not in another part of the training. The first interval begins with step 0. Inner
+    products are geometric series: no array is as long as the training.
 
     Args:
-      steps: of the checkpoints, at least one; those beyond the first one from `target_step` on aren't used.
+      steps: of the checkpoints, at least one; those beyond the first one from `target_step` on
+        aren't used.
       rate: of the EMA in them, in [0, 1).
       target_rate: of the EMA wanted, in [0, 1).
       target_step: where its profile ends.
@@ -108,9 +122,9 @@ def fit(steps: Sequence[int], rate: float | int, target_rate: float | int, targe
     averages, before = [Profile(step, rate) for step in used], [-1, *used[:-1]]
     cuts = list(zip(averages, before, strict=True))
 
-    # --- The basis, an interval each: norms, sums of weights and inner products with the target of its cut average, the
-    # target's weight on its last step, on all of it, and the target's norm. Between neighbouring steps nothing is left
-    # to cut. Step 0 is in no norm.
+    # --- The basis, an interval each: norms, sums of weights and inner products with the target of
+    # its cut average, the target's weight on its last step, on all of it, and the target's norm.
+    # Between neighbouring steps nothing is left to cut. Step 0 is in no norm.
     square = np.array([a.inner(a, after=max(b, 0), until=a.step - 1) for a, b in cuts])
     mass = np.array([_mass_of_cut(a, b) for a, b in cuts])
     product = np.array([a.inner(target, after=max(b, 0), until=a.step - 1) for a, b in cuts])
@@ -121,12 +135,15 @@ def fit(steps: Sequence[int], rate: float | int, target_rate: float | int, targe
     # --- Least squares in each interval, under the condition that its weights sum to the target's.
     shift = (wanted - last - mass * product * inverse) / (mass**2 * inverse + 1)
     cut, single = (product + shift * mass) * inverse, last + shift
-    squares = cut * (cut * square - 2 * product) + np.where(np.array(used) > 0, single * (single - 2 * last), 0.0)
+    squares = cut * (cut * square - 2 * product) + np.where(
+        np.array(used) > 0, single * (single - 2 * last), 0.0
+    )
     norm2 = target.inner(target, after=0)
     residual2 = max(norm2 + float(squares.sum()), 0.0)
     on_step_0 = cut[0] * rate ** used[0] if used[0] else single[0]
 
-    # --- Back to what is stored: a cut average is this one, less what is left of the one before and less its last step.
+    # --- Back to what is stored: a cut average is this one, less what is left of the one before and
+    # less its last step.
     decay = np.array([rate ** (a.step - b) for a, b in cuts[1:]])
     ema = cut - np.append(cut[1:] * decay, 0.0)
     params = single - cut * [average.last for average in averages]
@@ -160,12 +177,16 @@ def average(checkpoints: Checkpoints, template: Params, combination: Combination
         return jax.tree.map(lambda t, w: t + coefficient * w.astype(jnp.float32), total, weights)
 
     total = zeros()
-    for step, *coefficients in zip(combination.steps, combination.ema, combination.params, strict=True):
+    for step, *coefficients in zip(
+        combination.steps, combination.ema, combination.params, strict=True
+    ):
         for weights, coefficient in zip(("ema", "params"), coefficients, strict=True):
             if coefficient:
                 # Without a name, which would keep them while the next ones are read.
                 total = add(
-                    total, checkpoints.restore_weights(template, weights=weights, step=step)[0], np.float32(coefficient)
+                    total,
+                    checkpoints.restore_weights(template, weights=weights, step=step)[0],
+                    np.float32(coefficient),
                 )
     return total
 
@@ -176,8 +197,8 @@ def combination_for(
     """What `ema_of_length` averages, of the same arguments; reads no weights.
 
     Raises:
-      UserError: if `length` is below 1, if there is no such step, or if no checkpoint lies before it to be
-        combined with.
+      UserError: if `length` is below 1, if there is no such step, or if no checkpoint lies before
+        it to be combined with.
     """
     if not 1 <= length < math.inf:
         raise UserError(f"the EMA's length is {length}, expected a number of steps from 1 on")
@@ -188,21 +209,29 @@ def combination_for(
     steps = [other for other in checkpoints.steps if other <= step]
     if len(steps) < 2 and step and target_rate not in (rate, 0):
         raise UserError(
-            f"{checkpoints.directory} holds 1 checkpoint up to step {step}, expected 2 or more for an EMA of another "
-            f"length ({length:g}) than the stored one ({stored:g}): config.train.keep_every keeps more of them"
+            f"{checkpoints.directory} holds 1 checkpoint up to step {step}, expected 2 or more for "
+            f"an EMA of another length ({length:g}) than the stored one ({stored:g}): "
+            "config.train.keep_every keeps more of them"
         )
     return fit(steps, rate, target_rate, step)
 
 
 def ema_of_length(
-    checkpoints: Checkpoints, template: Params, *, rate: float | int, length: float | int, step: int | None = None
+    checkpoints: Checkpoints,
+    template: Params,
+    *,
+    rate: float | int,
+    length: float | int,
+    step: int | None = None,
 ) -> tuple[Params, Combination]:
-    """The EMA of a length at a stored step (default: the newest), and what it was made of; warns where that is rough.
+    """The EMA of a length at a stored step (default: the newest), and what it was made of; warns
+    where that is rough.
 
     Args:
       checkpoints: of one run; all its processes call this together.
       template: shapes, dtypes and shardings of the parameters.
-      rate: of the EMA that the run kept, the same from its first step on (`Checkpoints.ema_rates` knows).
+      rate: of the EMA that the run kept, the same from its first step on (`Checkpoints.ema_rates`
+        knows).
       length: of the EMA wanted, in steps: its rate is 1 - 1 / length. 1 gives the raw parameters.
       step: of a checkpoint.
 
@@ -213,8 +242,8 @@ def ema_of_length(
     which = f"the EMA of length {length:g} at step {combination.steps[-1]}"
     if combination.error > LARGE_ERROR:
         LOG.warning(
-            "warning: %s is rough: the nearest combination of %d checkpoints is off by %.0f%%; more of them come "
-            "closer, kept with a config.train.keep_every of at most %d",
+            "warning: %s is rough: the nearest combination of %d checkpoints is off by %.0f%%; "
+            "more of them come closer, kept with a config.train.keep_every of at most %d",
             which,
             len(combination.steps),
             100 * combination.error,
@@ -222,8 +251,9 @@ def ema_of_length(
         )
     if combination.misplaced > LARGE_MISPLACED:
         LOG.warning(
-            "warning: %s is not what training would have kept: %.0f%% of its weight belongs on step 0, of which "
-            "there is no checkpoint, and lies on the steps up to %d; a run begun with config.train.keep_every keeps it",
+            "warning: %s is not what training would have kept: %.0f%% of its weight belongs on "
+            "step 0, of which there is no checkpoint, and lies on the steps up to %d; a run begun "
+            "with config.train.keep_every keeps it",
             which,
             100 * combination.misplaced,
             combination.steps[0],
@@ -240,17 +270,31 @@ def _geometric_sum(r: float | int, q: float | int, terms: int) -> float:
 
 def _mass_of_cut(average: Profile, before: int) -> float:
     """The sum of the weights of the steps after `before` (-1: of all) without the last."""
-    return 1.0 - average.last if before < 0 else average.rate - average.rate ** (average.step - before)
+    return (
+        1.0 - average.last if before < 0 else average.rate - average.rate ** (average.step - before)
+    )
 
 
 def _within_reach(steps: Sequence[int], target: Profile) -> list[int]:
-    """The steps that `fit` uses: up to the target's and on to the next one, back to where it weighs next to nothing."""
+    """The steps that `fit` uses: up to the target's and on to the next one, back to where it weighs
+    next to nothing.
+    """
     last = next((i for i, step in enumerate(steps) if step >= target.step), len(steps) - 1)
-    first = next(i for i, step in enumerate(steps) if i == last or target.rate ** (target.step - step) >= REACH)
+    first = next(
+        i
+        for i, step in enumerate(steps)
+        if i == last or target.rate ** (target.step - step) >= REACH
+    )
     return list(steps[max(first - 1, 0) : last + 1])
 
 
-def _spread(coefficients: np.ndarray, used: Sequence[int], steps: Sequence[int]) -> tuple[float, ...]:
+def _spread(
+    coefficients: np.ndarray, used: Sequence[int], steps: Sequence[int]
+) -> tuple[float, ...]:
     """One coefficient for each of all steps."""
-    of = {step: float(value) for step, value in zip(used, coefficients, strict=True) if abs(value) > NEGLIGIBLE}
+    of = {
+        step: float(value)
+        for step, value in zip(used, coefficients, strict=True)
+        if abs(value) > NEGLIGIBLE
+    }
     return tuple(of.get(step, 0.0) for step in steps)

@@ -20,9 +20,11 @@ Params = dict[Any, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The state after `step` updates: parameters, their exponential moving average and the optimizer's moments.
+    """The state after `step` updates: parameters, their exponential moving average and the
+    optimizer's moments.
 
-    Its leaves are arrays (step is an int32 scalar), or whatever a `jax.tree.map` over it makes: shapes, shardings.
+    Its leaves are arrays (step is an int32 scalar), or whatever a `jax.tree.map` over it makes:
+    shapes, shardings.
     """
 
     step: Any
@@ -31,7 +33,9 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def create(init_params: Callable[[Array], Params], optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def create(
+    init_params: Callable[[Array], Params], optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
     """The state before the first update: the EMA starts as a copy of the parameters."""
     params = init_params(stream_key(seed, Stream.INIT))
     return TrainState(
@@ -42,7 +46,9 @@ def create(init_params: Callable[[Array], Params], optimizer: optax.GradientTran
     )
 
 
-def abstract(init_params: Callable, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract(
+    init_params: Callable, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
     """Shapes, dtypes and shardings of the state, with no array made."""
     shapes = jax.eval_shape(lambda: create(init_params, optimizer, 0))
     return jax.tree.map(
@@ -52,7 +58,9 @@ def abstract(init_params: Callable, optimizer: optax.GradientTransformation, mes
     )
 
 
-def create_sharded(init_params: Callable, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
+def create_sharded(
+    init_params: Callable, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> TrainState:
     """`create` under jit, each device making only its own part: no host ever holds the whole model."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init_params, optimizer, mesh))
     return jax.jit(lambda: create(init_params, optimizer, seed), out_shardings=shardings)()

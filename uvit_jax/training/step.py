@@ -1,4 +1,6 @@
-"""One update of the weights: draw time and noise, predict, differentiate, step, average. Pure, jitted by the caller."""
+"""One update of the weights: draw time and noise, predict, differentiate, step, average. Pure,
+jitted by the caller.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,7 +33,8 @@ class Objective:
       prediction: what the network's output means: "noise", "x0", "v" or "flow".
       weighting: of the loss over time, "none" or "min_snr".
       p_uncond: share of the examples whose condition becomes the empty one.
-      null_condition: the empty label, or the states of the empty text [l, d]; None where p_uncond is 0.
+      null_condition: the empty label, or the states of the empty text [l, d]; None where p_uncond
+        is 0.
     """
 
     schedule: Schedule
@@ -44,14 +47,18 @@ class Objective:
 def draw(
     objective: Objective, x0: Float[Array, "b h w c"], condition: Condition | None, key: Array
 ) -> tuple[Float[Array, " b"], Float[Array, "b h w c"], Condition | None]:
-    """The random part of a step: a time, a noise and a (perhaps dropped) condition for each example."""
+    """The random part of a step: a time, a noise and a (perhaps dropped) condition for each
+    example.
+    """
     time_key, noise_key, drop_key = jax.random.split(key, 3)
     t = objective.schedule.sample_time(time_key, (x0.shape[0],))
     noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
     if condition is not None and objective.null_condition is not None:
         dropped = jax.random.bernoulli(drop_key, objective.p_uncond, condition.shape[:1])
         dropped = dropped.reshape(-1, *[1] * (condition.ndim - 1))
-        condition = jnp.where(dropped, jnp.asarray(objective.null_condition, condition.dtype), condition)
+        condition = jnp.where(
+            dropped, jnp.asarray(objective.null_condition, condition.dtype), condition
+        )
     return t, noise, condition
 
 
@@ -64,7 +71,9 @@ def mean_loss(
     noise: Float[Array, "b h w c"],
     condition: Condition | None,
 ) -> Float[Array, ""]:
-    """The loss of a batch at given times and noises (Eq. 2 of arXiv:2209.12152 for prediction = "noise")."""
+    """The loss of a batch at given times and noises (Eq. 2 of arXiv:2209.12152 for prediction =
+    "noise").
+    """
     return denoising_loss(
         lambda x_t, model_time: network(params, x_t, model_time, condition),
         x0,
@@ -83,23 +92,32 @@ def apply_gradients(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(
-        step=state.step + 1, params=params, ema=ema.update(state.ema, params, ema_rate), opt_state=opt_state
+        step=state.step + 1,
+        params=params,
+        ema=ema.update(state.ema, params, ema_rate),
+        opt_state=opt_state,
     )
 
 
 def accumulate(
-    loss_fn: Callable[[Params, Any], Float[Array, ""]], params: Params, batch: Any, microbatches: int
+    loss_fn: Callable[[Params, Any], Float[Array, ""]],
+    params: Params,
+    batch: Any,
+    microbatches: int,
 ) -> tuple[Float[Array, ""], Params]:
-    """Mean loss and gradients of a batch (a tree of arrays `[b, ...]`), taken part by part under one `lax.scan`.
+    """Mean loss and gradients of a batch (a tree of arrays `[b, ...]`), taken part by part under
+    one `lax.scan`.
 
-    A part takes every so manieth row, so that a batch whose rows are spread over devices stays where it is. Gradients
-    are added up in the parameters' own precision.
+    A part takes every so manieth row, so that a batch whose rows are spread over devices stays
+    where it is. Gradients are added up in the parameters' own precision.
     """
     if microbatches == 1:
         return jax.value_and_grad(loss_fn)(params, batch)
 
     def cut(rows: Array) -> Array:
-        return jnp.swapaxes(rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:]), 0, 1)
+        return jnp.swapaxes(
+            rows.reshape(rows.shape[0] // microbatches, microbatches, *rows.shape[1:]), 0, 1
+        )
 
     def add(total: tuple[Array, Params], part: Any) -> tuple[tuple[Array, Params], None]:
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(params, part)), None
@@ -119,17 +137,20 @@ def make_train_step(
     inputs: Inputs = pixels,
     microbatches: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """`train_step(state, batch, frozen=None) -> (state, metrics)`; its randomness comes from (seed, state.step) alone.
+    """`train_step(state, batch, frozen=None) -> (state, metrics)`; its randomness comes from (seed,
+    state.step) alone.
 
-    The batch holds `x` `[b, h, w, c]` as it is stored and, for a model with labels, `label` `[b]`, or, for one with
-    text, `context` `[b, l, d]`; `inputs(frozen, x, key)` makes of x what the network learns. Metrics are scalars on the
-    device.
+    The batch holds `x` `[b, h, w, c]` as it is stored and, for a model with labels, `label` `[b]`,
+    or, for one with text, `context` `[b, l, d]`; `inputs(frozen, x, key)` makes of x what the
+    network learns. Metrics are scalars on the device.
 
-    microbatches: parts that the batch is cut into, one after another through the network, for the memory of one: losses
-    and gradients are those of the whole batch, but for rounding.
+    microbatches: parts that the batch is cut into, one after another through the network, for the
+    memory of one: losses and gradients are those of the whole batch, but for rounding.
     """
 
-    def train_step(state: TrainState, batch: Batch, frozen: Any = None) -> tuple[TrainState, dict[str, Any]]:
+    def train_step(
+        state: TrainState, batch: Batch, frozen: Any = None
+    ) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(stream_key(seed, Stream.STEP), state.step)
         # A stream of its own: `draw` splits the key into 0, 1 and 2.
         x0 = inputs(frozen, batch["x"], jax.random.fold_in(key, 3))

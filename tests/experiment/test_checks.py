@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from tests.jobs.digits_config import KEEPING, UNCONDITIONAL, experiment
+from uvit_jax.data.sources import ArraySource
+from uvit_jax.errors import UserError
+from uvit_jax.experiment.checks import check_mesh, check_source
+
+
+def source(shape=(8, 8, 1), classes=10) -> ArraySource:
+    names = [str(i) for i in range(classes)]
+    return ArraySource("toy", np.zeros((2, *shape), np.float32), np.zeros(2, np.int32), names)
+
+
+def test_a_model_that_fits_the_data_passes():
+    check_source(experiment(), source())
+    check_source(experiment(**KEEPING), source())
+    check_source(experiment(**UNCONDITIONAL), source())
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "message"),
+    [
+        ({"model__image_size": 16}, source(), r"shape \(16, 16, 1\), but 'toy' has \(8, 8, 1\)"),
+        ({}, source(shape=(8, 8, 3)), r"shape \(8, 8, 1\), but 'toy' has \(8, 8, 3\)"),
+        (
+            {"model__num_classes": 10},
+            source(),
+            "num_classes is 10, expected 11: 'toy' has 10 classes, and one row is",
+        ),
+        (
+            KEEPING | {"model__num_classes": 11},
+            source(),
+            "num_classes is 11, expected 10: 'toy' has 10 classes$",
+        ),
+        (
+            {"model__num_classes": 0, "model__context_dim": 8, "model__context_length": 2},
+            source(),
+            r"^config\.model\.context_dim is 8, but 'toy' has no captions",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data_is_refused(changes, data, message):
+    with pytest.raises(UserError, match=message):
+        check_source(experiment(**changes), data)
+
+
+def test_batches_and_heads_that_split_over_the_mesh_pass():
+    check_mesh(experiment(train__batch_size=24, sample__batch_size=20), (2, 4, 8), "train")
+    check_mesh(experiment(train__batch_size=20, sample__batch_size=16), (2, 4, 8), "sample")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "message"),
+    [
+        (
+            {"train__batch_size": 20},
+            (2, 4, 1),
+            r"config\.train\.batch_size is 20, .*mesh\.data \* mesh\.fsdp = 8",
+        ),
+        (
+            {"sample__batch_size": 20},
+            (8, 1, 1),
+            r"config\.sample\.batch_size is 20, .*mesh\.data \* mesh\.fsdp = 8",
+        ),
+        (
+            {"model__embed_dim": 72},
+            (1, 16, 1),
+            r"config\.model\.embed_dim is 72, .*mesh\.fsdp = 16",
+        ),
+        (
+            {"model__mlp_ratio": 1.3},
+            (1, 1, 8),
+            r"config\.model\.embed_dim \* mlp_ratio is \d+, .*tensor = 8",
+        ),
+        ({}, (1, 1, 3), r"config\.model\.num_heads is 8, expected a multiple of mesh\.tensor = 3"),
+    ],
+)
+def test_batches_and_heads_that_do_not_split_over_the_mesh_are_refused(changes, sizes, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        check_mesh(
+            experiment(**changes), sizes, "sample" if "sample__batch_size" in changes else "train"
+        )

@@ -1,0 +1,1 @@
+"""Data sets as `prepare` makes them: a manifest and shards of records."""

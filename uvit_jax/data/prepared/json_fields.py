@@ -1,0 +1,88 @@
+"""Frozen dataclasses as the fields of a JSON object, and back: none missing, unknown or of another
+type.
+"""
+
+import contextlib
+import dataclasses
+import json
+import types
+import typing
+from typing import Any
+
+from uvit_jax.errors import UserError
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, without those that are as they are by default."""
+    fields = {
+        field.name: (getattr(value, field.name), field.default)
+        for field in dataclasses.fields(value)
+    }
+    return {name: found for name, (found, default) in fields.items() if found != default}
+
+
+def dumps(value: Any) -> str:
+    """JSON on one line, letters of all scripts as they are; ValueError for NaN and infinity, which
+    JSON has not.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def from_json(cls: type, what: str, values: Any) -> Any:
+    """A dataclass of these values, of which only those with defaults may be missing.
+
+    Args:
+      cls: the dataclass; its annotations may be int, float, str, bool, another dataclass (whose
+        values the caller has made before), a tuple of one of these, or several of these or None.
+      what: to call it in an error.
+      values: what JSON holds in its place.
+
+    Raises:
+      UserError: a field is missing, unknown or of another type, or what the dataclass itself
+        raises.
+    """
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise UserError(f"{what} is {values!r:.60}, expected the fields {', '.join(hints)}")
+    optional = {
+        field.name for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING
+    }
+    for name in sorted((hints.keys() - optional - values.keys()) | (values.keys() - hints.keys())):
+        raise UserError(
+            f"{what} {'lacks the field' if name in hints else 'has the unknown field'} {name!r}"
+        )
+    made = {}
+    for name, value in values.items():
+        try:
+            made[name] = _typed(value, hints[name])
+        except TypeError:
+            shown = (
+                getattr(hints[name], "__name__", "")
+                if isinstance(hints[name], type)
+                else str(hints[name])
+            )
+            raise UserError(f"{name} is {value!r:.60}, expected {shown}") from None
+    return cls(**made)
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A value read from JSON as the type that an annotation names: lists become tuples, a bool is
+    no number.
+
+    Raises:
+      TypeError: it is of another type.
+    """
+    if isinstance(hint, types.UnionType):
+        for part in typing.get_args(hint):
+            with contextlib.suppress(TypeError):
+                return _typed(value, part)
+        raise TypeError
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        if isinstance(value, list) and (parts[-1] is ... or len(value) == len(parts)):
+            return tuple(_typed(item, parts[0]) for item in value)
+    elif isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
+        return value
+    elif hint is float and type(value) is int:
+        return float(value)
+    raise TypeError

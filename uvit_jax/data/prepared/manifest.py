@@ -1,0 +1,359 @@
+"""What a prepared data set says of itself: the `manifest.json` beside its shards, for people and
+programs.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable
+
+import ml_dtypes  # noqa: F401  (NumPy knows the name "bfloat16" from here on)
+import numpy as np
+
+from uvit_jax.data.originals.crops import Size, sides
+from uvit_jax.data.prepared.json_fields import dumps, from_json, to_json
+from uvit_jax.errors import UserError
+from uvit_jax.files import atomic_write
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+KINDS = ("pixels", "moments", "latents")
+DTYPES = ("uint8", "float16", "bfloat16", "float32")
+CONTEXT_DTYPES = DTYPES[1:]
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One `*.array_record` file.
+
+    Attributes:
+      name: of the file, in the manifest's folder.
+      num_examples: images in it.
+      num_records: one for each image, or two where mirror images are stored.
+      num_bytes: size of the file.
+      sha256: of the file's bytes, hexadecimal.
+      num_captions: of all its images; 0 without text.
+      captions_name: of the file of these captions, in the same folder; "" without text, as the next
+        two.
+      captions_bytes: size of that file.
+      captions_sha256: of that file's bytes.
+    """
+
+    name: str
+    num_examples: int
+    num_records: int
+    num_bytes: int
+    sha256: str
+    num_captions: int = 0
+    captions_name: str = ""
+    captions_bytes: int = 0
+    captions_sha256: str = ""
+
+    def __post_init__(self):
+        if self.name != pathlib.PurePath(self.name).name or self.name in ("", ".."):
+            raise UserError(
+                f"name is {self.name!r}, expected the name of a file in the manifest's folder"
+            )
+        for field in ("num_examples", "num_records", "num_bytes"):
+            if getattr(self, field) < 0:
+                raise UserError(
+                    f"{field} of {self.name} is {getattr(self, field)}, expected a number from 0 up"
+                )
+        if not _SHA256.fullmatch(self.sha256):
+            raise UserError(
+                f"sha256 of {self.name} is {self.sha256!r}, expected 64 hexadecimal digits"
+            )
+        if self.captions is None:
+            for field in ("num_captions", "captions_bytes", "captions_sha256"):
+                if getattr(self, field):
+                    raise UserError(
+                        f"{field} of {self.name} is {getattr(self, field)!r}, expected none "
+                        f"without captions_name"
+                    )
+        elif self.num_captions < self.num_examples:
+            raise UserError(
+                f"num_captions of {self.name} is {self.num_captions}, expected at least one for "
+                f"each of its {self.num_examples} examples"
+            )
+
+    @property
+    def captions(self) -> "Shard | None":
+        """The file of its images' captions, a shard whose examples they are; None without text."""
+        if not self.captions_name:
+            return None
+        counts = (self.num_captions, self.num_captions)
+        return Shard(self.captions_name, *counts, self.captions_bytes, self.captions_sha256)
+
+    @property
+    def files(self) -> "tuple[Shard, ...]":
+        """Itself, and the file of its captions where there is one."""
+        return (self,) if self.captions is None else (self, self.captions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A prepared data set: what its records hold, where they come from, and the files they lie in.
+
+    Attributes:
+      source: the original data set's name.
+      split: the part of it, "train" for example.
+      kind: "pixels" (uint8 images), "moments" (mean, then logvar, of a KL autoencoder), or
+        "latents" (of an autoencoder without variance).
+      image_size: side of the images in pixels, or their height and width.
+      shape: of a record's array, (h, w, c); c is twice the latent channels for moments.
+      dtype: of a record's array, one of DTYPES.
+      mirror: whether records come in pairs, an image and then its mirror image.
+      class_names: one for each class; none where the classes have no names, or there are no labels.
+      num_classes: 0 without labels; every label is then -1.
+      autoencoder: its name; "" for pixels.
+      autoencoder_sha256: of the encoder's weights; "" for pixels.
+      scale: the factor of the latents, once `shift` is taken off; None where they are normalised by
+        mean and std.
+      shift: what is taken off the latents (0 but for Stable Diffusion 3's and Flux's autoencoders).
+      mean: of each channel: of pixels in [-1, 1]; of latents before any scale (for moments: of z
+        drawn from them).
+      std: of each channel, likewise.
+      text_encoder: the name of the captions' encoder, which makes this a text data set; "" without
+        captions.
+      crop: how the images were brought to this size.
+      skipped: how many originals could not be decoded.
+      shards: in the order of the examples.
+      text_encoder_sha256: of the text encoder's weights; "" without captions, as the next three.
+      context_shape: of a caption's states, (tokens, width).
+      context_dtype: of a caption's states, one of CONTEXT_DTYPES.
+      empty_context_sha256: of the file with the states of the empty caption.
+      exif: whether the images were turned as their EXIF orientation says.
+    """
+
+    source: str
+    split: str
+    kind: str
+    image_size: Size
+    shape: tuple[int, ...]
+    dtype: str
+    mirror: bool
+    class_names: tuple[str, ...]
+    num_classes: int
+    autoencoder: str
+    autoencoder_sha256: str
+    scale: float | None
+    shift: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    text_encoder: str
+    crop: str
+    skipped: int
+    shards: tuple[Shard, ...]
+    text_encoder_sha256: str = ""
+    context_shape: tuple[int, ...] = ()
+    context_dtype: str = ""
+    empty_context_sha256: str = ""
+    exif: bool = False
+
+    def __post_init__(self):
+        def expect(holds: bool, field: str, expected: str) -> None:
+            if not holds:
+                raise UserError(f"{field} is {getattr(self, field)!r}, expected {expected}")
+
+        expect(self.kind in KINDS, "kind", f"one of {', '.join(KINDS)}")
+        expect(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
+        expect(
+            (self.kind == "pixels") == (self.dtype == "uint8"),
+            "dtype",
+            "uint8 for pixels and a float otherwise",
+        )
+        expect(
+            min(sides(self.image_size)) > 0,
+            "image_size",
+            "a positive number, or two: height and width",
+        )
+        expect(
+            len(self.shape) == 3 and min(self.shape) > 0,
+            "shape",
+            "three positive numbers, (h, w, c)",
+        )
+        expect(
+            self.kind != "moments" or self.shape[-1] % 2 == 0,
+            "shape",
+            "as many means as logvars, an even c",
+        )
+        expect(self.num_classes >= 0, "num_classes", "a number from 0 up")
+        count = len(self.class_names)
+        if count not in (0, self.num_classes):
+            raise UserError(
+                f"class_names has {count} entries, expected none or num_classes = "
+                f"{self.num_classes}"
+            )
+        channels = self.shape[-1] // (2 if self.kind == "moments" else 1)
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            expect(
+                len(values) == channels and all(map(math.isfinite, values)),
+                field,
+                f"{channels} finite numbers",
+            )
+        # A channel that never varies has 0; latents that are drawn always vary.
+        expect(
+            min(self.std) > 0 or (min(self.std) == 0 and self.kind != "moments"),
+            "std",
+            "positive numbers",
+        )
+        expect(
+            self.scale is None or (math.isfinite(self.scale) and self.scale > 0),
+            "scale",
+            "positive, or none",
+        )
+        expect(math.isfinite(self.shift), "shift", "a finite number")
+        expect(self.skipped >= 0, "skipped", "a number from 0 up")
+        self._check_text(expect)
+        names = [file.name for shard in self.shards for file in shard.files]
+        if len(set(names)) < len(names):
+            raise UserError("shards has a name twice, expected as many files as entries")
+        each = 2 if self.mirror else 1
+        for shard in self.shards:
+            if shard.num_records != each * shard.num_examples:
+                raise UserError(
+                    f"num_records of {shard.name} is {shard.num_records}, expected "
+                    f"{each * shard.num_examples} ({each} for each of its {shard.num_examples} "
+                    "examples)"
+                )
+
+    def _check_text(self, expect: Callable[[bool, str, str], None]) -> None:
+        if not self.has_text:
+            for field in (
+                "text_encoder_sha256",
+                "context_shape",
+                "context_dtype",
+                "empty_context_sha256",
+            ):
+                expect(not getattr(self, field), field, "none without a text_encoder")
+        else:
+            shape = self.context_shape
+            expect(
+                len(shape) == 2 and min(shape) > 0,
+                "context_shape",
+                "two positive numbers, (tokens, width)",
+            )
+            expect(
+                self.context_dtype in CONTEXT_DTYPES,
+                "context_dtype",
+                f"one of {', '.join(CONTEXT_DTYPES)}",
+            )
+            digits = "64 hexadecimal digits"
+            expect(
+                bool(_SHA256.fullmatch(self.text_encoder_sha256 or "0" * 64)),
+                "text_encoder_sha256",
+                digits,
+            )
+            expect(
+                bool(_SHA256.fullmatch(self.empty_context_sha256)), "empty_context_sha256", digits
+            )
+        for shard in self.shards:
+            if (shard.captions is not None) != self.has_text:
+                expected = "the name of a file" if self.has_text else "none without a text_encoder"
+                raise UserError(
+                    f"captions_name of {shard.name} is {shard.captions_name!r}, expected {expected}"
+                )
+
+    @property
+    def has_text(self) -> bool:
+        """Whether every image has captions."""
+        return self.text_encoder != ""
+
+    @property
+    def num_examples(self) -> int:
+        """Images, not counting their mirror images."""
+        return sum(shard.num_examples for shard in self.shards)
+
+    @property
+    def num_records(self) -> int:
+        """Records in all shards."""
+        return sum(shard.num_records for shard in self.shards)
+
+    @property
+    def num_captions(self) -> int:
+        """Captions of all images."""
+        return sum(shard.num_captions for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all shards and their captions."""
+        return sum(file.num_bytes for shard in self.shards for file in shard.files)
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """The type of a record's array; bfloat16 is ml_dtypes' own."""
+        return np.dtype(self.dtype)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `manifest.json` into the folder, whole or not at all.
+
+        Raises:
+          UserError: the folder can't be written to, or its disk is full.
+        """
+        path = pathlib.Path(folder) / FILE_NAME
+        values = {"format_version": FORMAT_VERSION} | to_json(self)
+        values["shards"] = [to_json(shard) for shard in self.shards]
+        # A line for each field and each shard: json's own indent would spend one on every class and
+        # number.
+        fields = [
+            f"  {json.dumps(name)}: {dumps(value)}"
+            for name, value in values.items()
+            if name != "shards"
+        ]
+        shards = ",\n".join(f"    {dumps(shard)}" for shard in values["shards"])
+        text = "{\n" + ",\n".join([*fields, '  "shards": [\n' + shards + "\n  ]"]) + "\n}\n"
+        try:
+            with atomic_write(path) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; expected room for {len(text)} bytes"
+            ) from error
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Manifest":
+        """The manifest in a folder.
+
+        Raises:
+          UserError: there is none, or it is damaged, of a newer version, or doesn't fit together.
+        """
+        path = pathlib.Path(folder) / FILE_NAME
+        try:
+            values = json.loads(path.read_bytes())
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and path.parent.is_dir():
+                raise UserError(
+                    f"{folder} is not a prepared data set (it holds no {FILE_NAME}); of its images "
+                    f"one is made by --job prepare --config.prepare.source={folder} "
+                    "--config.prepare.out=FOLDER"
+                ) from None
+            raise UserError(
+                f"cannot read {path}: {error.strerror}; expected the folder of a prepared data set"
+            ) from error
+        except ValueError as error:
+            raise UserError(
+                f"{path} is damaged ({error}); expected the JSON that preparing wrote"
+            ) from error
+        if not isinstance(values, dict) or not isinstance(values.get("format_version"), int):
+            raise UserError(
+                f"{path} has no format_version; expected the manifest of a prepared data set"
+            )
+        version = values.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format_version is {version}, expected {FORMAT_VERSION}: update uvit_jax "
+                f"to read it"
+            )
+        try:
+            shards = values.get("shards")
+            if isinstance(shards, list):
+                values["shards"] = [from_json(Shard, "a shard", shard) for shard in shards]
+            return from_json(cls, "the manifest", values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None

@@ -1,0 +1,292 @@
+"""From a config file to a checked experiment: its sections, their defaults, and what must fit
+together.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from uvit_jax.diffusion.spacing import check_carries
+from uvit_jax.errors import UserError
+from uvit_jax.experiment.config_file import check_known, read_config
+from uvit_jax.experiment.field_text import from_text
+from uvit_jax.experiment.paths import with_local_paths
+from uvit_jax.experiment.sections import (
+    AutoencoderSection,
+    DataConfig,
+    DiffusionConfig,
+    EvaluateConfig,
+    PreflightConfig,
+    PrepareConfig,
+    SampleConfig,
+    TextEncoderSection,
+    TrainConfig,
+)
+from uvit_jax.models.uvit_config import UViTConfig
+from uvit_jax.parallel.hosts import DistributedConfig
+from uvit_jax.parallel.mesh import MeshConfig
+from uvit_jax.training.ema import EMAConfig
+from uvit_jax.training.optimizer_config import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole config, checked: each section a frozen dataclass.
+
+    Attributes:
+      init_from: weights to start from or to sample with: an official `.pth` or `.safetensors` (or a
+        folder with one, or with a step of the official code), or the workdir of another run. Where
+        it holds both, EMA weights are taken, or what `sample.weights` says; empty for none.
+    """
+
+    model: UViTConfig = dataclasses.field(default_factory=UViTConfig)
+    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
+    autoencoder: AutoencoderSection = dataclasses.field(default_factory=AutoencoderSection)
+    text_encoder: TextEncoderSection = dataclasses.field(default_factory=TextEncoderSection)
+    init_from: str = ""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    ema: EMAConfig = dataclasses.field(default_factory=EMAConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
+    preflight: PreflightConfig = dataclasses.field(default_factory=PreflightConfig)
+
+    @property
+    def null_label(self) -> int | None:
+        """The empty label's id: the table's last row where training drops labels."""
+        return (
+            self.model.num_classes - 1
+            if self.model.num_classes and self.diffusion.p_uncond
+            else None
+        )
+
+    @property
+    def num_real_classes(self) -> int:
+        """Classes that can be asked for."""
+        return self.model.num_classes - (self.null_label is not None)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field of every section at its default: what a config file starts from and a flag can
+    override.
+    """
+    # Types are checked by `resolve`: ConfigDict knows no field of two, as image_size is.
+    return ml_collections.ConfigDict(dataclasses.asdict(Experiment()), type_safe=False)
+
+
+def field_names() -> list[str]:
+    """The dotted names of all fields, as "train.steps"."""
+    hints = typing.get_type_hints(Experiment)
+    return [
+        f"{name}.{field}" if field else name
+        for name, hint in hints.items()
+        for field in (typing.get_type_hints(hint) if dataclasses.is_dataclass(hint) else [""])
+    ]
+
+
+def set_fields(config: ml_collections.ConfigDict, fields: Mapping[str, str | None]) -> None:
+    """Sets fields of a config, named as in "train.steps", to what their texts stand for.
+
+    fields: None, a flag without a value, stands for True.
+
+    Raises:
+      UserError: for a field that isn't there, or a text that stands for no value of its type.
+    """
+    for name, text in fields.items():
+        hint: Any = Experiment
+        where = "config"
+        for part in name.split("."):
+            if not dataclasses.is_dataclass(hint):
+                raise UserError(f"config.{name} is not a field, expected --{where}=VALUE")
+            hints = typing.get_type_hints(hint)
+            check_known(where, [part], hints)
+            where, hint = f"{where}.{part}", hints[part]
+        if dataclasses.is_dataclass(hint):
+            raise UserError(
+                f"config.{name} is a section, expected a field of it as --config.{name}.FIELD=VALUE"
+            )
+        section, _, field = name.rpartition(".")
+        with config.unlocked():
+            if section and section not in config:
+                config[section] = ml_collections.ConfigDict()
+            within = config[section] if section else config
+            if not isinstance(within, ml_collections.ConfigDict):
+                raise UserError(
+                    f"config.{section} is {within!r}, expected a section with fields of its own"
+                )
+            within[field] = _from_text(name, text, hint)
+
+
+def _from_text(name: str, text: str | None, hint: Any) -> Any:
+    if text is None and hint is not bool:
+        raise UserError(
+            f"config.{name} has no value, expected --config.{name}=VALUE ({_words(hint)})"
+        )
+    try:
+        return from_text("true" if text is None else text, hint)
+    except ValueError:
+        raise UserError(f"config.{name} is {text!r}, expected {_words(hint)}") from None
+
+
+def load_experiment(name: str, overrides: Mapping[str, str | None] | None = None) -> Experiment:
+    """The checked experiment of a config file, named as on the command line: "configs/x.py" or
+    "configs/x.py:variant".
+
+    overrides: values of fields by their dotted names, as text.
+
+    Raises:
+      UserError: for a fault of the file, or as `set_fields` and `resolve`.
+    """
+    config = read_config(name)
+    set_fields(config, overrides or {})
+    return resolve(config)
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """Fields and their values as text, of "section.field=value".
+
+    Raises:
+      UserError: for a setting without a value.
+    """
+    for setting in settings:
+        if "=" not in setting:
+            raise UserError(f"--set has {setting!r}, expected section.field=value")
+    return dict(setting.split("=", 1) for setting in settings)
+
+
+def resolve(config: ml_collections.ConfigDict) -> Experiment:
+    """The checked experiment of a config.
+
+    Raises:
+      UserError: naming the field, for one that is unknown or whose value can't be.
+    """
+    hints = typing.get_type_hints(Experiment)
+    values = config.to_dict()
+    check_known("config", values, hints)
+    made: dict[str, Any] = {}
+    for name, hint in hints.items():
+        if dataclasses.is_dataclass(hint):
+            fields = values.get(name, {})
+            if not isinstance(fields, dict):
+                raise UserError(
+                    f"config.{name} is {fields!r}, expected a section with fields of its own"
+                )
+            made[name] = _section(name, hint, fields)
+        elif name in values:
+            made[name] = _checked(f"config.{name}", values[name], hint)
+    experiment = with_local_paths(Experiment(**made))
+    if experiment.diffusion.p_uncond and not (
+        experiment.model.num_classes or experiment.model.context_dim
+    ):
+        raise UserError(
+            f"config.diffusion.p_uncond is {experiment.diffusion.p_uncond}, expected 0 for an "
+            f"unconditional model"
+        )
+    if experiment.model.num_classes == 1 and experiment.diffusion.p_uncond:
+        raise UserError(
+            "config.model.num_classes is 1, expected at least 2: with p_uncond above 0 one is the "
+            "empty label"
+        )
+    if experiment.sample.guidance_scale and not experiment.diffusion.p_uncond:
+        raise UserError(
+            f"config.sample.guidance_scale is {experiment.sample.guidance_scale}, expected 0: with "
+            "config.diffusion.p_uncond = 0 the model knows no empty condition to guide away from"
+        )
+    sample = experiment.sample
+    try:
+        check_carries(
+            experiment.diffusion.make_schedule(), sample.t_start, experiment.diffusion.prediction
+        )
+    except UserError as error:
+        raise UserError(f"config.sample.{error} (config.diffusion.prediction is 'noise')") from None
+    if (sample.prompts or sample.negative_prompt) and not experiment.model.context_dim:
+        field, value = (
+            ("prompts", sample.prompts)
+            if sample.prompts
+            else ("negative_prompt", sample.negative_prompt)
+        )
+        raise UserError(
+            f"config.sample.{field} is {value!r}, expected none for a model without text"
+        )
+    if experiment.model.context_dim and sample.labels.strip() not in ("", "all"):
+        raise UserError(
+            f"config.sample.labels is {sample.labels!r}, expected 'all' for a model of text, which "
+            "config.sample.prompts asks for samples"
+        )
+    if sample.negative_prompt and not sample.guidance_scale:
+        raise UserError(
+            f"config.sample.negative_prompt is {sample.negative_prompt!r}, but "
+            "config.sample.guidance_scale is 0: expected a scale to be guided away from it with"
+        )
+    return experiment
+
+
+def _section(name: str, section: Any, values: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(section)
+    check_known(f"config.{name}", values, hints)
+    values = {
+        field: _checked(f"config.{name}.{field}", value, hints[field])
+        for field, value in values.items()
+    }
+    try:
+        return section(**values)
+    except UserError as error:
+        raise UserError(f"config.{name}.{error}") from None
+
+
+def _checked(field: str, value: Any, hint: Any) -> Any:
+    value = _as_number_of(tuple(value) if isinstance(value, list) else value, hint)
+    if not _fits(value, hint):
+        raise UserError(f"{field} is {value!r}, expected {_words(hint)}")
+    return value
+
+
+def _as_number_of(value: Any, hint: Any) -> Any:
+    """A whole float as the int that a field takes (steps written as 1e3), an int as the float; else
+    the value.
+    """
+    kinds = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
+    if type(value) is float and value.is_integer() and int in kinds and float not in kinds:
+        return int(value)
+    if type(value) is int and float in kinds and int not in kinds:
+        return float(value)
+    parts = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is tuple), ())
+    if isinstance(value, tuple) and len(value) == len(parts):
+        return tuple(map(_as_number_of, value, parts))
+    return value
+
+
+def _words(hint: Any) -> str:
+    """A field's type in words."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_words, parts))
+    if origin is tuple:
+        return "two numbers"  # there are no other tuples
+    return "None" if hint is types.NoneType else hint.__name__
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        return (
+            isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+        )
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, hint)

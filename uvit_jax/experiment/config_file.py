@@ -1,0 +1,150 @@
+"""What a config file makes, and every fault of the file in one sentence."""
+
+import importlib.util
+import inspect
+import logging
+import os
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+import ml_collections
+
+from uvit_jax.errors import UserError, nearest
+
+LOG = logging.getLogger("uvit_jax")
+
+# The repository's configs, in an installed wheel alone.
+_PACKAGED = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def read_config(name: str) -> ml_collections.ConfigDict:
+    """The config of "configs/x.py" or "configs/x.py:variant".
+
+    An installed package brings the repository's configs with it: where there is no folder configs/
+    here, "configs/x.py" is the package's own, which is said in one line. No other name stands for
+    one of them.
+
+    Raises:
+      UserError: naming the file and its fault: not there, not Python, no `get_config`, or one that
+        fails or returns no config.
+    """
+    path, variant = split_name(name)
+    path = _packaged(path) or path
+    _check_path(pathlib.Path(path))
+    try:
+        get_config = getattr(_execute(path), "get_config", None)
+        if not callable(get_config):
+            raise UserError(
+                f"config file {path} has no get_config(), expected a function that returns the "
+                f"config"
+            )
+        asked = [variant] if variant else []
+        _check_variant(path, get_config, asked)
+        config = get_config(*asked)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"config file {path} fails{_where(path, error)}: {_what(error)}") from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"config file {path}: get_config() returns "
+            f"{'None' if config is None else f'a {type(config).__name__}'}, expected a ConfigDict "
+            "as default_config() makes"
+        )
+    return config
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The file and the variant of "configs/x.py:variant"; the variant is empty where there is none."""
+    found = re.fullmatch(r"(.*?\.py):(.*)", name, re.DOTALL)
+    return (found[1], found[2]) if found else (name, "")
+
+
+def packaged_configs() -> list[str]:
+    """The configs that came with the installed package, as "configs/digits.py"; none in a checkout."""
+    return sorted(f"configs/{path.name}" for path in _PACKAGED.glob("*.py"))
+
+
+def check_known(where: str, found: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a UserError naming the first of the fields found that is not known, and the one that
+    may be meant.
+    """
+    names = sorted(known)
+    for name in found:
+        if name not in names:
+            close = nearest(name, names)
+            hint = f"did you mean {close!r}?" if close else f"expected one of {', '.join(names)}"
+            raise UserError(f"{where} has no field {name!r}, {hint}")
+
+
+def _packaged(path: str) -> str | None:
+    """The package's own file where the name is of that, and there is no folder configs/ here that
+    could hold it.
+    """
+    name = os.path.normpath(path)
+    if name not in packaged_configs() or pathlib.Path("configs").exists():
+        return None
+    found = str(_PACKAGED / pathlib.Path(name).name)
+    LOG.info("there is no configs/ here: taking %s, which came with uvit-jax", found)
+    return found
+
+
+def _check_path(path: pathlib.Path) -> None:
+    run = path.parent if path.name == "config.json" else path
+    if path.exists() and (run / "config.json").exists():
+        raise UserError(
+            f"{path} is what a run left, no config file: expected --workdir {run} in place of "
+            f"--config"
+        )
+    if not path.is_file():
+        own = f"configs/{path.name.partition(':')[0].removesuffix('.py')}.py"
+        packaged = (
+            f"; uvit-jax's own is {_PACKAGED.parent / own}" if own in packaged_configs() else ""
+        )
+        raise UserError(
+            f"there is no config file {path}, expected a path as configs/digits.py{packaged}"
+        )
+    if path.suffix != ".py":
+        raise UserError(f"{path} is no config file, expected one of Python as configs/digits.py")
+
+
+def _execute(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    assert spec is not None  # for .py there is always one
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their module's names
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_variant(path: str, get_config: Any, asked: list[str]) -> None:
+    try:
+        inspect.signature(get_config).bind(*asked)
+    except TypeError:
+        expected = f"--config {path} alone" if asked else f"--config {path}:VARIANT"
+        raise UserError(
+            f"that config has {'no variants' if asked else 'variants only'}, expected {expected}"
+        ) from None
+
+
+def _where(path: str, error: Exception) -> str:
+    """The line of the file that an error comes from."""
+    file = os.path.abspath(path)
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
+    if isinstance(error, SyntaxError) and error.filename == file:
+        lines.append(error.lineno)
+    return f" in line {lines[-1]}" if lines and lines[-1] else ""
+
+
+def _what(error: Exception) -> str:
+    told = error.msg if isinstance(error, SyntaxError) else str(error)
+    return " ".join(f"{type(error).__name__}: {told}".split())

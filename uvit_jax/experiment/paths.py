@@ -1,0 +1,87 @@
+"""Paths of the command line and of configs: which fields are paths, and what no path of this
+machine can be.
+"""
+
+import dataclasses
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from uvit_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from uvit_jax.experiment.config import Experiment
+
+# Every field that a file or a folder may be named in; some take other names, too (a hub's,
+# "tfds:<name>", "digits").
+PATH_FIELDS = (
+    "init_from",
+    "autoencoder.name",
+    "text_encoder.name",
+    "text_encoder.tokenizer",
+    "data.source",
+    "sample.prompts",
+    "sample.out",
+    "evaluate.samples",
+    "evaluate.reference",
+    "evaluate.inception",
+    "evaluate.clip",
+    "evaluate.captions",
+    "evaluate.out",
+    "prepare.source",
+    "prepare.data_dir",
+    "prepare.out",
+)
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:/")
+
+
+def local_path(field: str, value: str) -> str:
+    """The same path with a leading ~ expanded, which a shell leaves as it is in `--workdir=~/runs`.
+
+    Raises:
+      UserError: for a URL, which would be taken for the folder "gs:"; for a name of blanks alone or
+        one that is not UTF-8, which no report could name; for the ~ of a user that there is not.
+    """
+    if _URL.match(value):
+        raise UserError(
+            f"{field} is {value!r}, which is a URL, expected a path: mount the bucket as a folder "
+            "(with gcsfuse or the like, see docs/pods.md) or download the file first"
+        )
+    if value and not value.strip():
+        raise UserError(f"{field} is {value!r}, expected a path, or nothing for the default")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{field} is {value!r}, which is not UTF-8, expected a path in UTF-8"
+        ) from None
+    if not value.startswith("~"):
+        return value
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~"):
+        raise UserError(
+            f"{field} is {value!r}, expected a path: there is no user of that name (a file's is "
+            f"./~...)"
+        )
+    return expanded
+
+
+def with_local_paths(experiment: "Experiment") -> "Experiment":
+    """The same experiment with every path checked and expanded by `local_path`.
+
+    Raises:
+      UserError: for the first that can't be one.
+    """
+    for field in PATH_FIELDS:
+        section, _, name = field.rpartition(".")
+        owner = getattr(experiment, section) if section else experiment
+        value = getattr(owner, name)
+        if field == "sample.prompts" and not value.endswith(".txt"):
+            continue  # texts
+        path = local_path(f"config.{field}", value)
+        if path != value:
+            changes: dict[str, Any] = {name: path}
+            if section:
+                changes = {section: dataclasses.replace(owner, **changes)}
+            experiment = dataclasses.replace(experiment, **changes)
+    return experiment

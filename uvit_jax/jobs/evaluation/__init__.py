@@ -1,0 +1,1 @@
+"""The machinery of evaluation: streams of images, feature networks, references, reports."""

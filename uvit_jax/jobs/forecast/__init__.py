@@ -1,0 +1,1 @@
+"""The machinery of `preflight`: a compiled program, its figures, a search over meshes."""

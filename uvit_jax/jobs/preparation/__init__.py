@@ -1,0 +1,1 @@
+"""The machinery of `prepare`: its plan, its examples, its shards."""

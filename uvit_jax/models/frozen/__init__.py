@@ -1,0 +1,1 @@
+"""Networks that are only ever read: autoencoders, CLIP, Inception."""

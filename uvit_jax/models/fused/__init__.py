@@ -1,1 +1,0 @@
-"""What is memory traffic around the matrix products, fused into few passes, forward and backward, in XLA and Triton."""

@@ -1,0 +1,1 @@
+"""What hardware makes of a norm, a GELU, an attention, a matrix product."""
