@@ -46,9 +46,9 @@ def test_a_process_alone_agrees_with_itself_and_raises_its_own_errors():
         raise UserError("mine")
 
     hosts.agree({"a": 1})
-    assert hosts.together(lambda a, b: a + b, 1, 2) == 3
+    assert hosts.on_all(lambda a, b: a + b, 1, 2) == 3
     with pytest.raises(UserError, match=r"^mine$"):
-        hosts.together(fail)
+        hosts.on_all(fail)
 
 
 def test_the_config_goes_before_jaxs_variables_and_those_before_the_launchers():

@@ -83,9 +83,9 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
         "absent": attempt(
             hosts.agree, {"same": 1} if process else {"same": 1, "config.model.new": 3}
         ),
-        "own": attempt(hosts.together, fail_on, 7),
-        "fault of 0": attempt(hosts.together, fail_on, 0),
-        "fault of 1": attempt(hosts.together, fail_on, 1),
+        "own": attempt(hosts.on_all, fail_on, 7),
+        "fault of 0": attempt(hosts.on_all, fail_on, 0),
+        "fault of 1": attempt(hosts.on_all, fail_on, 1),
         "secret": hosts.same_secret(),
         "largest": [hosts.largest(process), hosts.largest(-process)],
         "shared": attempt(workdir.open_workdir, folder / "shared" / "run"),

@@ -54,7 +54,7 @@ def locked(folder: pathlib.Path, job: str) -> Iterator[None]:
       UserError: where another process holds the folder and keeps it, naming that process; at the
         end of the block, also of one that failed for that, where the folder was removed meanwhile.
     """
-    lock = hosts.together(lambda: _take(folder, job) if hosts.is_first() else None)
+    lock = hosts.on_all(lambda: _take(folder, job) if hosts.is_first() else None)
     try:
         yield
     except Exception as error:

@@ -88,7 +88,7 @@ def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
     """
     config, init_from = parts.experiment.sample, parts.experiment.init_from
     elsewhere = samples_from_elsewhere(parts.experiment, workdir)
-    run = hosts.together(find_weights, init_from, config.weights) if elsewhere else workdir
+    run = hosts.on_all(find_weights, init_from, config.weights) if elsewhere else workdir
     if elsewhere and not run.is_dir():
         if config.step >= 0:
             raise UserError(
@@ -110,7 +110,7 @@ def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
         return Weights(
             initial_weights(parts, init_from, config.weights), run.stem, run.stem, record
         )
-    hosts.together(check_run, parts.experiment, run)
+    hosts.on_all(check_run, parts.experiment, run)
     with _checkpoints(run) as checkpoints:
         params, step = checkpoints.restore_weights(
             parts.abstract_params,
@@ -137,7 +137,7 @@ def averaged_weights(parts: Parts, workdir: pathlib.Path, length: float) -> Weig
       UserError: for a workdir whose checkpoints don't hold enough of the training for it.
     """
     experiment = parts.experiment
-    hosts.together(check_run, experiment, workdir)
+    hosts.on_all(check_run, experiment, workdir)
     with _checkpoints(workdir) as checkpoints:
         step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
         params, combination = ema_of_length(
@@ -236,13 +236,13 @@ def initial_weights(parts: Parts, init_from: str, weights: str = "ema") -> Param
     Raises:
       UserError: for a file that is missing, damaged or of another architecture than the config.
     """
-    path = hosts.together(find_weights, init_from, weights)
+    path = hosts.on_all(find_weights, init_from, weights)
     template = parts.abstract_params
     if path.is_dir():
-        hosts.together(check_run, parts.experiment, path)
+        hosts.on_all(check_run, parts.experiment, path)
         with _checkpoints(path) as checkpoints:
             return checkpoints.restore_weights(template, weights="ema")[0]
-    params = hosts.together(_read_official, parts, path, weights)
+    params = hosts.on_all(_read_official, parts, path, weights)
     return place(params, jax.tree.map(lambda leaf: leaf.sharding, template))
 
 

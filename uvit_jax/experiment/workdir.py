@@ -58,13 +58,13 @@ def open_workdir(workdir: pathlib.Path, name: str = "workdir") -> None:
     Raises:
       UserError: if it can't be made or written to, or is not one and the same for all hosts.
     """
-    hosts.together(_open_workdir, workdir, name)
+    hosts.on_all(_open_workdir, workdir, name)
     if not hosts.are_several():
         return
     token = workdir / f".hosts-{hosts.same_secret()}"
-    hosts.together(lambda: token.touch() if hosts.is_first() else None)
+    hosts.on_all(lambda: token.touch() if hosts.is_first() else None)
     try:
-        hosts.together(_check_seen, workdir, token.name)
+        hosts.on_all(_check_seen, workdir, token.name)
     finally:
         if hosts.is_first():
             token.unlink(missing_ok=True)

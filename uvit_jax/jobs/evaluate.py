@@ -69,13 +69,13 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
 def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Writes the statistics of a data set."""
     name, mesh = reference_name(experiment), make_mesh(experiment.mesh)
-    if hosts.together(is_statistics, name, reference_field(experiment)):
+    if hosts.on_all(is_statistics, name, reference_field(experiment)):
         raise UserError(
             f"{reference_field(experiment)} is {name!r}, which holds statistics: expected images "
             f"to make some of"
         )
-    extractor = hosts.together(open_extractor, experiment)
-    stream = hosts.together(
+    extractor = hosts.on_all(open_extractor, experiment)
+    stream = hosts.on_all(
         open_reference_images, experiment, name, _reference_size(experiment, name), mesh
     )
     out = experiment.evaluate.out or str(workdir / "reference.npz")
@@ -120,7 +120,7 @@ def _reference_size(experiment: Experiment, name: str) -> Size:
 def _score_found(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Scores a folder or an .npz."""
     mesh = make_mesh(experiment.mesh)
-    stream = hosts.together(open_samples, experiment.evaluate.samples)
+    stream = hosts.on_all(open_samples, experiment.evaluate.samples)
     evaluation = _open_evaluation(
         experiment, workdir, stream.shape, mesh, stream.count, has_texts=False
     )
@@ -134,12 +134,12 @@ def _score_model(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Draws samples and scores them, once or for every value of a sweep."""
     config = experiment.evaluate
     points = points_of(experiment)
-    captions = hosts.together(lambda: open_captions(config.captions) if config.captions else None)
-    parts, text = hosts.together(open_generation_parts, experiment, workdir, captions)
+    captions = hosts.on_all(lambda: open_captions(config.captions) if config.captions else None)
+    parts, text = hosts.on_all(open_generation_parts, experiment, workdir, captions)
     agree_on_generation(parts, text, workdir)
     if points[0].field == "ema":
-        hosts.together(check_lengths, parts, workdir, [point.value for point in points])
-    conditions = hosts.together(
+        hosts.on_all(check_lengths, parts, workdir, [point.value for point in points])
+    conditions = hosts.on_all(
         lambda: open_conditions(parts, text, count=config.num_samples, captions=captions)
     )
     shape = parts.image_shape
@@ -161,7 +161,7 @@ def _score_model(experiment: Experiment, workdir: pathlib.Path) -> str:
         outs.append(out)
     if not config.sweep:
         return _summary(reports[0], outs[0])
-    return hosts.together(
+    return hosts.on_all(
         lambda: (
             _finish_sweep(experiment, workdir, points, reports, outs) if hosts.is_first() else ""
         )
@@ -219,15 +219,15 @@ def _open_evaluation(
 ) -> Evaluation:
     """The extractor at work, the reference and the metrics that the two allow."""
     config = experiment.evaluate
-    extractor = hosts.together(open_extractor, experiment)
-    clip = hosts.together(lambda: ClipPair(experiment, mesh) if config.clip and has_texts else None)
+    extractor = hosts.on_all(open_extractor, experiment)
+    clip = hosts.on_all(lambda: ClipPair(experiment, mesh) if config.clip and has_texts else None)
     every = Extraction(extractor, mesh, extractor.reference_kinds)
     reference = obtain_reference(experiment, workdir, every, shape)
     metrics, refused = choose_metrics(
         experiment,
         extractor,
         has_spatial=reference.spatial is not None,
-        num_reference=hosts.together(num_features, reference),
+        num_reference=hosts.on_all(num_features, reference),
         has_texts=has_texts,
         num_samples=num_samples,
     )

@@ -61,10 +61,10 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     out = _out_folder(experiment)
     first = hosts.is_first()
     if config.verify:
-        return hosts.together(lambda: _verify(out) if first else "")
+        return hosts.on_all(lambda: _verify(out) if first else "")
 
     # --- Everything that can be wrong is found here, on whichever host it is.
-    ingredients = hosts.together(open_ingredients, experiment)
+    ingredients = hosts.on_all(open_ingredients, experiment)
     plan = dataclasses.asdict(ingredients.plan)
     hosts.agree({f"{name} of what is prepared": value for name, value in plan.items()})
     open_workdir(out, "config.prepare.out" if config.out else "config.data.source")
@@ -81,10 +81,10 @@ def _make(
     # The first host looks for all: a folder that they share may show another what stood in it a
     # while ago.
     missing = hosts.first_says(
-        hosts.together(lambda: _missing(out, plan, shards) if first else "")
+        hosts.on_all(lambda: _missing(out, plan, shards) if first else "")
     ).split()
     if not missing:
-        return hosts.together(lambda: _already(out) if first else "")
+        return hosts.on_all(lambda: _already(out) if first else "")
 
     # --- Each host makes its own shards, one after another.
     mine = list(shards)[hosts.index() :: jax.process_count()]
@@ -103,9 +103,7 @@ def _make(
 
     # --- One host describes them all.
     seconds = time.monotonic() - began
-    return hosts.together(
-        lambda: _describe(ingredients, out, list(shards), seconds) if first else ""
-    )
+    return hosts.on_all(lambda: _describe(ingredients, out, list(shards), seconds) if first else "")
 
 
 def _out_folder(experiment: Experiment) -> pathlib.Path:

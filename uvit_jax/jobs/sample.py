@@ -45,14 +45,14 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         works.
     """
     config = experiment.sample
-    parts, text = hosts.together(open_generation_parts, experiment, workdir)
+    parts, text = hosts.on_all(open_generation_parts, experiment, workdir)
     agree_on_generation(parts, text, workdir)
     if config.format == "png" and parts.image_shape[2] > 4:
         raise UserError(
             f"config.sample.format is 'png', expected 'npz' for images of {parts.image_shape[2]} "
             f"channels"
         )
-    conditions = hosts.together(lambda: open_conditions(parts, text, count=config.num_samples))
+    conditions = hosts.on_all(lambda: open_conditions(parts, text, count=config.num_samples))
     weights = open_weights(parts, workdir)
     generation = Generation(parts, conditions, config.batch_size)
     request = _request(generation, weights)
@@ -64,7 +64,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     field = "config.sample.out" if config.out else "workdir"
     open_workdir(out, field)
     with locked(out, "sample"):
-        hosts.together(lambda: claim(out, request, field) if hosts.is_first() else None)
+        hosts.on_all(lambda: claim(out, request, field) if hosts.is_first() else None)
         return _sample(generation, weights, out)
 
 

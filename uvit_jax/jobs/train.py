@@ -75,13 +75,13 @@ def _run(experiment: Experiment, workdir: pathlib.Path, locks: contextlib.ExitSt
     config, main_host = experiment.train, hosts.is_first()
 
     # --- Everything that can be wrong is found here, on whichever host it is.
-    source, parts, text = hosts.together(_open, experiment, workdir)
+    source, parts, text = hosts.on_all(_open, experiment, workdir)
     prompts = read_prompts(experiment.sample.prompts) if text else ()
     hosts.agree({**identity(parts.card, source), "config.sample.prompts": prompts})
     conditions = _conditions(parts, source, text)
     open_workdir(workdir)
     locks.enter_context(locked(workdir, "train"))
-    before = hosts.together(saved_config, workdir) or {}
+    before = hosts.on_all(saved_config, workdir) or {}
     for change in changes(experiment, before):
         LOG.info(change)
     evaluation = (
@@ -240,7 +240,7 @@ def _newest_step(checkpoints: Checkpoints, steps: int) -> int | None:
             f"config.train.steps is {steps}, expected at least {newest}, the step that the run in "
             f"{checkpoints.directory.parent} is at, or another --workdir"
         )
-    hosts.together(checkpoints.await_step, newest)
+    hosts.on_all(checkpoints.await_step, newest)
     return newest
 
 

@@ -170,7 +170,7 @@ def start(
     _check_devices(open_devices(environ))
 
 
-def together(function: Callable[..., Result], *arguments: Any) -> Result:
+def on_all(function: Callable[..., Result], *arguments: Any) -> Result:
     """`function(*arguments)`, called by every process; where it raises a UserError on one, all of
     them raise.
 
@@ -192,6 +192,18 @@ def together(function: Callable[..., Result], *arguments: Any) -> Result:
         first = next(i for i, text in enumerate(failures) if text)
         raise SharedError(failures[0] if first == 0 else f"{failures[first]} (process {first})")
     return result  # type: ignore[return-value]
+
+
+def on_first(function: Callable[..., Result], *arguments: Any) -> Result | None:
+    """Calls `function(*arguments)` on process 0; every process calls this at the same place.
+
+    Returns:
+      The result on process 0, None on the others: `first_says` sends a plain value to all.
+
+    Raises:
+      SharedError: on every process, where the function raised a UserError and there are several.
+    """
+    return on_all(function, *arguments) if is_first() else on_all(lambda: None)
 
 
 def agree(values: Mapping[str, Any]) -> None:

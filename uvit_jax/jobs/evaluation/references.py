@@ -74,10 +74,10 @@ def obtain_reference(
     """
     name, extractor = reference_name(experiment), extraction.extractor
     if is_statistics(name, reference_field(experiment)):
-        reference = hosts.together(_read_statistics, experiment, extractor)
+        reference = hosts.on_all(_read_statistics, experiment, extractor)
         check_resolution(reference, shape)
         return reference
-    stream = hosts.together(open_reference_images, experiment, name, shape[:2], extraction.mesh)
+    stream = hosts.on_all(open_reference_images, experiment, name, shape[:2], extraction.mesh)
     if stream.shape[:2] != shape[:2]:
         raise UserError(
             f"{reference_field(experiment)} is {name!r}, whose images have shape {stream.shape}, "
@@ -93,7 +93,7 @@ def obtain_reference(
     )
     if not hosts.first_says(path.exists()):
         make_reference(experiment, stream, extraction, path)
-    return hosts.together(read_reference, path, extractor)
+    return hosts.on_all(read_reference, path, extractor)
 
 
 def _read_statistics(experiment: Experiment, extractor: FeatureExtractor) -> Reference:
@@ -130,7 +130,7 @@ def make_reference(
             first += len(images)
             progress.update(first)
     record = reference_record(stream, extractor)
-    hosts.together(
+    hosts.on_all(
         lambda: (
             write_reference(path, pool, spatial, np.concatenate(features), record)
             if hosts.is_first()
@@ -162,7 +162,7 @@ def with_features(reference: Reference, extraction: Extraction, shape: Shape) ->
     """The reference with features of the images that its file holds, where it holds those alone."""
     if reference.features is not None or not reference.images:
         return reference
-    images = hosts.together(open_npz_images, reference.path)
+    images = hosts.on_all(open_npz_images, reference.path)
     if images.shape[1:3] != shape[:2]:
         raise UserError(
             f"{reference.path} holds images of shape {images.shape[1:]}, expected {shape} as the "

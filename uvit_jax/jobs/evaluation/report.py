@@ -106,7 +106,7 @@ def _asked(generation: Generation, count: int, captions: str) -> dict[str, Any]:
 def found_samples(stream: ImageStream) -> dict[str, Any]:
     """What samples that were there already are, for a report; all hosts call this together."""
     digest = hosts.first_says(
-        hosts.together(lambda: _fingerprint(stream) if hosts.is_first() else "")
+        hosts.on_all(lambda: _fingerprint(stream) if hosts.is_first() else "")
     )
     return {
         "count": stream.count,

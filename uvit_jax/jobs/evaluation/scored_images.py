@@ -116,20 +116,20 @@ class Evaluation:
         plan: dict[str, Any],
     ) -> dict[str, Any]:
         state, first_host = out / _STATE, hosts.is_first()
-        done = hosts.together(_report_of, out, plan)
+        done = hosts.on_all(_report_of, out, plan)
         if done is not None:
             if first_host:
                 shutil.rmtree(
                     state, ignore_errors=True
                 )  # of a run that was killed right after the report
             return done
-        hosts.together(lambda: self._claim(out, plan) if first_host else None)
+        hosts.on_all(lambda: self._claim(out, plan) if first_host else None)
         LOG.info("evaluating %s images: %s", f"{stream.count:,}", title)
-        scores = hosts.together(lambda: self.scores(stream.count, state) if first_host else None)
+        scores = hosts.on_all(lambda: self.scores(stream.count, state) if first_host else None)
         start = hosts.first_says(scores.count if scores else 0)
         if start:
             LOG.info("going on: %s of %s are scored already", f"{start:,}", f"{stream.count:,}")
-        kept = hosts.together(
+        kept = hosts.on_all(
             lambda: (
                 _Kept(state / _IMAGES, stream, start, everything=bool(self.save))
                 if first_host
@@ -153,20 +153,20 @@ class Evaluation:
             save=save,
         )
         scored = time.monotonic()
-        report = hosts.together(lambda: self._finish(scores, plan, samples) if scores else {})
+        report = hosts.on_all(lambda: self._finish(scores, plan, samples) if scores else {})
         if scores is not None and kept is not None:
             report["seconds"] = {
                 "samples and features": round(scored - began, 1),
                 "metrics": round(time.monotonic() - scored, 1),
                 "samples of this run": stream.count - start,
             }
-            hosts.together(_write, out, report, kept, conditions, title, self.save)
+            hosts.on_all(_write, out, report, kept, conditions, title, self.save)
             scores.close()
             shutil.rmtree(
                 state, ignore_errors=True
             )  # a network's file system may keep names of open files
         else:
-            hosts.together(lambda: None)
+            hosts.on_all(lambda: None)
         return report
 
     def _claim(self, out: pathlib.Path, plan: dict[str, Any]) -> None:

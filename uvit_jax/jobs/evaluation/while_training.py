@@ -50,16 +50,16 @@ class TrainEvaluation:
             or batches that the mesh doesn't divide.
         """
         experiment = parts.experiment
-        hosts.together(check_decoder, parts)
+        hosts.on_all(check_decoder, parts)
         self._count = experiment.evaluate.train_samples
-        hosts.together(check_mesh, experiment, experiment.mesh.sizes(parts.mesh.size), "sample")
-        captions = hosts.together(_captions, parts, source, text)
-        conditions = hosts.together(
+        hosts.on_all(check_mesh, experiment, experiment.mesh.sizes(parts.mesh.size), "sample")
+        captions = hosts.on_all(_captions, parts, source, text)
+        conditions = hosts.on_all(
             lambda: open_conditions(parts, text, count=self._count, captions=captions)
         )
         self._generation = Generation(parts, conditions, experiment.sample.batch_size)
         self._shape = parts.image_shape
-        extractor = hosts.together(open_extractor, experiment)
+        extractor = hosts.on_all(open_extractor, experiment)
         every = Extraction(extractor, parts.mesh, extractor.reference_kinds)
         self._reference = obtain_reference(experiment, workdir, every, self._shape)
         self._extraction = Extraction(extractor, parts.mesh, ["pool"])
