@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.models.kernels import hopper_blocks
+from uvit_jax.models.kernels import hopper_tiling
 from uvit_jax.models.kernels.attention import hopper_attention, packed_attention, triton_attention
 from uvit_jax.models.kernels.attention_triton import Tiling, Tuning
 
@@ -54,7 +54,7 @@ KEY_VALUE_GRAD = (
     Tiling(64, 64, 64, 8, 2),
     Tiling(128, 32, 128, 8, 2),
 )
-HOPPER = [hopper_blocks.Tiling(programs, stages) for programs, stages in ((1, 2), (2, 2), (2, 3))]
+HOPPER = [hopper_tiling.Tiling(programs, stages) for programs, stages in ((1, 2), (2, 2), (2, 3))]
 KERNELS = {"forward": FORWARD, "query_grad": QUERY_GRAD, "key_value_grad": KEY_VALUE_GRAD}
 SETS = 3  # of inputs, in turn: one alone could stay in the cache
 Row = dict[str, Any]
@@ -218,7 +218,7 @@ def compare(
             lambda qkv, tuning: triton_attention(qkv, tuning, False), tuning=tuning
         )
     for tiling in HOPPER:
-        tuned = hopper_blocks.Tuning(tiling, tiling)
+        tuned = hopper_tiling.Tuning(tiling, tiling)
         cases[f"hopper {tiling.programs} programs {tiling.stages} stages"] = functools.partial(
             lambda qkv, tuned: hopper_attention(qkv, tuned, False), tuned=tuned
         )

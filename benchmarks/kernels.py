@@ -66,7 +66,7 @@ def cases(d: int = 1152) -> dict[str, Case]:
     """Every operation; first in a list of tunings stands the kernel's default for that width."""
     norms = [norm_triton.FORWARD]
     norms += [Tuning(rows=r, warps=w) for r, w in ((1, 4), (2, 4), (4, 8), (8, 8), (8, 4))]
-    norms += [Tuning(rows=4, warps=4, layout="pad"), Tuning(rows=4, warps=4, programs=SMS * 8)]
+    norms += [Tuning(rows=4, warps=4, row_pieces="pad"), Tuning(rows=4, warps=4, programs=SMS * 8)]
     back = [norm_triton.backward_tuning(d)]
     back += [
         Tuning(rows=r, warps=w, programs=SMS * k)
@@ -75,7 +75,7 @@ def cases(d: int = 1152) -> dict[str, Case]:
     back += [Tuning(rows=2, warps=8, programs=SMS * 4), Tuning(rows=4, warps=16, programs=SMS * 2)]
     back += [
         Tuning(rows=8, warps=16, programs=SMS),
-        Tuning(rows=1, warps=4, programs=SMS * 4, layout="pad"),
+        Tuning(rows=1, warps=4, programs=SMS * 4, row_pieces="pad"),
     ]
     gelu_forward = [gelu_triton.FORWARD]
     gelu_forward += [
@@ -236,7 +236,7 @@ def row(name: str, op: str, what: str, result: dict) -> str:
 def describe(tuning: Tuning) -> str:
     """The tuning in short."""
     programs = f" programs {tuning.programs // SMS}x{SMS}" if tuning.programs else ""
-    cols = f"x{tuning.cols}" if tuning.cols else f" {tuning.layout}"
+    cols = f"x{tuning.cols}" if tuning.cols else f" {tuning.row_pieces}"
     return f"rows {tuning.rows}{cols} warps {tuning.warps}{programs}"
 
 

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 from attention import median_ms
 
-from uvit_jax.models.kernels.products import product
-from uvit_jax.models.kernels.weight_gradient import weight_tangent
+from uvit_jax.models.kernels.products import product, weight_tangent
 
 TOKENS = 258
 

@@ -15,6 +15,7 @@ from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.sources import ArraySource
 from uvit_jax.errors import UserError
 from uvit_jax.experiment import workdir
+from uvit_jax.models.uvit_sharding import RULES
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.mesh import AXES, batch_sharding
@@ -39,7 +40,7 @@ def make_state(mesh: Mesh, step: int) -> TrainState:
         for i in range(3)
     ]
     host = TrainState(np.int32(step), *trees)
-    return place(host, tree_shardings(host, mesh))
+    return place(host, tree_shardings(host, mesh, RULES))
 
 
 def make_batches(mesh: Mesh):

@@ -21,6 +21,7 @@ from uvit_jax.experiment.checks import check_latents, check_mesh
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.interop.autoencoder import Autoencoder, open_autoencoder
+from uvit_jax.models.uvit_sharding import RULES
 from uvit_jax.parallel.arrays import fetch
 from uvit_jax.parallel.compiler import compiler_options
 from uvit_jax.parallel.mesh import batch_sharding, make_mesh
@@ -76,7 +77,7 @@ class Parts:
         return jax.tree.map(
             lambda leaf, sharding: leaf.update(sharding=sharding),
             shapes,
-            tree_shardings(shapes, self.mesh),
+            tree_shardings(shapes, self.mesh, RULES),
         )
 
     def train_step(

@@ -10,8 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
-from uvit_jax.models.init import torch_uniform
-from uvit_jax.models.layers import convolution, linear
+from uvit_jax.models.layers import convolve, linear, torch_uniform
 
 
 def timestep_embedding(t: Num[Array, " b"], dim: int) -> Float[Array, "b {dim}"]:
@@ -115,7 +114,7 @@ class ConvStackPatchEmbed(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         for conv in self.stages:
-            x = jax.nn.relu(convolution(conv, x))
+            x = jax.nn.relu(convolve(conv, x))
         b, h, w, c = x.shape
         return linear(self.proj, x.reshape(b, h * w, c))
 

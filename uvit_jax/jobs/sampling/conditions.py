@@ -18,7 +18,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_context
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.text_states import TextStates
-from uvit_jax.models.uvit import check_labels
+from uvit_jax.models.uvit_inputs import check_labels
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.randomness import Stream, seed_sequence
 

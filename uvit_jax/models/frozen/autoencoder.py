@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError, check_choice
-from uvit_jax.models.init import torch_uniform
+from uvit_jax.models.layers import torch_uniform
 from uvit_jax.models.uvit_config import DTYPES
 
 AnyArray = Array | np.ndarray

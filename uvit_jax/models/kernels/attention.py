@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 from uvit_jax.errors import say_once
 from uvit_jax.models.kernels import (
     attention_hopper,
+    attention_hopper_backward,
     attention_mosaic,
     attention_triton,
-    hopper_blocks,
-    pallas_mosaic_gpu,
-    pallas_triton,
+    backends,
+    hopper_tiling,
 )
 from uvit_jax.models.kernels.attention_triton import Tuning
 
@@ -35,8 +35,8 @@ MAX_HEAD_DIM_HOPPER = 80
 # A row's logits are held in registers; what lies behind the last whole block shares one with as
 # many more.
 MAX_TOKENS_HOPPER, MAX_REST_HOPPER = (
-    4 * hopper_blocks.ROWS + hopper_blocks.ROWS // 2,
-    hopper_blocks.ROWS // 2,
+    4 * hopper_tiling.ROWS + hopper_tiling.ROWS // 2,
+    hopper_tiling.ROWS // 2,
 )
 # TPU's kernel holds an example on the chip: a v4 has 16 MiB. Its code grows with heads and the
 # square of the tokens.
@@ -47,26 +47,26 @@ def why_not_triton(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
     """Why qkv of this shape `[b, t, 3, h, k]` can't be given to the Triton kernel; None where it
     can.
     """
-    if not pallas_triton.AVAILABLE:
+    if backends.triton is None:
         return "this version of jax has no Triton backend of Pallas"
     return _misfit("Triton", shape, dtype, platform, wanted="gpu", halves=_HALVES, most=MAX_TOKENS)
 
 
 def why_not_hopper(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
     """Why qkv of this shape `[b, t, 3, h, k]` can't be given to Hopper's kernel; None where it can."""
-    if not pallas_mosaic_gpu.AVAILABLE:
+    if backends.mosaic_gpu is None:
         return (
             "this version of jax has no Mosaic backend for GPUs that the Hopper kernel is "
             "written for"
         )
-    if platform == "gpu" and not pallas_mosaic_gpu.on_hopper():
+    if platform == "gpu" and not backends.on_hopper():
         return "the Hopper kernel runs on GPUs of compute capability 9"
     _, tokens, _, _, head_dim = shape
     if head_dim > MAX_HEAD_DIM_HOPPER:
         return f"the Hopper kernel takes a head_dim up to {MAX_HEAD_DIM_HOPPER}, not {head_dim}"
-    if tokens % hopper_blocks.ROWS > MAX_REST_HOPPER:
+    if tokens % hopper_tiling.ROWS > MAX_REST_HOPPER:
         return (
-            f"the Hopper kernel takes whole blocks of {hopper_blocks.ROWS} tokens and up to "
+            f"the Hopper kernel takes whole blocks of {hopper_tiling.ROWS} tokens and up to "
             f"{MAX_REST_HOPPER} more, not {tokens}"
         )
     return _misfit(
@@ -176,7 +176,7 @@ def _fills(heads: Any) -> bool:
     not known yet, of a program exported for any batch (`jax.export.symbolic_shape`), counts as few:
     Triton's take all of them well.
     """
-    wanted = hopper_blocks.TUNING.forward.programs * pallas_mosaic_gpu.multiprocessors()
+    wanted = hopper_tiling.TUNING.forward.programs * backends.multiprocessors()
     try:
         return bool(heads >= wanted)
     except InconclusiveDimensionOperation:
@@ -195,7 +195,7 @@ def packed_attention(
     if implementation == "triton":
         return triton_attention(qkv, Tuning(), False)
     if implementation == "hopper":
-        return hopper_attention(qkv, hopper_blocks.TUNING, False)
+        return hopper_attention(qkv, hopper_tiling.TUNING, False)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if implementation == "xla" or qkv.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
@@ -249,7 +249,7 @@ triton_attention.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def hopper_attention(
-    qkv: Float[Array, "b t 3 h k"], tuning: hopper_blocks.Tuning, interpret: bool
+    qkv: Float[Array, "b t 3 h k"], tuning: hopper_tiling.Tuning, interpret: bool
 ) -> Float[Array, "b t h k"]:
     """`packed_attention` by Hopper's kernels with a given tuning; `interpret` makes them fit for
     Pallas's interpreter of GPUs' kernels, under which they must be called then.
@@ -258,7 +258,7 @@ def hopper_attention(
 
 
 def _hopper_forward(
-    qkv: Float[Array, "b t 3 h k"], tuning: hopper_blocks.Tuning, interpret: bool
+    qkv: Float[Array, "b t 3 h k"], tuning: hopper_tiling.Tuning, interpret: bool
 ) -> tuple[Float[Array, "b t h k"], tuple[Array, Array, Array]]:
     out, lse = attention_hopper.forward(qkv, tuning.forward, interpret=interpret)
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
@@ -266,12 +266,14 @@ def _hopper_forward(
 
 
 def _hopper_backward(
-    tuning: hopper_blocks.Tuning,
+    tuning: hopper_tiling.Tuning,
     interpret: bool,
     residuals: tuple[Array, Array, Array],
     d_out: Float[Array, "b t h k"],
 ) -> tuple[Float[Array, "b t 3 h k"]]:
-    return (attention_hopper.backward(*residuals, d_out, tuning.backward, interpret=interpret),)
+    return (
+        attention_hopper_backward.backward(*residuals, d_out, tuning.backward, interpret=interpret),
+    )
 
 
 hopper_attention.defvjp(_hopper_forward, _hopper_backward)

@@ -10,11 +10,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from uvit_jax.models.kernels import norm_triton, pallas_triton
+from uvit_jax.models.kernels import backends, norm_triton
 from uvit_jax.models.kernels.recomputed import recomputed
+from uvit_jax.models.layers import EPSILON
 
 Implementation = Literal["xla", "triton", "interpret"]
-EPSILON = norm_triton.EPSILON
+
 # A program holds whole rows in registers; no model here comes near.
 MAX_WIDTH = 8192
 
@@ -23,7 +24,7 @@ def resolve(dtype: DTypeLike, d: int, platform: str) -> Literal["xla", "triton"]
     """Which implementation "auto" stands for: Triton's on a GPU in bfloat16 for rows it can hold,
     XLA's elsewhere.
     """
-    fits = pallas_triton.AVAILABLE and jnp.dtype(dtype) == jnp.bfloat16 and 1 <= d <= MAX_WIDTH
+    fits = backends.triton is not None and jnp.dtype(dtype) == jnp.bfloat16 and 1 <= d <= MAX_WIDTH
     return "triton" if platform in ("gpu", "cuda") and fits else "xla"
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from uvit_jax.models.kernels.pallas_triton import plgpu
+from uvit_jax.models.kernels.backends import triton as plgpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Tuning:
     block. Kernels with column sums write one
       partial sum a program, so there it should be a small multiple of the chip's 132
       multiprocessors.
-    layout: whole rows as "pad" (one block of the next power of two, masked) or "split" (the largest
+    row_pieces: whole rows as "pad" (one block of the next power of two, masked) or "split" (the largest
       power of two that fits, and a second, padded block with the rest).
     """
 
@@ -33,7 +33,7 @@ class Tuning:
     cols: int = 0
     warps: int = 4
     programs: int = 0
-    layout: str = "split"
+    row_pieces: str = "split"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Grid:
     rows: int
     cols: int
     strides: int
-    layout: str
+    row_pieces: str
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,7 +64,7 @@ class Grid:
         """(start, power of two) of the pieces a program's columns are held in."""
         if self.cols:
             return ((0, self.cols),)
-        if self.layout == "pad":
+        if self.row_pieces == "pad":
             return ((0, pl.next_power_of_2(self.d)),)
         whole = 1 << (self.d.bit_length() - 1)
         rest = self.d - whole
@@ -147,7 +147,7 @@ def make_grid(shape: tuple[int, ...], tuning: Tuning) -> Grid:
     if tuning.programs:
         across = pl.cdiv(d, tuning.cols) if tuning.cols else 1
         strides = min(strides, max(1, tuning.programs // across))
-    return Grid(n, d, tuning.rows, tuning.cols, strides, tuning.layout)
+    return Grid(n, d, tuning.rows, tuning.cols, strides, tuning.row_pieces)
 
 
 def load_block(ref: Any, rows: jax.Array, cols: jax.Array, mask: jax.Array | None) -> jax.Array:
