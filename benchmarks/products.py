@@ -1,5 +1,4 @@
-"""Matrix products of a block apart: in bfloat16 and in 8 bits, and a weight's gradient as several
-partial sums.
+"""Times of a block's matrix products: bfloat16, 8 bits, weight gradients in partial sums.
 
     python benchmarks/products.py                                   # U-ViT-H/2 at batch 192, half a
     minute on an H100 python benchmarks/products.py --width 1024 --batch 256 --parts 1 2 3 4 6

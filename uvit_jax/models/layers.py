@@ -50,7 +50,7 @@ def scale_of(norm: nnx.LayerNorm) -> Float[Array, " d"]:
 def broadcast_like(
     row: Float[Array, "..."], y: Float[Array, "..."] | jax.ShapeDtypeStruct
 ) -> Float[Array, "..."]:
-    """`row` in the dtype and, by NumPy's rules, the shape of y; its gradient is summed in float32."""
+    """`row` in y's dtype and, by NumPy's rules, y's shape; its gradient is summed in float32."""
     return _broadcast(row, y.shape, jnp.dtype(y.dtype))
 
 

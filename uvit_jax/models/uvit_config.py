@@ -1,4 +1,4 @@
-"""What a U-ViT is: every number and every ablation of the paper as one frozen, checked dataclass."""
+"""Every number and every ablation of the paper's U-ViT as one frozen, checked dataclass."""
 
 import dataclasses
 import math
@@ -151,12 +151,12 @@ class UViTConfig:
 
     @property
     def compute_dtype(self) -> str:
-        """Of activations, and of all products that are not in 8 bits."""
+        """Dtype of activations, and of all products that are not in 8 bits."""
         return "bfloat16" if self.fp8 else self.dtype
 
     @property
     def fp8(self) -> bool:
-        """Whether the blocks' forward products are in 8 bits."""
+        """True if the blocks' forward products are in 8 bits."""
         return self.dtype == "fp8"
 
     @property

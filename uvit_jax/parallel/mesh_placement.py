@@ -95,7 +95,7 @@ class MeshPlacement:
         return self._constrain(x, _HIDDEN)
 
     def of_one_device(self, examples: Any, heads: int) -> tuple[Any, int]:
-        """Examples and heads that `attend` gives to a device, the largest part where parts differ."""
+        """Examples and heads that `attend` gives to a device, the most where parts differ."""
         return -(-examples // batch_parts(self.mesh)), -(-heads // self.mesh.shape["tensor"])
 
     def attend(

@@ -1,11 +1,10 @@
-"""Self-attention on the packed output of one qkv product for Hopper GPUs, whose copy engine masks
-what does not exist.
+"""Self-attention on packed queries, keys and values for Hopper GPUs.
 
 A task is a block of 64 tokens of one head, which a warpgroup owns while it computes with all tokens
 of that head. Two programs of a warpgroup each stay on a multiprocessor and take turns at the tasks:
 while one waits for a product, the other computes exponentials, and the copy engine brings what the
-next task needs. Arrays are read and written as they lie: what is behind the last token or channel
-arrives as zeros, and is not written.
+next task needs. Arrays are read and written in place: the copy engine reads zeros behind the last
+token or channel, and writes nothing there.
 """
 
 import dataclasses
@@ -28,8 +27,9 @@ from uvit_jax.models.kernels.hopper_tiling import ROWS, Tiling
 def forward(
     qkv: Float[Array, "b t 3 h k"], tiling: Tiling, *, interpret: bool = False
 ) -> tuple[Float[Array, "b t h k"], Float[Array, "b h t2"]]:
-    """softmax(q k^T / sqrt(k)) v, and the base-2 logarithm of each row's sum of exponentials in
-    float32, for t2 >= t tokens.
+    """softmax(q k^T / sqrt(k)) v, and the base-2 logarithm of each row's sum of exponentials.
+
+    The logarithm is in float32, for t2 >= t tokens.
 
     A program takes one head after the other: keys and values are read once, and all logits of a
     block's rows are in registers at once, so that the softmax knows its maximum before the first
@@ -67,7 +67,7 @@ def forward(
 
 @dataclasses.dataclass(frozen=True)
 class _Forward:
-    """What one program does, with its `count` tasks and the arrays and memory given to it.
+    """One program: its `count` tasks and the arrays and memory given to it.
 
     The tokens behind the last whole block are in a block of their own, which holds values first and
     then keys.
@@ -169,7 +169,7 @@ class _Forward:
         )
 
     def _logits(self) -> list[Array]:
-        """With the whole blocks' keys and with the rest's, -inf where there are none."""
+        """Logits with the keys of whole blocks and of the rest, -inf where there is no key."""
         program, keys = self.program, []
         if program.whole:
             keys.append(program.block(self.keys, 0, self._wide))
@@ -181,7 +181,7 @@ class _Forward:
         return logits
 
     def _product(self, weights: list[Array]) -> list[Array]:
-        """Of the weights, spans as those of the logits, and the values."""
+        """Product of the weights, in the spans of the logits, and the values."""
         program, products = self.program, []
         if program.whole:
             products.append(lambda: (0, weights[0], program.block(self.values, 0, self._wide)))

@@ -33,8 +33,7 @@ def backward(
     *,
     interpret: bool = False,
 ) -> Float[Array, "b t 3 h k"]:
-    """The gradient with respect to qkv, from what `forward` returned (arXiv:2307.08691, Algorithm
-    2).
+    """Gradient with respect to qkv, from the results of `forward` (arXiv:2307.08691, Algorithm 2).
 
     Half of the tasks own queries and write their gradient, the others own keys and write theirs and
     the values'; all walk over the other kind's blocks. The probabilities are computed by both (7
@@ -73,7 +72,7 @@ def backward(
 
 @dataclasses.dataclass(frozen=True)
 class _Backward:
-    """What one program does, with its `count` tasks and the arrays and memory given to it.
+    """One program: its `count` tasks and the arrays and memory given to it.
 
     A task of queries owns a block of them and of d_out, and walks over keys and values; one of keys
     owns a block of them and of values, and walks over queries and d_out. `owned` of two tasks and
@@ -124,7 +123,7 @@ class _Backward:
         of_queries: Any,
         barrier: Any,
     ) -> None:
-        """A block of queries, with d_out, or of keys, with values; and the vectors of its tokens."""
+        """Fetches queries and d_out, or keys and values, and the vectors of their tokens."""
         program, heads, (example, token, head) = self.program, self.program.heads, where
         number = jnp.where(of_queries, head, heads + head)
         d_out = program.copies(tiles[1], slot, self.d_out, (example, token, head), barrier)
@@ -216,7 +215,7 @@ class _Backward:
         )
 
     def _load(self, slot: Any, axis: int, length: int = ROWS) -> tuple[Array, Array]:
-        """lse and delta of the first tokens in the slot, to lie along the axis."""
+        """lse and delta of the first tokens in the slot, along that axis of a matrix."""
         layout, span = plgpu.Layout.WGMMA.reduce(1 - axis), pl.ds(0, length)
         lse, delta = (plgpu.load(self.vectors.at[slot, i, span], layout=layout) for i in range(2))
         return lse, delta
@@ -225,9 +224,7 @@ class _Backward:
         plgpu.barrier_wait(self.ready.at[slot])
 
     def _products(self, step: int, slot: Any, own: Array, minus_delta: Array) -> list[Array]:
-        """Of the owned rows and of the tokens in the slot: logits, and the weights' gradient less
-        delta.
-        """
+        """Logits of owned rows and the slot's tokens, and the weights' gradient less delta."""
         span, block = (0, self.program.columns(step)), self.program.block
         pairs = ((self.owned, self.walked), (self.other_owned, self.other_walked))
         return self.program.inner(

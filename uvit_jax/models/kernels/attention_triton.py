@@ -1,10 +1,7 @@
-"""Self-attention on the packed output of one qkv product as Triton kernels: no slice, transpose or
-padding around them.
+"""Self-attention on packed queries, keys and values as Triton kernels, with no copies around them.
 
 A program owns a block of rows of one head and walks over all tokens of that head in blocks of
-columns. Triton's arrays have powers of two, the network's have not: 72 channels are held as 64 and
-16 (8 of them masked), 258 tokens are four blocks of 64 and one of 16 (14 of them masked), so that
-little is computed for nothing.
+columns (`triton_blocks.py`).
 """
 
 import dataclasses
@@ -40,13 +37,16 @@ LOG2_E = math.log2(math.e)
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """What a kernel's speed, never its result, depends on.
+    """Sizes that a kernel's speed depends on, never its result.
 
-    rows: that a program owns, columns: of a step of its loop; powers of two, at least 16. row_tail:
-    the smallest block of rows for the last tokens: 16 to compute few rows for nothing, `rows` for
-    one masked
-      whole block (a smaller program; 16 rows are too few for Hopper's wgmma).
-    warps: of 32 threads, in a program; stages: blocks of columns in flight.
+    Attributes:
+      rows: rows that a program owns, a power of two of at least 16.
+      columns: columns of a step of its loop, likewise.
+      row_tail: the smallest block of rows for the last tokens: 16 to compute few rows for nothing,
+        `rows` for one masked whole block (a smaller program; 16 rows are too few for Hopper's
+        wgmma).
+      warps: warps of 32 threads in a program.
+      stages: blocks of columns in flight.
     """
 
     rows: int = 64
@@ -69,9 +69,7 @@ class Tuning:
 def forward(
     qkv: Float[Array, "b t 3 h k"], tiling: Tiling, *, interpret: bool = False
 ) -> tuple[Float[Array, "b t h k"], Float[Array, "b h t"]]:
-    """softmax(q k^T / sqrt(k)) v, and the base-2 logarithm of each row's sum of exponentials in
-    float32.
-    """
+    """softmax(q k^T / sqrt(k)) v, and log2 of each row's sum of exponentials, in float32."""
     b, t, _, h, k = qkv.shape
     out = jax.ShapeDtypeStruct((b, t, h, k), qkv.dtype)
     lse = jax.ShapeDtypeStruct((b, h, t), jnp.float32)
@@ -89,8 +87,7 @@ def backward(
     *,
     interpret: bool = False,
 ) -> Float[Array, "b t 3 h k"]:
-    """The gradient with respect to qkv, from what `forward` returned: two kernels that fill one
-    array.
+    """Gradient with respect to qkv, from the results of `forward`: two kernels that fill one array.
 
     The first owns queries: it writes their gradient, and delta = rowsum(d_out * out), which the
     second needs for all queries. The second owns keys and adds their gradients and the values' to
@@ -112,9 +109,7 @@ def backward(
 def _launcher(
     shape: tuple[int, ...], itemsize: int, tiling: Tiling, *, products: int, interpret: bool
 ) -> Callable[..., Any]:
-    """Runs a kernel with one program for each head and block of rows, neighbours sharing the head
-    in the cache.
-    """
+    """Runs a kernel, one program a head and block of rows; neighbours share a head in cache."""
     b, t, _, h, k = shape
     whole, tail = cut(t, tiling.rows, tiling.row_tail)
     _, column_tail = cut(t, tiling.columns)
@@ -194,9 +189,7 @@ def _forward_kernel(
     head_dim: int,
     columns: int,
 ) -> None:
-    """Online softmax (arXiv:2205.14135, Algorithm 1) over blocks of keys, in base 2 with the scale
-    folded in.
-    """
+    """Online softmax (arXiv:2205.14135, Alg. 1) over blocks of keys, in base 2, scale inside."""
     scale = LOG2_E / math.sqrt(head_dim)
     query = load(qkv_ref, (0,), rows, head_dim)
 
@@ -233,9 +226,7 @@ def _query_grad_kernel(
     head_dim: int,
     columns: int,
 ) -> None:
-    """dq = scale * (p * (d_out v^T - delta)) k (arXiv:2307.08691, Algorithm 2), and delta =
-    rowsum(d_out * out).
-    """
+    """dq = scale (p * (d_out v^T - delta)) k, delta = rowsum(d_out * out) (2307.08691, Alg. 2)."""
     scale = LOG2_E / math.sqrt(head_dim)
     query, d_out = load(qkv_ref, (0,), rows, head_dim), load(d_out_ref, (), rows, head_dim)
     out, lse = load(out_ref, (), rows, head_dim), load_vector(lse_ref, rows)
@@ -272,8 +263,7 @@ def _key_value_grad_kernel(
     head_dim: int,
     columns: int,
 ) -> None:
-    """dv = p^T d_out and dk = scale * (p * (d_out v^T - delta))^T q (arXiv:2307.08691, Algorithm
-    2).
+    """dv = p^T d_out, dk = scale (p * (d_out v^T - delta))^T q (arXiv:2307.08691, Algorithm 2).
 
     Rows are keys and columns queries, p transposed: as the left factor of both sums it never leaves
     the registers. Queries that do not exist are zeros, and so is what they add.

@@ -9,15 +9,17 @@ import jax
 
 # Pallas's Triton backend, None where jax has none: it is deprecated since 0.12, and the kernels
 # are to move to `pallas.mosaic_gpu` when it goes.
-triton: Any = None
-with contextlib.suppress(ImportError):
-    pass  # type: ignore[no-redef]
+triton: Any
+try:
+    from jax.experimental.pallas import triton
+except ImportError:
+    triton = None
 
 # Pallas's Mosaic backend for GPUs, None before jax 0.11: the kernels are written for later ones.
 mosaic_gpu: Any = None
 if jax.__version_info__ >= (0, 11):
     with contextlib.suppress(ImportError):
-        from jax.experimental.pallas import mosaic_gpu  # type: ignore[no-redef]
+        from jax.experimental.pallas import mosaic_gpu  # noqa: F811
 
 
 def kernel_jit(*static: str) -> Callable[[Callable[..., Any]], Any]:

@@ -1,4 +1,4 @@
-"""How a network is computed: dtype, kernels and placement. None of it changes the model."""
+"""A network's dtype, kernels and placement: how it is computed, not what."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from uvit_jax.models.uvit_config import UViTConfig
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How blocks are computed.
+    """Dtype, kernels and placement of the blocks.
 
     Attributes:
       dtype: name of the dtype of activations and of products that are not in 8 bits.
@@ -57,10 +57,10 @@ class Compute:
 
 
 def resolve_kernels(name: str, dtype: DTypeLike, d: int, platform: str) -> norm.Implementation:
-    """Implementation that a name stands for.
+    """Implementation for a name.
 
     "auto" and "triton" are Triton's kernels on a GPU in bfloat16, XLA's own operations elsewhere;
-    "triton" says once that it falls back.
+    "triton" logs once that it falls back.
     """
     found = "xla" if name == "xla" else norm.resolve(dtype, d, platform)
     if name == "triton" and found == "xla":

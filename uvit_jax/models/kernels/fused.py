@@ -149,7 +149,7 @@ def _after_norm(compute: Compute, layer: Block, r: Array, h: Array, time: Array 
 
 
 def _by_rows(compute: Compute, d: int, kernel: Callable) -> Callable[[tuple, tuple], Any]:
-    """A kernel of streams and weights; one that XLA can't partition is run by each device itself."""
+    """A kernel of streams and weights, run by each device itself if XLA can't partition it."""
     implementation = compute.implementation(d)
     bound = functools.partial(kernel, implementation)
     if implementation == "xla":

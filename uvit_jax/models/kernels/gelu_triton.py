@@ -1,6 +1,4 @@
-"""Triton kernels: bias and exact GELU in one pass, and their gradients with the bias's sum over
-rows in another.
-"""
+"""Triton kernels: bias and exact GELU in one pass, their gradients and the bias's in another."""
 
 from typing import Any
 

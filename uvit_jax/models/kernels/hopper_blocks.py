@@ -53,7 +53,7 @@ class Program(Sizes):
         return [memory(part) for part in self.parts]
 
     def _copied(self, tiles: list[Any], slot: Any, span: tuple[int, int]) -> list[Any]:
-        """Tokens of a span of a slot as the copy engine takes them."""
+        """Tokens of a span of a slot in the copy engine's view."""
         return [(tile if self.interpret else tile[0]).at[slot, pl.ds(*span)] for tile in tiles]
 
     def copies(
@@ -65,9 +65,7 @@ class Program(Sizes):
         barrier: Any,
         span: tuple[int, int] = (0, ROWS),
     ) -> list[Callable[[], None]]:
-        """Of tokens into a span of a slot, to be given to `start`: where is (example, first token,
-        head).
-        """
+        """Copies of tokens into a span of a slot; where is (example, first token, head)."""
         example, token, head = where
 
         def copy(memory: Any, part: Part) -> None:
@@ -81,9 +79,7 @@ class Program(Sizes):
         return [functools.partial(copy, *each) for each in zip(memories, self.parts, strict=True)]
 
     def start(self, copies: Sequence[Callable[[], None]]) -> None:
-        """Starts copies, each by a warp of its own while the others go on: it takes some 30
-        instructions.
-        """
+        """Starts copies (some 30 instructions), each by a warp of its own."""
 
         def turn(warp: Array) -> None:
             for first in range(min(WARPS, len(copies))):
@@ -96,7 +92,7 @@ class Program(Sizes):
         plgpu.warp_map(turn)
 
     def block(self, tiles: list[Any], slot: Any, span: tuple[int, int] = (0, ROWS)) -> list[Any]:
-        """Tokens of a span of a slot as matrix products take them."""
+        """Tokens of a span of a slot in the view of matrix products."""
         return [(tile if self.interpret else tile[1]).at[slot, pl.ds(*span)] for tile in tiles]
 
     def write(
@@ -107,9 +103,7 @@ class Program(Sizes):
         target: Any,
         where: tuple[Any, Any, Any],
     ) -> None:
-        """Starts to write a block out of shared memory, which nothing else uses until the write has
-        read it.
-        """
+        """Starts to write a block out of shared memory, which stays in use until it was read."""
         example, token, head = where
         for memory, value in zip(self.block(tiles, slot), values, strict=True):
             memory[...] = value.astype(self.dtype)
@@ -128,8 +122,7 @@ class Program(Sizes):
     def add_products(
         self, sums: list[Sums], products: Sequence[Callable[[], tuple[int, Array, list[Any]]]]
     ) -> list[Sums]:
-        """sums[i] + weights tokens for each product, a function that returns i, weights in
-        registers and tokens.
+        """sums[i] + weights tokens, for each function's (i, weights, tokens).
 
         What a function computes overlaps with the products before it.
         """
@@ -156,7 +149,7 @@ class Program(Sizes):
     def inner(
         self, pairs: Sequence[tuple[list[Any], list[Any]]], first: Sequence[Array | None]
     ) -> list[Float[Array, "r c"]]:
-        """first + a b^T of each pair of blocks, at once; where there is no first, 0."""
+        """first + a b^T of each pair of blocks, at once; first is 0 where it is None."""
 
         def add(accumulators: Sequence[Any]) -> None:
             for accumulator, (a, b) in zip(accumulators, pairs, strict=True):
@@ -178,9 +171,7 @@ class Program(Sizes):
         return pl.run_state(add)([plgpu.ACC.init(as_matrix(x)) for x in begin])
 
     def among_zeros(self, weights: Array, before: int = 0) -> Array:
-        """The weights of some tokens, with zeros for those before and after in a block: products
-        sum over blocks.
-        """
+        """The weights of some tokens, with zeros before and after up to a whole block."""
         weights = weights.astype(self.dtype)
         widths = before, ROWS - before - weights.shape[1]
         zeros = [
@@ -196,11 +187,11 @@ class Program(Sizes):
         task: Any,
         more: Any,
     ) -> None:
-        """`use(step, slot)` for every block of a task, each `slots` steps after its `fetch(task,
-        step, slot)`.
+        """`use(step, slot)` for every block of a task, after its `fetch(task, step, slot)`.
 
-        more: whether this program has another task, whose first blocks are then fetched too;
-          `begin` fetches those of the first.
+        Args:
+          more: True if this program has another task, whose first blocks are then fetched too;
+            `begin` fetches those of the first.
         """
         for step in range(self.blocks):
             slot = remainder(task * self.blocks + step, self.slots)
@@ -213,7 +204,7 @@ class Program(Sizes):
                 pl.when(more)(functools.partial(fetch, task + 1, later - self.blocks, slot))
 
     def begin(self, fetch: Callable[[Any, int, Any], None]) -> None:
-        """See `walk`."""
+        """Fetches the first blocks of the first task; see `walk`."""
         for step in range(self.slots):
             fetch(0, step, step)
 
@@ -269,11 +260,12 @@ class Program(Sizes):
             compiler_params=plgpu.CompilerParams(
                 approx_math=True,
                 lowering_semantics=plgpu.LoweringSemantics.Lane,
-                unsafe_no_auto_barriers=True,  # `warpgroup_barrier` and `commit_smem` are where warps wait for each other
+                # Warps wait for each other at `warpgroup_barrier` and `commit_smem`.
+                unsafe_no_auto_barriers=True,
                 reduction_scratch_bytes=0,  # no sum or maximum is over a matrix's rows
             ),
         )
 
     def barriers(self, arrivals: int, number: int) -> Any:
-        """Each waits for so many copies."""
+        """Barriers that each wait for so many copies."""
         return plgpu.Barrier(num_arrivals=arrivals, num_barriers=number)

@@ -13,10 +13,12 @@ COLUMNS = 16  # a product is as narrow as a block's tokens let it be, in multipl
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """What a kernel's speed, never its result, depends on.
+    """Sizes that a kernel's speed depends on, never its result.
 
-    programs: on each multiprocessor; best as many as its registers and shared memory hold.
-    stages: blocks of a kind in flight or in use.
+    Attributes:
+      programs: programs on each multiprocessor, best as many as its registers and shared memory
+        hold.
+      stages: blocks of a kind in flight or in use.
     """
 
     programs: int
@@ -37,9 +39,7 @@ TUNING = Tuning(Tiling(2), Tiling(2, 3))
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Channels `start` to `start + width` of a head: 16, 32 or 64, as wide as a swizzled row of
-    shared memory.
-    """
+    """Channels `start` to `start + width` of a head: 16, 32 or 64, a swizzled row."""
 
     start: int
     width: int
@@ -71,41 +71,39 @@ class Sizes:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """Of a head's channels."""
+        """Channel blocks of one head."""
         return parts_of(self.head_dim)
 
     @property
     def blocks(self) -> int:
-        """Of tokens, the last perhaps not whole."""
+        """Number of token blocks; the last may be partial."""
         return pl.cdiv(self.tokens, ROWS)
 
     @property
     def whole(self) -> int:
-        """Blocks all of whose tokens exist."""
+        """Number of token blocks all of whose tokens exist."""
         return self.tokens // ROWS
 
     @property
     def rest(self) -> int:
-        """Tokens behind those."""
+        """Number of tokens behind the whole blocks."""
         return self.tokens % ROWS
 
     def columns(self, step: int) -> int:
-        """Tokens of a block that a step of `walk` computes with: few of the last one's, if few of
-        them exist.
-        """
+        """Tokens of a block that a step of `walk` computes with; the last block may need few."""
         return min(ROWS, pl.cdiv(self.tokens - step * ROWS, COLUMNS) * COLUMNS)
 
     @property
     def slots(self) -> int:
-        """Blocks of a kind in shared memory."""
+        """Blocks of a kind that shared memory holds."""
         return min(max(self.tiling.stages, 2), self.blocks)
 
     @property
     def padded(self) -> int:
-        """Tokens of whole blocks."""
+        """Number of tokens, rounded up to whole blocks."""
         return self.blocks * ROWS
 
     @property
     def scale(self) -> float:
-        """Of the logits, to base 2."""
+        """Scale of the logits for exp2: log2(e) / sqrt(head_dim)."""
         return LOG2_E / math.sqrt(self.head_dim)

@@ -1,4 +1,4 @@
-"""Residual add, bias and LayerNorm of the residual stream as one operation with one backward pass."""
+"""Residual add, bias and LayerNorm of the stream as one operation with one backward pass."""
 
 import functools
 import operator
@@ -21,9 +21,7 @@ MAX_WIDTH = 8192
 
 
 def resolve(dtype: DTypeLike, d: int, platform: str) -> Literal["xla", "triton"]:
-    """Which implementation "auto" stands for: Triton's on a GPU in bfloat16 for rows it can hold,
-    XLA's elsewhere.
-    """
+    """Implementation for "auto": Triton's on a GPU in bfloat16 for rows it can hold, or XLA's."""
     fits = backends.triton is not None and jnp.dtype(dtype) == jnp.bfloat16 and 1 <= d <= MAX_WIDTH
     return "triton" if platform in ("gpu", "cuda") and fits else "xla"
 
@@ -38,8 +36,9 @@ def add_norm(
     implementation: Implementation,
     ways: int = 1,
 ) -> tuple[Float[Array, "b t d"], ...]:
-    """(r, h): r = x + (y + bias) and h = LayerNorm(r) scale + shift, both in the stream's dtype; r
-    as often as `ways`.
+    """(r, h): r = x + (y + bias), as often as `ways`, and h = LayerNorm(r) scale + shift.
+
+    Both are in the stream's dtype.
 
     The sum is taken in float32 and rounded once. The kernels leave it to XLA as part of the product
     that y is, with the bias in the stream's dtype; where y is no product they round y + bias first.
@@ -116,8 +115,10 @@ def _add_norm_xla(x, y, bias, scale, shift, ways):
 
 @_add_norm_xla.defjvp
 def _add_norm_xla_jvp(ways, primals, tangents):
-    """Of every order in either mode. The tangent of r stays float32 till it is whole, so that the
-    transpose rounds the sum of all gradients that reach r once.
+    """Tangents of every order in either mode.
+
+    The tangent of r stays float32 till it is whole, so that the transpose rounds the sum of all
+    gradients that reach r once.
     """
     r, h, mean, rstd = _streams_xla(*primals)
     *streams, dscale, dshift = tangents
@@ -127,7 +128,7 @@ def _add_norm_xla_jvp(ways, primals, tangents):
 
 
 def _streams_xla(x, y, bias, scale, shift):
-    """r, h, mean and 1 / std, under their names."""
+    """r, h, mean and 1 / std, under their checkpoint names."""
     r = checkpoint_name(_sum_xla(x, y, bias), "residual")
     h, mean, rstd = norm_xla(r, scale, shift)
     mean, rstd = checkpoint_name((mean, rstd), "norm_statistics")
@@ -147,7 +148,7 @@ def norm_tangent(r, mean, rstd, scale, dr, dscale, dshift):
 def norm_xla(
     r: Float[Array, "*b d"], scale: Float[Array, " d"], shift: Float[Array, " d"]
 ) -> tuple[Float[Array, "*b d"], Float[Array, "*b"], Float[Array, "*b"]]:
-    """(h, mean, 1 / std) in plain XLA: what the Triton kernel is held to."""
+    """(h, mean, 1 / std) in plain XLA: the reference of the Triton kernel."""
     wide = _wide(r)
     mean = wide.mean(axis=-1)
     centered = wide - mean[..., None]
@@ -182,7 +183,7 @@ def _sum_xla(x, y, bias):
 
 
 def _sum_wide(x, y, bias):
-    """x + (y + bias) in float32, of those that are there."""
+    """x + (y + bias) in float32, leaving out what is None."""
     there = [_wide(a) for a in (bias, y, x) if a is not None]
     return functools.reduce(operator.add, there)
 
@@ -192,8 +193,7 @@ def _wide(x):
 
 
 def _sum_in_product(x, y, bias):
-    """The sum as XLA takes it into the product that y (or x) is, with the options of
-    `parallel/compiler.py`.
+    """The sum as XLA fuses it into the product that y (or x) is (`parallel/compiler.py`).
 
     cuBLASLt then adds x and the bias, in the stream's dtype, to sums in float32, and rounds once. A
     stream of three axes would do as well, but XLA writes the sum over it, after a copy if the

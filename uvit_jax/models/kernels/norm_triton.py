@@ -1,6 +1,4 @@
-"""Triton kernels: LayerNorm, its gradients with those of a residual add and a bias in one pass,
-sums over rows.
-"""
+"""Triton kernels: LayerNorm, its gradients with a residual add's and a bias's, sums over rows."""
 
 import functools
 import operator
@@ -30,7 +28,7 @@ SUMS = Tuning(rows=32, cols=128, warps=4, programs=132 * 8)
 
 
 def backward_tuning(d: int) -> Tuning:
-    """As many programs on a multiprocessor as keep it busy with rows of that width."""
+    """Tuning for rows of that width: as many programs as keep a multiprocessor busy."""
     return Tuning(rows=1, warps=4, programs=132 * (8 if d <= 512 else 4 if d <= 1024 else 6))
 
 

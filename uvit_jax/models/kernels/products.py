@@ -138,7 +138,7 @@ def _fp8_product(x: Array, kernel: Array, special: int) -> Array:
 def quantize(
     x: Float[Array, "..."], largest: Float[Array, ""]
 ) -> tuple[Float[Array, "..."], Float[Array, ""]]:
-    """(x scale in float8_e4m3fn, 1 / scale); the scale, a power of two, takes `largest` to <= 448."""
+    """(x scale in float8_e4m3fn, 1 / scale); the power of two takes `largest` to 448 at most."""
     ratio = LARGEST / jnp.clip(
         jnp.where(largest > 0, largest.astype(jnp.float32), LARGEST), LEAST, MOST
     )

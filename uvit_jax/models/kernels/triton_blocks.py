@@ -29,19 +29,17 @@ class Block:
 
     @property
     def masked(self) -> bool:
-        """Whether some do not exist, or may not."""
+        """True if some elements do not exist, or may not."""
         return not isinstance(self.valid, int) or self.valid < self.size
 
     @property
     def mask(self) -> Array:
-        """`[size]`, which exist."""
+        """`[size]`, True for elements that exist."""
         return jnp.arange(self.size) < self.valid
 
 
 def cut(length: int, size: int, smallest: int = SMALLEST) -> tuple[int, tuple[Block, ...]]:
-    """How many whole blocks of `size` a length holds, and the one or two smaller ones that hold the
-    rest.
-    """
+    """Number of whole blocks of `size` in a length, and one or two smaller blocks for the rest."""
     whole, rest = divmod(length, size)
     start = whole * size
     if rest == 0:
@@ -57,15 +55,13 @@ def cut(length: int, size: int, smallest: int = SMALLEST) -> tuple[int, tuple[Bl
 
 
 def channels(head_dim: int) -> tuple[Block, ...]:
-    """The blocks a head's channels are held in: 72 is 64 and 16."""
+    """Blocks of a head's channels: 72 is 64 and 16."""
     whole, tail = cut(head_dim, 128)
     return (*(Block(128 * i, 128, 128) for i in range(whole)), *tail)
 
 
 def walk_columns(step: Callable[[Block, Any], Any], carry: Any, tokens: int, columns: int) -> Any:
-    """carry = step(block, carry) for all blocks of columns: the whole ones in a loop, then the
-    rest.
-    """
+    """carry = step(block, carry) for all blocks of columns, whole ones in a loop, then the rest."""
     whole, tail = cut(tokens, columns)
     if whole == 1:
         carry = step(Block(0, columns, columns), carry)
@@ -117,7 +113,7 @@ def store_vector(ref: Any, rows: Block, values: Array) -> None:
 
 
 def _mask(rows: Block, part: Block) -> Array | None:
-    """`[rows, channels]`, which elements exist; None where all do."""
+    """`[rows, channels]`, True for elements that exist; None where all do."""
     shape = (rows.size, part.size)
     if rows.masked and part.masked:
         return rows.mask[:, None] & part.mask[None]
@@ -146,4 +142,5 @@ def add_product(acc: Matrix, weights: Array, b: Matrix) -> Matrix:
 
 
 def zeros(rows: Block, head_dim: int) -> Matrix:
+    """Sums to start from, float32."""
     return tuple(jnp.zeros((rows.size, part.size), jnp.float32) for part in channels(head_dim))
