@@ -1,7 +1,6 @@
 """Multi-head self-attention as the formula has it; `kernels/fused_attention.py` runs it fast."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -44,7 +43,6 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        query, key, value = jnp.moveaxis(self.qkv(x), 2, 0)  # [b, t, heads, head_dim] each
-        logits = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits / query.shape[-1] ** 0.5).astype(value.dtype)
-        return self.proj(jnp.einsum("bhqs,bshk->bqhk", weights, value))
+        qkv = self.qkv(x)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [b, t, heads, head_dim] each
+        return self.proj(jax.nn.dot_product_attention(query, key, value))

@@ -33,6 +33,7 @@ class Block(nnx.Module):
         time: Float[Array, "b d"] | None,
     ) -> Float[Array, "b t d"]:
         if self.skip is not None:
+            assert skip is not None
             x = self.skip(x, skip)
         x = x + self.attn(self.norm1(x, time))
         return x + self.mlp(self.norm2(x, time))
@@ -93,6 +94,7 @@ class Norm(nnx.Module):
         h = self.norm(x)
         if self.modulation is None:
             return h
+        assert time is not None
         scale, shift = jnp.split(self.modulation(time)[:, None], 2, axis=-1)
         return (1 + scale) * h + shift
 

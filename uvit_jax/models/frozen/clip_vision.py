@@ -142,9 +142,7 @@ class ImageBlock(nnx.Module):
     def __init__(self, config: CLIPVisionConfig, *, rngs: nnx.Rngs):
         d, hidden, dtype = config.width, config.hidden_dim, jnp.dtype(config.dtype)
         self.norm1 = _layer_norm(d, rngs=rngs)
-        self.attn = Attention(
-            d, config.heads, qkv_bias=True, dtype=dtype, implementation="xla", rngs=rngs
-        )
+        self.attn = Attention(d, config.heads, qkv_bias=True, dtype=dtype, rngs=rngs)
         self.norm2 = _layer_norm(d, rngs=rngs)
         self.fc1 = nnx.Linear(d, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden, d, dtype=dtype, rngs=rngs)

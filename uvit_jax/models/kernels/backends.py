@@ -19,7 +19,7 @@ except ImportError:
 mosaic_gpu: Any = None
 if jax.__version_info__ >= (0, 11):
     with contextlib.suppress(ImportError):
-        from jax.experimental.pallas import mosaic_gpu  # noqa: F811
+        from jax.experimental.pallas import mosaic_gpu
 
 
 def kernel_jit(*static: str) -> Callable[[Callable[..., Any]], Any]:
