@@ -1,9 +1,8 @@
 """Fused kernels against their XLA twins on a GPU: ms, GB/s and errors over a grid of tunings.
 
-    python benchmarks/kernels.py --out kernels.json          # S/2, L/2 and H/2 at batch 128, under
-    90 seconds python benchmarks/kernels.py --models H/2 --batch-size 192 --seconds 300 python
-    benchmarks/kernels.py --interpret                 # does it run at all: tiny, on a CPU, no times
-    to trust
+    python benchmarks/kernels.py --out kernels.json   # S/2, L/2, H/2 at batch 128, under 90 s
+    python benchmarks/kernels.py --models H/2 --batch-size 192 --seconds 300
+    python benchmarks/kernels.py --interpret          # tiny, on a CPU: does it run; no real times
 
 Calls follow one another without a wait between them; one under some 20 us (row_sums of S/2) is
 timed by its launch. GB/s counts each large input read once and each large output written once. The

@@ -1,7 +1,7 @@
 """Times of a block's matrix products: bfloat16, 8 bits, weight gradients in partial sums.
 
-    python benchmarks/products.py                                   # U-ViT-H/2 at batch 192, half a
-    minute on an H100 python benchmarks/products.py --width 1024 --batch 256 --parts 1 2 3 4 6
+    python benchmarks/products.py    # U-ViT-H/2 at batch 192, half a minute on an H100
+    python benchmarks/products.py --width 1024 --batch 256 --parts 1 2 3 4 6
 
 A row is a product with all that it takes: casts and scales in 8 bits, the sum of the partial sums.
 TFLOP/s count the product alone. "8-bit" says whether the compiled program holds cuBLASLt's 8-bit

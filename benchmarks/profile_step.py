@@ -1,8 +1,7 @@
 """Time of a train step by kind of kernel, from a trace of the compiled step on this device.
 
     python benchmarks/profile_step.py configs/imagenet256.py:huge --batch-size 96 --out profile
-    python benchmarks/profile_step.py configs/imagenet256.py:huge --batch-size 96 --set
-    model.remat=none
+    python benchmarks/profile_step.py CONFIG --batch-size 96 --set model.remat=none
 
 --out keeps the optimized HLO (step.txt) and the table (kernels.json) in a folder.
 """

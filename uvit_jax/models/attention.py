@@ -1,11 +1,12 @@
 """Multi-head self-attention as the formula has it; `kernels/fused_attention.py` runs it fast."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from uvit_jax.models.layers import NORMAL_02
+from uvit_jax.models.layers import NORMAL_02, bias_of, broadcast_like
 
 
 class Attention(nnx.Module):
@@ -25,6 +26,7 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         head_dim = embed_dim // num_heads
+        self.dtype = dtype
         self.qkv = nnx.LinearGeneral(
             embed_dim,
             (3, num_heads, head_dim),
@@ -43,6 +45,10 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        qkv = self.qkv(x)
+        qkv = jnp.einsum("btd,dshk->btshk", x, self.qkv.kernel[...].astype(self.dtype))
+        if self.qkv.bias is not None:
+            qkv = qkv + broadcast_like(bias_of(self.qkv), qkv)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [b, t, heads, head_dim] each
-        return self.proj(jax.nn.dot_product_attention(query, key, value))
+        out = jax.nn.dot_product_attention(query, key, value)
+        product = jnp.einsum("bthk,hkd->btd", out, self.proj.kernel[...].astype(self.dtype))
+        return product + broadcast_like(bias_of(self.proj), product)

@@ -21,17 +21,17 @@ from uvit_jax.models.kernels import (
 )
 from uvit_jax.models.kernels.attention_triton import Tuning
 
-# Of a program that is exported for any batch, the batch is a symbol.
+# The batch is a symbol in a program that is exported for any batch.
 Shape = tuple[Any, ...]
 Implementation = Literal["triton", "hopper", "mosaic", "cudnn", "xla"]
-# Beyond them nothing was measured; a long loop wants other tilings, and there copies around cuDNN's
-# weigh little.
+# Nothing was measured beyond these. A long loop wants other tilings, and copies around cuDNN's
+# kernel cost little there.
 MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
 _HALVES = ("bfloat16", "float16")
 # More channels of a head were never tried on a GPU.
 MAX_HEAD_DIM_HOPPER = 80
-# A row's logits are held in registers; what lies behind the last whole block shares one with as
-# many more.
+# A row's logits are held in registers; tokens behind the last whole block share one with as many
+# more.
 MAX_TOKENS_HOPPER, MAX_REST_HOPPER = (
     4 * hopper_tiling.ROWS + hopper_tiling.ROWS // 2,
     hopper_tiling.ROWS // 2,

@@ -185,7 +185,7 @@ class _Forward:
         program, products = self.program, []
         if program.whole:
             products.append(lambda: (0, weights[0], program.block(self.values, 0, self._wide)))
-        if program.rest:  # Keys lie where weights are zero.
+        if program.rest:  # keys are there, where weights are zero
             products.append(
                 lambda: (0, program.among_zeros(weights[-1]), program.block(self.tails, 0))
             )

@@ -82,7 +82,7 @@ def _call(
     """Runs a kernel with one program for each example."""
     _, b, t, c = inputs[0].shape
     heads, rest = divmod(c, head_dim)
-    assert rest == 0, f"{c} channels are no whole number of heads of {head_dim}"
+    assert rest == 0, f"{c} channels are not a whole number of heads of {head_dim}"
 
     def spec(array: Any) -> pl.BlockSpec:
         if array.ndim == 4:

@@ -16,7 +16,7 @@ from uvit_jax.models.layers import EPSILON
 
 Implementation = Literal["xla", "triton", "interpret"]
 
-# A program holds whole rows in registers; no model here comes near.
+# A program holds whole rows in registers; no model here is nearly as wide.
 MAX_WIDTH = 8192
 
 
@@ -41,7 +41,7 @@ def add_norm(
     Both are in the stream's dtype.
 
     The sum is taken in float32 and rounded once. The kernels leave it to XLA as part of the product
-    that y is, with the bias in the stream's dtype; where y is no product they round y + bias first.
+    that y is, with the bias in the stream's dtype; where y is not a product they round y + bias first.
     The LayerNorm (eps 1e-5, variance in two passes, float32) is that of the rounded r, so nothing
     but r and two numbers a row is kept for the backward pass, which reads dr, dh and r once and
     writes dx once. Go on with r, not with x: a gradient that reaches x past this function is one

@@ -13,6 +13,8 @@ import jax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
+# Rules of a primitive of our own are set in jax.interpreters, which jax keeps public for that but
+# may change; a `jax.checkpoint` that kept only the primal arrays would replace all of this.
 _RECOMPUTED = Primitive("recomputed")
 _RECOMPUTED.multiple_results = True
 
