@@ -101,7 +101,8 @@ class UViTConfig:
         )
         if len(sides) != 2 or not all(isinstance(side, numbers.Integral) for side in sides):
             raise UserError(
-                f"image_size is {self.image_size!r}, expected a whole number, or two: height and width"
+                f"image_size is {self.image_size!r}, expected a whole number, or two: height "
+                "and width"
             )
         for field in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads"):
             if getattr(self, field) < 1:

@@ -97,7 +97,8 @@ def merge(
     match layer.kind:
         case "concat":
             kernel, bias = layer.kernel[...], jnp.asarray(layer.bias[...])
-            first, second = compute.product(x, kernel[0]), compute.product(skip, kernel[1])
+            halves = (x, kernel[0]), (skip, kernel[1])
+            first, second = (compute.product(*half) for half in halves)
             if compute.placement.splits_channels:  # one all-reduce, of their sum
                 return Unsummed(first + second, None, bias)
             return Unsummed(first, stream(compute.placement, second), bias)

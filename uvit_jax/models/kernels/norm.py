@@ -41,7 +41,9 @@ def add_norm(
     Both are in the stream's dtype.
 
     The sum is taken in float32 and rounded once. The kernels leave it to XLA as part of the product
-    that y is, with the bias in the stream's dtype; where y is not a product they round y + bias first.
+    that y is, with the bias in the stream's dtype; where y is not a product they first round
+    y + bias.
+
     The LayerNorm (eps 1e-5, variance in two passes, float32) is that of the rounded r, so nothing
     but r and two numbers a row is kept for the backward pass, which reads dr, dh and r once and
     writes dx once. Go on with r, not with x: a gradient that reaches x past this function is one
