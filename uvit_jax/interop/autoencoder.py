@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder_files import AutoencoderFiles, find_autoencoder, read_config
-from uvit_jax.interop.autoencoder_layouts import ANCHORS, Arrays, is_tiny, read_kl, read_tiny
-from uvit_jax.interop.state_dict import StateDict, sha256_of
+from uvit_jax.interop.autoencoder_kl_layout import read_kl
+from uvit_jax.interop.autoencoder_tiny_layout import is_tiny, read_tiny
+from uvit_jax.interop.layout import graphdef_of
+from uvit_jax.interop.state_dict import Arrays, StateDict, sha256_of
 from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.frozen.autoencoder import (
     AnyArray,
@@ -22,7 +24,10 @@ from uvit_jax.models.frozen.autoencoder import (
 )
 from uvit_jax.models.frozen.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
-SCALE = 0.18215  # Stable Diffusion's, which CompVis files don't hold and diffusers takes where config.json has none
+# Stable Diffusion's: CompVis files hold none, and diffusers takes it if config.json has none.
+SCALE = 0.18215
+# Every autoencoder has one of these arrays: KL in both layouts, TAESD in diffusers' and its own.
+_ANCHORS = ("encoder.conv_in.weight", "encoder.layers.0.weight", "encoder.0.weight")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -169,7 +174,7 @@ def load_tiny_autoencoder(
 
 def _read(files: AutoencoderFiles) -> StateDict:
     if len(files.weights) == 1:
-        return read_arrays(files.weights[0], ANCHORS)
+        return read_arrays(files.weights[0], _ANCHORS)
     return _in_one(*(read_arrays(path) for path in files.weights))
 
 
@@ -182,10 +187,9 @@ def _in_one(encoder_state: StateDict, decoder_state: StateDict) -> StateDict:
 
 
 def _graphdef(config: AutoencoderConfig | TinyAutoencoderConfig) -> nnx.GraphDef:
-    """The network without its arrays; only shapes are made, no random weights to be thrown away."""
     if isinstance(config, AutoencoderConfig):
-        return nnx.graphdef(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
-    return nnx.graphdef(nnx.eval_shape(lambda: TinyAutoencoder(config, rngs=nnx.Rngs(0))))
+        return graphdef_of(lambda rngs: AutoencoderKL(config, rngs=rngs))
+    return graphdef_of(lambda rngs: TinyAutoencoder(config, rngs=rngs))
 
 
 def _sha256_of_encoder(arrays: Arrays) -> str:

@@ -19,6 +19,7 @@ from uvit_jax.interop.clip_vision_layouts import (
     our_vision_arrays,
     read_vision_config,
 )
+from uvit_jax.interop.layout import graphdef_of
 from uvit_jax.interop.state_dict import StateDict, sha256_of
 from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.frozen.clip_vision import CLIPVision, CLIPVisionConfig, Images
@@ -98,6 +99,5 @@ def _image_encoder(name: str, config: CLIPVisionConfig, state_dict: StateDict) -
         sha256=sha256_of(arrays, head),
         config=config,
         params=unflatten_dict(arrays),
-        # Only shapes are made, no random weights to be thrown away.
-        graphdef=nnx.graphdef(nnx.eval_shape(lambda: CLIPVision(config, rngs=nnx.Rngs(0)))),
+        graphdef=graphdef_of(lambda rngs: CLIPVision(config, rngs=rngs)),
     )

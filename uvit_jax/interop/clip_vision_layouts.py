@@ -1,6 +1,4 @@
-"""The configs, names and shapes of published CLIP image towers, the hub's and OpenCLIP's, and our
-arrays in them.
-"""
+"""CLIP image towers as published, on the hub or by OpenCLIP: their configs and layouts."""
 
 import dataclasses
 import json
@@ -11,16 +9,15 @@ import numpy as np
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop.clip_files import HUB_CONFIG
-from uvit_jax.interop.clip_layouts import (
-    block_arrays,
-    block_shapes,
-    checked,
+from uvit_jax.interop.clip_towers import (
+    block_layout,
     from_open_clip,
     hub_tower,
-    norm_arrays,
     parse_config,
+    read_tower,
     whole,
 )
+from uvit_jax.interop.layout import Entry, Layout, norm
 from uvit_jax.interop.state_dict import Arrays, StateDict
 from uvit_jax.models.frozen.clip_vision import CHANNELS, MEAN, STD, CLIPVisionConfig, PerChannel
 
@@ -178,37 +175,27 @@ def hub_vision_names(state_dict: StateDict) -> dict[str, np.ndarray]:
     )
 
 
-def hub_vision_shapes(config: CLIPVisionConfig) -> dict[str, tuple[int, ...]]:
+def vision_layout(config: CLIPVisionConfig) -> Layout:
     """Every array of a tower in the hub's layout."""
     d, p = config.width, config.patch_size
-    norms = {
-        f"{norm}.{leaf}": (d,)
-        for norm in ("pre_layrnorm", "post_layernorm")
-        for leaf in ("weight", "bias")
-    }
     return {
-        "embeddings.class_embedding": (d,),
-        "embeddings.patch_embedding.weight": (d, CHANNELS, p, p),
-        "embeddings.position_embedding.weight": (config.tokens, d),
-        **block_shapes(config),
-        **norms,
-        VISUAL_PROJECTION: (config.projection, d),
+        "embeddings.class_embedding": Entry(("class_embed",), (d,)),
+        "embeddings.patch_embedding.weight": Entry(
+            ("patch_embed", "kernel"), (d, CHANNELS, p, p), _patches
+        ),
+        "embeddings.position_embedding.weight": Entry(("pos_embed",), (config.tokens, d)),
+        **norm("pre_layrnorm", ("pre_norm",), d),
+        **block_layout(config),
+        **norm("post_layernorm", ("post_norm",), d),
+        VISUAL_PROJECTION: Entry(("projection", "kernel"), (config.projection, d), np.transpose),
     }
+
+
+def _patches(kernel: np.ndarray) -> np.ndarray:
+    """A convolution's kernel as a matrix; a patch's pixels run row by row, channels fastest."""
+    return kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
 
 
 def our_vision_arrays(state_dict: StateDict, config: CLIPVisionConfig) -> Arrays:
     """The arrays in our layout, float32, by our paths; their names and shapes are checked."""
-    state = checked(state_dict, hub_vision_shapes(config), "a CLIP image tower")
-    # A patch's pixels run row by row with the channel fastest.
-    patches = (
-        state["embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0).reshape(-1, config.width)
-    )
-    return {
-        ("class_embed",): state["embeddings.class_embedding"],
-        ("patch_embed", "kernel"): np.ascontiguousarray(patches),
-        ("pos_embed",): state["embeddings.position_embedding.weight"],
-        **norm_arrays(state, "pre_layrnorm", ("pre_norm",)),
-        **block_arrays(state, config),
-        **norm_arrays(state, "post_layernorm", ("post_norm",)),
-        ("projection", "kernel"): np.ascontiguousarray(state[VISUAL_PROJECTION].T),
-    }
+    return read_tower(state_dict, vision_layout(config), config, "a CLIP image tower")

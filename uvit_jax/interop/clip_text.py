@@ -13,14 +13,15 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop.clip_files import HUB_FOLDERS, OPEN_CLIP_FOLDERS, find_tower
-from uvit_jax.interop.clip_layouts import (
+from uvit_jax.interop.clip_text_layouts import (
     ANCHORS,
     PROJECTION,
     hub_names,
-    hub_shapes,
     our_arrays,
     read_config,
+    text_layout,
 )
+from uvit_jax.interop.layout import graphdef_of
 from uvit_jax.interop.state_dict import StateDict, sha256_of
 from uvit_jax.interop.tokenizer import Tokenizer
 from uvit_jax.interop.weights_file import read_arrays
@@ -149,7 +150,7 @@ def random_text_encoder(seed: int, config: CLIPTextConfig | None = None) -> Text
     return _text_encoder(
         f"{RANDOM}{seed}",
         config,
-        {name: draw(name, shape) for name, shape in hub_shapes(config).items()},
+        {name: draw(name, entry.shape) for name, entry in text_layout(config).items()},
     )
 
 
@@ -161,6 +162,5 @@ def _text_encoder(name: str, config: CLIPTextConfig, state_dict: StateDict) -> T
         sha256=sha256_of(of_states, f"heads {config.heads}, activation {config.activation}\n"),
         config=config,
         params=unflatten_dict(arrays),
-        # Only shapes are made, no random weights to be thrown away.
-        graphdef=nnx.graphdef(nnx.eval_shape(lambda: CLIPText(config, rngs=nnx.Rngs(0)))),
+        graphdef=graphdef_of(lambda rngs: CLIPText(config, rngs=rngs)),
     )

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from tests.reference_weights import draw, formula_weight, read_golden
 from uvit_jax.errors import UserError
-from uvit_jax.interop.clip import open_text_encoder, random_text_encoder
+from uvit_jax.interop.clip_text import open_text_encoder, random_text_encoder
 from uvit_jax.interop.tokenizer import Tokenizer
 from uvit_jax.models.frozen.clip_text import CLIPTextConfig
 
