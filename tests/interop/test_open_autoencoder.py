@@ -12,7 +12,7 @@ from tests.interop.test_autoencoder import DIFFUSERS, golden_weights
 from tests.reference_weights import formula_weight, nhwc, read_golden
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import open_autoencoder
-from uvit_jax.models.frozen.autoencoder import decode_tiled
+from uvit_jax.models.frozen.tiled_decoding import decode_tiled
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KL_CONFIG = {

@@ -16,12 +16,9 @@ from uvit_jax.interop.autoencoder_tiny_layout import is_tiny, read_tiny
 from uvit_jax.interop.layout import graphdef_of
 from uvit_jax.interop.state_dict import Arrays, StateDict, sha256_of
 from uvit_jax.interop.weights_file import read_arrays
-from uvit_jax.models.frozen.autoencoder import (
-    AnyArray,
-    AutoencoderConfig,
-    AutoencoderKL,
-    decode_tiled,
-)
+from uvit_jax.models.frozen.autoencoder import AutoencoderConfig, AutoencoderKL
+from uvit_jax.models.frozen.autoencoder_layers import AnyArray
+from uvit_jax.models.frozen.tiled_decoding import decode_tiled
 from uvit_jax.models.frozen.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
 # Stable Diffusion's: CompVis files hold none, and diffusers takes it if config.json has none.

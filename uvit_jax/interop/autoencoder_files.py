@@ -12,7 +12,8 @@ from typing import Any
 from uvit_jax.errors import UserError
 from uvit_jax.interop.file_kinds import check_content
 from uvit_jax.interop.hub import INDEX, WEIGHTS, find_model
-from uvit_jax.models.frozen.autoencoder import GROUPS, AutoencoderConfig
+from uvit_jax.models.frozen.autoencoder import AutoencoderConfig
+from uvit_jax.models.frozen.autoencoder_layers import GROUPS
 from uvit_jax.models.frozen.tiny_autoencoder import BLOCKS, HALVINGS, TinyAutoencoderConfig
 
 _DIFFUSERS = "diffusion_pytorch_model"

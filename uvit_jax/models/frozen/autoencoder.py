@@ -3,24 +3,23 @@ moments and back.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError, check_choice
-from uvit_jax.models.init import torch_uniform
+from uvit_jax.models.frozen.autoencoder_layers import (
+    GROUPS,
+    AnyArray,
+    check_shape,
+    convolution,
+    group_norm,
+    upsample_nearest,
+)
 from uvit_jax.models.uvit_config import DTYPES
-
-AnyArray = Array | np.ndarray
-
-GROUPS = 32  # of every GroupNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,70 +120,6 @@ class AutoencoderKL(nnx.Module):
         )
 
 
-def decode_tiled(
-    decode: Callable[[Array], Array],
-    z: Float[AnyArray, "b i j z"],
-    *,
-    tile: int = 64,
-    overlap: int = 16,
-) -> Float[Array, "b h w c"]:
-    """What `decode` makes of latents too large for it, tile by tile, blended linearly where tiles
-    overlap.
-
-    A single tile gives `decode(z)` itself; with more, attention and GroupNorm see one tile at a
-    time, so the image is not quite `decode(z)`, and memory is that of one tile. Call it under
-    `jit`: outside, every call compiles its loop.
-
-    Args:
-      decode: `[b, i, j, z] -> [b, f i, f j, c]` for a fixed f, as the autoencoders' `decode`.
-      z: latents `[b, i, j, z]`.
-      tile: side of a tile in latent pixels.
-      overlap: the least number of latent pixels that neighbouring tiles share.
-
-    Raises:
-      UserError: for an overlap outside 1..tile-1.
-    """
-    if not 1 <= overlap < tile:
-        raise UserError(
-            f"overlap is {overlap}, expected 1 to {tile - 1}, less than a tile of {tile}"
-        )
-    z = jnp.asarray(z)
-    b, i, j, c = z.shape
-    if max(i, j) <= tile:
-        return decode(z)
-    shape = (b, min(tile, i), min(tile, j), c)
-    image = jax.eval_shape(decode, jax.ShapeDtypeStruct(shape, z.dtype))
-    factor = image.shape[1] // shape[1]
-    rows, row_weights = _tiles(i, shape[1], overlap, factor)
-    columns, column_weights = _tiles(j, shape[2], overlap, factor)
-
-    def add(canvas, position):
-        row, column = position
-        y, x = rows[row], columns[column]
-        part = decode(jax.lax.dynamic_slice(z, (0, y, x, 0), shape))
-        weights = row_weights[row][:, None, None] * column_weights[column][:, None]
-        corner = (0, factor * y, factor * x, 0)
-        part = weights * part + jax.lax.dynamic_slice(canvas, corner, part.shape)
-        return jax.lax.dynamic_update_slice(canvas, part, corner), None
-
-    positions = np.indices((len(rows), len(columns))).reshape(2, -1).T
-    canvas = jnp.zeros((b, factor * i, factor * j, image.shape[3]), jnp.float32)
-    return jax.lax.scan(add, canvas, positions)[0]
-
-
-def _tiles(length: int, tile: int, overlap: int, factor: int) -> tuple[Array, Array]:
-    """Where tiles start along one axis `[n]`, and the weights of their pixels `[n, factor * tile]`,
-    1 at each pixel.
-    """
-    number = 1 if length <= tile else math.ceil((length - overlap) / (tile - overlap))
-    starts = np.linspace(0, length - tile, number).round().astype(int)
-    inwards = np.arange(factor * tile) + 0.5
-    ramp = np.minimum(np.minimum(inwards, inwards[::-1]) / (factor * overlap), 1)
-    pixels = factor * starts[:, None] + np.arange(factor * tile)
-    total = np.bincount(pixels.ravel(), np.tile(ramp, number))
-    return jnp.asarray(starts), jnp.asarray(ramp / total[pixels], jnp.float32)
-
-
 class Encoder(nnx.Module):
     """Residual blocks at every resolution, halving in between; images to `[b, h/f, w/f, 2 z]`."""
 
@@ -238,7 +173,7 @@ class Decoder(nnx.Module):
             for block in blocks:
                 h = block(h)
             if level < len(self.upsample):
-                h = self.upsample[level](double(h))
+                h = self.upsample[level](upsample_nearest(h))
         return self.conv_out(jax.nn.silu(self.norm_out(h)))
 
 
@@ -300,36 +235,3 @@ class PixelAttention(nnx.Module):
         # A head of 512 channels is wider than cuDNN's kernels take.
         out = jax.nn.dot_product_attention(q, k, v, implementation="xla")
         return x + self.proj(out.reshape(b, h, w, c))
-
-
-def group_norm(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """GroupNorm of 32 groups, eps 1e-6; statistics in float32."""
-    return nnx.GroupNorm(
-        channels, GROUPS, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs
-    )
-
-
-def convolution(
-    c_in: int, c_out: int, kernel: int, *, dtype: DTypeLike, rngs: nnx.Rngs, **options: Any
-) -> nnx.Conv:
-    """A convolution padded by kernel // 2 with PyTorch's initial weights, unless `options`
-    (nnx.Conv's) differ.
-    """
-    uniform = torch_uniform(kernel**2 * c_in)
-    options = {"padding": kernel // 2, "kernel_init": uniform, "bias_init": uniform, **options}
-    return nnx.Conv(c_in, c_out, (kernel, kernel), dtype=dtype, rngs=rngs, **options)
-
-
-def double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """The image at twice the size, by nearest neighbour."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
-def check_shape(what: str, x: AnyArray, channels: int, factor: int = 1) -> None:
-    """Raises a UserError unless x is `[b, h, w, channels]` with sides that are multiples of
-    `factor`.
-    """
-    _, h, w, c = x.shape
-    if c != channels or h % factor or w % factor:
-        sides = f" and sides that are multiples of {factor}" if factor > 1 else ""
-        raise UserError(f"{what} are {h}x{w}x{c}, expected {channels} channels{sides}")

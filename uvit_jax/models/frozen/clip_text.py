@@ -12,11 +12,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from uvit_jax.errors import UserError, check_choice
+from uvit_jax.models.frozen.clip_layers import ACTIVATIONS, activate, layer_norm
 from uvit_jax.models.uvit_config import DTYPES
 
 TokenIds = Int[Array, "b l"] | Int[np.ndarray, "b l"]
-
-ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ class CLIPText(nnx.Module):
         )
         self.pos_embed = nnx.Param(0.01 * rngs.params.normal((config.context_length, d)))
         self.blocks = nnx.List(TextBlock(config, rngs=rngs) for _ in range(config.layers))
-        self.final_norm = _layer_norm(d, rngs=rngs)
+        self.final_norm = layer_norm(d, rngs=rngs)
         self.projection = (
             nnx.Linear(
                 d,
@@ -132,9 +131,9 @@ class TextBlock(nnx.Module):
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         d, hidden, dtype = config.width, config.hidden_dim, jnp.dtype(config.dtype)
         residual = _normal((2 * config.layers * d) ** -0.5)
-        self.norm1 = _layer_norm(d, rngs=rngs)
+        self.norm1 = layer_norm(d, rngs=rngs)
         self.attn = CausalAttention(d, config.heads, residual=residual, dtype=dtype, rngs=rngs)
-        self.norm2 = _layer_norm(d, rngs=rngs)
+        self.norm2 = layer_norm(d, rngs=rngs)
         self.fc1 = nnx.Linear(
             d, hidden, kernel_init=_normal((2 * d) ** -0.5), dtype=dtype, rngs=rngs
         )
@@ -169,21 +168,6 @@ class CausalAttention(nnx.Module):
         return self.proj(
             jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
         )
-
-
-def activate(x: Float[Array, "*shape"], activation: str) -> Float[Array, "*shape"]:
-    """GELU, exact (erf), or the sigmoid in its place that CLIP was trained with, x sigmoid(1.702
-    x).
-    """
-    return (
-        x * jax.nn.sigmoid(1.702 * x)
-        if activation == "quick_gelu"
-        else jax.nn.gelu(x, approximate=False)
-    )
-
-
-def _layer_norm(d: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(d, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
 def _normal(std: float) -> nnx.Initializer:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Num
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.models.attention import Attention
 from uvit_jax.models.embeddings import patchify
-from uvit_jax.models.frozen.clip_text import ACTIVATIONS, activate
+from uvit_jax.models.frozen.clip_layers import ACTIVATIONS, activate, layer_norm
 from uvit_jax.models.frozen.resize import resize_matrix
 from uvit_jax.models.uvit_config import DTYPES
 
@@ -110,9 +110,9 @@ class CLIPVision(nnx.Module):
         )
         self.class_embed = nnx.Param(scale * rngs.params.normal((d,)))
         self.pos_embed = nnx.Param(scale * rngs.params.normal((config.tokens, d)))
-        self.pre_norm = _layer_norm(d, rngs=rngs)
+        self.pre_norm = layer_norm(d, rngs=rngs)
         self.blocks = nnx.List(ImageBlock(config, rngs=rngs) for _ in range(config.layers))
-        self.post_norm = _layer_norm(d, rngs=rngs)
+        self.post_norm = layer_norm(d, rngs=rngs)
         kernel_init = nnx.initializers.normal(scale)
         self.projection = nnx.Linear(
             d, config.projection, use_bias=False, kernel_init=kernel_init, dtype=dtype, rngs=rngs
@@ -141,11 +141,11 @@ class ImageBlock(nnx.Module):
 
     def __init__(self, config: CLIPVisionConfig, *, rngs: nnx.Rngs):
         d, hidden, dtype = config.width, config.hidden_dim, jnp.dtype(config.dtype)
-        self.norm1 = _layer_norm(d, rngs=rngs)
+        self.norm1 = layer_norm(d, rngs=rngs)
         self.attn = Attention(
             d, config.heads, qkv_bias=True, dtype=dtype, implementation="xla", rngs=rngs
         )
-        self.norm2 = _layer_norm(d, rngs=rngs)
+        self.norm2 = layer_norm(d, rngs=rngs)
         self.fc1 = nnx.Linear(d, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden, d, dtype=dtype, rngs=rngs)
         self.activation = config.activation
@@ -201,7 +201,3 @@ def _resize_and_crop(
     sums = jnp.einsum(product, halves, x, precision=jax.lax.Precision.HIGHEST).astype(jnp.int32)
     levels = (sums[0] * 2**11 + sums[1] + 2**21) >> 22
     return jnp.clip(levels, 0, 255).astype(jnp.float32)
-
-
-def _layer_norm(d: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(d, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)

@@ -11,7 +11,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError, check_choice
-from uvit_jax.models.frozen.autoencoder import AnyArray, check_shape, convolution, double
+from uvit_jax.models.frozen.autoencoder_layers import (
+    AnyArray,
+    check_shape,
+    convolution,
+    upsample_nearest,
+)
 from uvit_jax.models.uvit_config import DTYPES
 
 HALVINGS = 3
@@ -130,7 +135,7 @@ class TinyDecoder(nnx.Module):
         for blocks, upsample in zip(self.up, self.upsample, strict=True):
             for block in blocks:
                 h = block(h)
-            h = upsample(double(h))
+            h = upsample(upsample_nearest(h))
         return self.conv_out(self.block_out(h))
 
 
