@@ -8,7 +8,7 @@ from huggingface_hub import constants
 from PIL import Image
 from scipy.special import erf
 
-from tests.interop.test_clip import without, write
+from tests.interop.test_clip_text import without, write
 from tests.reference_weights import formula_weight
 from uvit_jax.errors import UserError
 from uvit_jax.interop.clip_text import open_text_encoder
