@@ -132,7 +132,7 @@ def test_a_download_that_broke_off_anywhere_is_told_as_such(tmp_path, suffix):
 def test_a_header_that_no_library_reads_is_left_to_it(tmp_path):
     for header in (b"{", b'{"a": 3}', b"{" * 2000):
         (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-        with pytest.raises(UserError, match="no whole safetensors file"):
+        with pytest.raises(UserError, match="not a whole safetensors file"):
             official.read_weights(tmp_path / "w.safetensors")
 
 
@@ -141,7 +141,7 @@ def test_shapes_beyond_all_memory_are_refused(tmp_path):
         {"b": {"dtype": "F32", "shape": [1, 0, 2**63], "data_offsets": [0, 0]}}
     ).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a whole safetensors file"):
         official.read_weights(tmp_path / "w.safetensors")
 
 

@@ -159,7 +159,7 @@ def test_a_hub_that_fails_before_the_download_is_told(hub, cache):
     hub.fails.add("/api/models/org/model/revision/main")
     with pytest.raises(
         UserError,
-        match=r"can't be had from \S+ \(ConnectionError: the download of config.json and "
+        match=r"the download from \S+ failed \(ConnectionError: the download of config.json and "
         r"weights.bin",
     ):
         find_model("org/model", ("config.json", "weights.bin"))

@@ -171,7 +171,7 @@ def test_an_index_that_leads_nowhere_is_told(index):
         official.read_weights(index)
     for content, said in (
         ('{"weight_map": {"a": "../x.pth"}}', "expected names of files beside it"),
-        ("[]", "is no index of weights"),
+        ("[]", "is not an index of weights"),
         ("<!doctype html>", "is a web page"),
     ):
         index.write_text(content)

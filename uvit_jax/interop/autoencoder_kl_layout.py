@@ -1,4 +1,4 @@
-"""KL autoencoders' layouts, CompVis' and diffusers': their names, and the architecture by shapes."""
+"""Layouts of KL autoencoders, CompVis' and diffusers', and the architecture from shapes."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

@@ -27,7 +27,7 @@ ANCHORS = (
 )
 PROJECTION = "text_projection.weight"
 
-# What a whole CLIP holds beside its text tower, and constants that old files store.
+# Arrays of a whole CLIP beside its text tower, and constants that old files store.
 _OTHERS = re.compile(
     r"vision_model\..*|visual_projection\..*|visual\..*|logit_scale|logit_bias|attn_mask|embeddings\.position_ids"
 )
@@ -41,8 +41,9 @@ _RENAMED = (
 
 
 def read_config(path: pathlib.Path, dtype: str) -> CLIPTextConfig:
-    """The architecture that a hub's or OpenCLIP's config says, without a projection; what it leaves
-    out as they do.
+    """The architecture in a hub's or OpenCLIP's config, without a projection.
+
+    Missing fields take the publisher's defaults.
     """
 
     def parse(saved: dict[str, Any]) -> CLIPTextConfig:
@@ -84,8 +85,9 @@ def _open_clip_fields(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def hub_names(state_dict: StateDict) -> dict[str, np.ndarray]:
-    """The text tower's arrays under the hub's names, without `text_model.`; in OpenCLIP's layout,
-    they are renamed.
+    """The text tower's arrays under the hub's names, without `text_model.`.
+
+    Arrays in OpenCLIP's layout are renamed.
     """
     state = {
         name.removeprefix("text_model."): np.asarray(array) for name, array in state_dict.items()

@@ -20,9 +20,7 @@ Config = TypeVar("Config", bound=Tower)
 
 
 def parse_config(path: pathlib.Path, parse: Callable[[dict[str, Any]], Config]) -> Config:
-    """The config that `parse` makes of a JSON file; what it stumbles over becomes a UserError that
-    names the file.
-    """
+    """The config that `parse` makes of a JSON file; errors name the file."""
     check_content(path)
     try:
         return parse(json.loads(path.read_bytes()))
@@ -30,14 +28,12 @@ def parse_config(path: pathlib.Path, parse: Callable[[dict[str, Any]], Config]) 
         raise UserError(f"{path}: {error}") from None
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(
-            f"{path} is no config of a CLIP ({type(error).__name__}: {error})"
+            f"{path} is not a config of a CLIP ({type(error).__name__}: {error})"
         ) from None
 
 
 def hub_tower(saved: dict[str, Any], tower: str) -> dict[str, Any]:
-    """What a hub's config says of the "text" or "vision" tower, be it of a whole CLIP or of that
-    tower alone.
-    """
+    """The fields of the "text" or "vision" tower in the config of a whole CLIP or of the tower."""
     kind, alone = saved.get("model_type"), f"clip_{tower}_model"
     if kind not in ("clip", alone):
         raise UserError(f"model_type is {json.dumps(kind)}, expected clip or {alone}")
@@ -60,12 +56,11 @@ def whole(fields: dict[str, Any], name: str, default: int) -> int:
 
 
 def from_open_clip(state: StateDict, names: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
-    """A tower's arrays in the hub's layout: q, k and v apart, a projection as PyTorch's Linear has
-    it.
+    """A tower's arrays in the hub's layout: q, k and v apart, a projection as PyTorch's Linear.
 
     Args:
       state: the arrays by OpenCLIP's names.
-      names: how names begin at OpenCLIP, as a pattern, and at the hub, but for those in blocks.
+      names: beginnings of names, OpenCLIP's as a pattern and the hub's, outside of blocks.
     """
     renamed: dict[str, np.ndarray] = {}
     for name, array in state.items():
@@ -107,16 +102,16 @@ def block_layout(config: Tower) -> Layout:
     layout: Layout = {}
     for i in range(config.layers):
         layer, block = f"encoder.layers.{i}", ("blocks", i)
-        layout |= norm(f"{layer}.layer_norm1", (*block, "norm1"), d)
         for part in "qkv":
             layout |= linear(f"{layer}.self_attn.{part}_proj", (*block, "attn", part), d, d)
         out = f"{layer}.self_attn.out_proj"
         kernel = (*block, "attn", "proj", "kernel")
         layout[f"{out}.weight"] = Entry(kernel, (d, d), lambda a: a.T.reshape(h, d // h, d))
         layout |= vector(f"{out}.bias", (*block, "attn", "proj", "bias"), d)
-        layout |= norm(f"{layer}.layer_norm2", (*block, "norm2"), d)
         layout |= linear(f"{layer}.mlp.fc1", (*block, "fc1"), d, hidden)
         layout |= linear(f"{layer}.mlp.fc2", (*block, "fc2"), hidden, d)
+        for number in (1, 2):
+            layout |= norm(f"{layer}.layer_norm{number}", (*block, f"norm{number}"), d)
     return layout
 
 

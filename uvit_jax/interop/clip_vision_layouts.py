@@ -39,13 +39,15 @@ _RENAMED = (
 
 
 def read_vision_config(path: pathlib.Path, dtype: str) -> CLIPVisionConfig:
-    """The architecture that a hub's or OpenCLIP's config says; what it leaves out as they do.
+    """The architecture in a hub's or OpenCLIP's config.
 
-    How images are normalized is told by OpenCLIP's config itself, and by the hub's
-    `preprocessor_config.json` beside it; where they don't tell, it is CLIP's way.
+    Missing fields take the publisher's defaults.
+
+    The normalization of images is in OpenCLIP's config itself, and in the hub's
+    `preprocessor_config.json` beside it; the default is CLIP's.
 
     Raises:
-      UserError: for a config of another network, or one of images that are prepared in another way
+      UserError: for a config of another network, or one with another preprocessing of images
         than CLIP's.
     """
 
@@ -116,8 +118,9 @@ def _open_clip_fields(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hub_preparation(saved: dict[str, Any], size: int) -> tuple[PerChannel, PerChannel]:
-    """Mean and standard deviation, once all else is as CLIP has it; old files have sizes as bare
-    numbers.
+    """Mean and standard deviation of pixels, if all else is as CLIP has it.
+
+    Old files have sizes as bare numbers.
     """
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
     ways: dict[str, list[Any]] = {
@@ -131,7 +134,7 @@ def _hub_preparation(saved: dict[str, Any], size: int) -> tuple[PerChannel, PerC
 
 
 def _check(fields: dict[str, Any], ways: dict[str, list[Any]]) -> None:
-    """Raises a UserError for a field that is there and says none of the ways that are ours."""
+    """Raises a UserError for a field that is present with another value than these."""
     for name, expected in ways.items():
         if fields.get(name) is not None and fields[name] not in expected:
             wanted = " or ".join(json.dumps(value) for value in expected)
@@ -153,8 +156,9 @@ def _per_channel(fields: dict[str, Any], name: str, default: PerChannel) -> PerC
 
 
 def hub_vision_names(state_dict: StateDict) -> dict[str, np.ndarray]:
-    """The image tower's arrays under the hub's names, without `vision_model.`; in OpenCLIP's
-    layout, they are renamed.
+    """The image tower's arrays under the hub's names, without `vision_model.`.
+
+    Arrays in OpenCLIP's layout are renamed.
 
     Raises:
       UserError: for weights without an image tower.

@@ -26,18 +26,18 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 CONTEXT_LENGTH = 77
 
 _END_OF_WORD = "</w>"
-_MERGES = (
-    49152 - 256 - 2
-)  # how many of its file's merges OpenAI's code takes; the rest are of no use to it
-# What a text is cut into before bytes are merged: OpenAI's expression, by which the two special
-# tokens count as such where a text spells them out.
-_PIECES = rf"(?i:{re.escape(START)}|{re.escape(END)}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+)"
+_MERGES = 49152 - 256 - 2  # merges of its file that OpenAI's code reads; it ignores the rest
+# The pieces of a text, within which bytes are merged: OpenAI's expression, in which the two special
+# tokens are pieces.
+_PIECES = (
+    rf"(?i:{re.escape(START)}|{re.escape(END)}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|"
+    r"[^\s\p{L}\p{N}]+)"
+)
 _SETS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
 def clean(text: str) -> str:
-    """The text as CLIP's tokenizer takes it: mojibake undone, entities unescaped, blanks single,
-    lower case.
+    """The text as CLIP's tokenizer takes it: repaired, unescaped, single blanks, lower case.
 
     Follows OpenAI's `simple_tokenizer.py`: ftfy, HTML entities unescaped twice, blanks stripped and
     collapsed.
@@ -51,12 +51,12 @@ class Tokenizer:
     """CLIP's byte-level byte pair encoding of cleaned texts.
 
     Attributes:
-      name: what it was opened by.
+      name: the name it was opened by.
       backend: cuts a cleaned text into pieces and merges their bytes.
       vocab_size: number of tokens.
       start: id in front of every text.
       end: id behind it.
-      pad: id of what fills the rest: `end` in OpenAI's towers.
+      pad: id of the padding: `end` in OpenAI's towers.
       context_length: ids to a text.
     """
 
@@ -70,11 +70,12 @@ class Tokenizer:
     _said: set[str] = dataclasses.field(default_factory=set, init=False, repr=False)
 
     def tokenize(self, texts: Sequence[str]) -> Int32[np.ndarray, "n l"]:
-        """Ids `[n, context_length]` of the texts: start, tokens, end, padding; what is too long is
-        cut before the end.
+        """Ids `[n, context_length]`: start, tokens, end, padding.
 
-        The first text to be cut is named in the log, and no other; `tokenize_with_lengths` tells
-        which were.
+        Texts that are too long are cut before the end.
+
+        Only the first text to be cut is named in the log; `tokenize_with_lengths` gives the length
+        of each.
         """
         ids, lengths = self.tokenize_with_lengths(texts)
         cut = np.flatnonzero(lengths > self.context_length)
@@ -92,7 +93,7 @@ class Tokenizer:
     def tokenize_with_lengths(
         self, texts: Sequence[str]
     ) -> tuple[Int32[np.ndarray, "n l"], Int32[np.ndarray, " n"]]:
-        """Ids as `tokenize` gives them, and how many each text has uncut, start and end among them."""
+        """Ids as `tokenize` gives them, and the uncut length of each text with start and end."""
         if isinstance(texts, str):
             raise TypeError("texts is one string, expected a sequence of them")
         ids = np.full((len(texts), self.context_length), self.pad, np.int32)
@@ -113,9 +114,7 @@ class Tokenizer:
         return encoded
 
     def _encode_with_special_tokens(self, text: str) -> list[int]:
-        """The same for a text that spells special tokens out, whose bytes the backend would merge
-        as any others.
-        """
+        """Ids of a text that spells special tokens out; the backend would merge their bytes."""
         special = {START: self.start, END: self.end}
         ids = []
         for piece, _ in self.backend.pre_tokenizer.pre_tokenize_str(text):
@@ -128,8 +127,9 @@ class Tokenizer:
 
 
 def open_tokenizer(name: str, *, context_length: int = CONTEXT_LENGTH) -> Tokenizer:
-    """The tokenizer of this name; the name of a text tower on the hub, or of its folder, leads to
-    the one beside it.
+    """The tokenizer of this name.
+
+    The name of a text tower, on the hub or a folder, leads to the tokenizer beside it.
 
     Args:
       name: a path, or a name on the Hugging Face hub (see `find_model`), of one of
@@ -188,7 +188,7 @@ def _find(name: str) -> pathlib.Path:
         return path
     if name.endswith(WEIGHTS):
         name = re.sub("[:/]?[^:/]+$", "", name) or "."
-    # Pipelines keep a tower's tokenizer in a folder beside the tower's.
+    # Pipelines have a tower's tokenizer in a folder beside the tower's.
     beside = re.sub(r"(^|(?<=[:/]))text_encoder(_\d+)?/?$", r"tokenizer\2", name)
     if not pathlib.Path(name).expanduser().exists():
         name = beside
@@ -206,9 +206,7 @@ def _find(name: str) -> pathlib.Path:
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary and the merges, the first one first, of a tokenizer's file and the one beside
-    it.
-    """
+    """Vocabulary and merges, the first merge first, of a tokenizer's file and the one beside it."""
     check_content(path)
     if path.suffix == ".gz":
         return _openai_vocab(gzip.decompress(path.read_bytes()).decode())
@@ -231,9 +229,7 @@ def _read(path: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _openai_vocab(text: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary that OpenAI's merges make, in its order: bytes, bytes that end a word, merges,
-    special tokens.
-    """
+    """The vocabulary of OpenAI's merges: bytes, bytes that end a word, merges, special tokens."""
     merges = _merges(text)[:_MERGES]
     letters = _byte_letters()
     tokens = [
@@ -262,15 +258,13 @@ def _merges(text: str) -> list[tuple[str, str]]:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte, in the vocabulary's order: printable bytes as
-    themselves, then the rest.
-    """
+    """The letter for each byte, in the vocabulary's order: printable bytes first, as themselves."""
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _build(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    # Whatever a tokenizer.json says of cleaning and cutting is left out: its versions differ, in
-    # entities and accents.
+    # A tokenizer.json's own cleaning and cutting is ignored: versions differ in entities and
+    # accents.
     try:
         model = models.BPE(
             vocab=vocab,
@@ -278,7 +272,7 @@ def _build(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.T
             continuing_subword_prefix="",
             end_of_word_suffix=_END_OF_WORD,
         )
-    except Exception as error:  # the library's own class is none but this
+    except Exception as error:  # the library raises no narrower class
         raise ValueError(str(error)) from None
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -291,9 +285,7 @@ def _build(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.T
 
 
 def _pad_token(path: pathlib.Path) -> str:
-    """What the tokenizer's folder says texts are padded with: "!" beside Stable Diffusion 2's
-    tower.
-    """
+    """The padding token in the tokenizer's folder: "!" beside Stable Diffusion 2's tower."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         if path.with_name(file).is_file():
             token = json.loads(path.with_name(file).read_bytes()).get("pad_token")
