@@ -1,4 +1,4 @@
-"""Golden files and their weights: arrays drawn from a formula by the reference's parameter names."""
+"""Golden files, and their weights: arrays drawn by a formula from the reference's names."""
 
 import json
 import pathlib

@@ -121,7 +121,7 @@ def assert_same_tower(first, second):
 
 
 def numpy_forward(weights, pixels, config, activation):
-    """CLIP's image tower as the paper's code has it, patch by patch and head by head, in float64."""
+    """CLIP's image tower as in the paper's code, patch by patch and head by head, in float64."""
     w = {
         key.removeprefix("vision_model."): array.astype(np.float64)
         for key, array in weights.items()

@@ -94,9 +94,7 @@ def sha256_of(path):
 
 @contextlib.contextmanager
 def served(content, monkeypatch, *, length=None):
-    """Puts these bytes at the published address; the times they were asked for are counted in the
-    list given.
-    """
+    """Serves these bytes at the published address; returns the list of the requests."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

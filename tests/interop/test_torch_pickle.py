@@ -1,4 +1,4 @@
-"""What the pickles of checkpoints hold beside tensors, and what hostile ones try."""
+"""Pickles of checkpoints: what they hold beside tensors, and what hostile ones try."""
 
 import argparse
 import collections

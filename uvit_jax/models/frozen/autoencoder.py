@@ -1,6 +1,4 @@
-"""The KL autoencoder of Stable Diffusion (latent diffusion, arXiv:2112.10752): images to latent
-moments and back.
-"""
+"""The KL autoencoder of Stable Diffusion (arXiv:2112.10752): images to latent moments and back."""
 
 import dataclasses
 
@@ -30,15 +28,13 @@ class AutoencoderConfig:
       in_channels: channels of the image that goes in.
       out_channels: channels of the image that comes out.
       channels: width of the first resolution, a multiple of 32.
-      multipliers: width of each resolution over `channels`; every one but the last halves the
-        image.
+      multipliers: width of each resolution over `channels`; each but the last halves the image.
       num_res_blocks: residual blocks at each resolution of the encoder; the decoder has one more.
       z_channels: channels of the latents.
-      middle_attention: whether a self-attention stands between the two residual blocks in the
-        middle.
-      quant_convs: whether a 1x1 convolution stands after the encoder and before the decoder (not in
-        SD3's and Flux's).
-      dtype: what convolutions are computed in; parameters and the statistics of GroupNorm are
+      middle_attention: True if a self-attention is between the two residual blocks in the middle.
+      quant_convs: True if a 1x1 convolution follows the encoder, and another precedes the decoder
+        (False for SD3's and Flux's).
+      dtype: dtype of the convolutions; parameters and the statistics of GroupNorm are
         float32 either way.
     """
 
@@ -60,7 +56,7 @@ class AutoencoderConfig:
         if self.channels % GROUPS:
             raise UserError(
                 f"channels is {self.channels}, expected a multiple of {GROUPS} (the groups of its "
-                f"GroupNorm)"
+                "GroupNorm)"
             )
         if not self.multipliers or min(self.multipliers) < 1:
             raise UserError(
@@ -69,7 +65,7 @@ class AutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels of the image to one of the latents, along each side."""
+        """Pixels of the image per pixel of the latents, along each side."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
@@ -94,11 +90,14 @@ class AutoencoderKL(nnx.Module):
         self.decoder = Decoder(config, rngs=rngs)
 
     def encode(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b i j m"]:
-        """Moments `[b, h/f, w/f, 2 z]` of images in [-1, 1], f = 8 for KL-f8: mean, then logvar
-        (not clipped), float32.
+        """Moments `[b, h/f, w/f, 2 z]`, float32, of images in [-1, 1]; f is 8 for KL-f8.
+
+        Mean, then logvar, which is not clipped.
+
+        f is 8 for KL-f8.
 
         Raises:
-          UserError: for another number of channels than the config's, or sides that are no
+          UserError: for another number of channels than the config's, or sides that are not
             multiples of f.
         """
         check_shape("images", x, self.config.in_channels, self.config.factor)
@@ -108,7 +107,7 @@ class AutoencoderKL(nnx.Module):
         )
 
     def decode(self, z: Float[AnyArray, "b i j z"]) -> Float[Array, "b h w c"]:
-        """Images `[b, f i, f j, c]` of unscaled latents, in float32, about [-1, 1] and not clipped.
+        """Images `[b, f i, f j, c]`, float32, about [-1, 1], not clipped, of unscaled latents.
 
         Unscaled: as `Normalization.denormalize` gives them. Raises a UserError for another number
         of channels.
@@ -131,8 +130,7 @@ class Encoder(nnx.Module):
             nnx.List(res_blocks(config.num_res_blocks, c_in, c_out, dtype=dtype, rngs=rngs))
             for c_in, c_out in zip(incoming, widths, strict=True)
         )
-        # Half a pixel off centre, as the weights were trained: one row and column of zeros, below
-        # and to the right.
+        # Padded by one row and column of zeros, below and to the right, as in training.
         self.downsample = nnx.List(
             convolution(c, c, 3, strides=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs)
             for c in widths[:-1]
@@ -178,7 +176,7 @@ class Decoder(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """At the coarsest resolution: residual block, attention, residual block."""
+    """Residual block, attention, residual block, at the coarsest resolution."""
 
     def __init__(self, channels: int, *, attention: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.block_1 = ResBlock(channels, channels, dtype=dtype, rngs=rngs)
@@ -193,7 +191,7 @@ class Middle(nnx.Module):
 
 
 class ResBlock(nnx.Module):
-    """x + Conv(SiLU(GN(Conv(SiLU(GN(x)))))), x through a 1x1 convolution where the width changes."""
+    """x + Conv(SiLU(GN(Conv(SiLU(GN(x)))))), x by a 1x1 convolution if the width changes."""
 
     def __init__(self, c_in: int, c_out: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm1 = group_norm(c_in, dtype=dtype, rngs=rngs)
@@ -218,9 +216,7 @@ def res_blocks(
 
 
 class PixelAttention(nnx.Module):
-    """x + proj(softmax(q k^T / sqrt(c)) v): every pixel attends to all, one head, softmax in
-    float32.
-    """
+    """x + proj(softmax(q k^T / sqrt(c)) v) over all pixels: one head, softmax in float32."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = group_norm(channels, dtype=dtype, rngs=rngs)
@@ -232,6 +228,6 @@ class PixelAttention(nnx.Module):
         b, h, w, c = x.shape
         normed = self.norm(x)
         q, k, v = (layer(normed).reshape(b, h * w, 1, c) for layer in (self.q, self.k, self.v))
-        # A head of 512 channels is wider than cuDNN's kernels take.
+        # cuDNN's kernels don't take a head of 512 channels.
         out = jax.nn.dot_product_attention(q, k, v, implementation="xla")
         return x + self.proj(out.reshape(b, h, w, c))

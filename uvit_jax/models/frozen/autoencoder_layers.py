@@ -1,4 +1,4 @@
-"""Layers of the KL autoencoder that the TAESD family has too, and GroupNorm."""
+"""Layers that the KL autoencoder and the TAESD family share."""
 
 from typing import Any
 
@@ -26,8 +26,9 @@ def group_norm(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupN
 def convolution(
     c_in: int, c_out: int, kernel: int, *, dtype: DTypeLike, rngs: nnx.Rngs, **options: Any
 ) -> nnx.Conv:
-    """A convolution padded by kernel // 2 with PyTorch's initial weights, unless `options`
-    (nnx.Conv's) differ.
+    """A convolution with PyTorch's initial weights, padded by kernel // 2.
+
+    options: nnx.Conv's, which may replace these.
     """
     uniform = torch_uniform(kernel**2 * c_in)
     options = {"padding": kernel // 2, "kernel_init": uniform, "bias_init": uniform, **options}
@@ -40,9 +41,7 @@ def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 
 
 def check_shape(what: str, x: AnyArray, channels: int, factor: int = 1) -> None:
-    """Raises a UserError unless x is `[b, h, w, channels]` with sides that are multiples of
-    `factor`.
-    """
+    """Raises a UserError unless x is `[b, h, w, channels]`, its sides multiples of `factor`."""
     _, h, w, c = x.shape
     if c != channels or h % factor or w % factor:
         sides = f" and sides that are multiples of {factor}" if factor > 1 else ""

@@ -9,7 +9,7 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 def activate(x: Float[Array, "*shape"], activation: str) -> Float[Array, "*shape"]:
-    """GELU: "gelu", exact (erf), or "quick_gelu", x sigmoid(1.702 x), that CLIP was trained with."""
+    """GELU, exact ("gelu"), or CLIP's x sigmoid(1.702 x) ("quick_gelu")."""
     if activation == "quick_gelu":
         return x * jax.nn.sigmoid(1.702 * x)
     return jax.nn.gelu(x, approximate=False)

@@ -1,5 +1,4 @@
-"""The Inception-v3 that FID is defined by (TensorFlow's of 2015-12-05, arXiv:1512.00567): images to
-features.
+"""FID's Inception-v3 (TensorFlow's of 2015-12-05, arXiv:1512.00567): images to features.
 
 It differs from torchvision's network of that name: average pools don't count the padding, the last
 block pools by maximum, there are 1008 classes, and no auxiliary head. BatchNorm (eps 1e-3) is
@@ -32,11 +31,11 @@ from uvit_jax.models.frozen.resize import RESIZES
 from uvit_jax.models.frozen.resize import resize as resize_images
 from uvit_jax.models.uvit_config import DTYPES
 
-SIZE = 299  # of the images that go in, along each side
+SIZE = 299  # side of the input images
 CLASSES = 1008
 BATCH_NORM_EPS = 1e-3
 
-# What `Inception` gives, and how wide it is.
+# The features that `Inception` gives, and their widths.
 WIDTHS = {
     "pool2048": 2048,
     "spatial2023": 2023,
@@ -56,12 +55,11 @@ Images = (
 
 
 def preprocess(images: Images, resize: str) -> Float[Array, "b 299 299 3"]:
-    """The network's input, float32, of images `[b, h, w, 3]` or `[b, h, w, 1]` (grey, thrice):
-    uint8, or in [0, 1].
+    """The network's input, float32, of images `[b, h, w, 3]` or, grey, `[b, h, w, 1]`.
 
     Args:
-      images: of any size.
-      resize: whose way of resizing them, which moves FID by tenths:
+      images: of any size, uint8 or in [0, 1].
+      resize: the library whose resizing is used, which moves FID by tenths:
         - "pytorch-fid": bilinear without antialiasing, then to [-1, 1];
         - "tf1": TensorFlow 1's bilinear (the original FID, ADM's evaluator, torch-fidelity), then
         (x - 128) / 128;
@@ -69,7 +67,7 @@ def preprocess(images: Images, resize: str) -> Float[Array, "b 299 299 3"]:
         128) / 128.
 
     Raises:
-      UserError: for another way, or another number of channels.
+      UserError: for another `resize`, or another number of channels.
     """
     check_choice("resize", resize, tuple(RESIZES))
     if images.shape[3] not in (1, 3):
@@ -82,9 +80,8 @@ def preprocess(images: Images, resize: str) -> Float[Array, "b 299 299 3"]:
     )
     x = resize_images(x, (SIZE, SIZE), RESIZES[resize])
     if resize == "clean":
-        x = jnp.clip(
-            x, 0, 255
-        )  # the kernel overshoots beside edges; not rounded: clean-fid resizes floats
+        # The kernel overshoots beside edges. Not rounded: clean-fid resizes floats.
+        x = jnp.clip(x, 0, 255)
     x = x / 127.5 - 1 if resize == "pytorch-fid" else (x - 128) / 128
     return jnp.broadcast_to(x, (*x.shape[:3], 3))
 
@@ -95,7 +92,7 @@ class Inception(nnx.Module):
     A module's name is the published one in lower case (`mixed_6d.branch7x7_2`).
 
     Args:
-      dtype: what convolutions are computed in, "float32" (at full precision) or "bfloat16";
+      dtype: dtype of the convolutions, "float32" (at full precision) or "bfloat16";
         parameters, the means over pixels and the logits are float32 either way.
     """
 
@@ -118,7 +115,7 @@ class Inception(nnx.Module):
         self.mixed_7a = InceptionD(768, **options)
         self.mixed_7b = InceptionE(1280, pool=average_pool, **options)
         self.mixed_7c = InceptionE(2048, pool=max_pool, **options)
-        # Without the bias of the published layer: the Inception Score is taken without it.
+        # The Inception Score leaves out the bias of the published layer.
         self.fc = nnx.Linear(
             2048, CLASSES, use_bias=False, precision=jax.lax.Precision.HIGHEST, rngs=rngs
         )

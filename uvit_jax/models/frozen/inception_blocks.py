@@ -1,4 +1,4 @@
-"""The blocks of Inception-v3 (arXiv:1512.00567), by torchvision's letters, and its pools."""
+"""Blocks and pools of Inception-v3 (arXiv:1512.00567), named as torchvision's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 
 class ConvReLU(nnx.Module):
-    """ReLU(convolution + bias); the size is kept unless `options` (nnx.Conv's) say otherwise."""
+    """ReLU(convolution + bias), of the same size unless `options` (nnx.Conv's) change it."""
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class ConvReLU(nnx.Module):
         **options: Any,
     ):
         kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
-        # Or a GPU takes TF32, whose error is of the order of bfloat16's.
+        # A GPU's default for float32 is TF32, whose error is about bfloat16's.
         precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
         self.conv = nnx.Conv(c_in, c_out, kernel, dtype=dtype, precision=precision, **options)
 
@@ -32,7 +32,7 @@ class ConvReLU(nnx.Module):
 
 
 class InceptionA(nnx.Module):
-    """1x1, 5x5, two 3x3 and an average pool side by side, on 35x35 pixels."""
+    """1x1, 5x5, two 3x3 and an average pool, concatenated, on 35x35 pixels."""
 
     def __init__(self, c_in: int, pool_width: int, **options: Any):
         self.branch1x1 = ConvReLU(c_in, 64, 1, **options)
@@ -51,7 +51,7 @@ class InceptionA(nnx.Module):
 
 
 class InceptionB(nnx.Module):
-    """35x35 pixels to 17x17: 3x3, two 3x3 and a maximum pool side by side."""
+    """3x3, two 3x3 and a maximum pool, concatenated: 35x35 pixels to 17x17."""
 
     def __init__(self, c_in: int, **options: Any):
         self.branch3x3 = ConvReLU(c_in, 384, 3, strides=2, padding="VALID", **options)
@@ -65,9 +65,7 @@ class InceptionB(nnx.Module):
 
 
 class InceptionC(nnx.Module):
-    """1x1, one and two 7x7 (each as a row and a column) and an average pool side by side, on 17x17
-    pixels.
-    """
+    """1x1, one and two factorized 7x7, and an average pool, concatenated, on 17x17 pixels."""
 
     def __init__(self, c_in: int, width: int, **options: Any):
         self.branch1x1 = ConvReLU(c_in, 192, 1, **options)
@@ -90,7 +88,7 @@ class InceptionC(nnx.Module):
 
 
 class InceptionD(nnx.Module):
-    """17x17 pixels to 8x8: 3x3, 7x7 (a row and a column) with 3x3, and a maximum pool side by side."""
+    """3x3, a factorized 7x7 with 3x3, and a maximum pool, concatenated: 17x17 pixels to 8x8."""
 
     def __init__(self, c_in: int, **options: Any):
         self.branch3x3_1 = ConvReLU(c_in, 192, 1, **options)
@@ -108,9 +106,7 @@ class InceptionD(nnx.Module):
 
 
 class InceptionE(nnx.Module):
-    """1x1, a 3x3 and a 3x3 after another, both spread into a row beside a column, and a pool, on
-    8x8 pixels.
-    """
+    """1x1, 3x3 and two 3x3, both ending as a row beside a column, and a pool, on 8x8 pixels."""
 
     def __init__(self, c_in: int, *, pool: Callable[[Array], Array], **options: Any):
         self.branch1x1 = ConvReLU(c_in, 320, 1, **options)
@@ -139,21 +135,21 @@ class InceptionE(nnx.Module):
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """The largest of the 3x3 pixels around each."""
+    """The maximum of the 3x3 pixels around each."""
     return nnx.max_pool(x, (3, 3), padding="SAME")
 
 
 def halving_max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
-    """The largest of 3x3 pixels, of every other one in a row and column; h pixels to (h - 1) // 2."""
+    """The maximum of 3x3 pixels at stride 2, unpadded: h pixels to (h - 1) // 2."""
     return nnx.max_pool(x, (3, 3), strides=(2, 2))
 
 
 def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """The mean of the 3x3 pixels around each, of those that are inside the image."""
+    """The mean of those of the 3x3 pixels around each that are inside the image."""
     pooled = nnx.avg_pool(x.astype(jnp.float32), (3, 3), padding="SAME", count_include_pad=False)
     return pooled.astype(x.dtype)
 
 
 def global_mean(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-    """The mean of each channel over the image, in float32."""
+    """The mean of each channel over the image, float32."""
     return jnp.mean(x.astype(jnp.float32), (1, 2))

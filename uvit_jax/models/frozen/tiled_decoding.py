@@ -1,4 +1,4 @@
-"""Decoding of latents too large for one pass: tile by tile, blended where tiles overlap."""
+"""Decoding of latents too large for one pass: in tiles, blended where they overlap."""
 
 import math
 from collections.abc import Callable
@@ -19,18 +19,17 @@ def decode_tiled(
     tile: int = 64,
     overlap: int = 16,
 ) -> Float[Array, "b h w c"]:
-    """What `decode` makes of latents too large for it, tile by tile, blended linearly where tiles
-    overlap.
+    """Images of latents that are too large for one pass, in tiles blended linearly.
 
-    A single tile gives `decode(z)` itself; with more, attention and GroupNorm see one tile at a
-    time, so the image is not quite `decode(z)`, and memory is that of one tile. Call it under
-    `jit`: outside, every call compiles its loop.
+    Latents of one tile give `decode(z)` itself. With more, attention and GroupNorm see one tile at
+    a time: memory is that of one tile, and the image is not quite `decode(z)`. Call it under `jit`:
+    outside, every call compiles its loop.
 
     Args:
       decode: `[b, i, j, z] -> [b, f i, f j, c]` for a fixed f, as the autoencoders' `decode`.
       z: latents `[b, i, j, z]`.
       tile: side of a tile in latent pixels.
-      overlap: the least number of latent pixels that neighbouring tiles share.
+      overlap: latent pixels that neighbouring tiles share, at least.
 
     Raises:
       UserError: for an overlap outside 1..tile-1.
@@ -64,8 +63,9 @@ def decode_tiled(
 
 
 def _tiles(length: int, tile: int, overlap: int, factor: int) -> tuple[Array, Array]:
-    """Where tiles start along one axis `[n]`, and the weights of their pixels `[n, factor * tile]`,
-    1 at each pixel.
+    """Starts of tiles along one axis `[n]`, and weights of their pixels `[n, factor * tile]`.
+
+    At each pixel the weights add up to 1.
     """
     number = 1 if length <= tile else math.ceil((length - overlap) / (tile - overlap))
     starts = np.linspace(0, length - tile, number).round().astype(int)
