@@ -74,7 +74,7 @@ KINDS = {
     "7z": (b"7z\xbc\xaf\x27\x1c\x00", "it is a 7z archive"),
     "a zip archive": (
         zipped(**{"dir__nnet.pth": b""}),
-        r"is a zip archive of dir/nnet\.pth, none of torch\.save's: unpack it",
+        r"is a zip archive of dir/nnet\.pth, not one of torch\.save's: unpack it",
     ),
     "npz": (npz(), r"is an \.npz of NumPy arrays \(mu\.npy\): expected the weights alone"),
     "TorchScript": (

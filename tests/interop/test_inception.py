@@ -183,7 +183,7 @@ def test_weights_of_another_hash_are_refused_by_both_hashes(file):
         open_inception(str(path))
     with pytest.raises(
         UserError,
-        match=rf"has the SHA-256 {sha256}, expected {SHA256} \(config.evaluate.inception_sha",
+        match=rf"has the SHA-256 {sha256}, expected {SHA256} \(inception_sha",
     ):
         open_inception(str(path), sha256=SHA256)
 

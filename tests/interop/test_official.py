@@ -214,7 +214,7 @@ def test_the_fields_in_which_weights_are_of_another_architecture_are_named(tiny,
         official.params(uvit_weights(others), config)
     told = str(refused.value).partition("; the weights are of ")[2].split("), ")
     expected = {
-        name: f"{name} = {value} (config.model.{name} is {getattr(config, name)}"
+        name: f"{name} = {value} (the model's {name} is {getattr(config, name)}"
         for name, value in dataclasses.asdict(others).items()
         if value != getattr(config, name)
     }

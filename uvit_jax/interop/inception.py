@@ -126,14 +126,11 @@ def _network(dtype: str) -> tuple[nnx.GraphDef, dict[tuple[Any, ...], tuple[int,
 
 def _check_sha256(path: pathlib.Path, found: str, wanted: str) -> None:
     if wanted and found != wanted:
-        raise UserError(
-            f"{path} has the SHA-256 {found}, expected {wanted} (config.evaluate.inception_sha256)"
-        )
+        raise UserError(f"{path} has the SHA-256 {found}, expected {wanted} (inception_sha256)")
     if not wanted and found != SHA256:
         raise UserError(
             f"{path} has the SHA-256 {found}, expected {SHA256}, the published weights'; set "
-            f"config.evaluate.inception_sha256={found} to use it anyway, and what it gives is not "
-            f"called FID"
+            f"inception_sha256={found} to use it anyway; its distances are then not called FID"
         )
 
 

@@ -19,7 +19,7 @@ def differences(state_dict: StateDict, config: UViTConfig) -> str:
     Empty if names and shapes show no difference; they never show num_heads.
     """
     found = [
-        f"{name} = {value} (config.model.{name} is {ours})"
+        f"{name} = {value} (the model's {name} is {ours})"
         for name, value in _fields(state_dict, config).items()
         if value != (ours := _ours(config, name))
     ]

@@ -50,19 +50,14 @@ def own_names(
     plain = {
         theirs: averaged.get(name, name) for theirs, name in plain.items() if name not in _COUNTERS
     }
-    found: dict[str, None] = {}  # an ordered set
-    for name in plain.values():
-        for anchor in anchors:
-            if name == anchor or name.endswith(f".{anchor}"):
-                found[name.removesuffix(anchor)] = None
-                break
+    found = _places(plain.values(), anchors)
     if not found:
         wrapped = plain and all(name.startswith("module.") for name in plain.values())
         return {
             theirs: name.removeprefix("module.") if wrapped else name
             for theirs, name in plain.items()
         }
-    place = _choose(list(found), path, weights)
+    place = _choose(found, path, weights)
     chosen = [name for name in plain.values() if name.startswith(place)]
     averaged_only = [
         name for name in plain.values() if not name.startswith(place) and _EMA.search(name)
@@ -79,6 +74,17 @@ def own_names(
         for theirs, name in plain.items()
         if name.startswith(place) and not name.startswith(others)
     }
+
+
+def _places(names: Collection[str], anchors: Sequence[str]) -> list[str]:
+    """The prefixes of anchors among the names, each once, in the order of the names."""
+    found: dict[str, None] = {}  # an ordered set
+    for name in names:
+        for anchor in anchors:
+            if name == anchor or name.endswith(f".{anchor}"):
+                found[name.removesuffix(anchor)] = None
+                break
+    return list(found)
 
 
 def _averaged_names(names: Collection[str]) -> dict[str, str]:
