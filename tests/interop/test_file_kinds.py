@@ -103,7 +103,7 @@ def test_what_is_not_weights_is_named_by_its_content(tmp_path, name, content, sa
     assert "\n" not in str(refused.value)
 
 
-def test_a_kind_is_told_whatever_the_name_ends_in(tmp_path):
+def test_a_kind_is_found_whatever_the_suffix(tmp_path):
     save_file(WEIGHTS, tmp_path / "w.pth")
     write_pth(tmp_path / "w.safetensors", *as_torch(WEIGHTS))
     assert weights_kind(tmp_path / "w.pth") == "safetensors"
@@ -114,7 +114,7 @@ def test_a_kind_is_told_whatever_the_name_ends_in(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_download_that_broke_off_anywhere_is_told_as_such(tmp_path, suffix):
+def test_a_download_that_broke_off_anywhere_is_refused_as_one(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     if suffix == "pth":
         write_pth(path, *as_torch(WEIGHTS))
@@ -145,7 +145,7 @@ def test_shapes_beyond_all_memory_are_refused(tmp_path):
         official.read_weights(tmp_path / "w.safetensors")
 
 
-def test_folders_and_absent_files_are_told(tmp_path):
+def test_folders_and_absent_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="is a folder, expected a file of weights"):
         weights_kind(tmp_path)
     with pytest.raises(UserError, match=r"there is no weights file .*w\.pth"):

@@ -180,7 +180,7 @@ def test_weights_of_another_precision_become_float32(tiny, dtype):
         ),
     ],
 )
-def test_weights_that_are_no_numbers_are_refused(tiny, change, message):
+def test_weights_that_are_not_numbers_are_refused(tiny, change, message):
     config, weights = tiny
     with pytest.raises(UserError, match=message):
         official.params(weights | {"norm.bias": change(weights["norm.bias"])}, config)

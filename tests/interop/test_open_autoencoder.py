@@ -366,7 +366,7 @@ def test_weights_in_several_files_are_put_together(compvis, diffusers, tmp_path)
     assert_same_network(open_autoencoder(str(tmp_path)), expected)
 
 
-def test_a_pointer_in_the_place_of_a_config_is_told(diffusers, tmp_path):
+def test_a_pointer_in_place_of_a_config_is_named(diffusers, tmp_path):
     folder = write(tmp_path, diffusers)
     (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=r"config\.json is a git-LFS pointer"):
@@ -383,7 +383,7 @@ def test_a_pointer_in_the_place_of_a_config_is_told(diffusers, tmp_path):
         (lambda a: a.astype(np.int8), r"conv_in\.bias is of dtype int8, expected floating point"),
     ],
 )
-def test_weights_that_are_no_numbers_are_refused(compvis, tmp_path, change, message):
+def test_weights_that_are_not_numbers_are_refused(compvis, tmp_path, change, message):
     name = "encoder.conv_in.bias"
     write(tmp_path, compvis | {name: change(compvis[name])}, name="kl.safetensors")
     with pytest.raises(UserError, match=message):

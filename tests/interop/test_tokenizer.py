@@ -322,7 +322,7 @@ def test_texts_that_clean_alike_have_the_same_ids(small):
     assert np.array_equal(ids[0], ids[1])
 
 
-def test_a_long_text_keeps_its_end_and_is_said_once(small, plain, caplog):
+def test_a_long_text_keeps_its_end_and_is_logged_once(small, plain, caplog):
     tokenizer = open_tokenizer(small, context_length=8)
     start, end = tokenizer.start, tokenizer.end
     texts = ["x y", "x " * 6, "x " * 7, "y " * 50]
@@ -348,7 +348,7 @@ def test_no_texts_have_no_ids(small):
     assert open_tokenizer(small).tokenize([]).shape == (0, 77)
 
 
-def test_one_string_is_no_sequence_of_texts(small):
+def test_one_string_is_not_a_sequence_of_texts(small):
     with pytest.raises(TypeError, match="texts is one string"):
         open_tokenizer(small).tokenize("a cat")
 

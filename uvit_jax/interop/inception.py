@@ -130,7 +130,7 @@ def _check_sha256(path: pathlib.Path, found: str, wanted: str) -> None:
     if not wanted and found != SHA256:
         raise UserError(
             f"{path} has the SHA-256 {found}, expected {SHA256}, the published weights'; set "
-            f"inception_sha256={found} to use it anyway; its distances are then not called FID"
+            f"inception_sha256={found} to use it anyway, but its distance is not called FID"
         )
 
 
