@@ -76,3 +76,10 @@ def test_a_path_and_its_name_are_in_the_code(path, name):
     assert found is not None, f"there is no {path}"
     if name:
         assert name in defined(found.read_text()), f"{path} defines no {name}"
+
+
+@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *sorted(PAGE.parent.glob("*.md"))])
+def test_a_page_names_only_files_that_exist(page):
+    paths = set(re.findall(r"(?:^|[\s`(])((?:\w+/)+\w+\.(?:py|sh|yaml|md))\b", page.read_text()))
+    bases = (PACKAGE, REPOSITORY, page.parent)
+    assert not {path for path in paths if not any((base / path).exists() for base in bases)}
