@@ -15,7 +15,7 @@ Constructors = Callable[[str, str], Any]
 
 
 # `_Unpickler` is pickle's own reader in pure Python, kept for its use in subclasses. The public one,
-# in C, lets nobody override an opcode, and allocates whatever size a damaged file asks for (its memo
+# in C, allows no override of an opcode, and allocates whatever size a damaged file asks for (its memo
 # is an array, ours a dict). To be replaced when pickle has a public way to restrict BUILD.
 class AllowListUnpickler(pickle._Unpickler):
     """An unpickler that calls only the constructors it is given, and changes no other object.

@@ -239,7 +239,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(diffusers, tmp_path, c
 def test_a_config_that_is_not_one_is_refused(diffusers, tmp_path, content):
     folder = write(tmp_path, diffusers)
     (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"config\.json.*(no JSON|_class_name is)"):
+    with pytest.raises(UserError, match=r"config\.json.*(not JSON|_class_name is)"):
         open_autoencoder(folder)
 
 
