@@ -7,7 +7,7 @@ from typing import Any
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder_shapes import UNKNOWN, conv_shape
 from uvit_jax.interop.layout import Layout, convolution, norm, read_layout
-from uvit_jax.interop.state_dict import Arrays, Path, StateDict
+from uvit_jax.interop.state_dict import Arrays, KeyPath, StateDict
 from uvit_jax.models.frozen.autoencoder import AutoencoderConfig
 
 
@@ -177,7 +177,7 @@ def _middle(part: str, config: AutoencoderConfig, names: _Names) -> Layout:
     return layout
 
 
-def _res_block(name: str, path: Path, c_in: int, c_out: int, names: _Names) -> Layout:
+def _res_block(name: str, path: KeyPath, c_in: int, c_out: int, names: _Names) -> Layout:
     layout = norm(f"{name}.norm1", (*path, "norm1"), c_in)
     layout |= convolution(f"{name}.conv1", (*path, "conv1"), c_in, c_out)
     layout |= norm(f"{name}.norm2", (*path, "norm2"), c_out)

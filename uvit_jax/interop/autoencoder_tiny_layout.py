@@ -4,7 +4,7 @@ import re
 
 from uvit_jax.interop.autoencoder_shapes import UNKNOWN, conv_shape
 from uvit_jax.interop.layout import Layout, convolution, norm, read_layout
-from uvit_jax.interop.state_dict import Arrays, Path, StateDict
+from uvit_jax.interop.state_dict import Arrays, KeyPath, StateDict
 from uvit_jax.models.frozen.tiny_autoencoder import BLOCKS, HALVINGS, TinyAutoencoderConfig
 
 
@@ -73,7 +73,7 @@ def _decoder(config: TinyAutoencoderConfig) -> Layout:
     return layout | convolution(f"decoder.{end + 1}", ("decoder", "conv_out"), d, 3)
 
 
-def _block(name: str, path: Path, d: int, *, global_norm: bool) -> Layout:
+def _block(name: str, path: KeyPath, d: int, *, global_norm: bool) -> Layout:
     layout: Layout = {}
     for i in range(3):
         layout |= convolution(f"{name}.conv.{2 * i}", (*path, "convs", i), d, d)

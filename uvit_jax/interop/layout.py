@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from uvit_jax.interop.state_dict import Arrays, Path, StateDict, check_names, checked_array
+from uvit_jax.interop.state_dict import Arrays, KeyPath, StateDict, check_names, checked_array
 
 Map = Callable[[np.ndarray], np.ndarray]
 
@@ -41,7 +41,7 @@ class Entry:
       other_shapes: shapes that some files have in place of `shape`, with as many elements.
     """
 
-    path: Path
+    path: KeyPath
     shape: tuple[int, ...]
     to_ours: Map = unchanged
     to_published: Map = unchanged
@@ -66,18 +66,18 @@ def read_layout(state_dict: StateDict, layout: Layout, fault: str) -> Arrays:
     return arrays
 
 
-def vector(name: str, path: Path, size: int) -> Layout:
+def vector(name: str, path: KeyPath, size: int) -> Layout:
     """A one-dimensional array, such as a bias."""
     return {name: Entry(path, (size,))}
 
 
-def linear(name: str, path: Path, d_in: int, d_out: int) -> Layout:
+def linear(name: str, path: KeyPath, d_in: int, d_out: int) -> Layout:
     """PyTorch's Linear, weight `[out, in]` and bias, as a kernel `[in, out]` and a bias."""
     weight = Entry((*path, "kernel"), (d_out, d_in), np.transpose, np.transpose)
     return {f"{name}.weight": weight, **vector(f"{name}.bias", (*path, "bias"), d_out)}
 
 
-def norm(name: str, path: Path, d: int) -> Layout:
+def norm(name: str, path: KeyPath, d: int) -> Layout:
     """PyTorch's LayerNorm or GroupNorm, weight and bias, as a scale and a bias."""
     return {
         **vector(f"{name}.weight", (*path, "scale"), d),
@@ -86,7 +86,7 @@ def norm(name: str, path: Path, d: int) -> Layout:
 
 
 def convolution(
-    name: str, path: Path, c_in: int, c_out: int, *, kernel: int = 3, bias: bool = True
+    name: str, path: KeyPath, c_in: int, c_out: int, *, kernel: int = 3, bias: bool = True
 ) -> Layout:
     """PyTorch's Conv2d, weight `[out, in, h, w]` and bias, as a kernel `[h, w, in, out]`."""
     shape = (c_out, c_in, kernel, kernel)

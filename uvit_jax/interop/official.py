@@ -14,7 +14,7 @@ from uvit_jax.interop.layout import graphdef_of, read_layout
 from uvit_jax.interop.official_config import config_from_official
 from uvit_jax.interop.official_fields import differences
 from uvit_jax.interop.official_layout import uvit_layout
-from uvit_jax.interop.state_dict import Path, StateDict
+from uvit_jax.interop.state_dict import KeyPath, StateDict
 from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.uvit import UViT, UViTConfig
 
@@ -82,7 +82,7 @@ def read_weights(path: str | os.PathLike[str], *, weights: str = "ema") -> dict[
     return read_arrays(path, _ANCHORS, weights=weights)
 
 
-def _plain_path(path: tuple) -> Path:
+def _plain_path(path: tuple) -> KeyPath:
     """A pytree path as the names and list positions in it, without the leaf's own `.value`."""
     names = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", None))) for key in path)
     return tuple(name for name in names if name is not None and name != "value")

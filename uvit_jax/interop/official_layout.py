@@ -2,7 +2,7 @@
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop.layout import Entry, Layout, convolution, linear, norm, vector
-from uvit_jax.interop.state_dict import Path
+from uvit_jax.interop.state_dict import KeyPath
 from uvit_jax.models.uvit_config import UViTConfig
 
 # The architectures that the official code can express, by the config's fields.
@@ -71,7 +71,7 @@ def _embeddings(config: UViTConfig) -> Layout:
     return layout
 
 
-def _block(name: str, path: Path, config: UViTConfig) -> Layout:
+def _block(name: str, path: KeyPath, config: UViTConfig) -> Layout:
     d, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
     return {
         **norm(f"{name}.norm1", (*path, "norm1", "norm"), d),
@@ -82,7 +82,7 @@ def _block(name: str, path: Path, config: UViTConfig) -> Layout:
     }
 
 
-def _attention(name: str, path: Path, config: UViTConfig) -> Layout:
+def _attention(name: str, path: KeyPath, config: UViTConfig) -> Layout:
     """q, k and v as one product of `3 * d` there, of `[3, heads, head_dim]` here."""
     d, h = config.embed_dim, config.num_heads
     k = d // h
@@ -110,7 +110,7 @@ def _attention(name: str, path: Path, config: UViTConfig) -> Layout:
     return layout | vector(f"{name}.proj.bias", (*path, "proj", "bias"), d)
 
 
-def _skip(name: str, path: Path, d: int) -> Layout:
+def _skip(name: str, path: KeyPath, d: int) -> Layout:
     """The Linear of a long skip, on `[x, skip]` there, on its two halves here."""
     weight = Entry(
         (*path, "kernel"),

@@ -9,8 +9,9 @@ import numpy as np
 from uvit_jax.errors import UserError
 
 StateDict = Mapping[str, Any]
-Path = tuple[str | int, ...]
-Arrays = dict[Path, np.ndarray]
+# The names and list positions that lead to an array in a network's state, as ("blocks", 0, "bias").
+KeyPath = tuple[str | int, ...]
+Arrays = dict[KeyPath, np.ndarray]
 
 
 def check_names(state_dict: StateDict, expected: Collection[str], fault: str) -> None:
