@@ -132,7 +132,7 @@ def test_what_only_training_needs_is_left_out(tiny_weights, tiny_params):
     assert jax.tree.structure(nnx.state(loaded)) == jax.tree.structure(tiny_params)
 
 
-def test_a_network_without_attention_is_told_by_its_names(tiny_weights):
+def test_a_network_without_attention_is_known_by_its_names(tiny_weights):
     weights = {key: array for key, array in tiny_weights.items() if "attn_1" not in key}
     assert not load_autoencoder(weights).config.middle_attention
 

@@ -21,7 +21,7 @@ from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import card_of_source
 from uvit_jax.experiment.workdir import save_config
 from uvit_jax.interop import official
-from uvit_jax.interop.clip_vision_layouts import hub_vision_shapes
+from uvit_jax.interop.clip_vision_layouts import vision_layout
 from uvit_jax.parallel.arrays import place
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.state import TrainState
@@ -87,7 +87,7 @@ def write_whole_clip(folder: pathlib.Path) -> str:
     write_clip(folder)
     text = json.loads((folder / "config.json").read_text())
     state = official.read_weights(folder / "model.safetensors")
-    shapes = hub_vision_shapes(SMALL_IMAGE_TOWER)
+    shapes = {name: entry.shape for name, entry in vision_layout(SMALL_IMAGE_TOWER).items()}
     names = {
         key: key if key == "visual_projection.weight" else f"vision_model.{key}" for key in shapes
     }

@@ -19,7 +19,7 @@ from tests.jobs.test_text import experiment as text_experiment
 from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
-from uvit_jax.interop.clip import open_text_encoder
+from uvit_jax.interop.clip_text import open_text_encoder
 from uvit_jax.interop.clip_vision import open_image_encoder
 from uvit_jax.interop.official import read_weights
 from uvit_jax.interop.tokenizer import open_tokenizer

@@ -17,7 +17,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.files import atomic_write
 from uvit_jax.interop.autoencoder import Autoencoder
-from uvit_jax.interop.clip import TextEncoder
+from uvit_jax.interop.clip_text import TextEncoder
 from uvit_jax.models.latents import Normalization
 
 LOG = logging.getLogger("uvit_jax")

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
-from uvit_jax.interop.clip import RANDOM, TextEncoder, open_text_encoder
+from uvit_jax.interop.clip_text import RANDOM, TextEncoder, open_text_encoder
 from uvit_jax.interop.tokenizer import Tokenizer, open_tokenizer
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.mesh import batch_parts, batch_sharding, replicated

@@ -8,12 +8,12 @@ name.
 import io
 import math
 import pathlib
-import pickle
 from typing import Any
 
 import numpy as np
 
 from uvit_jax.errors import UserError
+from uvit_jax.safe_pickle import AllowListUnpickler
 
 _NUMBERS = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"})
 
@@ -35,7 +35,7 @@ def read_object_array(path: pathlib.Path) -> list[np.ndarray]:
             shape, _, dtype = np.lib.format.read_array_header_2_0(file)
         if not dtype.hasobject:
             raise UserError(f"{path} holds {dtype} of shape {shape}, expected an array of objects")
-        array = _Unpickler(file, path).load()
+        array = _unpickler(file, path).load()
         if (
             not isinstance(array, _Array)
             or not isinstance(array.values, list)
@@ -127,17 +127,10 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that can call nothing but this file's own stand-ins."""
+def _unpickler(file: io.BytesIO, path: pathlib.Path) -> AllowListUnpickler:
+    def refuse(name: str) -> UserError:
+        return UserError(
+            f"{path} asks for {name}, expected arrays alone: it was not opened further"
+        )
 
-    def __init__(self, file: io.BytesIO, path: pathlib.Path):
-        super().__init__(file)
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise UserError(
-                f"{self._path} asks for {module}.{name}, expected arrays alone: it was not opened "
-                f"further"
-            )
-        return _KNOWN[module, name]
+    return AllowListUnpickler(file, lambda module, name: _KNOWN.get((module, name)), refuse)

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from tests.reference_weights import draw, formula_weight, read_golden
 from uvit_jax.errors import UserError
-from uvit_jax.interop.clip import open_text_encoder, random_text_encoder
+from uvit_jax.interop.clip_text import open_text_encoder, random_text_encoder
 from uvit_jax.interop.tokenizer import Tokenizer
 from uvit_jax.models.frozen.clip_text import CLIPTextConfig
 
@@ -177,7 +177,7 @@ def test_two_towers_in_one_file_and_two_variants_in_a_folder_are_named(weights, 
         open_text_encoder(f"{tmp_path}/variants")
 
 
-def test_a_pointer_in_the_place_of_a_tower_or_its_config_is_told(weights, config, tmp_path):
+def test_a_pointer_in_place_of_a_tower_or_its_config_is_named(weights, config, tmp_path):
     folder = write(tmp_path, weights, config)
     for name in (HUB, "config.json"):
         (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
@@ -299,7 +299,7 @@ def test_a_config_that_is_none_is_refused(content, weights, config, tmp_path):
         open_text_encoder(str(tmp_path))
 
 
-def test_a_random_tower_tells_texts_apart_and_says_what_it_is():
+def test_a_random_tower_has_a_state_per_text_and_is_named_random():
     config = CLIPTextConfig(vocab_size=300, width=64, layers=4, heads=4)
     encoder = random_text_encoder(7, config)
     assert (encoder.name, encoder.config) == ("random:7", config)

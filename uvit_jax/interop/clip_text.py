@@ -1,6 +1,4 @@
-"""A published CLIP text tower as pure functions of its parameters, read from the files it is
-published in.
-"""
+"""A published CLIP text tower as pure functions of its parameters."""
 
 import dataclasses
 import zlib
@@ -13,14 +11,15 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop.clip_files import HUB_FOLDERS, OPEN_CLIP_FOLDERS, find_tower
-from uvit_jax.interop.clip_layouts import (
+from uvit_jax.interop.clip_text_layouts import (
     ANCHORS,
     PROJECTION,
     hub_names,
-    hub_shapes,
     our_arrays,
     read_config,
+    text_layout,
 )
+from uvit_jax.interop.layout import graphdef_of
 from uvit_jax.interop.state_dict import StateDict, sha256_of
 from uvit_jax.interop.tokenizer import Tokenizer
 from uvit_jax.interop.weights_file import read_arrays
@@ -28,8 +27,7 @@ from uvit_jax.models.frozen.clip_text import CLIPText, CLIPTextConfig, TokenIds
 
 RANDOM = "random:"
 
-# The folders a tower is published in, in the order they are preferred in: its config, and its
-# weights.
+# A tower's config and weights in a published folder, the preferred first.
 _FOLDERS = (
     *HUB_FOLDERS,
     *(tuple(f"text_encoder/{file}" for file in files) for files in HUB_FOLDERS),
@@ -42,8 +40,8 @@ class TextEncoder:
     """A CLIP text tower, as pure functions of its parameters.
 
     Attributes:
-      name: what it was opened by; "random:" and a seed for one that was never trained.
-      sha256: of what its states depend on: heads, activation, and the arrays but for the
+      name: the name it was opened by; "random:" and a seed for random weights.
+      sha256: of all that its states depend on: heads, activation, and the arrays but for the
         projection, name by name, as float32 in our layout: the same for every file of the same
         weights.
       config: the architecture.
@@ -60,7 +58,7 @@ class TextEncoder:
     def encode(self, params: Any, token_ids: TokenIds) -> Float[Array, "b l d"]:
         """Last hidden states, after the final LayerNorm, float32; call it under `jit`.
 
-        An id outside the vocabulary makes NaN of its text from there on.
+        An id outside the vocabulary gives NaN for the rest of its text.
 
         Raises:
           UserError: for more tokens to a text than `config.context_length`.
@@ -68,8 +66,9 @@ class TextEncoder:
         return nnx.merge(self.graphdef, params)(token_ids)
 
     def embed(self, params: Any, token_ids: TokenIds) -> Float[Array, "b p"]:
-        """The texts' embeddings beside those of images, float32, not normalized; call it under
-        `jit`.
+        """The texts' embeddings in the space of images, float32, not normalized.
+
+        Call it under `jit`.
 
         Raises:
           UserError: for weights without the projection, as a diffusion model's own are, and as
@@ -78,9 +77,7 @@ class TextEncoder:
         return nnx.merge(self.graphdef, params).embed(token_ids)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raises a UserError unless the tower has a row for each of the tokenizer's ids, and room
-        for its texts.
-        """
+        """Raises a UserError unless the tower has a row for each id, and room for each text."""
         for what, theirs, ours in (
             ("tokens", tokenizer.vocab_size, self.config.vocab_size),
             ("tokens to a text", tokenizer.context_length, self.config.context_length),
@@ -102,9 +99,9 @@ def open_text_encoder(name: str, *, dtype: str = "float32") -> TextEncoder:
         - a diffusion pipeline's folder, with those in its `text_encoder`;
         - a folder of OpenCLIP's: `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`,
           and `open_clip_config.json` (also that file of weights);
-        or "random:SEED": ViT-L/14 with random weights (`random_text_encoder`), to try things out
-        without any file.
-      dtype: what the tower computes in; parameters and results are float32.
+        or "random:SEED": ViT-L/14 with random weights (`random_text_encoder`), for trials without
+        any file.
+      dtype: dtype the tower computes in; parameters and results are float32.
 
     Raises:
       UserError: for a name that leads to none of these, or weights of another network than
@@ -129,12 +126,10 @@ def open_text_encoder(name: str, *, dtype: str = "float32") -> TextEncoder:
 
 
 def random_text_encoder(seed: int, config: CLIPTextConfig | None = None) -> TextEncoder:
-    """A tower that was never trained, named "random:<seed>": different texts have different states,
-    without meaning.
+    """A tower with random weights, named "random:<seed>", whose states have no meaning.
 
     Linear layers are N(0, 1/fan_in), embeddings N(0, 1), biases 0; drawn by name, so that a seed
-    means the same numbers everywhere. The architecture is ViT-L/14's unless `config` says
-    otherwise.
+    gives the same numbers everywhere. The default config is ViT-L/14's.
     """
     config = config or CLIPTextConfig()
 
@@ -149,7 +144,7 @@ def random_text_encoder(seed: int, config: CLIPTextConfig | None = None) -> Text
     return _text_encoder(
         f"{RANDOM}{seed}",
         config,
-        {name: draw(name, shape) for name, shape in hub_shapes(config).items()},
+        {name: draw(name, entry.shape) for name, entry in text_layout(config).items()},
     )
 
 
@@ -161,6 +156,5 @@ def _text_encoder(name: str, config: CLIPTextConfig, state_dict: StateDict) -> T
         sha256=sha256_of(of_states, f"heads {config.heads}, activation {config.activation}\n"),
         config=config,
         params=unflatten_dict(arrays),
-        # Only shapes are made, no random weights to be thrown away.
-        graphdef=nnx.graphdef(nnx.eval_shape(lambda: CLIPText(config, rngs=nnx.Rngs(0)))),
+        graphdef=graphdef_of(lambda rngs: CLIPText(config, rngs=rngs)),
     )
