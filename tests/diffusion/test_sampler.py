@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvit_jax.diffusion.sampler import SOLVERS, Sampler, SamplerConfig
+from uvit_jax.diffusion.registry import SOLVERS
+from uvit_jax.diffusion.sampler import Sampler
+from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.diffusion.schedules import VPDiscrete, VPLinear
 from uvit_jax.errors import UserError
 
@@ -202,7 +204,8 @@ def test_a_sharding_lays_out_the_batch():
 def test_samples_do_not_depend_on_the_number_of_devices(tmp_path):
     program = """
         import sys, jax, numpy as np
-        from uvit_jax.diffusion.sampler import Sampler, SamplerConfig
+        from uvit_jax.diffusion.sampler import Sampler
+        from uvit_jax.diffusion.sampler_config import SamplerConfig
         from uvit_jax.diffusion.schedules import VPLinear
         network = lambda p, x, t, c: p * x + 0.02 * c[:, None, None, None]
         mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

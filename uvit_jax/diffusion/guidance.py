@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from uvit_jax.diffusion.predictions import spread
+from uvit_jax.diffusion.predictions import expand_like
 from uvit_jax.errors import UserError
 
 Predict = Callable[[Float[Array, " b *rest"], Float[Array, " b"]], Float[Array, " b *rest"]]
@@ -91,7 +91,7 @@ def guided(
 
     def combine(x: Any, t: Any, strength: Any) -> Any:
         good, bad = pair(x, t)
-        out = good + spread(strength, good) * (good - bad)
+        out = good + expand_like(strength, good) * (good - bad)
         if rescale:
             ratio = _std(good) / _std(out)
             out = out * (rescale * ratio + (1.0 - rescale))

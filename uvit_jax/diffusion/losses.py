@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from uvit_jax.diffusion.predictions import check_prediction, noise_and_signal, spread
+from uvit_jax.diffusion.predictions import check_prediction, expand_like, noise_and_signal
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.errors import UserError
 
@@ -36,7 +36,7 @@ def denoising_loss(
     dtype = jnp.promote_types(x0.dtype, jnp.float32)
     x0, t, noise = x0.astype(dtype), t.astype(dtype), noise.astype(dtype)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    wide_alpha, wide_sigma = spread(alpha, x0), spread(sigma, x0)
+    wide_alpha, wide_sigma = expand_like(alpha, x0), expand_like(sigma, x0)
     targets = {
         "noise": noise,
         "x0": x0,

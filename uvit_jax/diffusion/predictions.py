@@ -72,11 +72,11 @@ def convert(
     """
     check_prediction(source, "source")
     p, q = coefficients(source, target, schedule.alpha(t), schedule.sigma(t))
-    p, q = (spread(value, x_t) for value in (p, q))
+    p, q = (expand_like(value, x_t) for value in (p, q))
     return (p * x_t + q * pred).astype(pred.dtype)
 
 
-def spread(value: Any, like: Float[Array, " b *rest"]) -> Any:
+def expand_like(value: Any, like: Float[Array, " b *rest"]) -> Any:
     """`value` ([b] or a scalar) with axes of length 1 appended, so that it multiplies `like`, in
     its dtype.
     """

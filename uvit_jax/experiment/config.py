@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from uvit_jax.diffusion.spacing import check_carries
+from uvit_jax.diffusion.start import check_carries
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config_file import check_known, read_config
 from uvit_jax.experiment.field_text import from_text

@@ -11,7 +11,7 @@ from uvit_jax.data.originals.crops import CROPS, Size, sides
 from uvit_jax.data.originals.decoding import MAX_PIXELS
 from uvit_jax.diffusion.losses import WEIGHTINGS
 from uvit_jax.diffusion.predictions import PREDICTIONS
-from uvit_jax.diffusion.sampler import SamplerConfig
+from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.metrics.metric_names import METRICS
