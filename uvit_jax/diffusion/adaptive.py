@@ -77,7 +77,7 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Stepper:
-    """The step of one solve and its end; the fields are `solve`'s arguments, and lambda at t_end."""
+    """The step of one solve and its end; fields are `solve`'s arguments and lambda at t_end."""
 
     noise_fn: NoiseFn
     schedule: Schedule

@@ -1,4 +1,4 @@
-"""The training loss: how far the network's prediction is from what was mixed into x_t."""
+"""The training loss: the squared error of the network's prediction."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def denoising_loss(
     weighting: str = "none",
     min_snr_gamma: float = 5.0,
 ) -> Float[Array, " b"]:
-    """Each example's squared error, averaged over its pixels, in float32 (or float64 where x0 is).
+    """The squared error of each example, averaged over pixels, in float32 (float64 where x0 is).
 
     `predict(x_t, model_time)` sees x_t = alpha x0 + sigma noise and the network's own time. With
     prediction="noise" and no weighting this is L_simple (arXiv:2006.11239, eq. 14). "min_snr"

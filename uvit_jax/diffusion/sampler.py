@@ -29,7 +29,7 @@ Condition = (
 )
 Indices = Int[Array, "n"] | Int[np.ndarray, "n"]
 
-# The generator, whatever the default: under vmap the numbers of the faster ones depend on the batch.
+# The generator, always: under vmap the numbers of the faster ones depend on the batch.
 _IMPL = "threefry2x32"
 
 
@@ -61,8 +61,8 @@ class Sampler:
 
         null_condition: the empty label (int), the empty context [l, d], or None where there is none
         and hence no classifier-free guidance. sharding: of the batch, over the devices.
-        weak_network: the network that autoguidance leads away from. compiler_options: `jax.jit`'s. Raises
-        UserError for an unknown prediction, a trajectory asked of the adaptive method, or
+        weak_network: the network that autoguidance leads away from. compiler_options: `jax.jit`'s.
+        Raises UserError for an unknown prediction, a trajectory asked of the adaptive method, or
         autoguidance without a weak network.
         """
         check_prediction(prediction)

@@ -1,4 +1,4 @@
-"""Every fixed-step solver as one table of numbers, and the one scan that runs them all.
+"""Tables of numbers for fixed-step solvers, and the one scan that runs them all.
 
 A solver asks the network at times t_0, t_1, ... and each time forms its next state from numbers
 known beforehand:
@@ -144,7 +144,7 @@ def run(
 
     With `return_trajectory` also x_T and every committed state with their times, the last of which
     is `ends_at`. noise_fn(x, t) returns a `prediction` and the rows' coefficients apply to it as
-    `form`; t is [b], in (0, 1]. Noise comes from `noises` (one draw a row) or from `key`: row i uses
+    `form`; t is [b], in (0, 1]. Noise comes from `noises` (a draw a row) or from `key`: row i uses
     fold_in(key, i), and with one key per example each example's noise is its own key's. Raises
     UserError when a row needs noise and there is neither, or for a noise_fn of another shape or
     dtype.
@@ -212,7 +212,7 @@ def _check_noises(
 
 
 def _columns(tableau: Tableau, schedule: Schedule, prediction: str) -> dict[str, Any]:
-    """The rows as float64 arrays, and how to read the network's output at each time as `form`."""
+    """The rows as float64 arrays, and the map of the network's output at each time to `form`."""
     rows, form = tableau.rows, tableau.form
     times = np.asarray([row.time for row in rows])
     alpha, sigma = np.asarray(schedule.alpha(times)), np.asarray(schedule.sigma(times))

@@ -29,7 +29,7 @@ from uvit_jax.experiment.sections import (
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.hosts import DistributedConfig
 from uvit_jax.parallel.mesh import MeshConfig
-from uvit_jax.training.ema import EMAConfig
+from uvit_jax.training.ema_config import EMAConfig
 from uvit_jax.training.optimizer_config import OptimizerConfig
 
 

@@ -3,7 +3,6 @@ data set opened.
 """
 
 import dataclasses
-import gc
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from uvit_jax.experiment.assembled import Parts
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.models.latents import Normalization
 from uvit_jax.parallel.compiler import compiler_options
+from uvit_jax.training import step as step_module
 from uvit_jax.training.inputs import Inputs, latents, pixels
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.state import TrainState, abstract
@@ -97,27 +97,14 @@ def abstract_state(parts: Parts) -> tuple[optax.GradientTransformation, TrainSta
 def lower_train_step(
     parts: Parts, optimizer: optax.GradientTransformation, state: TrainState, step: StepInputs
 ) -> jax.stages.Lowered:
-    """`train_step(state, batch, frozen) -> (state, metrics)`, the state's memory used again for the
-    new one.
+    """The program of the config's train step, as `training.step.lower_train_step` gives it.
 
-    `.compile()` of it is what training runs. `state` may be of arrays or, from
-    `training.state.abstract`, of shapes.
+    `state` may be of arrays or, from `training.state.abstract`, of shapes.
     """
-    train_step = parts.train_step(optimizer, step.inputs, step.null_condition)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    options = compiler_options(parts.mesh, parts.experiment.train.overlap)
-    jitted = jax.jit(
-        train_step,
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-        compiler_options=options or None,
+    return step_module.lower_train_step(
+        parts.train_step(optimizer, step.inputs, step.null_condition),
+        state,
+        step.batch,
+        step.frozen,
+        compiler_options=compiler_options(parts.mesh, parts.experiment.train.overlap),
     )
-    # A collection amid a trace, which leaves little garbage and refers to all of it, takes up to
-    # half a second.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return jitted.lower(state, step.batch, step.frozen)
-    finally:
-        if was_enabled:
-            gc.enable()
