@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from uvit_jax.diffusion.spacing import check_carries
+from uvit_jax.diffusion.start import check_carries
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config_file import check_known, read_config
 from uvit_jax.experiment.field_text import from_text
@@ -31,7 +31,7 @@ from uvit_jax.experiment.sections import (
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.hosts import DistributedConfig
 from uvit_jax.parallel.mesh import MeshConfig
-from uvit_jax.training.ema import EMAConfig
+from uvit_jax.training.ema_config import EMAConfig
 from uvit_jax.training.optimizer_config import OptimizerConfig
 
 
