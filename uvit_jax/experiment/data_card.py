@@ -1,6 +1,4 @@
-"""What sampling must know of the data a model was trained on: noted in the workdir, so the data
-need not be there.
-"""
+"""The card of a model's data, kept in its workdir: sampling needs no copy of the data."""
 
 import dataclasses
 import hashlib
@@ -14,11 +12,11 @@ from uvit_jax.data.prepared.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.config import Experiment
 from uvit_jax.files import atomic_write
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.interop.clip_text import TextEncoder
 from uvit_jax.models.latents import Normalization
+from uvit_jax.models.uvit_config import UViTConfig
 
 LOG = logging.getLogger("uvit_jax")
 
@@ -27,7 +25,7 @@ FILE = "data.json"
 
 @dataclasses.dataclass(frozen=True)
 class DataCard:
-    """A data set as a model's pictures need it.
+    """The facts of a data set that sampling needs.
 
     Attributes:
       name: of the data set.
@@ -48,7 +46,7 @@ class DataCard:
     text_encoder_sha256: str = ""
 
     def check_text(self, encoder: TextEncoder) -> None:
-        """Raises a UserError where a model learned from another encoder's states of its captions."""
+        """Raises a UserError for another text encoder than the one of the learned captions."""
         if self.text_encoder_sha256 and encoder.sha256 != self.text_encoder_sha256:
             raise UserError(
                 f"config.text_encoder.name is {encoder.name!r} (SHA-256 {encoder.sha256[:12]}), "
@@ -75,9 +73,7 @@ class DataCard:
             )
 
     def check_scale(self, wanted: float | None) -> None:
-        """Raises a UserError where `config.autoencoder.scale` is given and is not the one of the
-        latents learned.
-        """
+        """Raises a UserError for a `config.autoencoder.scale` other than the learned latents'."""
         if (
             wanted is None
             or self.normalization is None
@@ -90,8 +86,9 @@ class DataCard:
         )
 
     def check_names(self, source: Source) -> None:
-        """Raises a UserError naming the first class that is another one in a data set than in what
-        the model learned; names that are not known on one side are no difference.
+        """Raises a UserError naming the first class that a data set has under another name.
+
+        Names that are unknown on one side are not compared.
         """
         names = known_names(source)
         if not self.class_names or not names:
@@ -114,7 +111,7 @@ def read_card(workdir: pathlib.Path) -> DataCard | None:
     """The workdir's card; None where there is none.
 
     Raises:
-      UserError: for a file that is no such card.
+      UserError: for a file that is not such a card.
     """
     path = workdir / FILE
     if not path.exists():
@@ -141,9 +138,7 @@ def read_card(workdir: pathlib.Path) -> DataCard | None:
 
 
 def known_names(source: Source) -> tuple[str, ...]:
-    """The names of a data set's classes; empty where they have none, and are called by their
-    numbers.
-    """
+    """Names of a data set's classes; empty for classes that have only numbers."""
     return (
         source.manifest.class_names
         if isinstance(source, RecordSource)
@@ -152,10 +147,9 @@ def known_names(source: Source) -> tuple[str, ...]:
 
 
 def carried_on(learned: DataCard, data: DataCard) -> DataCard:
-    """The card of a run whose weights learned one data set, `learned`, and go on with another,
-    `data`.
+    """Merges the cards of the data set that weights learned and of the one they go on with.
 
-    What is known of the former alone stays: names of the classes, hashes of the encoders.
+    Facts that only the former has stay: names of the classes, hashes of the encoders.
 
     Raises:
       UserError: where the weights would mean something else: pixels and latents, another scale of
@@ -204,9 +198,7 @@ def _in_words(normalization: Normalization) -> str:
 
 
 def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
-    """What hosts that each read their own copy of the data and of other models' weights must find
-    the same.
-    """
+    """Values that must be equal on all hosts, each of which reads its own copy of the data."""
     values = {f"the data's {name}": value for name, value in dataclasses.asdict(card).items()}
     if source is not None:
         values["the number of examples"] = len(source)
@@ -217,25 +209,26 @@ def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
 
 
 def card_of_source(
-    experiment: Experiment,
     source: Source,
     autoencoder: Autoencoder | None,
+    scale: float | None,
+    model: UViTConfig,
     learned: DataCard | None = None,
 ) -> DataCard:
-    """The card of a data set as this experiment reads it.
+    """Builds the card of a data set that a model learns.
 
-    learned: the card of the run whose weights go on with this data set. Its normalization is taken
-    where neither the config nor the data set names a number: statistics of other data would make
-    other latents of the same images.
+    Args:
+      scale: `config.autoencoder.scale`.
+      learned: the card of the run whose weights go on with this data set. Its normalization is
+        taken where neither the config nor the data set names a number: statistics of other data
+        would make other latents of the same images.
 
     Raises:
       UserError: where the config names another autoencoder or scale than the one the data were made
         with, or, as `carried_on`, where the weights of that run would mean something else.
     """
     manifest = source.manifest if isinstance(source, RecordSource) else None
-    card = _card_of_images(
-        experiment, source, autoencoder, learned.normalization if learned else None
-    )
+    card = _card_of_images(source, autoencoder, scale, learned.normalization if learned else None)
     if manifest is not None:
         card = dataclasses.replace(
             card,
@@ -245,9 +238,9 @@ def card_of_source(
     if learned is None:
         return card
     unknown: dict[str, Any] = {}
-    if not experiment.model.num_classes:
+    if not model.num_classes:
         unknown |= {"class_names": ()}  # Classes and captions mean nothing to a model without them.
-    if not experiment.model.context_dim:
+    if not model.context_dim:
         unknown |= {"text_encoder": "", "text_encoder_sha256": ""}
     learned = dataclasses.replace(learned, **unknown)
     learned.check_names(source)
@@ -255,16 +248,15 @@ def card_of_source(
 
 
 def _card_of_images(
-    experiment: Experiment,
     source: Source,
     autoencoder: Autoencoder | None,
+    wanted: float | None,
     learned: Normalization | None,
 ) -> DataCard:
     names = known_names(source)
     manifest = source.manifest if isinstance(source, RecordSource) else None
     if manifest is None or manifest.kind == "pixels":
-        return card_of_config(experiment, autoencoder, source.name, names, learned)
-    wanted = experiment.autoencoder.scale
+        return card_of_config(autoencoder, wanted, source.name, names, learned)
     if wanted is not None and wanted != manifest.scale:
         found = (
             "their own mean and standard deviation" if manifest.scale is None else manifest.scale
@@ -293,27 +285,26 @@ def _card_of_images(
 
 
 def card_of_config(
-    experiment: Experiment,
     autoencoder: Autoencoder | None,
+    scale: float | None,
     name: str = "",
     class_names: tuple[str, ...] = (),
     learned: Normalization | None = None,
 ) -> DataCard:
-    """The card of a model of pixels, or of one whose images this autoencoder encodes and decodes.
+    """Builds the card of a model of pixels, or of one whose images this autoencoder encodes.
 
-    learned: how the latents were scaled that the model learned, taken where the config names no
-    scale.
+    Args:
+      scale: `config.autoencoder.scale`.
+      learned: the normalization of the latents that the model learned, taken where scale is None.
 
     Raises:
       UserError: for an autoencoder that has no scale of its own where the config gives none either.
     """
     if autoencoder is None:
         return DataCard(name, class_names)
-    if experiment.autoencoder.scale is None and learned is not None:
+    if scale is None and learned is not None:
         return DataCard(name, class_names, learned, autoencoder.name, autoencoder.sha256)
-    scale = (
-        autoencoder.scale if experiment.autoencoder.scale is None else experiment.autoencoder.scale
-    )
+    scale = autoencoder.scale if scale is None else scale
     if scale is None:
         raise UserError(
             f"config.autoencoder.scale is None, and {autoencoder.name!r} has no scale of its own: "
