@@ -207,11 +207,11 @@ class VPCosine(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class VPDiscrete(Schedule):
-    """A discrete schedule of N betas, log alpha interpolated linearly between the times n/N
-    (arXiv:2206.00927, appendix D).
+    """A discrete schedule of N betas (arXiv:2206.00927, appendix D).
 
-    Below 1/N it goes on along its first segment, kept just under 0. The network is given n = t N.
-    Raises UserError for a beta outside (0, 1) or fewer than two of them.
+    log alpha is linear between the times n/N. Below 1/N it goes on along its first segment, kept
+    just under 0. The network gets n = t N. Raises UserError for a beta outside (0, 1) or fewer than
+    two of them.
     """
 
     betas: Sequence[float] | np.ndarray
