@@ -20,7 +20,7 @@ def learning_rate(
     With an int nothing runs on the devices, where it would wait for the queued steps.
     """
     xp = np if isinstance(step, int) else jnp
-    rate = xp.float32(config.lr)
+    rate: Array | np.floating = xp.float32(config.lr)
     if config.warmup_steps:
         rate = rate * xp.minimum(step / config.warmup_steps, 1.0)
     if config.decay == "cosine":
