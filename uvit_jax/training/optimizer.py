@@ -52,7 +52,8 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         clipped, _ = clip.update(grads, optax.EmptyState())
-        return adamw.update(clipped, state, params)
+        updated: tuple[optax.Updates, optax.OptState] = adamw.update(clipped, state, params)
+        return updated
 
     return optax.GradientTransformation(adamw.init, update)
 
@@ -70,7 +71,7 @@ def _array_by_array(optimizer: optax.GradientTransformation) -> optax.GradientTr
     def update(
         grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        like_grads = jax.tree.structure(grads)
+        like_grads: Any = jax.tree.structure(grads)  # jax's stubs have no == of structures
 
         def is_tree_of_all(node: Any) -> bool:
             return bool(like_grads == jax.tree.structure(node))
