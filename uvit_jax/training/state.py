@@ -71,4 +71,5 @@ def create_sharded(
     def init() -> TrainState:
         return create(init_params, optimizer, seed)
 
-    return init()
+    state: TrainState = init()
+    return state
