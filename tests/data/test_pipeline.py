@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.data.prepared import CONTEXT, prepare
+from tests.data.prepared_sets import CONTEXT, prepare
 from uvit_jax.data import pipeline
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import ArraySource
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import ArrayData
 from uvit_jax.errors import UserError
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from uvit_jax.randomness import Stream, seed_sequence
 
 SIZE = 20
 # Example i is an image full of i, so that a batch tells which examples it holds.
-SOURCE = ArraySource(
+SOURCE = ArrayData(
     "numbers",
     np.arange(SIZE, dtype=np.float32).reshape(-1, 1, 1, 1) * np.ones((1, 2, 2, 1), np.float32),
     np.arange(SIZE, dtype=np.int32) % 7,
@@ -139,7 +139,7 @@ def test_a_running_iterator_can_be_set_back(batches):
 
 
 @dataclasses.dataclass(frozen=True)
-class CountingSource(ArraySource):
+class CountingSource(ArrayData):
     """Keeps a list of what was read."""
 
     reads: list[int] = dataclasses.field(default_factory=list)
@@ -208,7 +208,7 @@ def test_a_position_that_counts_batches_is_read_with_the_size_that_they_had(batc
 
 
 @dataclasses.dataclass(frozen=True)
-class MirrorSource(ArraySource):
+class MirrorSource(ArrayData):
     """Example i is full of i, and its mirror image of i + shift."""
 
     shift: int = 100
@@ -268,7 +268,7 @@ def test_worker_processes_hand_out_the_same_batches_and_end_when_closed(batches)
 
 
 @dataclasses.dataclass(frozen=True)
-class FailingSource(ArraySource):
+class FailingSource(ArrayData):
     def read(self, indices, mirrored, *rest):
         raise UserError("a.array_record record 7 is damaged")
 
@@ -283,7 +283,7 @@ def test_a_fault_in_the_data_reaches_the_caller_as_it_is(batches, workers):
 
 def test_records_are_batches_in_their_own_dtype(batches, tmp_path):
     x, labels = prepare(tmp_path, dtype="bfloat16", mirror=True)
-    iterator = batches(RecordSource(tmp_path), batch_size=15, flip=True)
+    iterator = batches(PreparedData(tmp_path), batch_size=15, flip=True)
     batch = next(iterator)
     assert batch["x"].dtype == jnp.bfloat16
     indices = pipeline._shuffled(np.arange(15), 15, 0)
@@ -311,7 +311,7 @@ def test_the_random_words_of_a_seed_stay_what_they_are(first):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextSource(ArraySource):
+class TextSource(ArrayData):
     """A caption's states are its number among an example's `captions`; keeps whether captions were
     drawn.
     """
@@ -410,7 +410,7 @@ def test_where_there_are_no_captions_a_context_is_refused_before_anything_is_rea
 @pytest.mark.parametrize("workers", [0, 1])
 def test_prepared_captions_are_batches_in_their_own_dtype(batches, tmp_path, workers):
     prepare(tmp_path, context_dtype="bfloat16")
-    source = RecordSource(tmp_path)
+    source = PreparedData(tmp_path)
     batch = next(batches(source, fields=TEXT_FIELDS, batch_size=15, workers=workers))
     assert batch.keys() == {"x", "context"}
     assert (batch["context"].dtype, batch["context"].shape) == (jnp.bfloat16, (15, *CONTEXT))
@@ -438,9 +438,9 @@ def test_closing_stops_the_threads_and_a_closed_iterator_says_so(batches):
 def test_what_cannot_be_is_told_before_anything_is_read(batches, tmp_path, monkeypatch):
     prepare(tmp_path)
     with pytest.raises(UserError, match=r"^flip is True, but 'random' holds no mirror images"):
-        batches(RecordSource(tmp_path), flip=True)
+        batches(PreparedData(tmp_path), flip=True)
     with pytest.raises(UserError, match=r"^seed is -1, expected a number from 0 to 4294967295$"):
         batches(seed=-1)
-    empty = ArraySource("nothing", np.zeros((0, 2, 2, 1), np.float32), np.zeros(0, np.int32), ["a"])
+    empty = ArrayData("nothing", np.zeros((0, 2, 2, 1), np.float32), np.zeros(0, np.int32), ["a"])
     with pytest.raises(UserError, match=r"^'nothing' has 0 examples, expected at least one$"):
         batches(empty)

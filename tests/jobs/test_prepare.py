@@ -16,18 +16,18 @@ from PIL import Image
 
 from configs import digits
 from tests.jobs.images import write_coco, write_images, write_kl, write_taesd
-from uvit_jax.data.originals.crops import CROPS
-from uvit_jax.data.originals.folders import ImageFolder
-from uvit_jax.data.originals.open import open_originals
+from uvit_jax.data.image_sources.crops import CROPS
+from uvit_jax.data.image_sources.folders import ImageFolder
+from uvit_jax.data.image_sources.registry import open_image_source
 from uvit_jax.data.prepared.manifest import Manifest
-from uvit_jax.data.prepared.record_source import RecordSource
+from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.errors import UserError
 from uvit_jax.experiment import folder_lock
 from uvit_jax.experiment.config import Experiment, resolve
 from uvit_jax.experiment.data_card import card_of_source
 from uvit_jax.interop.autoencoder import open_autoencoder
 from uvit_jax.jobs import prepare
-from uvit_jax.jobs.preparation import prepared_examples
+from uvit_jax.jobs.preparation import shards
 from uvit_jax.parallel import hosts
 
 
@@ -48,7 +48,7 @@ def experiment(source: pathlib.Path, out: pathlib.Path, **changes) -> Experiment
 
 
 def all_of(folder: pathlib.Path, mirrored: bool = False) -> dict[str, np.ndarray]:
-    source = RecordSource(folder)
+    source = PreparedData(folder)
     return source.read(np.arange(len(source)), np.full(len(source), mirrored))
 
 
@@ -71,7 +71,7 @@ def latents(kl: str, **changes) -> dict:
 def test_pixels_are_the_cropped_images_with_their_labels(images, tmp_path):
     message = prepare.run(experiment(images, tmp_path / "out"), tmp_path)
     assert "prepared 12 images (16x16x3 uint8, 3 shards" in message
-    found, originals = all_of(tmp_path / "out"), open_originals(str(images))
+    found, originals = all_of(tmp_path / "out"), open_image_source(str(images))
     expected = np.stack([CROPS["adm"](originals[i].image, 16) for i in range(12)])
     assert np.array_equal(found["x"], expected)
     assert found["label"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -88,7 +88,7 @@ def test_pixels_are_the_cropped_images_with_their_labels(images, tmp_path):
 
 def test_moments_are_those_of_the_image_and_of_its_mirror_image(images, kl, tmp_path):
     prepare.run(experiment(images, tmp_path / "out", **latents(kl)), tmp_path)
-    autoencoder, originals = open_autoencoder(kl), open_originals(str(images))
+    autoencoder, originals = open_autoencoder(kl), open_image_source(str(images))
     x = np.stack([CROPS["adm"](originals[i].image, 16) for i in range(12)]) / np.float32(
         127.5
     ) - np.float32(1)
@@ -184,7 +184,7 @@ def test_a_command_that_failed_before_its_first_shard_may_be_corrected(images, t
 def test_of_two_that_begin_a_folder_without_locks_at_once_with_other_settings_one_stores_nothing(
     images, tmp_path, monkeypatch
 ):
-    out, make, inside = tmp_path / "out", prepare._make_shard, []
+    out, make, inside = tmp_path / "out", prepare.make_shard, []
 
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -197,7 +197,7 @@ def test_of_two_that_begin_a_folder_without_locks_at_once_with_other_settings_on
             prepare.run(experiment(images, out, model__image_size=8), tmp_path)
         return make(*arguments)
 
-    monkeypatch.setattr(prepare, "_make_shard", make_beside_another)
+    monkeypatch.setattr(prepare, "make_shard", make_beside_another)
     with pytest.raises(
         UserError,
         match=r"^another prepare has begun .*out with image_size = 8, while this one has 16:",
@@ -212,7 +212,7 @@ def test_a_folder_is_prepared_by_one_job_at_a_time(images, tmp_path, monkeypatch
     monkeypatch.setattr(folder_lock, "SECONDS_TO_WAIT", {"here": 0.2, "elsewhere": 0.2})
     monkeypatch.setattr(
         prepare,
-        "_make_shard",
+        "make_shard",
         lambda *_: prepare.run(experiment(images, tmp_path / "out"), tmp_path),
     )
     with pytest.raises(
@@ -233,7 +233,7 @@ def test_a_folder_whose_shards_were_deleted_starts_over_without_their_notes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare, "_make_shard", fail)
+        patched.setattr(prepare, "make_shard", fail)
         with pytest.raises(KeyboardInterrupt):
             prepare.run(experiment(images, tmp_path / "out", model__image_size=8), tmp_path)
     assert [path.name for path in (tmp_path / "out" / ".prepare").iterdir()] == ["plan.json"]
@@ -399,7 +399,7 @@ def test_official_features_become_records_with_their_mirrors(tmp_path):
     [
         (
             {"prepare__source": ""},
-            r"^config\.prepare\.source is empty, expected a folder of images",
+            r"^config\.prepare\.source is empty, expected 'tfds:<name>' or a folder with COCO's",
         ),
         ({"prepare__source": "/nowhere"}, "/nowhere"),
         (
@@ -407,6 +407,8 @@ def test_official_features_become_records_with_their_mirrors(tmp_path):
             r"^config\.prepare\.out is empty and config\.data\.source is 'digits'",
         ),
         ({"prepare__crop": "none"}, r"c0/000\.png"),
+        ({"prepare__max_pixels": 479}, r"20x24 = 480 .*, as config\.prepare\.max_pixels allows\)$"),
+        ({"model__in_channels": 4}, r"RGB and alpha \(config\.model\.in_channels\)$"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_made(images, tmp_path, changes, message):
@@ -440,7 +442,7 @@ def test_a_plan_that_cannot_be_read_says_what_to_delete(images, tmp_path):
 def test_every_prepare_field_stands_in_the_plan_or_changes_no_record():
     # Whoever adds a field that changes what is stored must add it to the plan: an old folder would
     # be gone on with.
-    from uvit_jax.jobs.preparation.prepared_examples import Plan
+    from uvit_jax.jobs.preparation.plan import Plan
 
     # Of what data_dir holds, the plan has the listing; max_pixels may be raised where a large
     # picture stopped the job.
@@ -469,9 +471,7 @@ def unknown(folder: pathlib.Path, labels: list[int]) -> ImageFolder:
 def test_a_split_whose_labels_are_all_unknown_is_prepared_without_labels(
     images, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(
-        prepared_examples, "open_originals", lambda *_, **__: unknown(images, [-1] * 6)
-    )
+    monkeypatch.setattr(prepare, "open_image_source", lambda *_, **__: unknown(images, [-1] * 6))
     for error in ("stop", "skip"):
         out = tmp_path / error
         with caplog.at_level("INFO", "uvit_jax"):
@@ -513,9 +513,7 @@ def test_a_split_whose_labels_are_all_unknown_is_prepared_without_labels(
 def test_a_label_that_is_no_class_stops_the_job_or_is_left_out_as_asked(
     images, tmp_path, monkeypatch, labels, message, kept
 ):
-    monkeypatch.setattr(
-        prepared_examples, "open_originals", lambda *_, **__: unknown(images, labels)
-    )
+    monkeypatch.setattr(prepare, "open_image_source", lambda *_, **__: unknown(images, labels))
     with pytest.raises(UserError, match=message):
         prepare.run(experiment(images, tmp_path / "out"), tmp_path)
     skipping = experiment(images, tmp_path / "out", prepare__on_error="skip")
@@ -550,12 +548,12 @@ def test_a_constant_channel_of_latents_is_brought_to_mean_zero_alone(
         arrays[..., 1] = 0.3
         return sums(kind, arrays)
 
-    monkeypatch.setattr(prepare, "channel_sums", flat)
+    monkeypatch.setattr(shards, "channel_sums", flat)
     job = experiment(images, tmp_path / "out", **latents(name))
     with caplog.at_level("INFO", "uvit_jax"):
         prepare.run(job, tmp_path)
     assert any(said.startswith("channel 1 of the latents never varies") for said in caplog.messages)
-    source = RecordSource(tmp_path / "out")
+    source = PreparedData(tmp_path / "out")
     normalization = card_of_source(job, source, None).normalization
     assert (source.manifest.std[1], normalization.scale[1]) == (0.0, 1.0)
     assert normalization.shift[1] == pytest.approx(0.3, rel=1e-3)
@@ -588,7 +586,7 @@ def test_images_that_are_not_square_are_stored_so(images, kl, tmp_path):
         manifest = Manifest.load(tmp_path / out)
         assert (manifest.image_size, manifest.shape) == ((8, 16), (8, 16, 3))
     assert "already prepared" in prepare.run(wide, tmp_path)
-    plan = prepared_examples.open_ingredients(
+    plan = prepare.open_examples(
         experiment(images, tmp_path, **latents(kl, model__image_size=(4, 8)))
     ).plan
     assert (plan.image_size, plan.shape) == ((16, 32), (4, 8, 8))
@@ -650,7 +648,7 @@ def test_official_labels_counted_from_one_are_told(tmp_path, caplog):
         pair[:] = [np.zeros((8, 4, 4), np.float32), np.int64(1)]
         np.save(tmp_path / f"{i}.npy", pair, allow_pickle=True)
     with caplog.at_level("WARNING", "uvit_jax"):
-        prepared_examples.open_ingredients(experiment(tmp_path, tmp_path / "out"))
+        prepare.open_examples(experiment(tmp_path, tmp_path / "out"))
     assert f"the labels of {tmp_path} begin with 1" in " ".join(caplog.messages)
 
 

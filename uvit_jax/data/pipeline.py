@@ -16,7 +16,7 @@ from absl import flags
 from jax.sharding import NamedSharding
 from jaxtyping import Bool, Int, UInt64
 
-from uvit_jax.data.sources import Source
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError
 from uvit_jax.randomness import Stream, seed_sequence
 
@@ -24,7 +24,7 @@ Batch = dict[str, jax.Array]
 
 
 def train_batches(
-    source: Source,
+    source: TrainingData,
     *,
     fields: Sequence[str],
     batch_size: int,
@@ -117,7 +117,7 @@ class _BatchReader:
     processes as a whole.
     """
 
-    source: Source
+    source: TrainingData
     fields: tuple[str, ...]
     batch_size: int
     seed: int

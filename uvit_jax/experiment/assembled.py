@@ -13,8 +13,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import SOURCES, Source, load_source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import BUILT_IN, TrainingData, load_built_in
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_latents, check_mesh
@@ -151,21 +151,21 @@ def _colours(channels: int) -> int:
     return 3 if channels >= 3 else 1
 
 
-def open_source(experiment: Experiment) -> Source:
+def open_source(experiment: Experiment) -> TrainingData:
     """The data set that `config.data.source` names, opened.
 
     Raises:
       UserError: for a name that is neither built in nor the folder of a prepared data set.
     """
     name = experiment.data.source
-    if name in SOURCES:
-        return load_source(name)
+    if name in BUILT_IN:
+        return load_built_in(name)
     if not pathlib.Path(name).is_dir():
         raise UserError(
-            f"config.data.source is {name!r}, expected {', '.join(map(repr, SOURCES))} or the "
+            f"config.data.source is {name!r}, expected {', '.join(map(repr, BUILT_IN))} or the "
             "folder of a prepared data set: --job prepare makes one from images"
         )
-    return RecordSource(pathlib.Path(name))
+    return PreparedData(pathlib.Path(name))
 
 
 def open_experiment_autoencoder(experiment: Experiment) -> Autoencoder | None:

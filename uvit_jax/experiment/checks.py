@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import Source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError, counted
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.interop.autoencoder import Autoencoder
 
 
-def check_source(experiment: Experiment, source: Source) -> None:
+def check_source(experiment: Experiment, source: TrainingData) -> None:
     """Raises a UserError where the model's input or labels are not the data's."""
     model = experiment.model
     if model.context_dim:
@@ -19,7 +19,7 @@ def check_source(experiment: Experiment, source: Source) -> None:
                 f"captions"
             )
         check_context(experiment, source.context_shape, f"the captions of {source.name!r} have")
-    manifest = source.manifest if isinstance(source, RecordSource) else None
+    manifest = source.manifest if isinstance(source, PreparedData) else None
     latents = manifest is not None and manifest.kind != "pixels"
     # Pixels are encoded in the step where there is an autoencoder: `check_latents` knows their
     # shape then.
@@ -62,7 +62,7 @@ def check_latents(experiment: Experiment, autoencoder: Autoencoder) -> None:
         )
 
 
-def check_encoded(experiment: Experiment, source: Source, autoencoder: Autoencoder) -> None:
+def check_encoded(experiment: Experiment, source: TrainingData, autoencoder: Autoencoder) -> None:
     """Raises a UserError where images encoded in the train step don't become what the model makes."""
     h, w, c = source.sample_shape
     factor = autoencoder.factor

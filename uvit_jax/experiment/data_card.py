@@ -11,8 +11,8 @@ import pathlib
 from typing import Any
 
 from uvit_jax.data.prepared.manifest import FILE_NAME as MANIFEST
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import Source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.files import atomic_write
@@ -89,7 +89,7 @@ class DataCard:
             f"{self.name!r} are scaled by {_in_words(self.normalization)}: leave it at None"
         )
 
-    def check_names(self, source: Source) -> None:
+    def check_names(self, source: TrainingData) -> None:
         """Raises a UserError naming the first class that is another one in a data set than in what
         the model learned; names that are not known on one side are no difference.
         """
@@ -140,13 +140,13 @@ def read_card(workdir: pathlib.Path) -> DataCard | None:
         ) from None
 
 
-def known_names(source: Source) -> tuple[str, ...]:
+def known_names(source: TrainingData) -> tuple[str, ...]:
     """The names of a data set's classes; empty where they have none, and are called by their
     numbers.
     """
     return (
         source.manifest.class_names
-        if isinstance(source, RecordSource)
+        if isinstance(source, PreparedData)
         else tuple(source.class_names)
     )
 
@@ -203,14 +203,14 @@ def _in_words(normalization: Normalization) -> str:
     return parts[0] if parts[1] == "0" else f"{parts[0]} (shifted by {parts[1]})"
 
 
-def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
+def identity(card: DataCard, source: TrainingData | None = None) -> dict[str, Any]:
     """What hosts that each read their own copy of the data and of other models' weights must find
     the same.
     """
     values = {f"the data's {name}": value for name, value in dataclasses.asdict(card).items()}
     if source is not None:
         values["the number of examples"] = len(source)
-    if isinstance(source, RecordSource):
+    if isinstance(source, PreparedData):
         digest = hashlib.sha256((source.folder / MANIFEST).read_bytes()).hexdigest()
         values["the SHA-256 of the data's manifest.json"] = digest
     return values
@@ -218,7 +218,7 @@ def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
 
 def card_of_source(
     experiment: Experiment,
-    source: Source,
+    source: TrainingData,
     autoencoder: Autoencoder | None,
     learned: DataCard | None = None,
 ) -> DataCard:
@@ -232,7 +232,7 @@ def card_of_source(
       UserError: where the config names another autoencoder or scale than the one the data were made
         with, or, as `carried_on`, where the weights of that run would mean something else.
     """
-    manifest = source.manifest if isinstance(source, RecordSource) else None
+    manifest = source.manifest if isinstance(source, PreparedData) else None
     card = _card_of_images(
         experiment, source, autoencoder, learned.normalization if learned else None
     )
@@ -256,12 +256,12 @@ def card_of_source(
 
 def _card_of_images(
     experiment: Experiment,
-    source: Source,
+    source: TrainingData,
     autoencoder: Autoencoder | None,
     learned: Normalization | None,
 ) -> DataCard:
     names = known_names(source)
-    manifest = source.manifest if isinstance(source, RecordSource) else None
+    manifest = source.manifest if isinstance(source, PreparedData) else None
     if manifest is None or manifest.kind == "pixels":
         return card_of_config(experiment, autoencoder, source.name, names, learned)
     wanted = experiment.autoencoder.scale

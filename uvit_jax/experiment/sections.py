@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from uvit_jax.data.originals.crops import CROPS, Size, sides
-from uvit_jax.data.originals.decoding import MAX_PIXELS
+from uvit_jax.data.image_sources.crops import CROPS, Size, sides
+from uvit_jax.data.image_sources.decoding import MAX_PIXELS, Decoding
 from uvit_jax.diffusion.losses import WEIGHTINGS
 from uvit_jax.diffusion.predictions import PREDICTIONS
 from uvit_jax.diffusion.sampler import SamplerConfig
@@ -196,6 +196,16 @@ class PrepareConfig:
             raise UserError(
                 f"crop is 'celeba', which makes squares, but image_size is {self.image_size}"
             )
+
+    def decoding(self, channels: int) -> Decoding:
+        """How image files become pixels of this many channels."""
+        return Decoding(
+            channels,
+            self.max_pixels,
+            self.exif,
+            channels_field="config.model.in_channels",
+            max_pixels_field="config.prepare.max_pixels",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Float
 
-from uvit_jax.data.sources import SOURCES
+from uvit_jax.data.training_data import BUILT_IN
 from uvit_jax.experiment.assembled import Parts
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.models.latents import Normalization
@@ -65,7 +65,7 @@ def abstract_inputs(experiment: Experiment, sharding: NamedSharding) -> StepInpu
         )
     else:
         # The digits come as floats, stored images as bytes.
-        dtype = jnp.dtype(jnp.float32 if experiment.data.source in SOURCES else jnp.uint8)
+        dtype = jnp.dtype(jnp.float32 if experiment.data.source in BUILT_IN else jnp.uint8)
         shape, inputs = model.sample_shape, pixels
     examples = {
         "x": (shape, dtype),

@@ -18,8 +18,8 @@ import optax
 from clu.parameter_overview import get_parameter_overview
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import Source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import Preempted, UserError
 from uvit_jax.experiment.assembled import Parts, assemble, open_experiment_autoencoder, open_source
 from uvit_jax.experiment.checks import check_encoded, check_source
@@ -186,7 +186,9 @@ def _report(workdir: pathlib.Path, num_params: int, step: int, *, main_host: boo
     )
 
 
-def _open(experiment: Experiment, workdir: pathlib.Path) -> tuple[Source, Parts, TextStates | None]:
+def _open(
+    experiment: Experiment, workdir: pathlib.Path
+) -> tuple[TrainingData, Parts, TextStates | None]:
     """The data, the parts and what encodes prompts, where there are any, opened and checked against
     each other.
     """
@@ -263,7 +265,7 @@ def _first_state(
     return make(params)
 
 
-def _batches(parts: Parts, source: Source) -> grain.DatasetIterator:
+def _batches(parts: Parts, source: TrainingData) -> grain.DatasetIterator:
     config = parts.experiment
     return train_batches(
         source,
@@ -277,11 +279,11 @@ def _batches(parts: Parts, source: Source) -> grain.DatasetIterator:
     )
 
 
-def _kind(source: Source) -> str:
-    return source.manifest.kind if isinstance(source, RecordSource) else "pixels"
+def _kind(source: TrainingData) -> str:
+    return source.manifest.kind if isinstance(source, PreparedData) else "pixels"
 
 
-def _conditions(parts: Parts, source: Source, text: TextStates | None) -> Conditions:
+def _conditions(parts: Parts, source: TrainingData, text: TextStates | None) -> Conditions:
     """What the pictures are of: the classes or prompts asked for, or captions of the data."""
     experiment = parts.experiment
     if not experiment.model.context_dim:
@@ -290,11 +292,11 @@ def _conditions(parts: Parts, source: Source, text: TextStates | None) -> Condit
         return label_conditions(experiment, parts.card.class_names)
     if text is not None:
         return prompt_conditions(experiment, text)
-    assert isinstance(source, RecordSource)  # no other has captions
+    assert isinstance(source, PreparedData)  # no other has captions
     return caption_conditions(experiment, source, experiment.train.num_images)
 
 
-def _inputs(parts: Parts, source: Source) -> tuple[Inputs, Any]:
+def _inputs(parts: Parts, source: TrainingData) -> tuple[Inputs, Any]:
     """What the step makes of stored examples, and the frozen parameters it does that with."""
     normalization, kind = parts.card.normalization, _kind(source)
     if normalization is None:
@@ -309,7 +311,7 @@ def _inputs(parts: Parts, source: Source) -> tuple[Inputs, Any]:
 
 def _compile(
     parts: Parts,
-    source: Source,
+    source: TrainingData,
     optimizer: optax.GradientTransformation,
     template: TrainState,
     progress: Progress,
@@ -318,7 +320,7 @@ def _compile(
     config = parts.experiment
     inputs, frozen = _inputs(parts, source)
     drops_text = config.model.context_dim > 0 and config.diffusion.p_uncond > 0
-    null = source.empty_context if drops_text and isinstance(source, RecordSource) else None
+    null = source.empty_context if drops_text and isinstance(source, PreparedData) else None
     fields = batch_fields(config)
     one = source.read(np.zeros(1, np.int64), np.zeros(1, bool), fields=fields)
     batch = {

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from uvit_jax.data.prepared.manifest import FORMAT_VERSION, Manifest, Shard
+from uvit_jax.data.prepared.manifest import FORMAT_VERSION, Manifest
+from uvit_jax.data.prepared.shard import Shard
 from uvit_jax.errors import UserError
 
 SHARDS = (

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from tests.data.prepared import captions_of, prepare
+from tests.data.prepared_sets import captions_of, prepare
 from tests.jobs.digits_config import KEEPING, UNCONDITIONAL, experiment
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import ArraySource, digits
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import ArrayData, digits
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.sampling.conditions import (
     Conditions,
@@ -86,7 +86,7 @@ def test_prompts_come_from_a_file_one_a_line(tmp_path):
 def skewed():
     """Ten classes, class k (k + 1) times as often as the first, in no order."""
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 2 * np.arange(1, 11)))
-    return ArraySource("skewed", np.zeros((len(labels), 8, 8, 1), np.float32), labels, NAMES)
+    return ArrayData("skewed", np.zeros((len(labels), 8, 8, 1), np.float32), labels, NAMES)
 
 
 def test_labels_of_the_data_come_as_often_as_in_the_data():
@@ -119,7 +119,7 @@ def test_the_label_of_a_sample_depends_on_the_seed_and_its_number_alone():
 
 
 def test_labels_are_read_a_few_examples_at_a_time():
-    class Watched(ArraySource):
+    class Watched(ArrayData):
         def read(self, indices, mirrored, draws=None, fields=None):
             assert len(indices) <= 1024
             assert fields == ["label"]
@@ -132,10 +132,10 @@ def test_labels_are_read_a_few_examples_at_a_time():
 
 def test_labels_of_a_prepared_data_set_are_its_own(tmp_path):
     _, labels = prepare(tmp_path, (40, 60))
-    found = data_labels(experiment(), RecordSource(tmp_path), 500).of(np.arange(500))
+    found = data_labels(experiment(), PreparedData(tmp_path), 500).of(np.arange(500))
     assert np.bincount(found).min() > 20
     assert set(found.tolist()) == set(labels.tolist())
-    assert data_labels(experiment(**KEEPING), RecordSource(tmp_path), 5).null is None
+    assert data_labels(experiment(**KEEPING), PreparedData(tmp_path), 5).null is None
 
 
 @pytest.mark.parametrize("changes", [UNCONDITIONAL, {"model__num_classes": 5}])
@@ -155,7 +155,7 @@ def captioned(tmp_path_factory):
     """A data set of 15 images, of 1 to 4 captions each."""
     folder = tmp_path_factory.mktemp("captioned")
     prepare(folder, context_dtype="float16", classes=0)
-    return RecordSource(folder)
+    return PreparedData(folder)
 
 
 def picks(conditions, count):
@@ -205,7 +205,7 @@ def test_captions_are_refused_where_there_are_none_and_with_a_negative_prompt(tm
     with pytest.raises(
         UserError, match=r"holds no captions, expected a data set prepared with a text encoder"
     ):
-        data_captions(experiment(**TEXT), RecordSource(tmp_path), 4)
+        data_captions(experiment(**TEXT), PreparedData(tmp_path), 4)
     negative = experiment(**TEXT, sample__negative_prompt="blurry", sample__guidance_scale=1.0)
     with pytest.raises(
         UserError,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from uvit_jax.data.prepared.manifest import Shard
+from uvit_jax.data.prepared.shard import Shard
 from uvit_jax.errors import UserError
 
 # Nothing read ahead and no threads of its own: whoever wants parallel reads calls from several

@@ -17,8 +17,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, Shaped
 
-from uvit_jax.data.prepared.manifest import Shard
-from uvit_jax.data.prepared.record_bytes import encode_caption, encode_example
+from uvit_jax.data.prepared.records import encode_caption, encode_example
+from uvit_jax.data.prepared.shard import Shard
 from uvit_jax.data.prepared.shard_reader import one_clause
 from uvit_jax.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from uvit_jax.data.prepared.empty_context import load_empty_context
 from uvit_jax.data.prepared.manifest import Manifest
-from uvit_jax.data.prepared.record_bytes import CaptionReader, ExampleReader
+from uvit_jax.data.prepared.records import CaptionReader, ExampleReader
 from uvit_jax.errors import UserError
 
 

@@ -5,8 +5,8 @@ protocol in its name.
 import pathlib
 from collections.abc import Callable
 
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import Source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.experiment.assembled import Parts
 from uvit_jax.experiment.checks import check_mesh
 from uvit_jax.experiment.text_states import TextStates
@@ -38,7 +38,7 @@ class TrainEvaluation:
     """
 
     def __init__(
-        self, parts: Parts, source: Source, text: TextStates | None, workdir: pathlib.Path
+        self, parts: Parts, source: TrainingData, text: TextStates | None, workdir: pathlib.Path
     ):
         """All hosts call this together.
 
@@ -94,7 +94,7 @@ class TrainEvaluation:
             say(f"step {step:,}: {self.tag} {value:.4g}")
 
 
-def _captions(parts: Parts, source: Source, text: TextStates | None) -> RecordSource | None:
+def _captions(parts: Parts, source: TrainingData, text: TextStates | None) -> PreparedData | None:
     """The data set whose captions samples are of; None for labels or prompts."""
     experiment = parts.experiment
     if not experiment.model.context_dim:
@@ -103,4 +103,4 @@ def _captions(parts: Parts, source: Source, text: TextStates | None) -> RecordSo
         captions = open_captions(experiment.evaluate.captions)
         check_captions(parts, captions)
         return captions
-    return source if text is None and isinstance(source, RecordSource) else None
+    return source if text is None and isinstance(source, PreparedData) else None

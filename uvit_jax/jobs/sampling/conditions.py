@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import Source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_context
 from uvit_jax.experiment.config import Experiment
@@ -169,7 +169,7 @@ def prompt_conditions(experiment: Experiment, text: TextStates) -> Conditions:
     )
 
 
-def caption_conditions(experiment: Experiment, source: RecordSource, count: int) -> Conditions:
+def caption_conditions(experiment: Experiment, source: PreparedData, count: int) -> Conditions:
     """The first captions of images spread over a data set, as many as there are pictures to draw."""
     picks = np.unique(np.linspace(0, len(source) - 1, count).round().astype(np.int64))
     states = np.stack([source.context(int(i), 0) for i in picks])
@@ -180,7 +180,7 @@ def caption_conditions(experiment: Experiment, source: RecordSource, count: int)
 _READ_AT_ONCE = 1024
 
 
-def data_labels(experiment: Experiment, source: Source, count: int) -> Conditions:
+def data_labels(experiment: Experiment, source: TrainingData, count: int) -> Conditions:
     """Labels as often as the data set has them: sample i has the label of an example drawn by
     (seed, i) alone.
 
@@ -208,7 +208,7 @@ def data_labels(experiment: Experiment, source: Source, count: int) -> Condition
     return Conditions(labels.astype(np.int32), experiment.null_label, names)
 
 
-def data_captions(experiment: Experiment, source: RecordSource, count: int) -> Conditions:
+def data_captions(experiment: Experiment, source: PreparedData, count: int) -> Conditions:
     """Sample i has a caption of the i-th image of a shuffled data set, both drawn by the seed;
     images are had again where there are more samples than images. States are read when they are
     asked for.
@@ -249,7 +249,7 @@ class _CaptionStates:
     7 GB.
     """
 
-    source: RecordSource
+    source: PreparedData
     images: Int[np.ndarray, " n"]
     draws: UInt64[np.ndarray, " n"]
 

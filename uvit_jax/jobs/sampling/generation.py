@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import SOURCES
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import BUILT_IN
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.assembled import Parts, assemble, open_experiment_autoencoder, open_source
@@ -123,7 +123,7 @@ def _bytes(begin: int, images: Array, first: int, count: int) -> UInt8[np.ndarra
 
 
 def open_generation_parts(
-    experiment: Experiment, workdir: pathlib.Path, captions: RecordSource | None = None
+    experiment: Experiment, workdir: pathlib.Path, captions: PreparedData | None = None
 ) -> tuple[Parts, TextStates | None]:
     """The parts and, for a model of text, what encodes prompts, opened and checked against each
     other.
@@ -180,14 +180,14 @@ def check_decoder(parts: Parts) -> None:
         )
 
 
-def open_captions(name: str) -> RecordSource:
+def open_captions(name: str) -> PreparedData:
     """The prepared data set that `config.evaluate.captions` names.
 
     Raises:
       UserError: for a folder that is none, or one without captions.
     """
     try:
-        captions = RecordSource(name)
+        captions = PreparedData(name)
     except UserError as error:
         raise UserError(f"config.evaluate.captions is {name!r}: {error}") from None
     if not captions.manifest.num_captions:
@@ -198,7 +198,7 @@ def open_captions(name: str) -> RecordSource:
     return captions
 
 
-def check_captions(parts: Parts, captions: RecordSource) -> None:
+def check_captions(parts: Parts, captions: PreparedData) -> None:
     """Raises a UserError where prepared captions are not what the model learned to read."""
     check_context(
         parts.experiment, captions.context_shape, f"the captions of {str(captions.folder)!r} have"
@@ -228,7 +228,7 @@ def agree_on_generation(parts: Parts, text: TextStates | None, workdir: pathlib.
 
 
 def open_conditions(
-    parts: Parts, text: TextStates | None, *, count: int = 0, captions: RecordSource | None = None
+    parts: Parts, text: TextStates | None, *, count: int = 0, captions: PreparedData | None = None
 ) -> Conditions:
     """The classes, prompts or captions asked for.
 
@@ -260,7 +260,7 @@ def _card(
         card.check_scale(experiment.autoencoder.scale)
         return card
     if (
-        experiment.data.source in SOURCES
+        experiment.data.source in BUILT_IN
         or pathlib.Path(experiment.data.source, "manifest.json").exists()
     ):
         return card_of_source(experiment, open_source(experiment), autoencoder)
