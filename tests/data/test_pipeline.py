@@ -12,6 +12,7 @@ import pytest
 
 from tests.data.prepared_sets import CONTEXT, prepare
 from uvit_jax.data import pipeline
+from uvit_jax.data.example_order import flips, random_words, shuffled
 from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.data.training_data import ArrayData
@@ -286,8 +287,8 @@ def test_records_are_batches_in_their_own_dtype(batches, tmp_path):
     iterator = batches(PreparedData(tmp_path), batch_size=15, flip=True)
     batch = next(iterator)
     assert batch["x"].dtype == jnp.bfloat16
-    indices = pipeline._shuffled(np.arange(15), 15, 0)
-    mirrored = pipeline._flips(np.arange(15), 0)
+    indices = shuffled(np.arange(15), 15, 0)
+    mirrored = flips(np.arange(15), 0)
     assert 0 < mirrored.sum() < 15
     np.testing.assert_array_equal(batch["x"], x[indices, mirrored.astype(int)])
     np.testing.assert_array_equal(batch["label"], labels[indices])
@@ -301,13 +302,11 @@ CAPTIONS = [3740187040, 1674070230, 3836412313, 428783249, 3003175713]
 
 @pytest.mark.parametrize("first", [0, 1, 4])
 def test_the_random_words_of_a_seed_stay_what_they_are(first):
-    words = pipeline._words(np.arange(first, 5), 3, Stream.TRAIN_CAPTION)
+    words = random_words(np.arange(first, 5), 3, Stream.TRAIN_CAPTION)
     assert [int(word) >> 32 for word in words] == CAPTIONS[first:]
-    words = pipeline._words(np.arange(first, 5), 3, Stream.FLIP)
+    words = random_words(np.arange(first, 5), 3, Stream.FLIP)
     assert [int(word) >> 32 for word in words] == FLIPS[first:]
-    assert pipeline._flips(np.arange(first, 5), 3).tolist() == [
-        word >= 2**31 for word in FLIPS[first:]
-    ]
+    assert flips(np.arange(first, 5), 3).tolist() == [word >= 2**31 for word in FLIPS[first:]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -378,8 +377,8 @@ def test_captions_are_drawn_apart_from_flips(batches):
     np.testing.assert_array_equal(
         drawn(batches(source, batch_size=100, fields=fields, flip=True), 8), plain
     )
-    flips = pipeline._flips(np.arange(800), 0)
-    assert 0.4 < np.mean(flips == plain.ravel()) < 0.6
+    mirrored = flips(np.arange(800), 0)
+    assert 0.4 < np.mean(mirrored == plain.ravel()) < 0.6
 
 
 @pytest.mark.parametrize(("batch_size", "prefetch"), [(2, 2), (10, 1), (20, 0)])
@@ -414,8 +413,8 @@ def test_prepared_captions_are_batches_in_their_own_dtype(batches, tmp_path, wor
     batch = next(batches(source, fields=TEXT_FIELDS, batch_size=15, workers=workers))
     assert batch.keys() == {"x", "context"}
     assert (batch["context"].dtype, batch["context"].shape) == (jnp.bfloat16, (15, *CONTEXT))
-    draws = pipeline._words(np.arange(15), 0, Stream.TRAIN_CAPTION)
-    order = pipeline._shuffled(np.arange(15), 15, 0).tolist()
+    draws = random_words(np.arange(15), 0, Stream.TRAIN_CAPTION)
+    order = shuffled(np.arange(15), 15, 0).tolist()
     for i, draw, context in zip(order, draws.tolist(), np.asarray(batch["context"]), strict=True):
         np.testing.assert_array_equal(context, source.context(i, draw % (1 + i % 4)))
 

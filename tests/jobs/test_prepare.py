@@ -541,7 +541,7 @@ def test_a_constant_channel_of_latents_is_brought_to_mean_zero_alone(
     images, tmp_path, monkeypatch, caplog
 ):
     name = write_taesd(tmp_path / "taesd.safetensors")
-    sums = prepare.channel_sums
+    sums = shards.channel_sums
 
     def flat(kind, arrays):
         arrays = arrays.copy()

@@ -1,18 +1,20 @@
-"""Data sets as random access to examples, read a batch at a time: `{"x": [n, h, w, c], "label":
-int32 [n]}`.
+"""The interface of data that training reads, and the data sets that need no preparing.
 
-Where images have captions there is a third array, "context" `[n, tokens, width]`: the states of one
-caption of each.
+Examples are read a batch at a time: `{"x": [n, h, w, c], "label": int32 [n]}` and, for images with
+captions, "context" `[n, tokens, width]`: the states of one caption of each.
 """
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
 from uvit_jax.errors import UserError
+
+Batch = dict[str, jax.Array]
 
 
 @runtime_checkable
@@ -21,7 +23,7 @@ class TrainingData(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in configs and reports."""
+        """Name for configs and reports."""
         ...
 
     @property
@@ -38,15 +40,14 @@ class TrainingData(Protocol):
         draws: UInt64[np.ndarray, " n"] | None = None,
         fields: Collection[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """The examples of these numbers, stacked, those with `mirrored` as mirror images; called
-        from threads.
+        """The examples of these indices, stacked; called from threads.
 
         Args:
           indices: of the examples.
           mirrored: which of them are read as mirror images.
           draws: random words, each of which picks one of its example's captions; None for the
             first.
-          fields: which of the arrays are wanted; None for all.
+          fields: names of the arrays that are wanted; None for all.
 
         Returns:
           "x" `[n, h, w, c]`, "label" int32 `[n]` and, where there are captions, "context" `[n,
@@ -56,7 +57,7 @@ class TrainingData(Protocol):
 
     @property
     def can_mirror(self) -> bool:
-        """Whether `mirrored` may hold True."""
+        """True if examples can be read as mirror images."""
         ...
 
     @property
@@ -66,7 +67,7 @@ class TrainingData(Protocol):
 
     @property
     def context_shape(self) -> tuple[int, ...]:
-        """Shape (tokens, width) of a caption's states; () where there are no captions."""
+        """Shape (tokens, width) of a caption's states; () without captions."""
         ...
 
     @property
@@ -77,10 +78,10 @@ class TrainingData(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ArrayData:
-    """A data set that stands in memory.
+    """A data set in memory.
 
     Attributes:
-      name: what it is called in configs and reports.
+      name: for configs and reports.
       images: pixels in [-1, 1].
       labels: class of each image, 0..num_classes-1.
       class_names: one for each class.
@@ -109,7 +110,7 @@ class ArrayData:
         draws: UInt64[np.ndarray, " n"] | None = None,
         fields: Collection[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """The examples of these numbers, stacked; where `mirrored`, left and right are exchanged.
+        """The examples of these indices, stacked; where `mirrored`, left and right are exchanged.
 
         Returns:
           "x", float32 `[n, h, w, c]` in [-1, 1], and "label", int32 `[n]`, or those of them that
@@ -122,7 +123,7 @@ class ArrayData:
 
     @property
     def can_mirror(self) -> bool:
-        """Pixels always can."""
+        """True: pixels always can."""
         return True
 
     @property
@@ -133,7 +134,7 @@ class ArrayData:
 
     @property
     def context_shape(self) -> tuple[int, ...]:
-        """There are no captions."""
+        """(): there are no captions."""
         return ()
 
     @property
@@ -143,15 +144,12 @@ class ArrayData:
 
 
 def digits() -> ArrayData:
-    """The 1,797 real handwritten digits of 8x8 pixels that scikit-learn's package carries (no
-    network needed).
+    """The 1,797 handwritten digits of 8x8 pixels in scikit-learn's package; needs no network.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the
     test part. Their 17 grey levels 0..16 become -1..1.
     """
-    from sklearn.datasets import (
-        load_digits,  # Takes a second to import: only who asks for digits pays it.
-    )
+    from sklearn.datasets import load_digits  # Takes a second to import.
 
     data = load_digits()
     images = (data.images / 8 - 1).astype(np.float32)[..., None]
@@ -160,14 +158,15 @@ def digits() -> ArrayData:
     )
 
 
+# Data sets that need no folder, by name.
 BUILT_IN: dict[str, Callable[[], TrainingData]] = {"digits": digits}
 
 
 def load_built_in(name: str) -> TrainingData:
-    """The data set of this name.
+    """The built-in data set of this name.
 
     Raises:
-      UserError: for a name that is not known.
+      UserError: for an unknown name.
     """
     if name not in BUILT_IN:
         raise UserError(f"source is {name!r}, expected one of {', '.join(map(repr, BUILT_IN))}")

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from uvit_jax.data.training_data import Batch
 from uvit_jax.training.state import TrainState
-from uvit_jax.training.step import Batch
 
 # Steps handed to the devices before the host waits for the first of them: enough to keep them busy
 # while it fetches batches and logs, few enough to bound the memory of batches.

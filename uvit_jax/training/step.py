@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from uvit_jax.data.training_data import Batch
 from uvit_jax.diffusion.losses import denoising_loss
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.randomness import Stream, stream_key
@@ -20,7 +21,6 @@ from uvit_jax.training.inputs import Inputs, pixels
 from uvit_jax.training.network import Network
 from uvit_jax.training.state import Params, TrainState
 
-Batch = dict[str, Array]
 Condition = Int[Array, " b"] | Float[Array, "b l d"]
 
 
