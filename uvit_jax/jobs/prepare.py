@@ -19,9 +19,9 @@ from uvit_jax.data.prepared.manifest import Manifest
 from uvit_jax.data.prepared.verification import verify
 from uvit_jax.data.training_data import BUILT_IN
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.assembled import open_experiment_autoencoder
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.folder_lock import locked
+from uvit_jax.experiment.opened import open_experiment_autoencoder
 from uvit_jax.experiment.sections import PrepareConfig
 from uvit_jax.experiment.text_states import open_text_states
 from uvit_jax.experiment.workdir import open_workdir
@@ -91,9 +91,9 @@ def open_examples(experiment: Experiment) -> PreparedExamples:
         is_field = str(error).startswith(("source", "split", "data_dir"))
         raise UserError(f"config.prepare.{error}" if is_field else str(error)) from None
 
-    autoencoder = open_experiment_autoencoder(experiment) if prepare.latents else None
+    autoencoder = open_experiment_autoencoder(experiment.autoencoder) if prepare.latents else None
     mesh = make_mesh(MeshConfig(), jax.local_devices())
-    text = open_text_states(experiment, mesh) if texts else None
+    text = open_text_states(experiment.text_encoder, mesh) if texts else None
     codec, (height, width) = None, model.input_size
     if autoencoder is not None:
         codec = Codec(autoencoder, mesh, experiment.autoencoder.batch_size)
@@ -107,7 +107,6 @@ def open_examples(experiment: Experiment) -> PreparedExamples:
         codec=codec,
         autoencoder=experiment.autoencoder,
         text=text,
-        text_encoder=experiment.text_encoder,
     )
 
 

@@ -133,8 +133,8 @@ def test_a_picture_that_claims_to_be_enormous_is_refused_by_the_field_that_allow
         r"^a\.jpg has 90x60 = 5,400 pixels, expected at most 5,399, as "
         r"config\.prepare\.max_pixels allows$"
     )
+    limited = Decoding(max_pixels=5399, max_pixels_field="config.prepare.max_pixels")
     with pytest.raises(CorruptImage, match=said):
-        limited = Decoding(max_pixels=5399, max_pixels_field="config.prepare.max_pixels")
         decode(encoded(picture(), "JPEG"), "a.jpg", limited)
 
 

@@ -27,8 +27,8 @@ from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.data.threaded_map import threaded_map
 from uvit_jax.data.training_data import BUILT_IN, TrainingData, load_built_in
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.assembled import open_experiment_autoencoder
 from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.opened import open_experiment_autoencoder
 from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.sampling.sample_folder import (
     NPZ,
@@ -299,7 +299,7 @@ def _of_records(experiment: Experiment, source: PreparedData, mesh: Mesh) -> Ima
     )
     if manifest.kind == "pixels":
         return _of_source(source, record)
-    autoencoder = open_experiment_autoencoder(experiment)
+    autoencoder = open_experiment_autoencoder(experiment.autoencoder)
     if autoencoder is None:
         raise UserError(
             f"{source.folder} holds latents, and config.autoencoder.name is empty: expected "

@@ -8,7 +8,7 @@ from uvit_jax.data.image_sources.crops import Size, sides
 from uvit_jax.data.image_sources.image_source import ImageSource, SourceImage, listing_sha256
 from uvit_jax.data.threaded_map import threaded_map
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.sections import AutoencoderSection, PrepareConfig, TextEncoderSection
+from uvit_jax.experiment.sections import AutoencoderSection, PrepareConfig
 from uvit_jax.experiment.text_states import TextStates
 from uvit_jax.jobs.preparation.cropping import CroppingReader, are_labels_unknown, first_readable
 from uvit_jax.jobs.preparation.encoding import batched, encoded, encoded_captions, latents_encoder
@@ -33,7 +33,6 @@ def open_image_examples(
     codec: Codec | None,
     autoencoder: AutoencoderSection,
     text: TextStates | None,
-    text_encoder: TextEncoderSection,
 ) -> PreparedExamples:
     """The examples of a source's images; the first of them is read.
 
@@ -44,7 +43,6 @@ def open_image_examples(
       codec: the autoencoder on this host's devices; None to store pixels.
       autoencoder: its section.
       text: the text encoder on this host's devices; None to store no captions.
-      text_encoder: its section.
 
     Raises:
       UserError: for a size, channels or captions that don't fit the encoders, or a source without
@@ -71,7 +69,7 @@ def open_image_examples(
             if codec is None
             else latent_fields(codec.autoencoder, autoencoder, size, prepare.dtype)
         ),
-        **(NO_TEXT if text is None else caption_fields(text, text_encoder.dtype, prepare.dtype)),
+        **(NO_TEXT if text is None else caption_fields(text, prepare.dtype)),
     )
     encode = None
     if codec is not None:

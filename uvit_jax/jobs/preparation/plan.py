@@ -114,12 +114,12 @@ def latent_fields(
     }
 
 
-def caption_fields(text: TextStates, encoder_dtype: str, dtype: str) -> dict[str, Any]:
-    """The plan's fields on captions, whose states are computed in one dtype and stored in another."""
+def caption_fields(text: TextStates, dtype: str) -> dict[str, Any]:
+    """The plan's fields on captions, whose states are stored in this dtype."""
     return {
         "text_encoder": text.encoder.name,
         "text_encoder_sha256": text.encoder.sha256,
-        "text_encoder_dtype": encoder_dtype,
+        "text_encoder_dtype": text.dtype,
         "tokenizer_sha256": _sha256_of(text.tokenizer),
         "context_shape": text.shape,
         "context_dtype": dtype,
