@@ -144,7 +144,7 @@ def test_labels_that_are_all_unknown_are_none_and_said_to_be(tmp_path, caplog):
     with caplog.at_level("INFO", "uvit_jax"):
         table(tmp_path, "file_name,label", "0.png,-1", "1.png,-1", "2.png,-1")
     (said,) = caplog.messages
-    assert "metadata.csv has the label -1 in every line, which is no class" in said
+    assert "metadata.csv has the label -1 in every line, which is not a class" in said
 
 
 @pytest.mark.parametrize(

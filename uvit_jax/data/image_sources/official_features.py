@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Float
 
-from uvit_jax.data.image_sources.metadata import MAX_CLASSES
+from uvit_jax.data.image_sources.metadata_labels import MAX_CLASSES
 from uvit_jax.data.image_sources.object_npy import read_object_array
 from uvit_jax.errors import UserError
 
