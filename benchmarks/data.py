@@ -1,5 +1,4 @@
-"""How fast prepared data is read: records a second on one core and on all, growth of memory, time
-to open.
+"""Reading of prepared data: records a second on one core and on all, memory, time to open.
 
 python benchmarks/data.py [--records 200000] [--folder /tmp]
 
@@ -79,7 +78,7 @@ def open_seconds(folder: str) -> float:
 
 
 def source_rate(folder: str, seconds: float, cores: int = 1) -> float:
-    """Records a second of `PreparedData.read` alone, random batches, on as many cores and no more."""
+    """Records a second of `PreparedData.read` alone, random batches, on that many cores."""
     _use_cores(cores)
     source, rng = PreparedData(folder), np.random.default_rng(0)
     mirrored = np.zeros(BATCH, bool)
@@ -93,9 +92,7 @@ def source_rate(folder: str, seconds: float, cores: int = 1) -> float:
 def pipeline_rate(
     folder: str, seconds: float, cores: int, workers: int, prefetch: int = 2
 ) -> float:
-    """Records a second of `train_batches`, shuffled, batched, stacked and as arrays on JAX's CPU
-    device.
-    """
+    """Records a second of `train_batches`, shuffled, as arrays on JAX's CPU device."""
     _use_cores(cores)
     batches = _batches(folder, workers, prefetch)
     rate = _rate(lambda: next(batches), seconds)
@@ -104,9 +101,7 @@ def pipeline_rate(
 
 
 def memory(folder: str) -> list[dict[str, float]]:
-    """MiB of this process after a warm-up of a tenth of an epoch and after each epoch: anonymous,
-    and all resident.
-    """
+    """MiB of this process, anonymous and resident, after a tenth of an epoch and each epoch."""
     batches = _batches(folder, workers=0, prefetch=2)
     epoch = max(10, len(PreparedData(folder)) // BATCH)
     found, done = [], 0
@@ -144,14 +139,12 @@ def _rate(step: Callable[[], Any], seconds: float) -> float:
 
 
 def _use_cores(count: int) -> None:
-    """Keeps this process to its first cores; threads that XLA and NumPy start later follow, so call
-    it before them.
-    """
+    """Keeps this process to its first cores; call it before XLA and NumPy start threads."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """The measurement in a fresh process: no memory, thread or affinity of another is left in it."""
+    """The measurement in a fresh process: without another's memory, threads or affinity."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(measure, *arguments).result()

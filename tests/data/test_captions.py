@@ -234,7 +234,7 @@ def test_another_empty_context_is_refused_when_the_data_set_is_opened(tmp_path):
         (np.full(CONTEXT, np.inf, np.float32), "holds NaN or infinity, expected finite numbers"),
         (
             np.array([[{}]]),
-            r"is no array \(.*allow_pickle=False.*\), expected the states of the empty caption",
+            r"is not an array \(.*allow_pickle=False.*\), expected the states of the empty caption",
         ),
     ):
         buffer = io.BytesIO()
@@ -361,7 +361,7 @@ def test_verify_names_a_caption_that_is_not_as_it_should_be(tmp_path):
         ),
         (
             [*good[:3], good[3] + b"\xe9", *good[4:]],
-            r"record 3 is damaged \(its text has the byte 0xe9, which is no UTF-8\): prepare the "
+            r"record 3 is damaged \(its text has the byte 0xe9, which is not UTF-8\): prepare the "
             r"data set again",
         ),
         (

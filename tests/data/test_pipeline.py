@@ -21,7 +21,7 @@ from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from uvit_jax.randomness import Stream, seed_sequence
 
 SIZE = 20
-# Example i is an image full of i, so that a batch tells which examples it holds.
+# Example i is an image full of i, so that a batch shows which examples it holds.
 SOURCE = ArrayData(
     "numbers",
     np.arange(SIZE, dtype=np.float32).reshape(-1, 1, 1, 1) * np.ones((1, 2, 2, 1), np.float32),
@@ -311,9 +311,7 @@ def test_the_random_words_of_a_seed_stay_what_they_are(first):
 
 @dataclasses.dataclass(frozen=True)
 class TextSource(ArrayData):
-    """A caption's states are its number among an example's `captions`; keeps whether captions were
-    drawn.
-    """
+    """Captions whose states are their number; records if captions were drawn."""
 
     captions: int = 3
     drawn: list[bool] = dataclasses.field(default_factory=list)

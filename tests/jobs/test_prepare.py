@@ -1,6 +1,4 @@
-"""The job `prepare`: folders of images and official features to data sets of pixels, moments and
-latents.
-"""
+"""The job `prepare`: images and official features to pixels, moments and latents."""
 
 import dataclasses
 import errno
@@ -311,7 +309,7 @@ def test_an_earlier_versions_plan_is_enough_for_what_is_made_and_for_nothing_els
 
 
 def test_hosts_do_what_the_first_of_them_finds_missing(images, tmp_path, monkeypatch):
-    # An empty folder stands for what a network's file system shows another host for a while.
+    # Another host of a network's file system may see an empty folder for a while.
     monkeypatch.setattr(hosts, "is_first", lambda: False)
     monkeypatch.setattr(hosts, "first_says", lambda value: "")
     assert prepare.run(experiment(images, tmp_path / "out"), tmp_path) == ""

@@ -1,4 +1,4 @@
-"""The endless stream of examples: which one each position shows, mirrored or not, and captioned how.
+"""The order of training: which example a position shows, if mirrored, with which caption.
 
 All of it is a function of (seed, position): no host, worker or batch size changes it.
 """

@@ -31,9 +31,7 @@ _CODECS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that this machine reads; HEIC where the package pillow-heif is
-    installed.
-    """
+    """Pillow's names of the formats read here; HEIC needs the package pillow-heif."""
     Image.init()
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
@@ -48,14 +46,12 @@ def extensions() -> frozenset[str]:
 
 
 def is_image(file: str) -> bool:
-    """Whether a file is an image by the extension of its name."""
+    """True if the extension of a file's name is an image's."""
     return file.rpartition(".")[2].lower() in extensions()
 
 
 def hint(extension: str) -> str:
-    """What would make files of this extension (in lower case, without the dot) readable; "" where
-    nothing would.
-    """
+    """How to make files of this extension (lower case, no dot) readable; "" where nothing helps."""
     name = next((name for name, known in _FORMATS.items() if extension in known), None)
     if name is None or name in formats():
         return ""

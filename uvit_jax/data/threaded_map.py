@@ -1,4 +1,4 @@
-"""Work done in threads ahead of the one who takes it, in order."""
+"""A map in threads that keeps the order and works ahead of its consumer."""
 
 import collections
 import concurrent.futures
@@ -9,8 +9,9 @@ from typing import Any
 def threaded_map(
     pool: concurrent.futures.Executor, function: Callable, items: Sequence[Any], depth: int
 ) -> Iterator[Any]:
-    """function(item) for each item in order, `depth` of them under way; what it raises is raised in
-    its turn.
+    """Yields function(item) for each item in order, with `depth` calls under way.
+
+    An exception is raised when its item's turn comes.
     """
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     try:

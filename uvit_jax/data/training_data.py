@@ -114,7 +114,7 @@ class ArrayData:
 
         Returns:
           "x", float32 `[n, h, w, c]` in [-1, 1], and "label", int32 `[n]`, or those of them that
-          `fields` names. There are no captions to be drawn.
+          `fields` names. `draws` is unused: there are no captions.
         """
         x = self.images[indices]
         x[mirrored] = x[mirrored, :, ::-1]
@@ -134,7 +134,7 @@ class ArrayData:
 
     @property
     def context_shape(self) -> tuple[int, ...]:
-        """(): there are no captions."""
+        """(): it has no captions."""
         return ()
 
     @property

@@ -68,7 +68,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
 
 
 def open_examples(experiment: Experiment) -> PreparedExamples:
-    """What `config.prepare` reads and how it is stored: weights and the first image are read.
+    """Opens the source and the encoders, and plans what is stored; reads the first image.
 
     Raises:
       UserError: for a source, an autoencoder, a text encoder or a size that doesn't fit.

@@ -91,8 +91,8 @@ def test_other_annotations_make_no_data_set_of_captions(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'{"images": [', r"is no JSON \(.*\), expected COCO's captions"),
-        (b"[" * 100_000, r"is no JSON \(.*\), expected COCO's captions"),
+        (b'{"images": [', r"is not JSON \(.*\), expected COCO's captions"),
+        (b"[" * 100_000, r"is not JSON \(.*\), expected COCO's captions"),
         (
             '{"images": [{"id": 1, "file_name": "Žába"}]}'.encode("iso8859-2"),
             r"has the byte 0xae at offset 36, expected UTF-8",

@@ -1,6 +1,4 @@
-"""Crops against the official code's: its results on these images, run with Pillow 13, stand here as
-CRC-32s.
-"""
+"""Crops against the official code's, whose results with Pillow 13 are kept as CRC-32s."""
 
 import io
 import zlib

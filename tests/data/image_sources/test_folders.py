@@ -250,8 +250,8 @@ A, B = '{"file_name": "a.png", "label": 0}', '{"file_name": "b.png", "label": 1}
         ),
         ([A, B, A], r"line 3 names 'a\.png' as line 1 does"),
         ([A, '{"file_name": "../b.png"}'], r"line 2 names '\.\./b\.png'"),
-        ([A, "{file_name: b.png}"], r"line 2 is no JSON \("),
-        ([A, "[" * 100_000], r"line 2 is no JSON"),
+        ([A, "{file_name: b.png}"], r"line 2 is not JSON \("),
+        ([A, "[" * 100_000], r"line 2 is not JSON"),
         ([A, '["b.png", 1]'], r'line 2 is \["b\.png", 1\], expected an object with a "file_name"$'),
         ([A, '{"label": 1}'], r'line 2 is \{"label": 1\}, expected an object with a "file_name"$'),
         (

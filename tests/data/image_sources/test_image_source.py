@@ -1,4 +1,4 @@
-"""The hash of what stands in which place of a source."""
+"""The hash of a source's listing."""
 
 import json
 import pathlib

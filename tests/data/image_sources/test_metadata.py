@@ -1,6 +1,4 @@
-"""Labels and captions as people's folders have them: Hugging Face's layouts, tables, and text
-beside images.
-"""
+"""Labels and captions as people's folders have them: tables, and text beside images."""
 
 import json
 import pathlib
@@ -202,7 +200,7 @@ def test_classes_without_images_are_told(tmp_path, caplog, numbers, said):
             r"line 2 has 3 cells, expected 2, one for each of file_name, text \(a cell",
         ),
         (("file_name,file_name", "0.png,a"), r"line 1 names a column twice"),
-        (("file_name,text", '0.png,"a'), r"line 2 is no CSV \("),
+        (("file_name,text", '0.png,"a'), r"line 2 is not CSV \("),
         (("file_name,text", ",a"), r'line 2 is .*, expected an object with a "file_name"$'),
         (
             ("file_name,label", "0.png,1", "1.png,1", "2.png,1", "0.png,1"),

@@ -67,7 +67,7 @@ def test_only_a_batch_stands_in_memory(tmp_path, save):
 
 
 def raw(shape, dtype="|u1", fortran=False, data=None):
-    """The bytes of an array whose header may lie."""
+    """The bytes of an array under a header that may be wrong."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         file, {"descr": dtype, "fortran_order": fortran, "shape": shape}

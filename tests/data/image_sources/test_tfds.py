@@ -1,6 +1,4 @@
-"""TFDS's data sets, made in tiny by TFDS itself; its own processes, as it must work without
-TensorFlow.
-"""
+"""Tiny TFDS data sets, made by TFDS itself in processes of its own, without TensorFlow."""
 
 import json
 import pathlib
@@ -38,7 +36,8 @@ def picture(i, channels=3, format="PNG"):
 class TinyBase(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self.FEATURES))
+        features = tfds.features.FeaturesDict(self.FEATURES)
+        return tfds.core.DatasetInfo(builder=self, features=features)
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(0, 8), "test": self._generate_examples(8, 10)}
 
@@ -68,7 +67,7 @@ class TinySound(TinyBase):
 class TinyArrays(TinyBase):
     FEATURES = {"image": tfds.features.Image()}
     def _generate_examples(self, first, last):
-        yield 0, {"image": np.zeros((4, 4, 3), np.uint8)}  # TFDS hands arrays to TensorFlow to encode
+        yield 0, {"image": np.zeros((4, 4, 3), np.uint8)}  # TFDS needs TensorFlow to encode arrays
 """
 
 PREPARE = """

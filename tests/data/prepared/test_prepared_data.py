@@ -207,7 +207,7 @@ def test_no_altered_byte_is_ever_read_as_data(tmp_path):
     x, labels = prepare(tmp_path, sizes=(12,), shape=(16, 16, 8))
     path = tmp_path / "00000.array_record"
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    told = 0
+    found_damage = 0
     for offset in rng.integers(len(whole), size=60):
         path.write_bytes(whole)
         alter(path, offset, bits=1 << rng.integers(8))
@@ -216,13 +216,13 @@ def test_no_altered_byte_is_ever_read_as_data(tmp_path):
             try:
                 found = read(source, [i])
             except UserError:
-                told += 1
+                found_damage += 1
             else:
                 np.testing.assert_array_equal(found["x"][0], x[i, 0])
                 assert found["label"] == labels[i]
         with pytest.raises(UserError, match=str(path)):
             verify(tmp_path)
-    assert told > 10
+    assert found_damage > 10
 
 
 def test_an_unreadable_index_is_named(tmp_path):
@@ -372,7 +372,7 @@ def test_a_file_that_may_not_grow_leaves_nothing_and_says_why(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
-    # /dev/full stands for the disk: every write to it fails as on a full one.
+    # Every write to /dev/full fails as on a full disk.
     monkeypatch.setattr("pathlib.Path.with_name", lambda path, name: type(path)("/dev/full"))
     monkeypatch.setattr("pathlib.Path.unlink", lambda path, missing_ok: None)
     said = rf"^no space left in {tmp_path} for a.array_record; free some and start again$"

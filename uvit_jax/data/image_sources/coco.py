@@ -19,20 +19,18 @@ _PREFIX, _SUFFIX = "captions_", ".json"
 
 
 def coco_splits(source: pathlib.Path) -> list[str]:
-    """The splits that a folder has captions of, by its `annotations/captions_<split>.json`; none in
-    other folders.
-    """
+    """The splits that a folder has COCO's captions of; none in other folders."""
     found = (source / "annotations").glob(f"{_PREFIX}*{_SUFFIX}")
     return sorted(path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) for path in found)
 
 
 def open_coco(source: pathlib.Path, split: str = "train", decoding: Decoding = RGB) -> ImageFolder:
-    """The images of `<source>/<split>` with all captions that
-    `<source>/annotations/captions_<split>.json` has of them.
+    """The images of `<source>/<split>` with all their captions.
 
-    Images are in the order of their ids, and the captions of one in the order of the file: that is
-    how the official code, through pycocotools, numbers its features. Images have no labels. None is
-    opened; files in the folder that the annotations don't name are passed over.
+    Captions are those of `<source>/annotations/captions_<split>.json`. Images are in the order of
+    their ids, and the captions of one in the order of the file: that is how the official code,
+    through pycocotools, numbers its features. Images have no labels. None is opened; files in the
+    folder that the annotations don't name are passed over.
 
     Args:
       source: the folder of the annotations and the images.
@@ -41,9 +39,9 @@ def open_coco(source: pathlib.Path, split: str = "train", decoding: Decoding = R
       decoding: how files become pixels.
 
     Raises:
-      UserError: there is no such split or there are several; or the annotations are damaged, of
+      UserError: for a split that is missing or ambiguous; or annotations that are damaged, of
         another task, name an image or a caption twice or images that aren't there, or leave one
-        without a caption (the official code would fail on it as soon as it is drawn).
+        without a caption (on which the official code fails once it is drawn).
     """
     split = _split(source, split)
     path, root = source / "annotations" / f"{_PREFIX}{split}{_SUFFIX}", source / split
@@ -96,7 +94,7 @@ def _read(path: pathlib.Path) -> tuple[list[Any], list[Any]]:
             f"{path} has the byte 0x{byte:02x} at offset {error.start}, expected UTF-8"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({error}), expected COCO's captions") from None
+        raise UserError(f"{path} is not JSON ({error}), expected COCO's captions") from None
     fields = content if isinstance(content, dict) else {}
     images, annotations = fields.get("images"), fields.get("annotations")
     if not isinstance(images, list) or not isinstance(annotations, list):
@@ -155,9 +153,8 @@ def _captions(
                 f"images"
             )
         caption = fields.get("caption")
-        if not (
-            isinstance(caption, str) and caption.isascii()
-        ):  # So that 400,000 others cost no sentence.
+        # 400,000 ordinary captions need no further check.
+        if not (isinstance(caption, str) and caption.isascii()):
             _check_caption(f"{path}: annotation {key} of image {image} ({files[image]!r})", fields)
         captions[image].append(fields["caption"])
     return dict(captions)
@@ -174,7 +171,7 @@ def _check_caption(where: str, fields: dict[str, Any]) -> None:
 
 
 def _check_present(path: pathlib.Path, root: pathlib.Path, files: dict[int, str]) -> None:
-    """Refuses images that aren't in the folder, which one listing tells of nearly all."""
+    """Refuses images that aren't in the folder; one listing finds nearly all of them."""
     try:
         present = set(os.listdir(root))
     except OSError as error:

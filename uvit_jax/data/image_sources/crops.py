@@ -1,5 +1,4 @@
-"""From a picture of any size to one of a given size, pixel for pixel as the published data sets and
-features were made.
+"""Crops to a given size, pixel for pixel as the published data sets and features were made.
 
 The resampling is Pillow's on 8-bit pixels: the roundings between two steps are part of the result.
 """
@@ -26,11 +25,11 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def adm(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """The centre of `size` (a side, or height and width) after resizing the picture to cover just
-    that, as in ADM and every ImageNet model since.
+    """The centre of `size`, after resizing the picture to just cover it: ADM's crop.
 
-    Halved with a box filter while both sides are at least twice those wanted, then resized with a
-    bicubic one; smaller pictures are enlarged. An odd margin leaves its extra pixel on the right
+    `size` is a side, or (height, width). Every ImageNet model since ADM uses this crop. The picture
+    is halved with a box filter while both sides are at least twice those wanted, then resized with
+    a bicubic one; smaller pictures are enlarged. An odd margin leaves its extra pixel on the right
     and at the bottom.
 
     Source: `center_crop_arr` of P. Dhariwal and A. Nichol, arXiv:2105.05233; the same in U-ViT's
@@ -50,15 +49,14 @@ def adm(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "h2 
 
 
 def celeba(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """The 128x128 pixels around the face of an aligned CelebA picture, resized with Pillow's
-    bilinear filter.
+    """The 128x128 pixels around the face of an aligned CelebA picture, resized (bilinear).
 
     Source: the crop of U-ViT's code, which is DDIM's (arXiv:2010.02502); torchvision's Resize of a
     picture is Pillow's bilinear one, which averages over what it shrinks.
 
     Raises:
       UserError: for a picture of another size than 178x218, whose face would be elsewhere, or a
-        size that is no square.
+        size that is not a square.
     """
     height, width = sides(size)
     if height != width:
@@ -75,14 +73,13 @@ def celeba(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "
 
 
 def lanczos(image: UInt8[np.ndarray, "h w c"], size: Size) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """The largest centre of `size`'s proportions, resized with a Lanczos filter, as in U-ViT's COCO
-    and latent diffusion's data, which are square.
+    """The largest centre of `size`'s proportions, resized with a Lanczos filter.
 
-    An odd margin leaves its extra pixel on the right and at the bottom.
+    U-ViT's COCO and latent diffusion's data are made so, as squares. An odd margin leaves its extra
+    pixel on the right and at the bottom.
     """
     (rows, columns), (height, width) = image.shape[:2], sides(size)
-    # All rows or all columns, and so many of the other, to the nearest whole number, as the
-    # proportions ask for.
+    # All rows or all columns; the other side follows from the proportions, rounded.
     if rows * width <= columns * height:
         inside = rows, max(1, (2 * rows * width + height) // (2 * height))
     else:
@@ -114,8 +111,9 @@ CROPS: Mapping[str, Crop] = {"adm": adm, "celeba": celeba, "lanczos": lanczos, "
 def crop_channels(
     crop: Crop, image: UInt8[np.ndarray, "h w c"], size: Size
 ) -> UInt8[np.ndarray, "h2 w2 c"]:
-    """The crop of an image of any number of channels: of other than 1 or 3, alpha being one, each
-    is grey by itself.
+    """The crop of an image of any number of channels.
+
+    Other than 1 or 3 channels (alpha is one) are each cropped as a grey image.
     """
     channels = image.shape[-1]
     if channels in (1, 3):

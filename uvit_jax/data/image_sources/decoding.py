@@ -24,7 +24,7 @@ _ALPHA_MODES = {2: "LA", 4: "RGBA"}
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How files become pixels.
+    """Settings by which image files become pixels.
 
     Attributes:
       channels: 3 for RGB and 1 for grey, whatever the file has; 4 for RGB and 2 for grey with the

@@ -35,7 +35,7 @@ class ImageFolder:
       name: what a manifest calls it: the folder's name, or "coco:<folder>:<split>".
       root: the folder itself.
       files: paths relative to it, with forward slashes.
-      labels: class of each file; -1 where there are no classes.
+      labels: class of each file; -1 without classes.
       class_names: one for each class; () without.
       captions: of each file; () where there are none.
       decoding: how files become pixels.
@@ -53,7 +53,7 @@ class ImageFolder:
         return len(self.files)
 
     def label(self, index: int) -> int:
-        """The class of the image at this index; -1 where there are no classes."""
+        """The class of the image at this index; -1 without classes."""
         return int(self.labels[index])
 
     def listing(self) -> list[Any]:

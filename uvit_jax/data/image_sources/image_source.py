@@ -62,7 +62,7 @@ class ImageSource(Protocol):
         ...
 
     def listing(self) -> list[Any]:
-        """What identifies the images in their order, with labels and captions, as JSON values."""
+        """The values that identify the images in order, with labels and captions, for JSON."""
         ...
 
 

@@ -31,7 +31,7 @@ class Metadata:
     """Labels and captions of a folder's files.
 
     Attributes:
-      labels: class of each file; -1 where there are no classes.
+      labels: class of each file; -1 without classes.
       class_names: one for each class; () without.
       captions: of each file; () where there are none.
     """

@@ -1,6 +1,4 @@
-"""The rows of a metadata.jsonl, metadata.csv or metadata.parquet, as Hugging Face's `imagefolder`
-names these files.
-"""
+"""The rows of a metadata.jsonl, .csv or .parquet, as Hugging Face's `imagefolder` names them."""
 
 import csv
 import io
@@ -18,12 +16,13 @@ Row = tuple[str, dict[str, Any]]
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:
-    """All rows of a file of one of `FILE_NAMES`, in order; an empty cell of a CSV is None, its
-    others are strings.
+    """All rows of a file of one of `FILE_NAMES`, in order.
+
+    An empty cell of a CSV is None, its others are strings.
 
     Raises:
-      UserError: naming the line that is no row of such a file, or for a Parquet file where pyarrow
-        isn't installed.
+      UserError: naming the line that is not such a row, or for a Parquet file where pyarrow isn't
+        installed.
     """
     reader = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix]
     try:
@@ -43,7 +42,7 @@ def _json_lines(path: pathlib.Path) -> Iterator[Row]:
         except UserError:
             raise
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is no JSON ({error}), expected an object a line") from None
+            raise UserError(f"{where} is not JSON ({error}), expected an object a line") from None
         if not isinstance(fields, dict):
             raise UserError(f'{where} is {short(fields)}, expected an object with a "file_name"')
         yield where, fields
@@ -74,7 +73,7 @@ def _csv_rows(path: pathlib.Path) -> Iterator[Row]:
                 yield where, {name: cell or None for name, cell in zip(names, cells, strict=True)}
     except csv.Error as error:
         raise UserError(
-            f"{path} line {reader.line_num} is no CSV ({error}), expected cells with commas"
+            f"{path} line {reader.line_num} is not CSV ({error}), expected cells with commas"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Images in an .npz, ours (`images`, `labels`) or ADM's (`arr_0`, `arr_1`), read one after another."""
+"""Images in an .npz, ours (`images`, `labels`) or ADM's (`arr_0`, `arr_1`), read in order."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ _DAMAGE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib
 
 @dataclasses.dataclass(frozen=True)
 class NpzImages:
-    """uint8 images of one size, of which only those asked for at a time stand in memory.
+    """uint8 images of one size, read in batches so that few are in memory at once.
 
     Attributes:
       path: the file.
@@ -39,7 +39,7 @@ class NpzImages:
 
         Raises:
           UserError: the file is damaged or cut short. The archive's checksum is that of all images:
-            damage that leaves a file of the same length is told with the last of them.
+            damage that leaves the file's length is found with the last of them.
         """
         n, *image = self.shape
         row_bytes = math.prod(image)
@@ -53,9 +53,8 @@ class NpzImages:
                 for begin in range(first, n, size):
                     count = min(size, n - begin)
                     data = _exactly(file, count * row_bytes)
-                    if begin + count == n and file.read(
-                        1
-                    ):  # at the end of the entry the checksum is compared
+                    # At the end of the entry zipfile compares its checksum.
+                    if begin + count == n and file.read(1):
                         raise ValueError(f"{self.entry} goes on after its {n} images")
                     yield np.frombuffer(data, np.uint8).reshape(count, *image)
         except _DAMAGE as error:
@@ -65,11 +64,10 @@ class NpzImages:
 
 
 def open_npz_images(path: pathlib.Path) -> NpzImages:
-    """The images of an `.npz`: `images` (ours) or `arr_0` (ADM's), uint8 `[n, h, w, c]`; only its
-    header is read.
+    """The images of an `.npz`: `images` or `arr_0`, uint8 `[n, h, w, c]`; reads only its header.
 
     Raises:
-      UserError: for a file that is no such .npz.
+      UserError: for a file that is not such an .npz.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -107,7 +105,7 @@ def open_npz_images(path: pathlib.Path) -> NpzImages:
 
 
 def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran order, dtype."""
+    """Shape, True for Fortran order, and dtype."""
     version = np.lib.format.read_magic(file)
     read = (
         np.lib.format.read_array_header_1_0

@@ -1,6 +1,6 @@
 """Reads an object array that `np.save` pickled, without executing anything from the file.
 
-A pickle may name any Python function to be called; this reader has stand-ins for NumPy's own
+A pickle may name any Python function to be called; this reader has substitutes for NumPy's own
 reconstruction functions, which trust the shapes and types they are given, and refuses every other
 name.
 """
@@ -19,12 +19,11 @@ _NUMBERS = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4"
 
 
 def read_object_array(path: pathlib.Path) -> list[np.ndarray]:
-    """The elements of a one-dimensional object array of numbers and arrays of numbers, as arrays (a
-    number as `[]`).
+    """The elements of a one-dimensional object array, as arrays of numbers (a number as `[]`).
 
     Raises:
-      UserError: for a file that can't be read, is no such array, is damaged or names anything but
-        NumPy's arrays.
+      UserError: for a file that can't be read, is not such an array, is damaged or names anything
+        but NumPy's arrays.
     """
     try:
         file = io.BytesIO(path.read_bytes())
@@ -49,9 +48,7 @@ def read_object_array(path: pathlib.Path) -> list[np.ndarray]:
         raise UserError(
             f"{path} can't be read ({error.strerror}), expected an array of objects"
         ) from None
-    except (
-        Exception
-    ) as error:  # Damaged bytes can ask the unpickler for nearly anything that fails.
+    except Exception as error:  # Damaged bytes make the unpickler raise nearly anything.
         fault = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"{path} is damaged ({fault}), expected an array of objects that np.save wrote"
@@ -59,7 +56,7 @@ def read_object_array(path: pathlib.Path) -> list[np.ndarray]:
 
 
 class _Dtype:
-    """Stands for numpy.dtype: a type's code, and by its state the order of the bytes."""
+    """A substitute for numpy.dtype: a type's code, and by its state the order of the bytes."""
 
     def __init__(self, code: str, *_: Any):
         self.code, self.order = code, "<"
@@ -74,7 +71,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray; `values` are bytes, or a list of objects."""
+    """A substitute for numpy.ndarray; `values` are bytes, or a list of objects."""
 
     shape: tuple[int, ...]
     type: _Dtype
@@ -128,7 +125,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler that can call nothing but this file's own stand-ins."""
+    """An unpickler that can call nothing but this file's own substitutes."""
 
     def __init__(self, file: io.BytesIO, path: pathlib.Path):
         super().__init__(file)

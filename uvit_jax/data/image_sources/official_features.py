@@ -1,5 +1,4 @@
-"""The official repository's ImageNet features: a folder of `<i>.npy`, read without executing
-anything from them.
+"""The official repository's ImageNet features, read without executing their pickles.
 
 Each file is `np.save` of the pair (moments float32 [8, h, w], label): an object array, hence a
 pickle. They come in batches of 256 images followed by the 256 mirror images, the last batch with
@@ -23,9 +22,7 @@ _CHANNELS = 8  # mean and logvar of four latent channels
 
 
 def is_official_features(path: str | os.PathLike) -> bool:
-    """Whether this is a folder of `0.npy`, `1.npy`, ... without captions (`0_0.npy`), as COCO's
-    features have them.
-    """
+    """True for a folder of `0.npy`, `1.npy`, ... without captions (COCO's have `0_0.npy`)."""
     folder = pathlib.Path(path)
     return (
         any((folder / name).is_file() for name in ("0.npy", "1.npy"))
@@ -34,8 +31,9 @@ def is_official_features(path: str | os.PathLike) -> bool:
 
 
 class OfficialFeatures:
-    """Random access to a folder of official features, by image. Picklable, and safe to call from
-    threads.
+    """Random access to a folder of official features, by image.
+
+    Picklable, and safe to call from threads.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -54,8 +52,7 @@ class OfficialFeatures:
         return self.num_images
 
     def __getitem__(self, index: int) -> tuple[Float[np.ndarray, "2 h w 8"], int]:
-        """Moments of an image and of its mirror image, channels last (mean, then logvar), and their
-        label.
+        """Moments of an image and of its mirror image (mean, then logvar), and their label.
 
         Raises:
           UserError: for a file that is damaged, of another shape than the first or asks for more
@@ -89,9 +86,7 @@ class OfficialFeatures:
 
     @functools.cached_property
     def num_classes(self) -> int:
-        """One more than the last image's label, the highest: the official files are in the order of
-        their classes.
-        """
+        """The last image's label plus one: the official files are in the order of their classes."""
         return self._read(self.files(len(self) - 1)[0])[1] + 1
 
     @property
@@ -104,7 +99,7 @@ class OfficialFeatures:
 
 
 def _count_files(folder: pathlib.Path) -> int:
-    """How many features there are, numbered without a gap."""
+    """The number of features, numbered without a gap."""
     numbers: set[int] = set()
     try:
         with os.scandir(folder) as entries:

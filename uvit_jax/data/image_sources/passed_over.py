@@ -1,6 +1,4 @@
-"""What a reader of a folder leaves alone, counted and named in one line: nothing is passed over in
-silence.
-"""
+"""A count of the files that a folder's reader passes over, for one line of the log."""
 
 from uvit_jax.data.image_formats import hint
 from uvit_jax.data.names import printable
@@ -9,9 +7,7 @@ HIDDEN, NO_EXTENSION, EMPTY_FOLDER = "hidden", "without an extension", "without 
 
 
 class PassedOver:
-    """Counts entries of folders by their kind, which is the extension of most, and keeps the first
-    name of each.
-    """
+    """Counts entries of folders by kind (mostly the extension) and keeps each kind's first name."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -26,22 +22,20 @@ class PassedOver:
         self._firsts.setdefault(kind, name)
 
     def remove(self, kind: str, count: int) -> None:
-        """Takes back so many of a kind, which have been read after all."""
+        """Takes `count` entries of a kind out: they have been read after all."""
         self._counts[kind] -= count
         if not self._counts[kind]:
             del self._counts[kind]
 
     def count(self, kind: str) -> int:
-        """How many of a kind."""
+        """The number of entries of a kind."""
         return self._counts.get(kind, 0)
 
     def __bool__(self) -> bool:
         return bool(self._counts)
 
     def __str__(self) -> str:
-        """As "2 .txt (first: notes.txt), 1 .heic (first: a.heic; pip install pillow-heif reads
-        them)".
-        """
+        """The counts, as "2 .txt (first: notes.txt), 1 .heic (first: a.heic; pip install ...)"."""
         parts = []
         for kind, count in sorted(self._counts.items(), key=lambda item: (-item[1], item[0])):
             said = f"first: {printable(self._firsts[kind])}"

@@ -77,7 +77,7 @@ KINDS: Sequence[Kind] = (
 
 
 def spelled_kinds() -> str:
-    """How the names of sources are written, as a list in words."""
+    """A list in words of how the names of sources are written."""
     return " or ".join(kind.spelled for kind in KINDS)
 
 

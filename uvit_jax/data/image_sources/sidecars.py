@@ -1,6 +1,4 @@
-"""Captions in text files beside the images: a.png is described by a.txt, as sets for fine-tuning
-have them.
-"""
+"""Captions in text files beside the images: a.txt describes a.png, as in fine-tuning sets."""
 
 import pathlib
 from collections.abc import Sequence
@@ -15,8 +13,7 @@ TEXT = ".txt"
 def read_sidecars(
     root: pathlib.Path, files: Sequence[str], passed: PassedOver
 ) -> list[tuple[str, ...]]:
-    """The captions of these files, one a line of the .txt of the same name; [] where there is no
-    such .txt.
+    """The captions of these files, one a line of each .txt; [] where no image has a .txt.
 
     Args:
       root: the folder that the files are relative to.

@@ -24,7 +24,7 @@ class TfdsImages:
     Attributes:
       name: "tfds:" and what TFDS calls it.
       split: as TFDS writes it ("train", "train[:10%]").
-      class_names: one for each class; () where there is no label.
+      class_names: one for each class; () without labels.
       examples: TFDS's data source, whose images are left undecoded: this package decodes them as it
         does files.
       decoding: how its images become pixels.
@@ -43,7 +43,7 @@ class TfdsImages:
         """The image at this index.
 
         Raises:
-          CorruptImage: for bytes that are no whole image.
+          CorruptImage: for bytes that are not a whole image.
           UserError: for a record that can't be read.
         """
         example, name = self._example(index), f"{self.split}[{index}]"
@@ -59,7 +59,7 @@ class TfdsImages:
         return self._label(self._example(index))
 
     def listing(self) -> list[Any]:
-        """The version, and the records that the split takes of each file: there are no names."""
+        """The version, and the records that the split takes of each file."""
         info = self.examples.dataset_info
         parts = info.splits[self.split].file_instructions
         taken = [[part.basename(), part.skip, part.take] for part in parts]
@@ -87,8 +87,7 @@ class TfdsImages:
 def open_tfds(
     source: str, split: str, data_dir: str, decoding: Decoding | None = None
 ) -> TfdsImages:
-    """The split of a TFDS data set that has a feature `image` and, for labels, a class label
-    `label`.
+    """The split of a TFDS data set with a feature `image` and, for labels, a class label `label`.
 
     A data set that isn't on disk yet is downloaded and written as ArrayRecord, for which some data
     sets' code needs TensorFlow (CIFAR-10's, MNIST's and ImageNet's do, CelebA's doesn't); reading
@@ -106,7 +105,7 @@ def open_tfds(
         here; for a data set prepared as TFRecord, and for one without images of 8 bits.
     """
     try:
-        import tensorflow_datasets as tfds  # Slow to import, and an extra: only who asks for it pays.
+        import tensorflow_datasets as tfds  # Slow to import: only for sources that need it.
     except ImportError as error:
         raise UserError(
             f"source is {source!r}, which needs TFDS ({error}): pip install tensorflow-datasets "
@@ -128,8 +127,8 @@ def open_tfds(
         )
     class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
     if others := sorted(known.keys() - {"image", *(["label"] if class_names else [])}):
-        told = "its label, which is not a ClassLabel, among " if "label" in others else ""
-        LOG.info("passed over in %s: %sthe features %s", source, told, ", ".join(others))
+        unused_label = "its label, which is not a ClassLabel, among " if "label" in others else ""
+        LOG.info("passed over in %s: %sthe features %s", source, unused_label, ", ".join(others))
 
     # Masks and the like beside the image are left undecoded as well.
     pictures = [name for name, feature in known.items() if isinstance(feature, tfds.features.Image)]
@@ -146,9 +145,7 @@ def open_tfds(
 
 
 def _prepared(tfds: Any, source: str, data_dir: str) -> Any:
-    """The builder of a data set that stands on disk in a format with random access, made there if
-    need be.
-    """
+    """The builder of a data set on disk with random access; makes the data set if need be."""
     name = source.removeprefix(PREFIX)
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
@@ -219,7 +216,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
+    """The first line of an error's text."""
     return next(
         (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
     )

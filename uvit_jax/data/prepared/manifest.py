@@ -1,6 +1,4 @@
-"""What a prepared data set says of itself: the `manifest.json` beside its shards, for people and
-programs.
-"""
+"""The `manifest.json` of a prepared data set: its contents, origin and files."""
 
 import dataclasses
 import json
@@ -28,18 +26,18 @@ _TEXT_FIELDS = ("text_encoder_sha256", "context_shape", "context_dtype", "empty_
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A prepared data set: what its records hold, where they come from, and the files they lie in.
+    """A prepared data set: what its records hold, where they come from, and its files.
 
     Attributes:
       source: the original data set's name.
       split: the part of it, "train" for example.
       kind: "pixels" (uint8 images), "moments" (mean, then logvar, of a KL autoencoder), or
         "latents" (of an autoencoder without variance).
-      image_size: side of the images in pixels, or their height and width.
+      image_size: side of the images in pixels, or (height, width).
       shape: of a record's array, (h, w, c); c is twice the latent channels for moments.
       dtype: of a record's array, one of DTYPES.
-      mirror: whether records come in pairs, an image and then its mirror image.
-      class_names: one for each class; none where the classes have no names, or there are no labels.
+      mirror: True if records come in pairs, an image and then its mirror image.
+      class_names: one for each class; none where there are no names or no labels.
       num_classes: 0 without labels; every label is then -1.
       autoencoder: its name; "" for pixels.
       autoencoder_sha256: of the encoder's weights; "" for pixels.
@@ -58,7 +56,7 @@ class Manifest:
       context_shape: of a caption's states, (tokens, width).
       context_dtype: of a caption's states, one of CONTEXT_DTYPES.
       empty_context_sha256: of the file with the states of the empty caption.
-      exif: whether the images were turned as their EXIF orientation says.
+      exif: True if the images were turned as their EXIF orientation says.
     """
 
     source: str
@@ -173,7 +171,7 @@ class Manifest:
 
     @property
     def has_text(self) -> bool:
-        """Whether every image has captions."""
+        """True if every image has captions."""
         return self.text_encoder != ""
 
     @property

@@ -1,6 +1,4 @@
-"""Prepared data sets on disk, read at random: arrays with labels, and captions with their encoder's
-states.
-"""
+"""Prepared data sets on disk, read at random: arrays, labels and captions' states."""
 
 import os
 import pathlib
@@ -17,8 +15,9 @@ from uvit_jax.errors import UserError
 
 
 class PreparedData:
-    """The examples of a prepared data set, read at random from its shards; picklable, and safe to
-    read from threads.
+    """The examples of a prepared data set, read at random from its shards.
+
+    Picklable, and safe to read from threads.
 
     Opening reads the manifest, the sizes of the shards and the states of the empty caption, nothing
     else; a shard's reader is opened when it is first needed.
@@ -80,7 +79,7 @@ class PreparedData:
 
     @property
     def can_mirror(self) -> bool:
-        """Whether mirror images can be read: stored ones, or those of pixels."""
+        """True if mirror images can be read: stored ones, or those of pixels."""
         return self.manifest.mirror or self.manifest.kind == "pixels"
 
     @property
@@ -106,8 +105,7 @@ class PreparedData:
         draws: UInt64[np.ndarray, " n"] | None = None,
         fields: Collection[str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """The examples of these numbers as one batch, some of them as mirror images, with one
-        caption of each.
+        """The examples of these indices as one batch, with one caption of each.
 
         Args:
           indices: of the examples.
@@ -175,9 +173,7 @@ class PreparedData:
     def _places(
         self, indices: Int[np.ndarray, " n"], mirrored: Bool[np.ndarray, " n"]
     ) -> tuple[list[int], list[int]]:
-        """The shards that these examples, or their mirror images, lie in, and the numbers of their
-        records there.
-        """
+        """The shards of these examples (or their mirror images), and their record numbers there."""
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"read: got examples {indices.min()}..{indices.max()} of {len(self)}")
         shards = np.searchsorted(self._firsts, indices, side="right") - 1
@@ -187,8 +183,9 @@ class PreparedData:
         return shards.tolist(), records.tolist()
 
     def _check_labels(self, labels: Int[np.ndarray, " n"], indices: Int[np.ndarray, " n"]) -> None:
-        """Refuses a label that is no class: earlier versions stored TFDS's -1, which a model takes
-        for its last row.
+        """Refuses a label that is not a class.
+
+        Earlier versions stored TFDS's -1, which a model takes for its last row.
         """
         if not self.num_classes:
             return

@@ -24,7 +24,7 @@ def encode_example(
 ) -> bytes:
     """The bytes of an example: the label as an int32, then the array's.
 
-    In a text data set two int32 stand between them: the number of its first caption among those of
+    In a text data set two int32 are between them: the number of its first caption among those of
     the shard, and how many it has.
     """
     if captions is None:
@@ -139,5 +139,5 @@ class CaptionReader:
         try:
             return data[self._states_bytes :].decode()
         except UnicodeDecodeError as error:
-            detail = f"its text has the byte 0x{error.object[error.start]:02x}, which is no UTF-8"
+            detail = f"its text has the byte 0x{error.object[error.start]:02x}, which is not UTF-8"
             raise self.records.fault(shard, number, detail) from None

@@ -17,7 +17,7 @@ from uvit_jax.interop.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is stored; a data set is made with one plan from its first shard to its last.
+    """The settings that decide what is stored, the same from the first shard to the last.
 
     The fields are those of the manifest, and whatever else decides which images are in which shard
     and what is stored of them: a run that continues another's shards must agree on all of it.

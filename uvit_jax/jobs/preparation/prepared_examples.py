@@ -14,7 +14,7 @@ from uvit_jax.jobs.preparation.plan import Plan
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """What is stored of one image.
+    """One image as it is stored.
 
     Attributes:
       label: its class; -1 for none.
