@@ -133,15 +133,19 @@ def open_tfds(
     # Masks and the like beside the image are left undecoded as well.
     pictures = [name for name, feature in known.items() if isinstance(feature, tfds.features.Image)]
     decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
+    examples = _open_split(builder, source, split, decoders)
+    return TfdsImages(source, split, class_names, examples, decoding or Decoding(image.shape[-1]))
+
+
+def _open_split(builder: Any, source: str, split: str, decoders: dict[str, Any]) -> Any:
     try:
-        examples = builder.as_data_source(split, decoders=decoders)
+        return builder.as_data_source(split, decoders=decoders)
     except Exception as error:
         splits = ", ".join(map(repr, sorted(builder.info.splits)))
         raise UserError(
             f"split is {split!r}, which TFDS can't open for {source} ({_first_line(error)}), "
             f"expected one of {splits}"
         ) from None
-    return TfdsImages(source, split, class_names, examples, decoding or Decoding(image.shape[-1]))
 
 
 def _prepared(tfds: Any, source: str, data_dir: str) -> Any:

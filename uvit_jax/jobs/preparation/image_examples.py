@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from uvit_jax.data.image_sources.crops import Size, sides
 from uvit_jax.data.image_sources.image_source import ImageSource, SourceImage, listing_sha256
@@ -53,6 +53,11 @@ def open_image_examples(
     unknown_labels = are_labels_unknown(source, prepare.on_error)
     _check_channels(source, first, codec)
     _check_captions(source, first, text)
+    image_fields = (
+        pixel_fields(size, first.image.shape[-1])
+        if codec is None
+        else latent_fields(codec.autoencoder, autoencoder, size, prepare.dtype)
+    )
     plan = Plan(
         source=source.name,
         split=prepare.split,
@@ -64,18 +69,29 @@ def open_image_examples(
         listing_sha256=listing_sha256(source),
         exif=prepare.exif,
         unknown_labels=unknown_labels,
-        **(
-            pixel_fields(size, first.image.shape[-1])
-            if codec is None
-            else latent_fields(codec.autoencoder, autoencoder, size, prepare.dtype)
-        ),
+        **image_fields,
         **(NO_TEXT if text is None else caption_fields(text, prepare.dtype)),
     )
+    class_names = () if unknown_labels else tuple(source.class_names)
+    examples = _examples(source, plan, prepare, codec, text, num_classes=len(class_names))
+    empty = None if text is None else lambda: text([""])[0].astype(plan.context_dtype)
+    return PreparedExamples(plan, class_names, examples, empty)
+
+
+def _examples(
+    source: ImageSource,
+    plan: Plan,
+    prepare: PrepareConfig,
+    codec: Codec | None,
+    text: TextStates | None,
+    *,
+    num_classes: int,
+) -> Callable[[range], Iterator[tuple[list[Example], list[str]]]]:
+    """The function that makes the examples of a range of images."""
     encode = None
     if codec is not None:
         encode = latents_encoder(codec, prepare.batch_size, plan.stored_dtype, mirror=plan.mirror)
-    class_names = () if unknown_labels else tuple(source.class_names)
-    read = CroppingReader(source, prepare, size, len(class_names))
+    read = CroppingReader(source, prepare, plan.image_size, num_classes)
 
     def examples(images: range) -> Iterator[tuple[list[Example], list[str]]]:
         batch_size, threads = prepare.batch_size, prepare.threads
@@ -86,8 +102,7 @@ def open_image_examples(
                 rows = zip(batch, zip(*arrays, strict=True), captions, strict=True) if batch else ()
                 yield [Example(each.label, row, said) for each, row, said in rows], batch.errors
 
-    empty = None if text is None else lambda: text([""])[0].astype(plan.context_dtype)
-    return PreparedExamples(plan, class_names, examples, empty)
+    return examples
 
 
 def _check_size(size: Size, codec: Codec | None) -> None:
