@@ -21,8 +21,8 @@ from uvit_jax.data.training_data import BUILT_IN
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.folder_lock import locked
+from uvit_jax.experiment.job_sections import PrepareConfig
 from uvit_jax.experiment.opened import open_experiment_autoencoder
-from uvit_jax.experiment.sections import PrepareConfig
 from uvit_jax.experiment.text_states import open_text_states
 from uvit_jax.experiment.workdir import open_workdir
 from uvit_jax.jobs.preparation.feature_examples import open_feature_examples

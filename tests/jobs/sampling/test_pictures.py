@@ -5,7 +5,7 @@ import pytest
 from tests.jobs.runs import tiny_experiment
 from uvit_jax.experiment.assembled import assemble
 from uvit_jax.experiment.data_card import DataCard
-from uvit_jax.experiment.sections import SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.jobs.sampling import pictures
 from uvit_jax.jobs.sampling.conditions import Conditions, open_conditions
 

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from uvit_jax.data.image_sources.crops import CROPS, Size, crop_channels
 from uvit_jax.data.image_sources.image_source import CorruptImage, ImageSource, SourceImage
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.sections import PrepareConfig
+from uvit_jax.experiment.job_sections import PrepareConfig
 
 LOG = logging.getLogger("uvit_jax")
 

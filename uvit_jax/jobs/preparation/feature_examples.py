@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from uvit_jax.data.image_sources.official_features import OfficialFeatures
 from uvit_jax.data.threaded_map import threaded_map
-from uvit_jax.experiment.sections import AutoencoderSection, PrepareConfig
+from uvit_jax.experiment.job_sections import PrepareConfig
+from uvit_jax.experiment.sections import AutoencoderSection
 from uvit_jax.jobs.preparation.plan import NO_TEXT, Plan, square_or_sides
 from uvit_jax.jobs.preparation.prepared_examples import Example, PreparedExamples
 

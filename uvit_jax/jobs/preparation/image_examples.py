@@ -8,7 +8,8 @@ from uvit_jax.data.image_sources.crops import Size, sides
 from uvit_jax.data.image_sources.image_source import ImageSource, SourceImage, listing_sha256
 from uvit_jax.data.threaded_map import threaded_map
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.sections import AutoencoderSection, PrepareConfig
+from uvit_jax.experiment.job_sections import PrepareConfig
+from uvit_jax.experiment.sections import AutoencoderSection
 from uvit_jax.experiment.text_states import TextStates
 from uvit_jax.jobs.preparation.cropping import CroppingReader, are_labels_unknown, first_readable
 from uvit_jax.jobs.preparation.encoding import batched, encoded, encoded_captions, latents_encoder

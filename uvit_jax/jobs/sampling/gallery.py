@@ -5,7 +5,8 @@ import pathlib
 import numpy as np
 
 from uvit_jax.experiment.assembled import Assembled
-from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
+from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.jobs.sampling import pictures
 from uvit_jax.jobs.sampling.conditions import Conditions
 from uvit_jax.jobs.sampling.generation import make_generation

@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 from uvit_jax.data.image_output import save_png
 from uvit_jax.errors import counted
 from uvit_jax.experiment.assembled import Assembled
-from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
+from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.jobs.sampling.conditions import Conditions
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch
