@@ -288,7 +288,7 @@ def test_altered_bytes_end_in_an_error_with_the_captions_file_and_record(tmp_pat
             ask()
 
 
-def test_captions_of_another_text_data_set_are_told(tmp_path):
+def test_captions_of_another_text_data_set_are_refused(tmp_path):
     x, _ = prepare(tmp_path, sizes=(3,), context_dtype="float16")
     spans = (range(1), range(1, 3), range(3, 6))
     head = [encode_example(0, array, span) for array, span in zip(x[:, 0], spans, strict=True)]

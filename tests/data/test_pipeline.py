@@ -396,7 +396,7 @@ def test_no_caption_is_drawn_where_none_is_wanted(batches):
     assert not any(source.drawn)
 
 
-def test_where_there_are_no_captions_a_context_is_refused_before_anything_is_read(batches):
+def test_without_captions_a_context_is_refused_before_anything_is_read(batches):
     with pytest.raises(
         UserError,
         match=r"^'numbers' holds no captions, expected a data set prepared with a text encoder$",
@@ -432,7 +432,7 @@ def test_closing_stops_the_threads_and_a_closed_iterator_says_so(batches):
         next(iterator)
 
 
-def test_what_cannot_be_is_told_before_anything_is_read(batches, tmp_path, monkeypatch):
+def test_bad_input_is_refused_before_anything_is_read(batches, tmp_path, monkeypatch):
     prepare(tmp_path)
     with pytest.raises(UserError, match=r"^flip is True, but 'random' holds no mirror images"):
         batches(PreparedData(tmp_path), flip=True)

@@ -54,7 +54,7 @@ def test_an_error_is_raised_in_its_turn_and_the_rest_is_given_up(pool):
     assert len(started) < 20
 
 
-def test_who_stops_taking_stops_the_work(pool):
+def test_a_closed_consumer_stops_the_work(pool):
     started = []
     results = threaded_map(pool, started.append, range(1000), 8)
     next(results)

@@ -74,7 +74,7 @@ def test_only_the_fields_asked_for_are_there_and_draws_have_no_captions_to_pick(
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_labels_that_are_no_classes_are_refused(label):
+def test_labels_outside_the_classes_are_refused(label):
     said = rf"^'toy' has {label} among its labels, expected one in 0\.\.1 for each of its 2 images$"
     with pytest.raises(UserError, match=said):
         ArrayData("toy", np.zeros((2, 4, 4, 1), np.float32), np.array([0, label]), ["a", "b"])

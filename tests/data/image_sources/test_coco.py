@@ -105,14 +105,14 @@ def test_other_annotations_make_no_data_set_of_captions(tmp_path):
         (b'{"images": [], "annotations": []}', "names no images, expected at least one"),
     ],
 )
-def test_a_file_that_is_no_list_of_annotations_is_named(tmp_path, content, said):
+def test_a_file_that_is_not_a_list_of_annotations_is_named(tmp_path, content, said):
     path = write(tmp_path)
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"^{path} {said}$"):
         open_image_source(str(tmp_path))
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path):
+def test_a_byte_order_mark_is_accepted(tmp_path):
     path = write(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert len(open_image_source(str(tmp_path))) == 3

@@ -113,7 +113,7 @@ def test_a_png_whose_end_was_never_written_is_corrupt():
         decode(data[: len(data) // 2] + bytes(len(data) - len(data) // 2), "a.png")
 
 
-def test_a_file_that_is_no_image_is_corrupt():
+def test_a_file_that_is_not_an_image_is_corrupt():
     with pytest.raises(
         CorruptImage, match=r"^a\.jpg starts with the bytes b'<html><h', expected an image"
     ):

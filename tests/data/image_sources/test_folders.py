@@ -143,7 +143,7 @@ def test_it_travels_to_other_processes(tmp_path):
         (["a.png", "cat/b.png"], r"has images \('a.png'\) beside sub-folders of images \('cat'\)"),
     ],
 )
-def test_folders_that_are_no_data_set_are_refused(tmp_path, files, message):
+def test_folders_that_are_not_a_data_set_are_refused(tmp_path, files, message):
     for file in files:
         if file.endswith("/"):
             (tmp_path / file).mkdir()
@@ -153,7 +153,7 @@ def test_folders_that_are_no_data_set_are_refused(tmp_path, files, message):
         open_image_source(str(tmp_path))
 
 
-def test_what_is_no_folder_is_refused(tmp_path):
+def test_a_source_that_is_not_a_folder_is_refused(tmp_path):
     write(tmp_path / "a.png")
     with pytest.raises(
         UserError, match=r"nowhere', which doesn't exist, expected 'tfds:<name>' or a folder "
@@ -176,7 +176,7 @@ def test_a_damaged_image_is_named_with_its_fault_and_the_others_are_fine(tmp_pat
     assert opened[1].image[0, 0, 0] == 2
 
 
-def test_a_file_that_cannot_be_read_is_no_corrupt_image(tmp_path):
+def test_a_file_that_cannot_be_read_is_not_a_corrupt_image(tmp_path):
     # A disk that fails must stop a job which only leaves out bad images.
     write(tmp_path / "a.png")
     opened = open_image_source(str(tmp_path))
@@ -309,7 +309,7 @@ def test_bad_metadata_is_named_with_its_line(tmp_path, lines, message):
         (A.encode("utf-16"), r"line 1 has the byte 0xff at column 1, expected UTF-8$"),
     ],
 )
-def test_metadata_in_another_encoding_is_told(tmp_path, data, message):
+def test_metadata_in_another_encoding_is_refused(tmp_path, data, message):
     write(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_bytes(data)
     with pytest.raises(UserError, match=message):
@@ -317,7 +317,7 @@ def test_metadata_in_another_encoding_is_told(tmp_path, data, message):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable to root")
-def test_a_folder_that_may_not_be_read_is_told(tmp_path):
+def test_a_folder_without_permission_is_named(tmp_path):
     write(tmp_path / "cat" / "a.png")
     (tmp_path / "cat").chmod(0)
     with pytest.raises(UserError, match=r"cat can't be read \(Permission denied\)"):
@@ -396,7 +396,7 @@ def test_folders_named_by_numbers_are_in_the_order_of_text_and_said_to_be(tmp_pa
     ]
 
 
-def test_parts_inside_the_only_folder_are_no_class(tmp_path):
+def test_parts_inside_the_only_folder_are_not_a_class(tmp_path):
     write(tmp_path / "set" / "data" / "train" / "a.png")
     write(tmp_path / "set" / "data" / "test" / "a.png")
     said = r"set', whose only folder holds 'train', a part of a data set: expected '.*set/data'$"

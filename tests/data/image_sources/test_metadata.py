@@ -155,7 +155,7 @@ def test_labels_that_are_all_unknown_are_none_and_said_to_be(tmp_path, caplog):
         ((0, 2, 9), "has labels 0 to 9 and so 7 classes without images (1, 3, 4, 5, 6, ...)"),
     ],
 )
-def test_classes_without_images_are_told(tmp_path, caplog, numbers, said):
+def test_classes_without_images_are_warned_of(tmp_path, caplog, numbers, said):
     with caplog.at_level("WARNING", "uvit_jax"):
         found = table(
             tmp_path, "file_name,label", *(f"{i}.png,{number}" for i, number in enumerate(numbers))
@@ -231,7 +231,7 @@ def test_two_metadata_files_in_one_folder_are_refused(tmp_path):
         open_image_source(str(tmp_path))
 
 
-def test_a_table_in_another_encoding_is_told(tmp_path):
+def test_a_table_in_another_encoding_is_refused(tmp_path):
     path = tmp_path / "metadata.csv"
     path.write_bytes("file_name,text\n0.png,café\n".encode("latin1"))
     with pytest.raises(UserError, match=r"line 2 has the byte 0xe9 at column 10, expected UTF-8$"):
@@ -270,7 +270,7 @@ def test_text_beside_images_is_their_captions_where_captions_are_wanted(tmp_path
         ),
     ],
 )
-def test_captions_that_some_images_lack_are_told(tmp_path, files, message):
+def test_captions_that_some_images_lack_are_refused(tmp_path, files, message):
     write(tmp_path, 2)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)

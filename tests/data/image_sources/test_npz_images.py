@@ -49,7 +49,7 @@ def test_grey_images_and_one_image_are_images(tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_only_a_batch_stands_in_memory(tmp_path, save):
+def test_only_a_batch_is_in_memory(tmp_path, save):
     count, row = 400, 64 * 64 * 3
     save(
         tmp_path / "a.npz",
@@ -120,14 +120,14 @@ def zipped(path, **entries):
         ({"images": raw(IMAGES.shape)[:40]}, r"can't be read \(.*\), expected an \.npz of images"),
     ],
 )
-def test_what_holds_no_images_is_told_in_a_sentence_before_any_is_read(tmp_path, entries, message):
+def test_a_file_without_images_is_refused_before_any_is_read(tmp_path, entries, message):
     zipped(tmp_path / "a.npz", **entries)
     with pytest.raises(UserError, match=rf"^{tmp_path}/a\.npz {message}"):
         open_npz_images(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"\x93NUMPY", "cut"])
-def test_what_is_no_archive_is_told_in_a_sentence(tmp_path, content):
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path, content):
     path = tmp_path / "a.npz"
     if content == "cut":
         np.savez(path, IMAGES)
@@ -146,7 +146,7 @@ def test_what_is_no_archive_is_told_in_a_sentence(tmp_path, content):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("where", [0.3, 0.7, 0.95])
 @pytest.mark.parametrize("first", [0, 39])
-def test_damage_between_good_ends_is_told_before_the_last_image_is_given(
+def test_damage_between_good_ends_is_found_before_the_last_image_is_yielded(
     tmp_path, save, where, first
 ):
     path = tmp_path / "a.npz"
@@ -162,7 +162,7 @@ def test_damage_between_good_ends_is_told_before_the_last_image_is_given(
     assert sum(map(len, found)) < 40 - first
 
 
-def test_a_file_that_vanishes_on_the_way_is_told(tmp_path):
+def test_a_file_that_vanishes_while_it_is_read_is_named(tmp_path):
     np.savez(tmp_path / "a.npz", IMAGES)
     images = open_npz_images(tmp_path / "a.npz")
     (tmp_path / "a.npz").unlink()

@@ -104,7 +104,7 @@ def test_channels_come_last_mean_before_logvar(tmp_path):
     np.testing.assert_array_equal(moments[1], moments[0, :, ::-1])
 
 
-def test_a_folder_of_numbered_features_is_told_from_cocos_and_from_images(tmp_path):
+def test_a_folder_of_numbered_features_is_distinguished_from_cocos_and_from_images(tmp_path):
     assert not is_official_features(tmp_path)
     assert not is_official_features(tmp_path / "nowhere")
     assert not is_official_features("tfds:cifar10")
@@ -133,7 +133,7 @@ def test_a_folder_of_numbered_features_is_told_from_cocos_and_from_images(tmp_pa
         (lambda folder: [path.unlink() for path in folder.iterdir()], r"has no features"),
     ],
 )
-def test_what_is_missing_or_too_much_is_told(tmp_path, change, message):
+def test_missing_and_surplus_files_are_named(tmp_path, change, message):
     write_set(tmp_path, 3)
     (tmp_path / "README.md").touch()
     (tmp_path / "._0.npy").touch()
@@ -162,14 +162,14 @@ def test_what_is_missing_or_too_much_is_told(tmp_path, change, message):
         ((np.array(["a"] * 2, object), 5), r"4\.npy is damaged"),
     ],
 )
-def test_features_of_another_shape_or_kind_are_told(tmp_path, pair, message):
+def test_features_of_another_shape_or_kind_are_refused(tmp_path, pair, message):
     write_set(tmp_path, 3)
     write(tmp_path / "4.npy", *pair)
     with pytest.raises(UserError, match=message):
         OfficialFeatures(tmp_path)[1]
 
 
-def test_arrays_that_are_no_pair_are_told(tmp_path):
+def test_arrays_that_are_not_a_pair_are_refused(tmp_path):
     np.save(tmp_path / "0.npy", MOMENTS)
     with pytest.raises(
         UserError, match=r"0\.npy holds float32 of shape \(8, 2, 2\), expected an array of objects$"
@@ -177,7 +177,7 @@ def test_arrays_that_are_no_pair_are_told(tmp_path):
         read_object_array(tmp_path / "0.npy")
 
 
-def test_a_file_cut_anywhere_is_told_and_so_is_one_that_cannot_be_read(tmp_path):
+def test_a_file_cut_anywhere_or_unreadable_is_refused(tmp_path):
     path = tmp_path / "0.npy"
     for length in range(len(NUMPY_1_FILE) - 1):
         path.write_bytes(NUMPY_1_FILE[:length])
@@ -188,7 +188,7 @@ def test_a_file_cut_anywhere_is_told_and_so_is_one_that_cannot_be_read(tmp_path)
         read_object_array(path)
 
 
-def test_altered_bytes_are_told_or_are_other_numbers(tmp_path):
+def test_altered_bytes_are_refused_or_are_other_numbers(tmp_path):
     rng = np.random.default_rng(0)
     path = tmp_path / "0.npy"
     faults = []
@@ -237,7 +237,7 @@ def test_a_file_that_asks_for_anything_but_arrays_is_refused_before_it_is_called
     assert not os.path.exists(marker)
 
 
-def test_a_label_of_another_meaning_is_told(tmp_path):
+def test_a_label_of_another_meaning_is_refused(tmp_path):
     for file in ("0.npy", "1.npy"):
         write(tmp_path / file, MOMENTS, np.int64(1_700_000_000))
     with pytest.raises(

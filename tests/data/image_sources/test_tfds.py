@@ -198,7 +198,7 @@ def test_a_build_of_tfrecords_is_refused_with_the_command_that_converts_it(data_
         open_image_source("tfds:tiny_pets", "train", str(tmp_path))
 
 
-def test_what_tfds_does_not_know_is_told(data_dir):
+def test_what_tfds_does_not_know_is_refused(data_dir):
     with pytest.raises(
         UserError, match=r"^source is 'tfds:no_such_set', which TFDS can't open \(.*no_such_set"
     ):
@@ -215,7 +215,7 @@ def test_a_data_set_without_images_is_refused(data_dir):
         open_image_source("tfds:tiny_sound", "train", data_dir)
 
 
-def test_what_must_be_downloaded_by_hand_is_told(tmp_path):
+def test_the_refusal_says_what_must_be_downloaded_by_hand(tmp_path):
     with pytest.raises(
         UserError,
         match=r"imagenet2012/.* must be downloaded by hand; TFDS says: .*ILSVRC2012_img_train",
@@ -223,7 +223,7 @@ def test_what_must_be_downloaded_by_hand_is_told(tmp_path):
         open_image_source("tfds:imagenet2012", "train", str(tmp_path))
 
 
-def test_a_missing_tfds_is_told(monkeypatch):
+def test_a_missing_tfds_is_named_with_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(
         UserError,
@@ -272,7 +272,7 @@ def test_what_is_not_there_yet_is_made_as_array_record(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_made_here_is_told_with_the_command_that_makes_it(
+def test_what_cannot_be_made_here_is_refused_with_the_command_that_makes_it(
     tmp_path, network, name, message
 ):
     last = run(MAKE + PREPARE_HERE, str(tmp_path), network, f"tfds:{name}").splitlines()[-1]

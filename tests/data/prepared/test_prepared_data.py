@@ -382,7 +382,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_a_label_that_is_no_class_is_refused_where_labels_are_read(tmp_path, label):
+def test_a_label_that_is_not_a_class_is_refused_where_labels_are_read(tmp_path, label):
     # -1 is taken for the last row of a model's table: often the empty label.
     prepare(tmp_path, (2, 2), classes=2)
     array = np.zeros((4, 4, 8), np.float16)
