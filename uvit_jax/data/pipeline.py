@@ -15,8 +15,9 @@ from jax.sharding import NamedSharding
 from jaxtyping import Int
 
 from uvit_jax.data.example_order import flips, random_words, shuffled
-from uvit_jax.data.training_data import Batch, TrainingData
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError
+from uvit_jax.parallel.batches import Batch
 from uvit_jax.randomness import Stream
 
 

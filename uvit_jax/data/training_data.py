@@ -8,13 +8,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
 from uvit_jax.errors import UserError
-
-Batch = dict[str, jax.Array]
 
 
 @runtime_checkable

@@ -65,11 +65,12 @@ class Assembled:
     def abstract_params(self) -> Params:
         """Shapes, dtypes and shardings of the parameters, with no array made."""
         shapes = jax.eval_shape(self.init_params, jax.random.key(0))
-        return jax.tree.map(
+        placed: Params = jax.tree.map(
             lambda leaf, sharding: leaf.update(sharding=sharding),
             shapes,
             tree_shardings(shapes, self.mesh),
         )
+        return placed
 
     def sampler(
         self,

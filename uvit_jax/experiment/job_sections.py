@@ -8,7 +8,7 @@ import math
 
 from uvit_jax.data.image_sources.crops import CROPS, Size, sides
 from uvit_jax.data.image_sources.decoding import MAX_PIXELS, Decoding
-from uvit_jax.diffusion.sampler import SamplerConfig
+from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.experiment.sections import check_at_least, check_seed
 from uvit_jax.metrics.metric_names import METRICS

@@ -25,7 +25,7 @@ from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.checkpoint import Checkpoints
-from uvit_jax.training.ema import EMAConfig
+from uvit_jax.training.ema_config import EMAConfig
 from uvit_jax.training.posthoc_ema import combination_for, ema_of_length
 from uvit_jax.training.state import Params
 
@@ -246,7 +246,8 @@ def initial_weights(
         with _checkpoints(path) as checkpoints:
             return checkpoints.restore_weights(template, weights="ema")[0]
     params = hosts.on_all(_read_official, model, path, weights)
-    return place(params, jax.tree.map(lambda leaf: leaf.sharding, template))
+    placed: Params = place(params, jax.tree.map(lambda leaf: leaf.sharding, template))
+    return placed
 
 
 def _step_asked(step: int) -> int | None:
