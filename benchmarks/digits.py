@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from uvit_jax.data.originals.npz_images import open_npz_images
+from uvit_jax.data.image_sources.npz_images import open_npz_images
 from uvit_jax.errors import UserError, run_script
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.moments import Moments

@@ -16,8 +16,8 @@ import tempfile
 
 import numpy as np
 
-from uvit_jax.data.originals.coco import coco_splits
-from uvit_jax.data.prepared.record_source import RecordSource
+from uvit_jax.data.image_sources.coco import coco_splits
+from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.errors import UserError, run_script
 from uvit_jax.experiment.config import default_config, resolve
 from uvit_jax.jobs import prepare, sample, train
@@ -103,7 +103,7 @@ def overfit(
     print(prepare.run(resolve(config), folder / "run"))
     print(train.run(resolve(config), folder / "run"))
 
-    data = RecordSource(folder / "data")
+    data = PreparedData(folder / "data")
     real = data.read(np.arange(len(data)), np.zeros(len(data), bool))["x"].astype(np.float64)
     captions = [data.captions(i)[0] for i in range(len(data))]
 

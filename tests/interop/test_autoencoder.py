@@ -7,7 +7,7 @@ from flax import nnx
 from PIL import Image
 
 from tests.reference_weights import formula_weight, nhwc, read_golden
-from uvit_jax.data.originals.crops import adm
+from uvit_jax.data.image_sources.crops import adm
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import load_autoencoder, load_tiny_autoencoder
 from uvit_jax.interop.official import read_weights

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.jobs.evaluate_runs import COUNT, STEP, evaluation, weights_of, write_run
-from uvit_jax.data.sources import load_source
+from uvit_jax.data.training_data import load_built_in
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import evaluate, sample
 from uvit_jax.jobs.sampling.generation import Generation
@@ -127,7 +127,7 @@ def test_samples_are_those_of_the_job_sample_and_their_distance_is_that_of_the_t
     np.testing.assert_array_equal(saved["arr_0"], drawn["images"])
     np.testing.assert_array_equal(saved["arr_1"], drawn["labels"])
 
-    digits = load_source("digits")
+    digits = load_built_in("digits")
     x = digits.read(np.arange(len(digits)), np.zeros(len(digits), bool), fields=["x"])["x"]
     extraction = Extraction(own_features(), make_mesh(MeshConfig()), ["pool"])
     moments = []

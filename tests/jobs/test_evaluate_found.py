@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.jobs.evaluate_runs import evaluation
-from uvit_jax.data.sources import load_source
+from uvit_jax.data.training_data import load_built_in
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import evaluate
 from uvit_jax.main import open_experiment
@@ -25,7 +25,7 @@ COUNT = 60
 
 
 def digits(first: int, count: int) -> np.ndarray:
-    x = load_source("digits").read(
+    x = load_built_in("digits").read(
         np.arange(first, first + count), np.zeros(count, bool), fields=["x"]
     )["x"]
     return to_uint8(x)

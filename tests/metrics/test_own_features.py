@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import SHARED
-from uvit_jax.data.sources import digits
+from uvit_jax.data.training_data import digits
 from uvit_jax.errors import UserError
 from uvit_jax.metrics.features import Extraction
 from uvit_jax.metrics.frechet import frechet_distance

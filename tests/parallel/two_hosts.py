@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.sources import ArraySource
+from uvit_jax.data.training_data import ArrayData
 from uvit_jax.errors import UserError
 from uvit_jax.experiment import workdir
 from uvit_jax.models.uvit_sharding import RULES
@@ -28,7 +28,7 @@ WEIGHTS = {
         "fc1": {"kernel": np.arange(32, dtype=np.float32).reshape(4, 8), "bias": np.arange(8.0)}
     }
 }
-SOURCE = ArraySource("ramp", np.zeros((20, 1, 1, 1), np.float32), np.arange(20), ["0"] * 20)
+SOURCE = ArrayData("ramp", np.zeros((20, 1, 1, 1), np.float32), np.arange(20), ["0"] * 20)
 
 
 def make_state(mesh: Mesh, step: int) -> TrainState:

@@ -6,8 +6,8 @@ Each is a frozen dataclass that checks its own fields; each field is a command l
 import dataclasses
 import math
 
-from uvit_jax.data.originals.crops import CROPS, Size, sides
-from uvit_jax.data.originals.decoding import MAX_PIXELS
+from uvit_jax.data.image_sources.crops import CROPS, Size, sides
+from uvit_jax.data.image_sources.decoding import MAX_PIXELS, Decoding
 from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.experiment.sections import check_at_least, check_seed
@@ -212,6 +212,16 @@ class PrepareConfig:
             raise UserError(
                 f"crop is 'celeba', which makes squares, but image_size is {self.image_size}"
             )
+
+    def decoding(self, channels: int) -> Decoding:
+        """The settings by which image files become pixels of this many channels."""
+        return Decoding(
+            channels,
+            self.max_pixels,
+            self.exif,
+            channels_field="config.model.in_channels",
+            max_pixels_field="config.prepare.max_pixels",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

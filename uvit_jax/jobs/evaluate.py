@@ -7,8 +7,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from uvit_jax.data.originals.crops import Size
-from uvit_jax.data.sources import SOURCES
+from uvit_jax.data.image_sources.crops import Size
+from uvit_jax.data.training_data import BUILT_IN
 from uvit_jax.errors import UserError, counted
 from uvit_jax.experiment.assembled import Assembled
 from uvit_jax.experiment.config import Experiment
@@ -104,7 +104,7 @@ def _reference_size(experiment: Experiment, name: str) -> Size:
     """Size of the images: what a data set has, `config.prepare.image_size`, or that of the model's
     images.
     """
-    if name in SOURCES or name.endswith(".npz") or pathlib.Path(name, "manifest.json").exists():
+    if name in BUILT_IN or name.endswith(".npz") or pathlib.Path(name, "manifest.json").exists():
         return 0
     if experiment.prepare.image_size:
         return experiment.prepare.image_size

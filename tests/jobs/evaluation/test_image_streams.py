@@ -12,9 +12,9 @@ from PIL import Image
 from tests.data.prepared_sets import prepare
 from tests.jobs.digits_config import experiment
 from tests.jobs.images import write_images, write_kl, write_taesd
-from uvit_jax.data.originals.crops import adm
+from uvit_jax.data.image_sources.crops import adm
 from uvit_jax.data.prepared.manifest import Manifest
-from uvit_jax.data.sources import digits
+from uvit_jax.data.training_data import digits
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import open_autoencoder
 from uvit_jax.jobs import prepare as prepare_job

@@ -17,7 +17,7 @@ from tests.data.prepared_sets import prepare
 from tests.jobs.digits_config import experiment
 from tests.jobs.images import write_images
 from tests.metrics.small_extractor import small_extractor
-from uvit_jax.data.sources import digits
+from uvit_jax.data.training_data import digits
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.evaluation import references
 from uvit_jax.jobs.evaluation.image_streams import open_reference_images

@@ -1,4 +1,4 @@
-"""Random access to the records of a data set's shards, with every fault told by shard and record."""
+"""Random access to the records of shards; every error names the shard and the record."""
 
 import collections
 import hashlib
@@ -10,14 +10,12 @@ from collections.abc import Iterator, Sequence
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from uvit_jax.data.prepared.manifest import Shard
+from uvit_jax.data.prepared.shard import Shard
 from uvit_jax.errors import UserError
 
-# Nothing read ahead and no threads of its own: whoever wants parallel reads calls from several
-# threads.
+# No read-ahead and no threads of its own: callers read in parallel from several threads.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
-# What the reader fetches beyond a record's own bytes is wasted where the next record wanted is
-# elsewhere.
+# Bytes fetched beyond a record are wasted in random reads, so the buffer is small.
 _BUFFER_BYTES = 16 * 1024
 
 
@@ -33,7 +31,7 @@ class ShardReader:
       shards: what the manifest says of them.
       record_bytes: the length of each record.
       readers: how many of these objects share the files that the process may have open.
-      longer: whether records may be longer than that.
+      longer: True if records may be longer than that.
 
     Raises:
       UserError: a shard is missing or not of its size.
@@ -130,7 +128,7 @@ class ShardReader:
 
 
 def one_clause(error: Exception) -> str:
-    """What an exception of the libraries below says, cut to what fits into a sentence."""
+    """The first clause of a library's error, cut to 200 letters."""
     return " ".join(str(error).split(";")[0].split())[:200]
 
 

@@ -17,19 +17,19 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from uvit_jax.data.ahead import ahead
-from uvit_jax.data.originals.crops import CROPS, Size
-from uvit_jax.data.originals.folders import ImageFolder, open_folder
-from uvit_jax.data.originals.npz_images import NpzImages, open_npz_images
-from uvit_jax.data.originals.open import Original, Originals, open_originals
+from uvit_jax.data.image_sources.crops import CROPS, Size
+from uvit_jax.data.image_sources.folders import ImageFolder, open_folder
+from uvit_jax.data.image_sources.image_source import ImageSource, SourceImage
+from uvit_jax.data.image_sources.npz_images import NpzImages, open_npz_images
+from uvit_jax.data.image_sources.registry import is_image_source, open_image_source
 from uvit_jax.data.prepared.manifest import FILE_NAME as MANIFEST
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import SOURCES, Source, load_source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.threaded_map import threaded_map
+from uvit_jax.data.training_data import BUILT_IN, TrainingData, load_built_in
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.opened import open_experiment_autoencoder
 from uvit_jax.interop.state_dict import sha256_of
-from uvit_jax.jobs.preparation.prepared_examples import decoding_of
 from uvit_jax.jobs.sampling.sample_folder import (
     NPZ,
     check_complete,
@@ -182,17 +182,16 @@ def open_reference_images(experiment: Experiment, name: str, size: Size, mesh: M
         without their autoencoder.
     """
     field = reference_field(experiment)
-    if name in SOURCES:
-        return _of_source(load_source(name), {})
+    if name in BUILT_IN:
+        return _of_source(load_built_in(name), {})
     try:
         if name.endswith(".npz"):
             return _of_npz(open_npz_images(pathlib.Path(name)))
         if pathlib.Path(name, MANIFEST).exists():
-            return _of_records(experiment, RecordSource(name), mesh)
+            return _of_records(experiment, PreparedData(name), mesh)
         _check_folder(name)
         config, crop = experiment.prepare, CROPS[experiment.prepare.crop]
-        decoding = dataclasses.replace(decoding_of(experiment), channels=3)
-        originals = open_originals(name, config.split, config.data_dir, decoding)
+        originals = open_image_source(name, config.split, config.data_dir, config.decoding(3))
         record = {"split": config.split, "crop": config.crop} | (
             {"exif": True} if config.exif else {}
         )
@@ -215,7 +214,7 @@ def reference_field(experiment: Experiment) -> str:
 
 
 def _check_folder(name: str) -> None:
-    if name.startswith("tfds:") or pathlib.Path(name).is_dir():
+    if is_image_source(name):
         return
     found = "it is a file" if pathlib.Path(name).exists() else "it doesn't exist"
     raise UserError(
@@ -233,7 +232,7 @@ def _of_npz(images: NpzImages) -> ImageStream:
 
 
 def _of_originals(
-    originals: Originals,
+    originals: ImageSource,
     crop: Callable[[np.ndarray], np.ndarray] | None,
     name: str,
     record: dict,
@@ -257,7 +256,7 @@ def _of_originals(
 
     def batches(first: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            images = ahead(pool, read, range(first, len(originals)), _READERS * threads)
+            images = threaded_map(pool, read, range(first, len(originals)), _READERS * threads)
             while batch := list(itertools.islice(images, _ROWS)):
                 yield np.stack(batch)
 
@@ -265,7 +264,7 @@ def _of_originals(
 
 
 def _cropped(
-    original: Original, crop: Callable[[np.ndarray], np.ndarray] | None, name: str
+    original: SourceImage, crop: Callable[[np.ndarray], np.ndarray] | None, name: str
 ) -> UInt8[np.ndarray, "h w c"]:
     try:
         return original.image if crop is None else crop(original.image)
@@ -277,7 +276,7 @@ def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _of_source(source: Source, record: dict[str, Any]) -> ImageStream:
+def _of_source(source: TrainingData, record: dict[str, Any]) -> ImageStream:
     """Of pixels: bytes as they are, floats in [-1, 1] as bytes."""
 
     def batches(first: int) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
@@ -288,12 +287,12 @@ def _of_source(source: Source, record: dict[str, Any]) -> ImageStream:
     return ImageStream(source.name, len(source), source.sample_shape, batches, record)
 
 
-def _read(source: Source, begin: int) -> np.ndarray:
+def _read(source: TrainingData, begin: int) -> np.ndarray:
     indices = np.arange(begin, min(begin + _ROWS, len(source)))
     return source.read(indices, np.zeros(len(indices), bool), fields=["x"])["x"]
 
 
-def _of_records(experiment: Experiment, source: RecordSource, mesh: Mesh) -> ImageStream:
+def _of_records(experiment: Experiment, source: PreparedData, mesh: Mesh) -> ImageStream:
     manifest = source.manifest
     record = {"split": manifest.split, "crop": manifest.crop} | (
         {"exif": True} if manifest.exif else {}

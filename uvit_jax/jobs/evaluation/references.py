@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from uvit_jax.data.originals.npz_images import open_npz_images
+from uvit_jax.data.image_sources.npz_images import open_npz_images
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.jobs.evaluation.image_streams import (

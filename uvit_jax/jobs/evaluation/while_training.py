@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable
 
-from uvit_jax.data.prepared.record_source import RecordSource
+from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.experiment.checks import check_batch
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.opened import OpenedForTraining, check_captions, open_captions
@@ -92,7 +92,7 @@ class TrainEvaluation:
             say(f"step {step:,}: {self.tag} {value:.4g}")
 
 
-def _captions(name: str, opened: OpenedForTraining) -> RecordSource | None:
+def _captions(name: str, opened: OpenedForTraining) -> PreparedData | None:
     """The data set whose captions samples are of; None for labels or prompts.
 
     name: `config.evaluate.captions`.
@@ -104,4 +104,4 @@ def _captions(name: str, opened: OpenedForTraining) -> RecordSource | None:
         captions = open_captions(name)
         check_captions(assembled.model, assembled.card, captions)
         return captions
-    return source if opened.text is None and isinstance(source, RecordSource) else None
+    return source if opened.text is None and isinstance(source, PreparedData) else None
