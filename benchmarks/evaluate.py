@@ -32,12 +32,12 @@ from uvit_jax.jobs.evaluation.image_streams import ImageStream
 from uvit_jax.jobs.evaluation.scored_images import Evaluation
 from uvit_jax.jobs.sampling.conditions import label_conditions
 from uvit_jax.jobs.sampling.generation import Generation
-from uvit_jax.metrics.features import Extraction, FeatureExtractor
+from uvit_jax.metrics.feature_network import Extraction, FeatureNetwork
 from uvit_jax.metrics.frechet import FrechetReference, frechet_bias
 from uvit_jax.metrics.kid import kid
 from uvit_jax.metrics.moments import SplitMoments
 from uvit_jax.metrics.precision_recall import density_coverage, precision_recall
-from uvit_jax.metrics.reference import Reference
+from uvit_jax.metrics.reference_file import Reference
 from uvit_jax.models.frozen.autoencoder import AutoencoderConfig, AutoencoderKL
 from uvit_jax.models.frozen.inception import WIDTHS, Inception, preprocess
 from uvit_jax.models.latents import Normalization
@@ -57,7 +57,7 @@ EXTRACTIONS = (
 )
 
 
-def extractor(dtype: str) -> FeatureExtractor:
+def network(dtype: str) -> FeatureNetwork:
     """An Inception-v3 with random weights."""
     graphdef, state = nnx.split(Inception(dtype, rngs=nnx.Rngs(0)))
 
@@ -68,7 +68,7 @@ def extractor(dtype: str) -> FeatureExtractor:
     widths = {kind: WIDTHS[name] for kind, name in KINDS.items()}
     params = nnx.to_pure_dict(state)
     settings = {"dtype": dtype}
-    return FeatureExtractor(
+    return FeatureNetwork(
         name="random",
         sha256="",
         prefix="random_",
@@ -109,7 +109,7 @@ def measure_extraction(rows: list[dict[str, Any]]) -> None:
     """Inception features of uint8 images, from the host's memory to float32 features on the host."""
     mesh = make_mesh(MeshConfig())
     for dtype, side, chunk in EXTRACTIONS:
-        extraction = Extraction(extractor(dtype), mesh, ("pool", "spatial", "logits"), chunk=chunk)
+        extraction = Extraction(network(dtype), mesh, ("pool", "spatial", "logits"), chunk=chunk)
         count = 8 * extraction.rows
         images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
         found = rate(functools.partial(extraction, images), count)
@@ -196,9 +196,9 @@ def whole(generation: Generation, params: Any, count: int) -> float:
     before.
     """
     parts = generation.parts
-    extraction = Extraction(extractor("bfloat16"), parts.mesh, ("pool", "spatial", "logits"))
+    extraction = Extraction(network("bfloat16"), parts.mesh, ("pool", "spatial", "logits"))
     extraction(np.zeros((1, *parts.image_shape), np.uint8))
-    widths = {kind: extraction.extractor.widths[kind] for kind in ("pool", "spatial")}
+    widths = {kind: extraction.network.widths[kind] for kind in ("pool", "spatial")}
     zero = {kind: (np.zeros(width), np.eye(width)) for kind, width in widths.items()}
     mean, covariance = zero["pool"]
     reference = Reference(

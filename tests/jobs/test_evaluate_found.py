@@ -16,8 +16,8 @@ from uvit_jax.data.sources import load_source
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import evaluate
 from uvit_jax.main import open_experiment
-from uvit_jax.metrics.own_features import own_features
-from uvit_jax.metrics.reference import read_reference
+from uvit_jax.metrics.random_filters import random_filters
+from uvit_jax.metrics.reference_file import read_reference
 from uvit_jax.telemetry.images import to_uint8
 
 FD = "own_feature_fd"
@@ -74,7 +74,7 @@ def score(root: pathlib.Path, samples: str, out: pathlib.Path, **changes) -> dic
 
 
 def test_a_reference_is_made_of_images_and_says_what_it_is_of(root):
-    reference = read_reference(root / "digits.npz", own_features())
+    reference = read_reference(root / "digits.npz", random_filters())
     assert (
         reference.record.items() >= {"source": "digits", "count": 1797, "shape": [8, 8, 1]}.items()
     )

@@ -17,8 +17,8 @@ from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.jobs import evaluate, prepare, sample
-from uvit_jax.metrics.own_features import own_features
-from uvit_jax.metrics.reference import read_reference
+from uvit_jax.metrics.random_filters import random_filters
+from uvit_jax.metrics.reference_file import read_reference
 
 FD = "own_feature_fd"
 
@@ -98,7 +98,7 @@ def test_a_reference_of_the_folder_is_made_at_the_size_that_is_asked_for_and_com
     statistics = report_of(root, tmp_path / "out", evaluate__reference=str(tmp_path / "16.npz"))
     assert (
         statistics["reference"]["sha256"]
-        == read_reference(tmp_path / "16.npz", own_features()).sha256
+        == read_reference(tmp_path / "16.npz", random_filters()).sha256
     )
     direct = report_of(root, tmp_path / "direct", evaluate__reference=str(root / "images"))
     assert statistics["metrics"] == direct["metrics"]

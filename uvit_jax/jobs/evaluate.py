@@ -13,7 +13,7 @@ from uvit_jax.errors import UserError, counted
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.weights import Weights, check_lengths, open_weights
 from uvit_jax.experiment.workdir import folder_name, open_workdir
-from uvit_jax.jobs.evaluation.feature_networks import choose_metrics, open_extractor
+from uvit_jax.jobs.evaluation.feature_networks import choose_metrics, open_feature_network
 from uvit_jax.jobs.evaluation.image_streams import (
     ImageStream,
     open_reference_images,
@@ -41,8 +41,8 @@ from uvit_jax.jobs.sampling.generation import (
     open_generation_parts,
 )
 from uvit_jax.jobs.sampling.pictures import title_of
-from uvit_jax.metrics.features import Extraction
-from uvit_jax.metrics.metric_names import OF_SAMPLES
+from uvit_jax.metrics.feature_network import Extraction
+from uvit_jax.metrics.metric_names import SAMPLE_METRICS
 from uvit_jax.metrics.scores import kinds
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.mesh import make_mesh
@@ -74,7 +74,7 @@ def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
             f"{reference_field(experiment)} is {name!r}, which holds statistics: expected images "
             f"to make some of"
         )
-    extractor = hosts.on_all(open_extractor, experiment)
+    network = hosts.on_all(open_feature_network, experiment)
     stream = hosts.on_all(
         open_reference_images, experiment, name, _reference_size(experiment, name), mesh
     )
@@ -92,12 +92,12 @@ def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
         pathlib.Path(out).parent,
         "the folder of config.evaluate.out" if experiment.evaluate.out else "workdir",
     )
-    extraction = Extraction(extractor, mesh, extractor.reference_kinds)
+    extraction = Extraction(network, mesh, network.reference_kinds)
     make_reference(experiment, stream, extraction, pathlib.Path(out))
     h, w, c = stream.shape
     return (
         f"made the reference of {counted(stream.count, 'image')} of {h}x{w}x{c} with "
-        f"{extractor.name}: see {out}"
+        f"{network.name}: see {out}"
     )
 
 
@@ -219,21 +219,21 @@ def _open_evaluation(
 ) -> Evaluation:
     """The extractor at work, the reference and the metrics that the two allow."""
     config = experiment.evaluate
-    extractor = hosts.on_all(open_extractor, experiment)
+    network = hosts.on_all(open_feature_network, experiment)
     clip = hosts.on_all(lambda: ClipPair(experiment, mesh) if config.clip and has_texts else None)
-    every = Extraction(extractor, mesh, extractor.reference_kinds)
+    every = Extraction(network, mesh, network.reference_kinds)
     reference = obtain_reference(experiment, workdir, every, shape)
     metrics, refused = choose_metrics(
         experiment,
-        extractor,
+        network,
         has_spatial=reference.spatial is not None,
         num_reference=hosts.on_all(num_features, reference),
         has_texts=has_texts,
         num_samples=num_samples,
     )
-    if any(name in OF_SAMPLES for name in metrics):
+    if any(name in SAMPLE_METRICS for name in metrics):
         reference = with_features(reference, every, shape)
-    extraction = Extraction(extractor, mesh, kinds(metrics))
+    extraction = Extraction(network, mesh, kinds(metrics))
     clip, out_name = (
         clip if "clip" in metrics else None,
         "config.evaluate.out" if config.out else "workdir",

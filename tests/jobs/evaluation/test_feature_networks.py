@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 
 from tests.jobs.digits_config import experiment
-from tests.metrics.small_extractor import small_extractor
-from tests.metrics.test_features import write_inception
+from tests.metrics.small_network import small_network
+from tests.metrics.test_feature_network import write_inception
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.evaluation import feature_networks
-from uvit_jax.jobs.evaluation.feature_networks import choose_metrics, open_extractor
+from uvit_jax.jobs.evaluation.feature_networks import choose_metrics, open_feature_network
 from uvit_jax.metrics.metric_names import METRICS
-from uvit_jax.metrics.own_features import own_features
+from uvit_jax.metrics.random_filters import random_filters
 from uvit_jax.metrics.scores import metric_name
 
 EVERYTHING = {
@@ -31,27 +31,27 @@ def inception(tmp_path_factory):
     }
 
 
-def choose(metrics="all", extractor=None, clip="some", **changes):
+def choose(metrics="all", network=None, clip="some", **changes):
     made = experiment(evaluate__metrics=metrics, evaluate__clip=clip)
-    return choose_metrics(made, extractor or small_extractor(), **EVERYTHING | changes)
+    return choose_metrics(made, network or small_network(), **EVERYTHING | changes)
 
 
 def test_the_built_in_features_are_the_default():
-    assert open_extractor(experiment()).identity == own_features().identity
+    assert open_feature_network(experiment()).identity == random_filters().identity
 
 
 def test_other_weights_are_never_the_published_network(inception):
-    extractor = open_extractor(
+    network = open_feature_network(
         experiment(**inception, evaluate__resize="tf1", evaluate__dtype="bfloat16")
     )
-    assert extractor.identity == {
+    assert network.identity == {
         "name": "Inception-v3 with other weights",
         "sha256": inception["evaluate__inception_sha256"],
         "resize": "tf1",
         "dtype": "bfloat16",
     }
-    assert extractor.widths == {"pool": 2048, "spatial": 2023, "logits": 1008}
-    names = [metric_name(name, extractor) for name in METRICS if name != "clip"]
+    assert network.widths == {"pool": 2048, "spatial": 2023, "logits": 1008}
+    names = [metric_name(name, network) for name in METRICS if name != "clip"]
     assert all(name.startswith("other_inception_") for name in names)
     assert not any("fid" in name for name in names)
 
@@ -60,9 +60,9 @@ def test_only_the_published_weights_give_a_fid(inception, monkeypatch):
     from uvit_jax.interop import inception as interop
 
     monkeypatch.setattr(interop, "SHA256", inception["evaluate__inception_sha256"])
-    extractor = open_extractor(experiment(**inception | {"evaluate__inception_sha256": ""}))
-    assert extractor.identity["name"] == "Inception-v3 (2015-12-05)"
-    assert [metric_name(name, extractor) for name in ("fid", "sfid", "is", "kid")] == [
+    network = open_feature_network(experiment(**inception | {"evaluate__inception_sha256": ""}))
+    assert network.identity["name"] == "Inception-v3 (2015-12-05)"
+    assert [metric_name(name, network) for name in ("fid", "sfid", "is", "kid")] == [
         "fid",
         "sfid",
         "is",
@@ -72,14 +72,14 @@ def test_only_the_published_weights_give_a_fid(inception, monkeypatch):
 
 @pytest.mark.slow
 def test_each_kind_is_the_networks_own(inception):
-    extractor = open_extractor(experiment(**inception))
+    network = open_feature_network(experiment(**inception))
     opened = feature_networks.open_inception(
         inception["evaluate__inception"], sha256=inception["evaluate__inception_sha256"]
     )
     images = np.random.default_rng(0).integers(256, size=(1, 32, 32, 3), dtype=np.uint8)
     kinds = ("logits", "pool", "spatial")
-    found = jax.jit(lambda params, images: extractor.apply(params, images, kinds))(
-        extractor.params, images
+    found = jax.jit(lambda params, images: network.apply(params, images, kinds))(
+        network.params, images
     )
     names = ("logits1008", "pool2048", "spatial2023")
     expected = jax.jit(lambda params, images: opened.features(params, images, names))(
@@ -96,18 +96,18 @@ def test_weights_that_cannot_be_had_name_the_field(tmp_path, inception):
     with pytest.raises(
         UserError, match=r"^config\.evaluate\.inception is '\S+gone\.pth': there is no Inception-v3"
     ):
-        open_extractor(gone)
+        open_feature_network(gone)
     unnamed = experiment(**inception | {"evaluate__inception_sha256": ""})
     with pytest.raises(
         UserError,
         match=r"^config\.evaluate\.inception is .*, expected 6726825d.* is not called FID$",
     ):
-        open_extractor(unnamed)
+        open_feature_network(unnamed)
 
 
 def test_all_metrics_are_all_that_can_be_had():
     assert choose() == (tuple(METRICS), {})
-    metrics, refused = choose(extractor=own_features(), num_reference=0, clip="", has_texts=False)
+    metrics, refused = choose(network=random_filters(), num_reference=0, clip="", has_texts=False)
     assert metrics == ("fid",)
     assert refused == {
         "sfid": "own features v1 has no spatial features",
@@ -134,7 +134,7 @@ def test_metrics_asked_for_come_once_and_in_their_own_order():
     [
         (
             "fid,is",
-            {"extractor": own_features()},
+            {"network": random_filters()},
             "has 'is', but own features v1 has no logits features",
         ),
         (

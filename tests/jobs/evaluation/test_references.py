@@ -16,7 +16,7 @@ import pytest
 from tests.data.prepared import prepare
 from tests.jobs.digits_config import experiment
 from tests.jobs.images import write_images
-from tests.metrics.small_extractor import small_extractor
+from tests.metrics.small_network import small_network
 from uvit_jax.data.sources import digits
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.evaluation import references
@@ -27,8 +27,8 @@ from uvit_jax.jobs.evaluation.references import (
     obtain_reference,
     with_features,
 )
-from uvit_jax.metrics.features import Extraction
-from uvit_jax.metrics.reference import read_reference
+from uvit_jax.metrics.feature_network import Extraction
+from uvit_jax.metrics.reference_file import read_reference
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.telemetry.images import to_uint8
@@ -43,7 +43,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def extraction(mesh):
-    return Extraction(small_extractor(), mesh, KINDS)
+    return Extraction(small_network(), mesh, KINDS)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_the_statistics_are_those_of_all_images(tmp_path, extraction):
         "count": 1797,
         "shape": [8, 8, 1],
         "rounding": "8 bits",
-        "extractor": small_extractor().identity,
+        "extractor": small_network().identity,
     }
 
 
@@ -98,7 +98,7 @@ def test_the_features_kept_are_spread_over_the_data(tmp_path, extraction, kept):
 
 
 def test_without_spatial_features_the_reference_has_none(tmp_path, mesh):
-    poorer = Extraction(small_extractor(widths={"pool": 6}), mesh, ["pool"])
+    poorer = Extraction(small_network(widths={"pool": 6}), mesh, ["pool"])
     assert obtain_reference(experiment(), tmp_path, poorer, (8, 8, 1)).spatial is None
 
 
@@ -153,7 +153,7 @@ def test_a_reference_is_made_again_when_an_image_deep_inside_changed(
 
 
 @pytest.mark.parametrize(
-    ("config", "extractor"),
+    ("config", "network"),
     [
         ({"evaluate__num_features": 12}, {}),
         ({"prepare__crop": "lanczos"}, {}),
@@ -164,13 +164,13 @@ def test_a_reference_is_made_again_when_an_image_deep_inside_changed(
     ],
 )
 def test_a_reference_is_made_again_when_what_makes_it_changed(
-    tmp_path, mesh, extraction, made, config, extractor
+    tmp_path, mesh, extraction, made, config, network
 ):
     folder(tmp_path / "images" / "train")
     folder(tmp_path / "images" / "val")
     base = {"evaluate__reference": str(tmp_path / "images")}
     obtain_reference(experiment(**base), tmp_path / "run", extraction, (16, 16, 3))
-    other = Extraction(small_extractor(**extractor), mesh, KINDS)
+    other = Extraction(small_network(**network), mesh, KINDS)
     obtain_reference(experiment(**base, **config), tmp_path / "run", other, (16, 16, 3))
     assert len(set(made)) == 2
     # And the first is still there.
@@ -270,7 +270,7 @@ def test_a_file_made_before_is_read_where_it_is(tmp_path, extraction, made):
     assert str(found.path) == path
     assert made == []
     assert not (tmp_path / "run").exists()
-    other = Extraction(small_extractor(sha256="b" * 64), extraction.mesh, KINDS)
+    other = Extraction(small_network(sha256="b" * 64), extraction.mesh, KINDS)
     with pytest.raises(UserError, match=r"made\.npz was made with sha256 = "):
         obtain_reference(experiment(evaluate__reference=path), tmp_path / "run", other, (8, 8, 1))
 
@@ -300,7 +300,7 @@ def test_statistics_are_told_from_images(tmp_path):
 def test_features_are_made_of_adms_images_where_there_are_none(tmp_path, extraction):
     images = np.random.default_rng(0).integers(256, size=(21, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "adm.npz", mu=np.zeros(6), sigma=np.eye(6), arr_0=images)
-    reference = read_reference(tmp_path / "adm.npz", extraction.extractor)
+    reference = read_reference(tmp_path / "adm.npz", extraction.network)
     found = with_features(reference, extraction, (8, 8, 3))
     np.testing.assert_array_equal(found.features, extraction(images)["pool"])
     assert dataclasses.replace(found, features=None).mean is reference.mean
@@ -309,9 +309,9 @@ def test_features_are_made_of_adms_images_where_there_are_none(tmp_path, extract
     ):
         with_features(reference, extraction, (16, 16, 3))
     np.savez(tmp_path / "moments.npz", mu=np.zeros(6), sigma=np.eye(6))
-    bare = read_reference(tmp_path / "moments.npz", extraction.extractor)
+    bare = read_reference(tmp_path / "moments.npz", extraction.network)
     assert with_features(bare, extraction, (16, 16, 3)) is bare
-    ours = read_reference(pathlib.Path(make(tmp_path, extraction)), extraction.extractor)
+    ours = read_reference(pathlib.Path(make(tmp_path, extraction)), extraction.network)
     assert with_features(ours, extraction, (8, 8, 1)) is ours
 
 

@@ -8,9 +8,9 @@ from jaxtyping import Array
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.interop.inception import open_inception
-from uvit_jax.metrics.features import FeatureExtractor
-from uvit_jax.metrics.metric_names import METRICS, OF_SAMPLES
-from uvit_jax.metrics.own_features import own_features
+from uvit_jax.metrics.feature_network import FeatureNetwork
+from uvit_jax.metrics.metric_names import METRICS, SAMPLE_METRICS
+from uvit_jax.metrics.random_filters import random_filters
 from uvit_jax.models.frozen.inception import WIDTHS
 
 # What metrics call the features of Inception-v3.
@@ -24,7 +24,7 @@ _LEAST = {"fid": 2, "sfid": 2, "is": 10, "kid": 2, "precision": 4, "recall": 4}
 _LEAST_OF_REFERENCE = {"kid": 2, "precision": 4, "recall": 4, "density": 6, "coverage": 6}
 
 
-def open_extractor(experiment: Experiment) -> FeatureExtractor:
+def open_feature_network(experiment: Experiment) -> FeatureNetwork:
     """The extractor that `config.evaluate.features` names, its weights read.
 
     Raises:
@@ -32,7 +32,7 @@ def open_extractor(experiment: Experiment) -> FeatureExtractor:
     """
     config = experiment.evaluate
     if config.features == "own":
-        return own_features()
+        return random_filters()
     try:
         inception = open_inception(
             config.inception,
@@ -47,7 +47,7 @@ def open_extractor(experiment: Experiment) -> FeatureExtractor:
         found = inception.features(params, images, [_INCEPTION[kind] for kind in kinds])
         return {kind: found[_INCEPTION[kind]] for kind in kinds}
 
-    return FeatureExtractor(
+    return FeatureNetwork(
         name="Inception-v3 (2015-12-05)"
         if inception.published
         else "Inception-v3 with other weights",
@@ -62,7 +62,7 @@ def open_extractor(experiment: Experiment) -> FeatureExtractor:
 
 def choose_metrics(
     experiment: Experiment,
-    extractor: FeatureExtractor,
+    network: FeatureNetwork,
     *,
     has_spatial: bool,
     num_reference: int,
@@ -80,14 +80,14 @@ def choose_metrics(
     config = experiment.evaluate
     refused: dict[str, str] = {}
     for name, kinds in METRICS.items():
-        lacking = [kind for kind in kinds if kind not in extractor.widths]
+        lacking = [kind for kind in kinds if kind not in network.widths]
         if lacking:
-            refused[name] = f"{extractor.name} has no {lacking[0]} features"
+            refused[name] = f"{network.name} has no {lacking[0]} features"
         elif name == "sfid" and not has_spatial:
             refused[name] = "the reference has no spatial statistics (mu_s, sigma_s)"
-        elif name in OF_SAMPLES and not num_reference:
+        elif name in SAMPLE_METRICS and not num_reference:
             refused[name] = "the reference has neither features nor images"
-        elif name in OF_SAMPLES and num_reference < _LEAST_OF_REFERENCE[name]:
+        elif name in SAMPLE_METRICS and num_reference < _LEAST_OF_REFERENCE[name]:
             refused[name] = (
                 f"the reference has {num_reference} images, expected at least "
                 f"{_LEAST_OF_REFERENCE[name]}"

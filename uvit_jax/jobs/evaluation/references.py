@@ -25,9 +25,14 @@ from uvit_jax.jobs.evaluation.image_streams import (
     reference_field,
     regrouped,
 )
-from uvit_jax.metrics.features import Extraction, FeatureExtractor
+from uvit_jax.metrics.feature_network import Extraction, FeatureNetwork
 from uvit_jax.metrics.moments import Moments
-from uvit_jax.metrics.reference import Reference, check_resolution, read_reference, write_reference
+from uvit_jax.metrics.reference_file import (
+    Reference,
+    check_resolution,
+    read_reference,
+    write_reference,
+)
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.progress import Progress
 
@@ -72,9 +77,9 @@ def obtain_reference(
       UserError: for a reference that can't be had, or of other features or another size than the
         samples'.
     """
-    name, extractor = reference_name(experiment), extraction.extractor
+    name, network = reference_name(experiment), extraction.network
     if is_statistics(name, reference_field(experiment)):
-        reference = hosts.on_all(_read_statistics, experiment, extractor)
+        reference = hosts.on_all(_read_statistics, experiment, network)
         check_resolution(reference, shape)
         return reference
     stream = hosts.on_all(open_reference_images, experiment, name, shape[:2], extraction.mesh)
@@ -89,17 +94,17 @@ def obtain_reference(
         workdir
         / "evaluations"
         / "references"
-        / hosts.first_says(_kept_name(experiment, stream, extractor))
+        / hosts.first_says(_kept_name(experiment, stream, network))
     )
     if not hosts.first_says(path.exists()):
         make_reference(experiment, stream, extraction, path)
-    return hosts.on_all(read_reference, path, extractor)
+    return hosts.on_all(read_reference, path, network)
 
 
-def _read_statistics(experiment: Experiment, extractor: FeatureExtractor) -> Reference:
+def _read_statistics(experiment: Experiment, network: FeatureNetwork) -> Reference:
     name = reference_name(experiment)
     try:
-        return read_reference(pathlib.Path(name), extractor)
+        return read_reference(pathlib.Path(name), network)
     except UserError as error:
         raise UserError(f"{reference_field(experiment)} is {name!r}: {error}") from None
 
@@ -110,9 +115,9 @@ def make_reference(
     """Writes the statistics of all images of a stream, with everything that matters recorded in the
     file.
     """
-    extractor = extraction.extractor
-    pool = Moments(extractor.widths["pool"])
-    spatial = Moments(extractor.widths["spatial"]) if "spatial" in extractor.widths else None
+    network = extraction.network
+    pool = Moments(network.widths["pool"])
+    spatial = Moments(network.widths["spatial"]) if "spatial" in network.widths else None
     kept = (
         np.linspace(0, stream.count - 1, min(experiment.evaluate.num_features, stream.count))
         .round()
@@ -129,7 +134,7 @@ def make_reference(
             features.append(found["pool"][inside - first])
             first += len(images)
             progress.update(first)
-    record = reference_record(stream, extractor)
+    record = reference_record(stream, network)
     hosts.on_all(
         lambda: (
             write_reference(path, pool, spatial, np.concatenate(features), record)
@@ -139,7 +144,7 @@ def make_reference(
     )
 
 
-def reference_record(stream: ImageStream, extractor: FeatureExtractor) -> dict[str, Any]:
+def reference_record(stream: ImageStream, network: FeatureNetwork) -> dict[str, Any]:
     """What a file of statistics says of itself."""
     return {
         "source": stream.name,
@@ -147,7 +152,7 @@ def reference_record(stream: ImageStream, extractor: FeatureExtractor) -> dict[s
         "shape": list(stream.shape),
         **stream.record,
         "rounding": "8 bits",
-        "extractor": extractor.identity,
+        "extractor": network.identity,
     }
 
 
@@ -178,11 +183,9 @@ def with_features(reference: Reference, extraction: Extraction, shape: Shape) ->
     return dataclasses.replace(reference, features=np.concatenate(found))
 
 
-def _kept_name(experiment: Experiment, stream: ImageStream, extractor: FeatureExtractor) -> str:
+def _kept_name(experiment: Experiment, stream: ImageStream, network: FeatureNetwork) -> str:
     """A name of its own for everything that the statistics depend on."""
-    record = reference_record(stream, extractor) | {
-        "num_features": experiment.evaluate.num_features
-    }
+    record = reference_record(stream, network) | {"num_features": experiment.evaluate.num_features}
     record["data"], record["data_dir"] = (
         _fingerprint(reference_name(experiment)),
         experiment.prepare.data_dir,

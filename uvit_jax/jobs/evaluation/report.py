@@ -19,7 +19,7 @@ from uvit_jax.files import atomic_write
 from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
 from uvit_jax.jobs.sampling.generation import Generation
-from uvit_jax.metrics.reference import Reference
+from uvit_jax.metrics.reference_file import Reference
 from uvit_jax.parallel import hosts
 
 REPORT, TABLE = "evaluation.json", "evaluation.txt"

@@ -25,8 +25,8 @@ from uvit_jax.jobs.sampling import pictures
 from uvit_jax.jobs.sampling.conditions import Conditions
 from uvit_jax.jobs.sampling.sample_folder import FILE_NAME as SAMPLES
 from uvit_jax.jobs.sampling.sample_folder import NPZ, Request, claim, first_difference, png_name
-from uvit_jax.metrics.features import Extraction
-from uvit_jax.metrics.reference import Reference
+from uvit_jax.metrics.feature_network import Extraction
+from uvit_jax.metrics.reference_file import Reference
 from uvit_jax.metrics.scores import Scores, metric_name
 from uvit_jax.metrics.stored_rows import StoredRows
 from uvit_jax.parallel import hosts
@@ -66,12 +66,12 @@ class Evaluation:
 
     def plan(self, samples: dict[str, Any]) -> dict[str, Any]:
         """Everything that the numbers depend on, as JSON has it."""
-        reference, extractor = self.reference, self.extraction.extractor
+        reference, network = self.reference, self.extraction.network
         plan = {
             "samples": samples,
             "metrics": self.metrics,
             "reference": {"file": reference.path.name, "sha256": reference.sha256},
-            "features": extractor.identity,
+            "features": network.identity,
             "clip": self.clip.identity if self.clip else {},
             "save": self.save,
         }
@@ -79,7 +79,7 @@ class Evaluation:
 
     def scores(self, num_samples: int, folder: pathlib.Path | None) -> Scores:
         """Fresh accumulators, or those of a folder with a state."""
-        return Scores(self.metrics, self.extraction.extractor, num_samples, folder)
+        return Scores(self.metrics, self.extraction.network, num_samples, folder)
 
     def run(
         self,
@@ -194,7 +194,7 @@ class Evaluation:
         self, scores: Scores, plan: dict[str, Any], samples: dict[str, Any]
     ) -> dict[str, Any]:
         metrics = scores.results(self.reference)
-        extractor = self.extraction.extractor
+        network = self.extraction.network
         return {
             "metrics": metrics,
             "definitions": scores.definitions(self.reference),
@@ -202,15 +202,15 @@ class Evaluation:
             "warnings": self._warnings(scores, metrics),
             "samples": samples,
             "reference": reference_facts(self.reference),
-            "features": extractor.identity,
+            "features": network.identity,
             "versions": versions(),
             "plan": plan,
         }
 
     def _warnings(self, scores: Scores, metrics: dict[str, float]) -> list[str]:
-        width, found = self.extraction.extractor.widths["pool"], []
+        width, found = self.extraction.network.widths["pool"], []
         if scores.count <= width and "fid" in self.metrics:
-            name = metric_name("fid", self.extraction.extractor)
+            name = metric_name("fid", self.extraction.network)
             bias = metrics.get(f"{name}_bias")
             amount = (
                 f"about {bias:.3g} of {metrics[name]:.4g}"
@@ -229,7 +229,7 @@ class Evaluation:
                 f"distances are too high"
             )
         if not self.reference.record and "fid" in self.metrics:
-            settings = self.extraction.extractor.settings
+            settings = self.extraction.network.settings
             if any(settings.get(name, usual) != usual for name, usual in PYTORCH_FID.items()):
                 found.append(
                     f"{self.reference.path.name} does not say how its images were resized and in "

@@ -18,7 +18,7 @@ from uvit_jax.interop.clip import TextEncoder, open_text_encoder
 from uvit_jax.interop.clip_vision import ImageEncoder, open_image_encoder
 from uvit_jax.interop.tokenizer import open_tokenizer
 from uvit_jax.jobs.evaluation.image_streams import ImageStream, regrouped
-from uvit_jax.metrics.features import Extraction, FeatureExtractor, Pending
+from uvit_jax.metrics.feature_network import Extraction, FeatureNetwork, FutureFeatures
 from uvit_jax.metrics.scores import Scores
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.mesh import batch_parts, batch_sharding, replicated
@@ -49,7 +49,7 @@ class ClipPair:
                 f"{self.texts.config.projection} numbers and its image tower to "
                 f"{self.images.config.projection}, expected one CLIP"
             )
-        extractor = FeatureExtractor(
+        network = FeatureNetwork(
             name=self.images.name,
             sha256=self.images.sha256,
             prefix="",
@@ -60,7 +60,7 @@ class ClipPair:
                 kind: self.images.embed(params, images) for kind in kinds
             },
         )
-        self._extraction = Extraction(extractor, mesh, ["pool"])
+        self._extraction = Extraction(network, mesh, ["pool"])
         self._mesh, self._params = mesh, place(self.texts.params, replicated(mesh))
         self._embed = jax.jit(self.texts.embed)
 
@@ -69,7 +69,7 @@ class ClipPair:
         """Which CLIP it is."""
         return {"name": self.images.name, "images": self.images.sha256, "texts": self.texts.sha256}
 
-    def start(self, images: UInt8[np.ndarray, "n h w c"]) -> Pending:
+    def start(self, images: UInt8[np.ndarray, "n h w c"]) -> FutureFeatures:
         """Hands images to the devices."""
         return self._extraction.start(images)
 
@@ -121,7 +121,7 @@ class Scoring:
             images given so far.
           quiet: whether no progress is shown: another bar may be on the screen.
         """
-        pending: tuple[np.ndarray, Pending, Pending | None] | None = None
+        pending: tuple[np.ndarray, FutureFeatures, FutureFeatures | None] | None = None
         count, saved = start, time.monotonic()
         with Progress(
             stream.count,
@@ -155,8 +155,8 @@ class Scoring:
     def _finish(
         self,
         images: np.ndarray,
-        features: Pending,
-        embeddings: Pending | None,
+        features: FutureFeatures,
+        embeddings: FutureFeatures | None,
         first: int,
         scores: Scores | None,
     ) -> None:

@@ -10,7 +10,7 @@ from uvit_jax.data.sources import Source
 from uvit_jax.experiment.assembled import Parts
 from uvit_jax.experiment.checks import check_mesh
 from uvit_jax.experiment.text_states import TextStates
-from uvit_jax.jobs.evaluation.feature_networks import open_extractor
+from uvit_jax.jobs.evaluation.feature_networks import open_feature_network
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
 from uvit_jax.jobs.evaluation.references import obtain_reference
 from uvit_jax.jobs.evaluation.scoring import Scoring
@@ -21,7 +21,7 @@ from uvit_jax.jobs.sampling.generation import (
     open_captions,
     open_conditions,
 )
-from uvit_jax.metrics.features import Extraction
+from uvit_jax.metrics.feature_network import Extraction
 from uvit_jax.metrics.scores import Scores, metric_name
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.writers import MetricWriter
@@ -46,7 +46,7 @@ class TrainEvaluation:
         neither prompts (`text` encodes them) nor `config.evaluate.captions`.
 
         Raises:
-          UserError: for latents without a decoder, an extractor or a reference that can't be had,
+          UserError: for latents without a decoder, an network or a reference that can't be had,
             or batches that the mesh doesn't divide.
         """
         experiment = parts.experiment
@@ -59,11 +59,11 @@ class TrainEvaluation:
         )
         self._generation = Generation(parts, conditions, experiment.sample.batch_size)
         self._shape = parts.image_shape
-        extractor = hosts.on_all(open_extractor, experiment)
-        every = Extraction(extractor, parts.mesh, extractor.reference_kinds)
+        network = hosts.on_all(open_feature_network, experiment)
+        every = Extraction(network, parts.mesh, network.reference_kinds)
         self._reference = obtain_reference(experiment, workdir, every, self._shape)
-        self._extraction = Extraction(extractor, parts.mesh, ["pool"])
-        self._name = metric_name("fid", extractor)
+        self._extraction = Extraction(network, parts.mesh, ["pool"])
+        self._name = metric_name("fid", network)
         sample = experiment.sample
         solver = sample.solver.replace("+", "p")  # TensorBoard's names have no plus
         self.tag = f"{self._name}_{self._count}_ema_{solver}_{sample.steps}_guidance_{sample.guidance_scale:g}"
@@ -77,7 +77,7 @@ class TrainEvaluation:
         if hosts.first_says(writer.has_evaluation(step, [self.tag])):
             return
         scores = (
-            Scores(["fid"], self._extraction.extractor, self._count, None)
+            Scores(["fid"], self._extraction.network, self._count, None)
             if hosts.is_first()
             else None
         )

@@ -11,10 +11,10 @@ from PIL import Image
 from tests.conftest import SHARED
 from uvit_jax.data.sources import digits
 from uvit_jax.errors import UserError
-from uvit_jax.metrics.features import Extraction
+from uvit_jax.metrics.feature_network import Extraction
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.moments import Moments
-from uvit_jax.metrics.own_features import own_features
+from uvit_jax.metrics.random_filters import random_filters
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.telemetry.images import to_uint8
 
@@ -25,7 +25,7 @@ CIFAR = SHARED / "data" / "cifar10-jpeg.tar.xz"
 @functools.cache
 def extraction():
     return Extraction(
-        own_features(), make_mesh(MeshConfig(), jax.devices()[:1]), ["pool"], chunk=64
+        random_filters(), make_mesh(MeshConfig(), jax.devices()[:1]), ["pool"], chunk=64
     )
 
 
@@ -112,15 +112,15 @@ def test_cifar_images_are_further_the_worse_they_are():
 
 
 def test_the_weights_are_these():
-    extractor = own_features()
-    assert extractor.identity == {
+    network = random_filters()
+    assert network.identity == {
         "name": "own features v1",
         "sha256": "82802ae449356ded68cb915184eda924ae3c7bc7f0beb1f3c9012587ff480b6f",
         "resize": "none",
         "dtype": "float32",
     }
-    assert extractor.prefix == "own_feature_"
-    assert extractor.widths == {"pool": 336}
+    assert network.prefix == "own_feature_"
+    assert network.widths == {"pool": 336}
 
 
 def test_the_features_are_these():
