@@ -3,7 +3,6 @@ need not be there.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
@@ -16,6 +15,7 @@ from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.files import atomic_write
+from uvit_jax.fingerprints import sha256_of_file
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.interop.clip import TextEncoder
 from uvit_jax.models.latents import Normalization
@@ -211,7 +211,7 @@ def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
     if source is not None:
         values["the number of examples"] = len(source)
     if isinstance(source, RecordSource):
-        digest = hashlib.sha256((source.folder / MANIFEST).read_bytes()).hexdigest()
+        digest = sha256_of_file(source.folder / MANIFEST)
         values["the SHA-256 of the data's manifest.json"] = digest
     return values
 

@@ -5,13 +5,12 @@ run.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import logging
 import pathlib
 from collections.abc import Sequence
 
 import jax
-import numpy as np
+from jax.tree_util import tree_leaves_with_path
 
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.assembled import Parts
@@ -19,6 +18,7 @@ from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import DataCard, read_card
 from uvit_jax.experiment.init_from import find_weights
 from uvit_jax.experiment.workdir import check_run, has_checkpoints, saved_config
+from uvit_jax.fingerprints import sha256_of_arrays
 from uvit_jax.interop import official
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
@@ -51,14 +51,8 @@ class Weights:
     @functools.cached_property
     def sha256(self) -> str:
         """Of the parameters, name by name, as float32; all hosts ask for it together."""
-        digest = hashlib.sha256()
-        for path, leaf in sorted(
-            jax.tree_util.tree_leaves_with_path(self.params), key=lambda item: path_name(item[0])
-        ):
-            array = np.ascontiguousarray(fetch(leaf), np.float32)
-            digest.update(f"{path_name(path)} {array.shape}\n".encode())
-            digest.update(array.data)
-        return digest.hexdigest()
+        leaves = {path_name(path): leaf for path, leaf in tree_leaves_with_path(self.params)}
+        return sha256_of_arrays((name, fetch(leaves[name])) for name in sorted(leaves))
 
 
 def samples_from_elsewhere(experiment: Experiment, workdir: pathlib.Path) -> bool:

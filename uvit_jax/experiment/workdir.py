@@ -1,7 +1,6 @@
 """The folder of a run: whether it can be written to, and what an earlier run left in it."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -14,6 +13,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.files import atomic_write
+from uvit_jax.fingerprints import sha256_of_json
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.hosts import DistributedConfig
 
@@ -160,8 +160,7 @@ def folder_name(title: str, plan: dict[str, Any]) -> str:
     """A name for the folder of samples or a report: something to read, and a word of its own for
     what was asked.
     """
-    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{title}_{digest}"
+    return f"{title}_{sha256_of_json(plan)[:8]}"
 
 
 def check_run(experiment: Experiment, workdir: pathlib.Path) -> None:

@@ -2,13 +2,13 @@
 and hashed.
 """
 
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from uvit_jax.errors import UserError
+from uvit_jax.fingerprints import sha256_of_arrays
 
 StateDict = Mapping[str, Any]
 Path = tuple[str | int, ...]
@@ -62,8 +62,5 @@ def sha256_of(arrays: Arrays, head: str = "") -> str:
     """The hash of `head`, then of the arrays as float32 in the order of their names, each after its
     name and shape.
     """
-    digest = hashlib.sha256(head.encode())
-    for name, array in sorted((".".join(map(str, path)), array) for path, array in arrays.items()):
-        digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array, "<f4").data)
-    return digest.hexdigest()
+    named = {".".join(map(str, path)): array for path, array in arrays.items()}
+    return sha256_of_arrays(sorted(named.items()), head)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 from typing import Any
@@ -12,6 +11,7 @@ from jaxtyping import Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.files import atomic_write
+from uvit_jax.fingerprints import sha256_of_file
 from uvit_jax.metrics.feature_network import FeatureNetwork
 from uvit_jax.metrics.frechet import FrechetReference
 from uvit_jax.metrics.moments import Moments
@@ -66,8 +66,7 @@ def read_reference(path: pathlib.Path, network: FeatureNetwork) -> Reference:
       UserError: for a file of another layout, or of other features than the network's.
     """
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of_file(path)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}), expected {_EXPECTED}") from None
     held, arrays = read_npz(path, _EXPECTED, _ARRAYS)

@@ -2,13 +2,12 @@
 its source again.
 """
 
-import hashlib
-import json
 from typing import Any
 
 from uvit_jax.data.originals.folders import ImageFolder
 from uvit_jax.data.originals.open import Originals
 from uvit_jax.data.originals.tfds_source import TfdsSource
+from uvit_jax.fingerprints import sha256_of_json
 
 
 def listing_sha256(originals: Originals) -> str:
@@ -19,7 +18,7 @@ def listing_sha256(originals: Originals) -> str:
     no files, is known by its version, its classes' names and the records that its split takes of
     each file.
     """
-    return hashlib.sha256(json.dumps(_listing(originals)).encode()).hexdigest()
+    return sha256_of_json(_listing(originals))
 
 
 def _listing(originals: Originals) -> list[Any]:

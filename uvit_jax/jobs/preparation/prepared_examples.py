@@ -5,7 +5,6 @@ features.
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -33,6 +32,7 @@ from uvit_jax.experiment.assembled import open_experiment_autoencoder
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.sections import PrepareConfig
 from uvit_jax.experiment.text_states import TextStates, open_text_states
+from uvit_jax.fingerprints import sha256_of_json
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.interop.tokenizer import Tokenizer
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
@@ -332,9 +332,7 @@ def _sha256_of(tokenizer: Tokenizer) -> str:
     # Written as "a b" or as ["a", "b"], by the library's version.
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     ids = (tokenizer.start, tokenizer.end, tokenizer.pad, tokenizer.context_length)
-    return hashlib.sha256(
-        json.dumps([sorted(model["vocab"].items()), merges, ids]).encode()
-    ).hexdigest()
+    return sha256_of_json([sorted(model["vocab"].items()), merges, ids])
 
 
 @dataclasses.dataclass(frozen=True)
