@@ -29,7 +29,7 @@ from uvit_jax.experiment.config import load_experiment, parse_settings
 from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
-from uvit_jax.jobs.evaluation.scored_images import Evaluation
+from uvit_jax.jobs.evaluation.resumable_evaluation import Evaluation
 from uvit_jax.jobs.sampling.conditions import open_conditions
 from uvit_jax.jobs.sampling.generation import Generation, make_generation
 from uvit_jax.metrics.feature_network import Extraction, FeatureNetwork
@@ -106,7 +106,7 @@ def rate(run: Callable[[], Any], images: int, *, repeats: int = 5) -> float:
 
 
 def measure_extraction(rows: list[dict[str, Any]]) -> None:
-    """Inception features of uint8 images, from the host's memory to float32 features on the host."""
+    """Inception features of uint8 images, from and to the host's memory."""
     mesh = make_mesh(MeshConfig())
     for dtype, side, chunk in EXTRACTIONS:
         extraction = Extraction(network(dtype), mesh, ("pool", "spatial", "logits"), chunk=chunk)
@@ -206,7 +206,7 @@ def whole(assembled: Assembled, generation: Generation, params: Any, count: int)
         covariance=covariance,
         spatial=zero["spatial"],
     )
-    evaluation = Evaluation(("fid", "sfid", "is"), {}, extraction, reference, None, "")
+    evaluation = Evaluation(("fid", "sfid", "is"), {}, extraction, reference)
     stream = ImageStream(
         "random",
         count,

@@ -100,7 +100,7 @@ options = {"evaluate__features": "inception", "evaluate__inception": path}
 options["evaluate__inception_sha256"] = sha256
 images = np.random.default_rng(0).integers(256, size=(21, 32, 32, 3), dtype=np.uint8)
 found = {}
-for network in (random_filters(), open_feature_network(experiment(**options))):
+for network in (random_filters(), open_feature_network(experiment(**options).evaluate)):
     alone = None
     for sizes in [(1, 1, 1), *map(tuple, json.loads(sys.argv[2]))]:
         count = int(np.prod(sizes))

@@ -14,7 +14,7 @@ from uvit_jax.diffusion.predictions import PREDICTIONS
 from uvit_jax.diffusion.sampler import SamplerConfig
 from uvit_jax.diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
 from uvit_jax.errors import UserError, check_choice
-from uvit_jax.metrics.metric_names import METRICS
+from uvit_jax.metrics.metric_names import FEATURE_NETWORKS, METRICS
 from uvit_jax.models.frozen.resize import RESIZES
 from uvit_jax.models.uvit_config import DTYPES
 from uvit_jax.parallel.compiler import OVERLAPS
@@ -258,7 +258,7 @@ class EvaluateConfig:
         # The sixth is the fifth neighbour of the first (density, coverage).
         _check_at_least(self, 6, "num_features")
         _check_at_least(self, 0, "every")
-        check_choice("features", self.features, ("own", "inception"))
+        check_choice("features", self.features, FEATURE_NETWORKS)
         check_choice("resize", self.resize, tuple(RESIZES))
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("save", self.save, ("", "png", "npz"))

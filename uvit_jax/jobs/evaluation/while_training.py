@@ -9,7 +9,8 @@ from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.opened import Opened, check_captions, open_captions
 from uvit_jax.jobs.evaluation.feature_networks import open_feature_network
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
-from uvit_jax.jobs.evaluation.references import obtain_reference
+from uvit_jax.jobs.evaluation.reference_images import reference_source
+from uvit_jax.jobs.evaluation.reference_statistics import obtain_reference
 from uvit_jax.jobs.evaluation.scoring import Scoring
 from uvit_jax.jobs.sampling.conditions import open_conditions
 from uvit_jax.jobs.sampling.generation import make_generation
@@ -35,8 +36,8 @@ class TrainEvaluation:
         captions of its training data.
 
         Raises:
-          UserError: for latents without a decoder, a feature network or a reference that can't be had,
-            or batches that the mesh doesn't divide.
+          UserError: for latents without a decoder, a feature network or a reference that can't be
+            had, or batches that the mesh doesn't divide.
         """
         assembled, mesh, sample = opened.assembled, opened.assembled.mesh, experiment.sample
         hosts.on_all(assembled.check_decoder)
@@ -55,9 +56,10 @@ class TrainEvaluation:
         )
         self._generation = make_generation(assembled, experiment.diffusion, sample, conditions)
         self._shape = assembled.image_shape
-        network = hosts.on_all(open_feature_network, experiment)
+        network = hosts.on_all(open_feature_network, experiment.evaluate)
         every = Extraction(network, mesh, network.reference_kinds)
-        self._reference = obtain_reference(experiment, workdir, every, self._shape)
+        source = reference_source(experiment)
+        self._reference = obtain_reference(source, workdir, every, self._shape)
         self._extraction = Extraction(network, mesh, ["pool"])
         self._name = metric_name("fid", network)
         solver = sample.solver.replace("+", "p")  # TensorBoard's names have no plus
