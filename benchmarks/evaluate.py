@@ -1,9 +1,9 @@
-"""What an evaluation of 50,000 samples costs, part by part: network, decoder, features, metrics;
-and its overhead.
+"""Cost of an evaluation of 50,000 samples by part: network, decoder, features, metrics.
 
-    python benchmarks/evaluate.py                                   # all parts, U-ViT-H/2 at
-    256x256 python benchmarks/evaluate.py extraction --out extraction.json  # one part: extraction,
-    decoder, whole or metrics
+    python benchmarks/evaluate.py                       # all parts, U-ViT-H/2 at 256x256
+    python benchmarks/evaluate.py extraction --out extraction.json
+
+The parts are extraction, decoder, whole and metrics.
 
 Weights are random: no rate depends on them. `whole` draws, decodes and scores samples by the job's
 own code, and again without scoring: the difference is the evaluation's overhead.
@@ -191,9 +191,7 @@ def measure_whole(rows: list[dict[str, Any]], options: argparse.Namespace) -> No
 
 
 def whole(assembled: Assembled, generation: Generation, params: Any, count: int) -> float:
-    """Seconds of drawing and scoring with FID, sFID and IS, without the final metrics; compiled
-    before.
-    """
+    """Seconds to draw and score with FID, sFID and IS, after compiling, without final metrics."""
     extraction = Extraction(network("bfloat16"), assembled.mesh, ("pool", "spatial", "logits"))
     extraction(np.zeros((1, *assembled.image_shape), np.uint8))
     widths = {kind: extraction.network.widths[kind] for kind in ("pool", "spatial")}
@@ -219,9 +217,7 @@ def whole(assembled: Assembled, generation: Generation, params: Any, count: int)
 
 
 def measure_metrics(rows: list[dict[str, Any]]) -> None:
-    """Metrics of 50,000 samples from their features: FID's moments, KID, precision and recall
-    against 10,000.
-    """
+    """Times the metrics of 50,000 samples' features, against 10,000 of a reference."""
     rng = np.random.default_rng(0)
     fake = rng.standard_normal((SAMPLES, 2048), np.float32)
     real = rng.standard_normal((10_000, 2048), np.float32) + np.float32(0.1)

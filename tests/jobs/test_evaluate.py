@@ -1,6 +1,4 @@
-"""Samples of a model drawn and scored: what the report says, that its numbers are right, that none
-is made twice.
-"""
+"""Samples of a model: the report's content, correct numbers, and nothing made twice."""
 
 import hashlib
 import json

@@ -1,6 +1,4 @@
-"""Samples that somebody else drew, and references: scored, made, and every way in which they can't
-be.
-"""
+"""Found samples and references: scored, made, and refused for every fault."""
 
 import json
 import pathlib
@@ -40,7 +38,7 @@ def write_folder(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> pathlib.Path:
-    """Sixty digits as an .npz of ours and of ADM's and as a folder, and statistics of all digits."""
+    """Sixty digits as an .npz of ours, one of ADM's and a folder, and statistics of all digits."""
     root, images = tmp_path_factory.mktemp("found"), digits(100, COUNT)
     np.savez(root / "ours.npz", images=images)
     np.savez_compressed(root / "adm.npz", arr_0=images, arr_1=np.zeros(COUNT, np.int64))
@@ -243,7 +241,7 @@ def test_only_what_is_asked_for_is_computed(root, tmp_path):
         ),
     ],
 )
-def test_what_can_not_be_scored_is_told_in_one_sentence(root, tmp_path, changes, message):
+def test_what_can_not_be_scored_is_refused_in_one_sentence(root, tmp_path, changes, message):
     paths = {"samples": "ours.npz", "reference": "digits.npz"} | changes
     fields = paths | {name: str(root / paths[name]) for name in ("samples", "reference")}
     with pytest.raises(UserError, match=message) as caught:
@@ -275,7 +273,9 @@ def test_what_can_not_be_scored_is_told_in_one_sentence(root, tmp_path, changes,
         ),
     ],
 )
-def test_what_no_reference_can_be_made_of_is_told_in_one_sentence(root, tmp_path, changes, message):
+def test_what_no_reference_can_be_made_of_is_refused_in_one_sentence(
+    root, tmp_path, changes, message
+):
     if changes["evaluate__reference"]:
         changes = changes | {"evaluate__reference": str(root / changes["evaluate__reference"])}
     with pytest.raises(UserError, match=message):
@@ -286,7 +286,7 @@ def test_what_no_reference_can_be_made_of_is_told_in_one_sentence(root, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_inception_without_its_file_and_without_a_network_is_told_before_anything_is_scored(
+def test_inception_without_its_file_and_without_a_network_is_refused_before_anything_is_scored(
     root, tmp_path, monkeypatch
 ):
     def offline(*arguments, **options):

@@ -1,6 +1,4 @@
-"""Samples of a latent model scored: decoded, against images at their size or against the data set's
-own, decoded.
-"""
+"""Samples of a latent model, decoded and scored against images or decoded latents."""
 
 import json
 import pathlib
@@ -75,8 +73,8 @@ def test_the_data_s_own_latents_are_the_reference_decoded_and_a_folder_of_images
     assert folder["reference"]["shape"] == [16, 16, 3]
     assert folder["metrics"][FD] != own["metrics"][FD]
     assert any(
-        "the reference's 12 images are fewer than the 336 features" in said
-        for said in own["warnings"]
+        "the reference's 12 images are fewer than the 336 features" in warning
+        for warning in own["warnings"]
     )
 
 
@@ -145,7 +143,7 @@ def test_a_sweep_compiles_the_decoder_once(root, tmp_path, caplog):
     assert names.count("jit(decode)") == 1
 
 
-def test_latents_without_their_autoencoder_are_told(root, tmp_path):
+def test_latents_without_their_autoencoder_are_refused(root, tmp_path):
     with pytest.raises(
         UserError,
         match=r"^config\.autoencoder\.name is empty, expected '.*kl\.safetensors' or another",

@@ -44,9 +44,7 @@ def distance(one, other):
 
 
 def noisy(images, sigma):
-    """With Gaussian noise of standard deviation `sigma` where pixels are in [-1, 1], as 8 bits
-    again.
-    """
+    """Adds Gaussian noise of deviation `sigma` to pixels in [-1, 1]; 8 bits again."""
     noise = sigma * np.random.default_rng(1).standard_normal(images.shape)
     return to_uint8((images / 127.5 - 1 + noise).astype(np.float32))
 
@@ -156,7 +154,7 @@ def test_images_of_any_size_have_finite_features(size):
 
 
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (1, 1)])
-def test_too_small_images_are_told(size):
+def test_too_small_images_are_refused(size):
     message = rf"^the images are {size[0]}x{size[1]}, expected at least 8x8 for own features v1"
     with pytest.raises(UserError, match=message):
         features_of(np.zeros((2, *size, 3), np.uint8))
@@ -173,7 +171,7 @@ def test_flat_images_of_one_colour_differ_in_colour_alone():
     np.testing.assert_allclose(texture, 0.01, rtol=1e-4)
 
 
-def test_a_half_of_the_classes_is_told_from_all():
+def test_a_half_of_the_classes_differs_from_all():
     source = digits()
     images, labels = to_uint8(source.images), source.labels
     even, odd = np.arange(len(images)) % 2 == 0, np.arange(len(images)) % 2 == 1

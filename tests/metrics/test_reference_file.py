@@ -191,13 +191,13 @@ def nan_in(array):
         ({"metadata": np.array("{}")}, r"is of the format None, expected 'uvit_jax reference 1'"),
     ],
 )
-def test_what_can_be_no_statistics_is_one_sentence(tmp_path, arrays, message):
+def test_what_can_not_be_statistics_is_one_sentence(tmp_path, arrays, message):
     with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}/r\.npz {message}"):
         read_reference(written(tmp_path, **arrays), small_network())
 
 
 class Trap:
-    """What leaves a trace when it is unpickled."""
+    """An object that leaves a trace when it is unpickled."""
 
     sprung = False
 
@@ -291,7 +291,7 @@ def test_statistics_of_another_network_mean_nothing(ours, changes, message):
 
 def test_images_of_another_size_cannot_be_compared(ours, tmp_path):
     found = read_reference(ours, small_network())
-    for shape in ((8, 8, 1), (8, 8, 3)):  # grey is repeated thrice
+    for shape in ((8, 8, 1), (8, 8, 3)):  # grey is repeated three times
         check_resolution(found, shape)
     for shape in ((16, 16, 1), (8, 16, 1)):
         with pytest.raises(

@@ -196,7 +196,7 @@ def test_a_state_of_other_scores_is_refused(tmp_path, metrics, network, count, m
         Scores(metrics, small_network(**network), count, tmp_path)
 
 
-def test_a_damaged_state_is_told_wherever_the_damage_is(tmp_path):
+def test_a_damaged_state_is_refused_wherever_the_damage_is(tmp_path):
     path = saved(tmp_path)
     whole_file = path.read_bytes()
     names = (
@@ -227,18 +227,18 @@ def test_a_damaged_state_is_told_wherever_the_damage_is(tmp_path):
 @pytest.mark.parametrize(
     "lost", ["about", "count", "pool/half0_mean", "spatial/mean", "logits/p", "clip/total"]
 )
-def test_a_state_that_lacks_something_is_told(tmp_path, lost):
+def test_a_state_that_lacks_something_is_refused(tmp_path, lost):
     path = saved(tmp_path)
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files if name != lost}
     np.savez(path, **arrays)
     with pytest.raises(
-        UserError, match=r"state\.npz is not the state of an evaluation \(KeyError\(.*\), expected one"
+        UserError, match=r"state\.npz is not the state of an evaluation \(KeyError\(.*\), expected"
     ):
         Scores(ALL, small_network(), COUNT, tmp_path)
 
 
-def test_rows_cut_short_are_told(tmp_path):
+def test_rows_cut_short_are_refused(tmp_path):
     saved(tmp_path)
     with (tmp_path / "pool.rows").open("r+b") as file:
         file.truncate(63 * 4 * WIDTHS["pool"])
@@ -267,7 +267,7 @@ def test_scores_of_some_of_the_samples_are_none(tmp_path, end):
 
 @pytest.mark.parametrize("kind", ["pool", "spatial", "logits"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_feature_that_is_no_number_is_told(tmp_path, kind, value):
+def test_a_feature_that_is_not_a_number_is_refused(tmp_path, kind, value):
     scores = Scores(ALL, small_network(), COUNT, tmp_path)
     features = {name: array[:10].copy() for name, array in FAKE.items()}
     features[kind][3, 2] = value

@@ -23,13 +23,12 @@ class FrechetReference:
     def distance(
         self, mean: Float[np.ndarray, " m"], covariance: Float[np.ndarray, "rows columns"]
     ) -> float:
-        """The squared distance |mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^(1/2)), Eq. 6 of
-        arXiv:1706.08500.
+        """The squared distance |mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^(1/2)).
 
-        For any factors A = F F^T and B = G G^T, A B has the eigenvalues of (F^T G)(F^T G)^T, so
-        that the root's trace is the sum of F^T G's singular values. Those are never squared: a
-        singular covariance (fewer samples than features, one image again and again) costs no
-        digits, and no complex root arises. Never negative.
+        Eq. 6 of arXiv:1706.08500. For any factors A = F F^T and B = G G^T, A B has the eigenvalues
+        of (F^T G)(F^T G)^T, so the trace of the root is the sum of F^T G's singular values. These
+        are never squared: a singular covariance (fewer samples than features, repeated images)
+        costs no digits, and no complex root arises. The distance is never negative.
 
         Raises:
           UserError: for numbers that are not a mean and a covariance, or of another width than the

@@ -145,8 +145,11 @@ class Scores:
             found["is"] = f"{_SPLITS} parts in order, logits without the bias"
         if "kid" in self.metrics:
             found["kid"] = f"100 subsets of {self._kid_subset(reference):,}, seed 2020"
-        for names, said in ((("precision", "recall"), "k = 3"), (("density", "coverage"), "k = 5")):
-            found |= {name: said for name in names if name in self.metrics}
+        for names, choice in (
+            (("precision", "recall"), "k = 3"),
+            (("density", "coverage"), "k = 5"),
+        ):
+            found |= {name: choice for name in names if name in self.metrics}
         if self.clip is not None:
             found["clip"] = "mean of max(100 cos, 0)"
         return found

@@ -7,7 +7,7 @@ from tests.metrics.test_feature_network import write_inception
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.evaluation import feature_networks
 from uvit_jax.jobs.evaluation.feature_networks import open_feature_network
-from uvit_jax.metrics.metric_names import METRICS
+from uvit_jax.metrics.metric_names import FEATURE_NETWORKS, METRICS
 from uvit_jax.metrics.random_filters import random_filters
 from uvit_jax.metrics.scores import metric_name
 
@@ -21,6 +21,10 @@ def inception(tmp_path_factory):
         "evaluate__inception": path,
         "evaluate__inception_sha256": sha256,
     }
+
+
+def test_every_network_that_a_config_may_name_can_be_opened():
+    assert tuple(feature_networks._OPENERS) == FEATURE_NETWORKS
 
 
 def test_the_built_in_features_are_the_default():

@@ -126,7 +126,7 @@ def test_a_corrupt_image_is_named_the_first_when_the_folder_is_opened(
         (lambda path: path.write_text("x"), r"which is a file, expected a folder of images"),
     ],
 )
-def test_what_are_no_samples_is_told(tmp_path, make, message):
+def test_what_are_not_samples_is_refused(tmp_path, make, message):
     make(tmp_path / "s")
     with pytest.raises(UserError, match=message):
         open_samples(str(tmp_path / "s"))

@@ -89,7 +89,7 @@ def test_metrics_asked_for_come_once_and_in_their_own_order():
         ),
     ],
 )
-def test_a_metric_asked_for_that_cannot_be_had_is_told(metrics, changes, message):
+def test_a_metric_asked_for_that_cannot_be_had_is_refused(metrics, changes, message):
     with pytest.raises(UserError, match=rf"^config\.evaluate\.metrics {message}"):
         choose(metrics, **changes)
 
@@ -110,7 +110,7 @@ def test_few_samples_have_few_metrics_and_one_has_none():
 
 
 @pytest.mark.parametrize("text", ["", "fid,,is", "FID", "ssim"])
-def test_an_unknown_metric_is_told_with_those_that_are_known(text):
+def test_an_unknown_metric_is_refused_with_those_that_are_known(text):
     with pytest.raises(
         UserError, match=r"^config\.evaluate\.metrics is '.*', expected one of 'all', 'fid', 'sfid'"
     ):

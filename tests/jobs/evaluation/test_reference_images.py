@@ -45,9 +45,7 @@ def few_at_a_time(monkeypatch):
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
-    """A folder with images and both tiny autoencoders; `latents(name)` prepares the images with one
-    of them.
-    """
+    """Images and both tiny autoencoders; `latents(name)` prepares the images with one."""
     root = tmp_path_factory.mktemp("latents")
     write_images(root / "images", classes=2, per_class=3)
     write_kl(root / "kl.safetensors")
@@ -98,7 +96,7 @@ def test_a_picture_that_cannot_be_cropped_so_is_named(tmp_path, mesh):
         open_images(experiment(prepare__crop="celeba"), str(tmp_path / "images"), 8, mesh)
 
 
-def test_a_reference_that_is_nowhere_is_told(tmp_path, mesh):
+def test_a_reference_that_is_nowhere_is_refused(tmp_path, mesh):
     with pytest.raises(
         UserError,
         match=r"^config\.data\.source is '\S+gone', which samples are to be compared with: it "

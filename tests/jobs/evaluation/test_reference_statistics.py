@@ -1,6 +1,4 @@
-"""References: made of images, kept for the next time, and made again when anything they depend on
-has changed.
-"""
+"""References: made of images, kept, and made again when anything they depend on changed."""
 
 import dataclasses
 import json
@@ -234,7 +232,7 @@ def test_a_run_killed_while_it_made_one_leaves_none(tmp_path, extraction, monkey
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 1), (8, 16, 1)])
-def test_images_of_another_size_are_no_reference(tmp_path, extraction, shape):
+def test_images_of_another_size_are_not_a_reference(tmp_path, extraction, shape):
     with pytest.raises(
         UserError,
         match=r"^config\.data\.source is 'digits', whose images have shape \(8, 8, 1\), but the "
@@ -248,7 +246,7 @@ def test_images_of_another_size_are_no_reference(tmp_path, extraction, shape):
         obtain(experiment(evaluate__reference=made), tmp_path, extraction, shape)
 
 
-def test_images_that_are_no_squares_can_be_a_reference(tmp_path, extraction):
+def test_images_that_are_not_squares_can_be_a_reference(tmp_path, extraction):
     np.savez(
         tmp_path / "images.npz",
         images=np.arange(9 * 8 * 12 * 3, dtype=np.uint8).reshape(9, 8, 12, 3),
@@ -276,7 +274,7 @@ def test_a_file_made_before_is_read_where_it_is(tmp_path, extraction, made):
         obtain(experiment(evaluate__reference=path), tmp_path / "run", other, (8, 8, 1))
 
 
-def test_statistics_are_told_from_images(tmp_path):
+def test_statistics_are_separated_from_images(tmp_path):
     np.savez(
         tmp_path / "adm.npz",
         mu=np.zeros(6),

@@ -12,7 +12,7 @@ PLAN = {"samples": {"count": 3, "weights": {"step": 8}}, "metrics": ["fid"]}
 
 
 def claim(out, save: str = "", plan=PLAN) -> None:
-    """What an evaluation does before it draws."""
+    """Claims the folder as an evaluation does before it draws."""
     claim_folder(out, plan, save, "config.evaluate.out")
 
 

@@ -1,6 +1,4 @@
-"""A field of an evaluation at several values: which values, one report each, a chart, and nothing
-made twice.
-"""
+"""A sweep: its values, a report for each, a chart, and nothing made twice."""
 
 import json
 import logging
@@ -42,7 +40,7 @@ def points_in(folder: pathlib.Path) -> list[dict]:
 
 
 def compiled(caplog) -> int:
-    """How often a sampler was compiled."""
+    """Number of times that a sampler was compiled."""
     return sum(message.startswith("Compiling jit(_draw)") for message in caplog.messages)
 
 
@@ -89,7 +87,7 @@ def test_values_are_listed_or_a_range_with_both_ends(text, field, values):
         ("ema=0.5,10", r"has ema = 0\.5, expected lengths of 1 step or more"),
     ],
 )
-def test_values_that_can_not_be_are_told(text, message):
+def test_values_that_can_not_be_are_refused(text, message):
     with pytest.raises(UserError, match=rf"^config\.evaluate\.sweep {message}"):
         points(evaluation(evaluate__sweep=text))
 
