@@ -1,5 +1,4 @@
-"""How good the digits run is: do its samples read as the digit asked for, and are they as varied as
-the data?
+"""Quality of the digits run: agreement with the digit asked for, and distance to the data.
 
 python benchmarks/digits.py runs/digits/samples/benchmark/samples.npz
 """
@@ -28,8 +27,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def scores(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Agreement of an SVM trained on the real digits with the asked labels, and the distance to the
-    real pixels.
+    """Agreement of an SVM trained on real digits with the labels, and distance to real pixels.
 
     Args:
       images: uint8 `[n, 8, 8, 1]`.

@@ -1,6 +1,4 @@
-"""Runs to evaluate, made in a second: checkpoints of weights that were drawn from a formula, not
-trained.
-"""
+"""Runs to evaluate, made in a second: checkpoints of weights from a formula, not trained."""
 
 import json
 import pathlib
@@ -61,9 +59,7 @@ def weights_of(experiment: Experiment, workdir: pathlib.Path) -> Weights:
 def write_run(
     workdir: pathlib.Path, experiment: Experiment | None = None, steps: Sequence[int] = (STEP,)
 ) -> pathlib.Path:
-    """A workdir with checkpoints of these steps, the raw and the averaged weights of each others
-    than all others.
-    """
+    """A workdir with checkpoints of these steps, raw and averaged weights all different."""
     experiment = experiment or evaluation()
     assembled = assembled_of(experiment)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, assembled.abstract_params)
@@ -89,9 +85,7 @@ def write_run(
 
 
 def write_whole_clip(folder: pathlib.Path) -> str:
-    """A tiny CLIP with both towers and a tokenizer of single bytes; returns its name for
-    `config.evaluate.clip`.
-    """
+    """A tiny CLIP with both towers and a tokenizer of bytes; returns its name."""
     write_clip(folder)
     text = json.loads((folder / "config.json").read_text())
     state = official.read_weights(folder / "model.safetensors")

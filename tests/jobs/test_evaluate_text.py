@@ -1,6 +1,4 @@
-"""Samples of a text model scored: of prompts or of a data set's captions, and how well CLIP finds
-that they fit.
-"""
+"""Samples of a text model: of prompts or of captions, with their CLIP score."""
 
 import json
 import pathlib
@@ -183,7 +181,7 @@ def test_while_training_samples_are_of_the_data_s_captions(root, tmp_path):
         ),
     ],
 )
-def test_texts_that_can_not_be_drawn_or_scored_are_told(
+def test_texts_that_can_not_be_drawn_or_scored_are_refused(
     root, tmp_path, changes, message, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -1,7 +1,6 @@
 """The card of a model's data, kept in its workdir: sampling needs no copy of the data."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
@@ -13,6 +12,7 @@ from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError
 from uvit_jax.files import atomic_write
+from uvit_jax.fingerprints import sha256_of_file
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.interop.clip_text import TextEncoder
 from uvit_jax.models.latents import Normalization
@@ -203,7 +203,7 @@ def identity(card: DataCard, source: TrainingData | None = None) -> dict[str, An
     if source is not None:
         values["the number of examples"] = len(source)
     if isinstance(source, PreparedData):
-        digest = hashlib.sha256((source.folder / MANIFEST).read_bytes()).hexdigest()
+        digest = sha256_of_file(source.folder / MANIFEST)
         values["the SHA-256 of the data's manifest.json"] = digest
     return values
 

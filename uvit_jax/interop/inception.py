@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.files import atomic_write
+from uvit_jax.fingerprints import sha256_of_file
 from uvit_jax.interop.file_kinds import check_content
 from uvit_jax.interop.state_dict import StateDict, check_names, checked_array
 from uvit_jax.interop.weights_file import read_arrays
@@ -195,8 +196,7 @@ def _sha256_of(path: pathlib.Path) -> str:
             f"there is no Inception-v3 weights file {path.absolute()}, expected a path or {NAME!r}"
         )
     check_content(path)  # a web page is refused as one, not by its hash
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of_file(path)
 
 
 def _published() -> pathlib.Path:

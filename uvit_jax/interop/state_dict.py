@@ -1,12 +1,12 @@
 """State dicts: arrays by name, checked against the names and shapes of a model, and hashed."""
 
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from uvit_jax.errors import UserError
+from uvit_jax.fingerprints import sha256_of_arrays
 
 StateDict = Mapping[str, Any]
 # The names and list positions that lead to an array in a network's state, as ("blocks", 0, "bias").
@@ -55,9 +55,6 @@ def checked_array(name: str, value: Any, *shapes: tuple[int, ...]) -> np.ndarray
 
 
 def sha256_of(arrays: Arrays, head: str = "") -> str:
-    """The hash of `head` and of the arrays as float32, by name, each after its name and shape."""
-    digest = hashlib.sha256(head.encode())
-    for name, array in sorted((".".join(map(str, path)), array) for path, array in arrays.items()):
-        digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array, "<f4").data)
-    return digest.hexdigest()
+    """Returns the SHA-256 of `head`, then of each array's name, shape and float32 bytes, by name."""
+    named = {".".join(map(str, path)): array for path, array in arrays.items()}
+    return sha256_of_arrays(sorted(named.items()), head)

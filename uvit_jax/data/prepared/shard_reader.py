@@ -1,7 +1,6 @@
 """Random access to the records of shards; every error names the shard and the record."""
 
 import collections
-import hashlib
 import os
 import pathlib
 import resource
@@ -12,6 +11,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from uvit_jax.data.prepared.shard import Shard
 from uvit_jax.errors import UserError
+from uvit_jax.fingerprints import sha256_of_file
 
 # No read-ahead and no threads of its own: callers read in parallel from several threads.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -97,8 +97,7 @@ class ShardReader:
           UserError: they are not those that were written.
         """
         path, expected = self._paths[shard], self._shards[shard].sha256
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of_file(path)
         if digest != expected:
             raise UserError(
                 f"{path} has SHA-256 {digest}, expected {expected}: prepare the data set again"

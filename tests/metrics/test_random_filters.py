@@ -11,10 +11,10 @@ from PIL import Image
 from tests.conftest import SHARED
 from uvit_jax.data.training_data import digits
 from uvit_jax.errors import UserError
-from uvit_jax.metrics.features import Extraction
+from uvit_jax.metrics.feature_network import Extraction
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.moments import Moments
-from uvit_jax.metrics.own_features import own_features
+from uvit_jax.metrics.random_filters import random_filters
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.telemetry.images import to_uint8
 
@@ -25,7 +25,7 @@ CIFAR = SHARED / "data" / "cifar10-jpeg.tar.xz"
 @functools.cache
 def extraction():
     return Extraction(
-        own_features(), make_mesh(MeshConfig(), jax.devices()[:1]), ["pool"], chunk=64
+        random_filters(), make_mesh(MeshConfig(), jax.devices()[:1]), ["pool"], chunk=64
     )
 
 
@@ -44,9 +44,7 @@ def distance(one, other):
 
 
 def noisy(images, sigma):
-    """With Gaussian noise of standard deviation `sigma` where pixels are in [-1, 1], as 8 bits
-    again.
-    """
+    """Adds Gaussian noise of deviation `sigma` to pixels in [-1, 1]; 8 bits again."""
     noise = sigma * np.random.default_rng(1).standard_normal(images.shape)
     return to_uint8((images / 127.5 - 1 + noise).astype(np.float32))
 
@@ -112,15 +110,15 @@ def test_cifar_images_are_further_the_worse_they_are():
 
 
 def test_the_weights_are_these():
-    extractor = own_features()
-    assert extractor.identity == {
+    network = random_filters()
+    assert network.identity == {
         "name": "own features v1",
         "sha256": "82802ae449356ded68cb915184eda924ae3c7bc7f0beb1f3c9012587ff480b6f",
         "resize": "none",
         "dtype": "float32",
     }
-    assert extractor.prefix == "own_feature_"
-    assert extractor.widths == {"pool": 336}
+    assert network.prefix == "own_feature_"
+    assert network.widths == {"pool": 336}
 
 
 def test_the_features_are_these():
@@ -156,7 +154,7 @@ def test_images_of_any_size_have_finite_features(size):
 
 
 @pytest.mark.parametrize("size", [(7, 8), (8, 7), (1, 1)])
-def test_too_small_images_are_told(size):
+def test_too_small_images_are_refused(size):
     message = rf"^the images are {size[0]}x{size[1]}, expected at least 8x8 for own features v1"
     with pytest.raises(UserError, match=message):
         features_of(np.zeros((2, *size, 3), np.uint8))
@@ -173,7 +171,7 @@ def test_flat_images_of_one_colour_differ_in_colour_alone():
     np.testing.assert_allclose(texture, 0.01, rtol=1e-4)
 
 
-def test_a_half_of_the_classes_is_told_from_all():
+def test_a_half_of_the_classes_differs_from_all():
     source = digits()
     images, labels = to_uint8(source.images), source.labels
     even, odd = np.arange(len(images)) % 2 == 0, np.arange(len(images)) % 2 == 1

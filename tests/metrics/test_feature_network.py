@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tests.jobs.runs import ROOT, environment
-from tests.metrics.small_extractor import WIDTHS, small_extractor
+from tests.metrics.small_network import WIDTHS, small_network
 from uvit_jax.errors import UserError
-from uvit_jax.metrics.features import CHUNK, Extraction
-from uvit_jax.metrics.own_features import own_features
+from uvit_jax.metrics.feature_network import CHUNK, Extraction
+from uvit_jax.metrics.random_filters import random_filters
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 
 IMAGES = np.random.default_rng(0).integers(256, size=(37, 12, 9, 3), dtype=np.uint8)
@@ -23,7 +23,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def own(mesh):
-    return Extraction(own_features(), mesh, ["pool"], chunk=16)
+    return Extraction(random_filters(), mesh, ["pool"], chunk=16)
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 17, 36])
@@ -42,7 +42,7 @@ def test_features_do_not_depend_on_the_place_in_a_batch_or_on_who_else_is_there(
 
 
 def test_the_kinds_asked_for_come_as_float32_rows(mesh):
-    found = Extraction(small_extractor(), mesh, ["logits", "pool"])(IMAGES)
+    found = Extraction(small_network(), mesh, ["logits", "pool"])(IMAGES)
     assert {kind: (array.shape, array.dtype) for kind, array in found.items()} == {
         kind: ((37, WIDTHS[kind]), np.dtype(np.float32)) for kind in ("logits", "pool")
     }
@@ -54,18 +54,18 @@ def test_no_images_have_no_features(own):
 
 def test_one_program_serves_every_number_of_images(mesh):
     traced = []
-    extractor = small_extractor()
+    network = small_network()
 
     def apply(params, images, kinds):
         traced.append(images.shape)
-        return extractor.apply(params, images, kinds)
+        return network.apply(params, images, kinds)
 
-    extraction = Extraction(small_extractor(apply=apply), mesh, ["pool"], chunk=8)
+    extraction = Extraction(small_network(apply=apply), mesh, ["pool"], chunk=8)
     assert extraction.rows == 8
     for count in (3, 8, 37, 1):
         extraction(IMAGES[:count])
     assert traced == [(8, 12, 9, 3)]
-    assert Extraction(small_extractor(), mesh, ["pool"]).rows == CHUNK.get(
+    assert Extraction(small_network(), mesh, ["pool"]).rows == CHUNK.get(
         jax.devices()[0].platform, 128
     )
 
@@ -76,11 +76,11 @@ def test_work_handed_out_early_gives_the_same(own):
     np.testing.assert_array_equal(found, own(IMAGES)["pool"])
 
 
-def test_what_an_extractor_says_of_images_is_heard(mesh):
+def test_a_network_s_refusal_of_images_is_raised(mesh):
     def refuse(params, images, kinds):
         raise UserError(f"the images are {images.shape[1]}x{images.shape[2]}, expected none")
 
-    extraction = Extraction(small_extractor(apply=refuse), mesh, ["pool"])
+    extraction = Extraction(small_network(apply=refuse), mesh, ["pool"])
     with pytest.raises(UserError, match=r"^the images are 12x9, expected none"):
         extraction(IMAGES)
 
@@ -88,28 +88,29 @@ def test_what_an_extractor_says_of_images_is_heard(mesh):
 PROGRAM = """
 import json, pathlib, sys, jax, numpy as np
 from uvit_jax.interop.inception import open_inception
-from uvit_jax.jobs.extractors import open_extractor
-from uvit_jax.metrics.features import Extraction
-from uvit_jax.metrics.own_features import own_features
+from uvit_jax.jobs.evaluation.feature_networks import open_feature_network
+from uvit_jax.metrics.feature_network import Extraction
+from uvit_jax.metrics.random_filters import random_filters
 from uvit_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from tests.jobs.digits_config import experiment
-from tests.metrics.test_features import write_inception
+from tests.metrics.test_feature_network import write_inception
 
 path, sha256 = write_inception(pathlib.Path(sys.argv[1]))
-options = {"evaluate__features": "inception", "evaluate__inception": path, "evaluate__inception_sha256": sha256}
+options = {"evaluate__features": "inception", "evaluate__inception": path}
+options["evaluate__inception_sha256"] = sha256
 images = np.random.default_rng(0).integers(256, size=(21, 32, 32, 3), dtype=np.uint8)
 found = {}
-for extractor in (own_features(), open_extractor(experiment(**options))):
+for network in (random_filters(), open_feature_network(experiment(**options).evaluate)):
     alone = None
     for sizes in [(1, 1, 1), *map(tuple, json.loads(sys.argv[2]))]:
         count = int(np.prod(sizes))
         mesh = make_mesh(MeshConfig(**dict(zip(AXES, sizes))), jax.devices()[:count])
-        features = Extraction(extractor, mesh, tuple(extractor.widths), chunk=3)(images)
+        features = Extraction(network, mesh, tuple(network.widths), chunk=3)(images)
         alone = features if alone is None else alone
         for kind, array in features.items():
-            assert array.shape == (21, extractor.widths[kind])
+            assert array.shape == (21, network.widths[kind])
             gap = float(np.max(np.abs(array - alone[kind])) / np.max(np.abs(alone[kind])))
-            found[f"{extractor.name} {kind} {sizes}"] = gap
+            found[f"{network.name} {kind} {sizes}"] = gap
 print(json.dumps(found))
 """
 
@@ -149,9 +150,9 @@ def test_kinds_are_worked_on_in_one_order_whatever_order_they_are_asked_in(mesh)
     # Hosts fetch them kind by kind, together; the order of a set is another one in each process.
     images = np.zeros((3, 8, 8, 3), np.uint8)
     for kinds in (["spatial", "pool"], ("pool", "spatial")):
-        pending = Extraction(small_extractor(), mesh, kinds).start(images)
+        pending = Extraction(small_network(), mesh, kinds).start(images)
         assert list(pending.widths) == ["pool", "spatial"]
-    assert small_extractor().reference_kinds == ("pool", "spatial")
+    assert small_network().reference_kinds == ("pool", "spatial")
 
 
 def test_alpha_has_no_part_in_features(own):

@@ -1,14 +1,14 @@
-"""An extractor of a few features, for tests of what is done with features."""
+"""A feature network of a few features, for tests of what is done with features."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.metrics.features import FeatureExtractor
+from uvit_jax.metrics.feature_network import FeatureNetwork
 
 WIDTHS = {"pool": 6, "spatial": 5, "logits": 12}
 
 
-def small_extractor(**changes) -> FeatureExtractor:
+def small_network(**changes) -> FeatureNetwork:
     """Features that are sums of an image's mean colours, with some fields changed."""
     rng = np.random.default_rng(0)
     params = {
@@ -28,7 +28,7 @@ def small_extractor(**changes) -> FeatureExtractor:
         "params": params,
         "apply": apply,
     }
-    return FeatureExtractor(**fields | changes)
+    return FeatureNetwork(**fields | changes)
 
 
 def random_features(count: int, seed: int = 0, shift: float = 0.0) -> dict[str, np.ndarray]:

@@ -1,10 +1,7 @@
-"""Features that every machine has: fixed random filters, which need no download and tell good
-samples from bad.
-"""
+"""The built-in feature network ("own"): fixed random filters, so nothing is downloaded."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from uvit_jax.errors import UserError
-from uvit_jax.metrics.features import FeatureExtractor
+from uvit_jax.metrics.feature_network import FeatureNetwork
 
 NAME = "own features v1"
 PREFIX = "own_feature_"
@@ -21,26 +18,24 @@ _FILTERS, _HIDDEN = 16, 64
 _GRID, _DEEP_GRID = 4, 2
 _LEVELS = 2
 _LEAST_SIDE = 8
-_DEEP_SIDE = (
-    32  # larger images are halved to this, unless they are narrow, before the deep filters see them
-)
+# Larger images are halved to this side before the deep filters, unless they are narrow.
+_DEEP_SIDE = 32
 _WIDTH = _GRID**2 * 3 + _LEVELS * _FILTERS + _DEEP_GRID**2 * _HIDDEN
 
 
-def own_features() -> FeatureExtractor:
-    """The built-in extractor: 336 numbers of an image of at least 8x8 pixels.
+def random_filters() -> FeatureNetwork:
+    """The built-in network: 336 features of an image of at least 8x8 pixels.
 
-    They are colours (means over a 4x4 grid), fine texture (the root mean square of 16 random
-    zero-mean 3x3 filters, at full and half size: noise and blur show here) and shapes (two further
-    layers of random filters with ReLUs, means over a 2x2 grid). Random filters already make a
-    useful distance between sets of images: it orders runs on one data set, and says nothing beside
-    the distances of another extractor.
+    They are colours (means over a 4x4 grid), fine texture (root mean square of 16 random zero-mean
+    3x3 filters, at full and half size, which shows noise and blur) and shapes (two further layers
+    of random filters with ReLUs, means over a 2x2 grid). The distance of random features orders
+    runs on one data set. It cannot be compared with another network's.
     """
     params = _params()
     digest = hashlib.sha256(
         b"".join(np.ascontiguousarray(array).tobytes() for array in params.values())
     ).hexdigest()
-    return FeatureExtractor(
+    return FeatureNetwork(
         name=NAME,
         sha256=digest,
         prefix=PREFIX,
@@ -65,17 +60,14 @@ def _params() -> dict[str, np.ndarray]:
 
 
 def _draw(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform numbers of variance 1 made from the generator's raw words, which no version of NumPy
-    changes.
-    """
+    """Uniform numbers of variance 1, from the raw words that no version of NumPy changes."""
     words = np.random.PCG64(seed).random_raw(int(np.prod(shape)))
-    return ((words >> np.uint64(11)).astype(np.float64) / 2.0**53 - 0.5).reshape(shape) * np.sqrt(
-        12
-    )
+    uniform = (words >> np.uint64(11)).astype(np.float64) / 2.0**53 - 0.5
+    return np.asarray(uniform.reshape(shape) * np.sqrt(12))
 
 
 def _apply(
-    params: Any, images: UInt8[Array, "b h w c"], kinds: Sequence[str]
+    params: Mapping[str, Array], images: UInt8[Array, "b h w c"], kinds: Sequence[str]
 ) -> dict[str, Float[Array, "b d"]]:
     if min(images.shape[1:3]) < _LEAST_SIDE:
         raise UserError(
@@ -89,7 +81,7 @@ def _apply(
     level = x
     for _ in range(_LEVELS):
         response = _convolve(level, params["texture"], padding="VALID")
-        # The small number keeps flat images from being told apart by rounding.
+        # 1e-4 hides the rounding by which flat images would differ.
         features.append(jnp.sqrt(1e-4 + jnp.mean(response**2, (1, 2))))
         level = _halve(level)
     while max(x.shape[1:3]) > _DEEP_SIDE and min(x.shape[1:3]) >= 2 * _LEAST_SIDE:
@@ -119,7 +111,7 @@ def _halve(x: Array) -> Array:
 
 
 def _grid_means(x: Array, cells: int) -> Array:
-    """Means over each cell of a grid, whatever the size of the image."""
+    """Means over each cell of a grid of cells x cells, for images of any size."""
     rows, columns = (
         [(i * side // cells, (i + 1) * side // cells) for i in range(cells)]
         for side in x.shape[1:3]

@@ -1,22 +1,19 @@
-"""The folder of a report: nobody else's files are written over, and its samples are those of one
-evaluation.
-"""
+"""The folder of a report: no other files are overwritten, and its samples are of one evaluation."""
 
 import json
-import types
 
 import pytest
 
 from uvit_jax.errors import UserError
-from uvit_jax.jobs.evaluation.scored_images import Evaluation
+from uvit_jax.jobs.evaluation.report_folder import claim_folder
 from uvit_jax.jobs.sampling.sample_folder import Request, png_name, read_request
 
 PLAN = {"samples": {"count": 3, "weights": {"step": 8}}, "metrics": ["fid"]}
 
 
 def claim(out, save: str = "", plan=PLAN) -> None:
-    """What an evaluation does before it draws."""
-    Evaluation._claim(types.SimpleNamespace(save=save, out_name="config.evaluate.out"), out, plan)
+    """Claims the folder as an evaluation does before it draws."""
+    claim_folder(out, plan, save, "config.evaluate.out")
 
 
 @pytest.mark.parametrize(

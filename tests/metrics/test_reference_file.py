@@ -8,11 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.metrics.small_extractor import WIDTHS, random_features, small_extractor
+from tests.metrics.small_network import WIDTHS, random_features, small_network
 from uvit_jax.errors import UserError
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.moments import Moments
-from uvit_jax.metrics.reference import check_resolution, read_reference, write_reference
+from uvit_jax.metrics.reference_file import check_resolution, read_reference, write_reference
 
 FEATURES = random_features(40)
 MEAN, COVARIANCE = (
@@ -27,7 +27,7 @@ RECORD = {
     "source": "digits",
     "count": 40,
     "shape": [8, 8, 1],
-    "extractor": small_extractor().identity,
+    "extractor": small_network().identity,
 }
 
 
@@ -54,7 +54,7 @@ def written(tmp_path, **arrays):
 
 
 def test_our_own_file_comes_back_as_it_was(ours):
-    found = read_reference(ours, small_extractor())
+    found = read_reference(ours, small_network())
     assert found.path == ours
     assert found.sha256 == hashlib.sha256(ours.read_bytes()).hexdigest()
     np.testing.assert_array_equal(found.mean, moments_of("pool").mean)
@@ -84,7 +84,7 @@ def test_pytorch_fids_readers_find_what_they_read(ours):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_a_file_of_pytorch_fid_has_moments_alone(tmp_path, dtype):
     found = read_reference(
-        written(tmp_path, mu=MEAN.astype(dtype), sigma=COVARIANCE.astype(dtype)), small_extractor()
+        written(tmp_path, mu=MEAN.astype(dtype), sigma=COVARIANCE.astype(dtype)), small_network()
     )
     assert found.mean.dtype == found.covariance.dtype == np.float64
     np.testing.assert_allclose(found.covariance, COVARIANCE, rtol=1e-6, atol=1e-7)
@@ -101,13 +101,13 @@ def test_a_file_of_pytorch_fid_has_moments_alone(tmp_path, dtype):
 def test_adms_file_has_spatial_moments_and_images(tmp_path):
     images = np.zeros((3, 8, 8, 3), np.uint8)
     path = written(tmp_path, mu_s=SPATIAL[0], sigma_s=SPATIAL[1], arr_0=images)
-    found = read_reference(path, small_extractor())
+    found = read_reference(path, small_network())
     assert found.images
     assert found.features is None
     np.testing.assert_array_equal(found.spatial[1], SPATIAL[1])
     assert found.spatial_gaussian.distance(*SPATIAL) == pytest.approx(0, abs=1e-9)
-    # An extractor without such features passes over them, of whatever width they are.
-    poorer = small_extractor(widths={"pool": 6})
+    # A network without such features passes over them, of whatever width they are.
+    poorer = small_network(widths={"pool": 6})
     assert (
         read_reference(written(tmp_path, mu_s=np.zeros(9), sigma_s=np.eye(9)), poorer).spatial
         is None
@@ -121,7 +121,7 @@ def test_images_are_not_read_with_the_statistics(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in arrays.items():
             archive.writestr(name, data if name != "arr_0.npy" else b"no array at all")
-    assert read_reference(path, small_extractor()).images
+    assert read_reference(path, small_network()).images
 
 
 def nan_in(array):
@@ -182,8 +182,8 @@ def nan_in(array):
             r"has features of shape \(0, 6\), expected \(n, 6\)",
         ),
         ({"features": nan_in(FEATURES["pool"])}, r"has NaN or infinity in features"),
-        ({"metadata": np.array("{")}, r"has metadata that are no JSON object"),
-        ({"metadata": np.array("[1]")}, r"has metadata that are no JSON object"),
+        ({"metadata": np.array("{")}, r"has metadata that are not a JSON object"),
+        ({"metadata": np.array("[1]")}, r"has metadata that are not a JSON object"),
         (
             {"metadata": np.array('{"format": "uvit_jax reference 2"}')},
             r"is of the format 'uvit_jax reference 2', exp",
@@ -191,13 +191,13 @@ def nan_in(array):
         ({"metadata": np.array("{}")}, r"is of the format None, expected 'uvit_jax reference 1'"),
     ],
 )
-def test_what_can_be_no_statistics_is_one_sentence(tmp_path, arrays, message):
+def test_what_can_not_be_statistics_is_one_sentence(tmp_path, arrays, message):
     with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}/r\.npz {message}"):
-        read_reference(written(tmp_path, **arrays), small_extractor())
+        read_reference(written(tmp_path, **arrays), small_network())
 
 
 class Trap:
-    """What leaves a trace when it is unpickled."""
+    """An object that leaves a trace when it is unpickled."""
 
     sprung = False
 
@@ -217,10 +217,10 @@ def test_a_pickle_is_never_opened(tmp_path, name):
         UserError,
         match=r"r\.npz can't be read \(.*Object arrays cannot be loaded.*\), expected an \.npz",
     ):
-        read_reference(path, small_extractor())
+        read_reference(path, small_network())
     np.save(tmp_path / "whole.npy", np.array([Trap()], object), allow_pickle=True)
     with pytest.raises(UserError, match=r"can't be read"):
-        read_reference(tmp_path / "whole.npy", small_extractor())
+        read_reference(tmp_path / "whole.npy", small_network())
     assert not Trap.sprung
 
 
@@ -244,7 +244,7 @@ def test_files_that_are_no_archive_are_one_sentence(tmp_path, ours):
             UserError,
             match=r"^\S+r\.npz can't be read \(.+\), expected an \.npz of reference statist",
         ):
-            read_reference(tmp_path / "r.npz", small_extractor())
+            read_reference(tmp_path / "r.npz", small_network())
     np.savez_compressed(
         tmp_path / "r.npz", mu=MEAN, sigma=np.random.default_rng(0).standard_normal((6, 6))
     )
@@ -252,14 +252,14 @@ def test_files_that_are_no_archive_are_one_sentence(tmp_path, ours):
     damaged[damaged.index(b"sigma.npy") + 60] ^= 0xFF
     (tmp_path / "r.npz").write_bytes(damaged)
     with pytest.raises(UserError, match=r"can't be read"):
-        read_reference(tmp_path / "r.npz", small_extractor())
+        read_reference(tmp_path / "r.npz", small_network())
     with pytest.raises(
         UserError,
         match=r"gone\.npz can't be read \(No such file or directory\), expected an \.npz of",
     ):
-        read_reference(tmp_path / "gone.npz", small_extractor())
+        read_reference(tmp_path / "gone.npz", small_network())
     with pytest.raises(UserError, match=r"can't be read \(Is a directory\)"):
-        read_reference(tmp_path, small_extractor())
+        read_reference(tmp_path, small_network())
 
 
 @pytest.mark.parametrize(
@@ -284,14 +284,14 @@ def test_files_that_are_no_archive_are_one_sentence(tmp_path, ours):
         ),
     ],
 )
-def test_statistics_of_another_extractor_mean_nothing(ours, changes, message):
+def test_statistics_of_another_network_mean_nothing(ours, changes, message):
     with pytest.raises(UserError, match=message):
-        read_reference(ours, small_extractor(**changes))
+        read_reference(ours, small_network(**changes))
 
 
 def test_images_of_another_size_cannot_be_compared(ours, tmp_path):
-    found = read_reference(ours, small_extractor())
-    for shape in ((8, 8, 1), (8, 8, 3)):  # grey is repeated thrice
+    found = read_reference(ours, small_network())
+    for shape in ((8, 8, 1), (8, 8, 3)):  # grey is repeated three times
         check_resolution(found, shape)
     for shape in ((16, 16, 1), (8, 16, 1)):
         with pytest.raises(
@@ -300,7 +300,7 @@ def test_images_of_another_size_cannot_be_compared(ours, tmp_path):
         ):
             check_resolution(found, shape)
     check_resolution(
-        read_reference(written(tmp_path), small_extractor()), (123, 45, 3)
+        read_reference(written(tmp_path), small_network()), (123, 45, 3)
     )  # it does not say
 
 
@@ -323,4 +323,4 @@ def test_without_spatial_features_none_are_written(tmp_path):
         assert sorted(file.files) == ["features", "metadata", "mu", "sigma"]
         assert file["features"].dtype == np.float32
         assert json.loads(str(file["metadata"])) == {"format": "uvit_jax reference 1", **RECORD}
-    assert isinstance(read_reference(path, small_extractor()).path, pathlib.Path)
+    assert isinstance(read_reference(path, small_network()).path, pathlib.Path)
