@@ -5,11 +5,11 @@ import os
 import pathlib
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.config import Experiment
-from uvit_jax.experiment.saved_config import flat_fields, to_save
+from uvit_jax.experiment.saved_config import flat_fields
 from uvit_jax.fingerprints import sha256_of_json
 from uvit_jax.parallel import hosts
 
@@ -17,13 +17,15 @@ from uvit_jax.parallel import hosts
 _SECONDS_UNTIL_SEEN = 60.0
 
 
-def agree_on_run(job: str, experiment: Experiment, workdir: pathlib.Path) -> None:
-    """Compares what the hosts of a run were asked for, before any of them begins.
+def agree_on_run(job: str, saved: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Compares the jobs, configs and versions of the hosts of a run, before any of them begins.
+
+    saved: the config, from `saved_config.to_save`.
 
     Raises:
       SharedError: naming the first field in which they differ.
     """
-    config = {f"config.{name}": value for name, value in flat_fields(to_save(experiment)).items()}
+    config = {f"config.{name}": value for name, value in flat_fields(saved).items()}
     versions = {f"the version of {name}": version(name) for name in ("uvit-jax", "jax", "jaxlib")}
     hosts.agree({"--job": job, "--workdir": str(workdir.absolute()), **versions, **config})
 
@@ -39,10 +41,10 @@ def version(package: str) -> str:
 def open_workdir(workdir: pathlib.Path, name: str = "workdir") -> None:
     """Makes the folder; called by all hosts together.
 
-    name: what it is called in the sentence of an error: another field may have named it.
+    name: of the folder in the sentence of an error, as the field that named it.
 
     Raises:
-      UserError: if it can't be made or written to, or is not one and the same for all hosts.
+      UserError: if it can't be made or written to, or is not the same folder on all hosts.
     """
     hosts.on_all(_open_workdir, workdir, name)
     if not hosts.are_several():
@@ -83,7 +85,7 @@ def _open_workdir(workdir: pathlib.Path, name: str) -> None:
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """Whether a folder holds the weights of a run."""
+    """True if a folder holds the weights of a run."""
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 

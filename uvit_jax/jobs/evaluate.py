@@ -9,8 +9,8 @@ from uvit_jax.data.originals.crops import Size
 from uvit_jax.errors import counted
 from uvit_jax.experiment.assembled import Assembled
 from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.job_sections import EvaluateConfig
 from uvit_jax.experiment.opened import open_captions, open_for_sampling
-from uvit_jax.experiment.sections import EvaluateConfig
 from uvit_jax.experiment.text_states import read_prompts
 from uvit_jax.experiment.weights import Weights, averaged_weights, check_lengths, open_weights
 from uvit_jax.experiment.workdir import open_workdir

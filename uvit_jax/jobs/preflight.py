@@ -259,9 +259,8 @@ def sampler_figures(
     """
     rows, model = experiment.sample.batch_size, experiment.model
     LOG.info("compiling the sampler for %s...", hardware)
-    null: Any = (
-        experiment.null_label if null_context(experiment) is None else null_context(experiment)
-    )
+    texts = null_context(model, experiment.diffusion.p_uncond, experiment.prepare.dtype)
+    null: Any = experiment.null_label if texts is None else texts
     condition = None
     if model.num_classes:
         condition = jax.ShapeDtypeStruct((rows,), "int32", sharding=assembled.batch_sharding)

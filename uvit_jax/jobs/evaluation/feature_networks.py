@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from jaxtyping import Array
 
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.sections import EvaluateConfig
+from uvit_jax.experiment.job_sections import EvaluateConfig
 from uvit_jax.interop.inception import open_inception
 from uvit_jax.metrics.feature_network import FeatureNetwork
 from uvit_jax.metrics.random_filters import random_filters

@@ -1,7 +1,7 @@
 """Which metrics the features, the reference and the number of samples allow."""
 
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.sections import EvaluateConfig
+from uvit_jax.experiment.job_sections import EvaluateConfig
 from uvit_jax.metrics.feature_network import FeatureNetwork
 from uvit_jax.metrics.metric_names import METRICS, SAMPLE_METRICS
 

@@ -18,8 +18,9 @@ from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.data.sources import SOURCES, load_source
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.job_sections import PrepareConfig
 from uvit_jax.experiment.opened import open_experiment_autoencoder
-from uvit_jax.experiment.sections import AutoencoderSection, PrepareConfig
+from uvit_jax.experiment.sections import AutoencoderSection
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.evaluation.image_streams import (

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uvit_jax.experiment.folder_lock import locked
-from uvit_jax.experiment.sections import EvaluateConfig
+from uvit_jax.experiment.job_sections import EvaluateConfig
 from uvit_jax.experiment.workdir import open_workdir
 from uvit_jax.jobs.evaluation.clip_pair import ClipPair
 from uvit_jax.jobs.evaluation.feature_networks import open_feature_network

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.sections import SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.experiment.workdir import folder_name
 from uvit_jax.files import atomic_write
 from uvit_jax.jobs.evaluation.report import REPORT

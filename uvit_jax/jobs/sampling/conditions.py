@@ -15,8 +15,8 @@ from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_context
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import DataCard
+from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.experiment.opened import open_source
-from uvit_jax.experiment.sections import SampleConfig
 from uvit_jax.experiment.text_states import TextStates, read_prompts
 from uvit_jax.models.uvit import check_labels
 from uvit_jax.models.uvit_config import UViTConfig
@@ -99,7 +99,7 @@ def open_conditions(
       card: of the data that the model learned.
       count: of samples, for conditions that are drawn from a data set.
       text: the encoder of prompts.
-      captions: prepared data set whose captions stand in place of prompts.
+      captions: prepared data set whose captions take the place of prompts.
       spread: True for captions of images spread evenly over the data set, as pictures show; False
         for those of images drawn by the seed.
 

@@ -9,7 +9,8 @@ from jaxtyping import Array, UInt8
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.assembled import Assembled
-from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
+from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.jobs.sampling.conditions import Conditions
 from uvit_jax.parallel.arrays import fetch
 from uvit_jax.parallel.batches import one_ahead, round_up
@@ -20,7 +21,7 @@ from uvit_jax.training.state import Params
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """How samples are drawn; with another seed or guidance scale nothing is compiled again.
+    """A stream of samples; another seed or guidance scale compiles nothing again.
 
     Attributes:
       sampler: draws samples of the network; its program is compiled at the first batch.
