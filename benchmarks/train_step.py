@@ -33,6 +33,7 @@ from uvit_jax.experiment.config import Experiment, load_experiment, parse_settin
 from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.experiment.step_program import abstract_inputs, abstract_state, lower_train_step
 from uvit_jax.models.flops import forward_flops
+from uvit_jax.parallel.chips import peak_flops
 from uvit_jax.parallel.mesh import MeshConfig
 from uvit_jax.telemetry.throughput import Throughput
 from uvit_jax.training.state import create_sharded
@@ -130,7 +131,9 @@ def measure(
         jax.block_until_ready(metrics)
         seconds.append((time.monotonic() - began) / steps)
     rate = batch_size / float(np.median(seconds[1:]))
-    throughput = Throughput(forward_flops(model), devices)
+    throughput = Throughput(
+        forward_flops(model), peak_flops(device.device_kind for device in devices)
+    )
     mfu = throughput.window(steps=1, images=batch_size, seconds=batch_size / rate)["mfu"]
     memory = compiled.memory_analysis()
     gib = (

@@ -44,6 +44,7 @@ from uvit_jax.jobs.sampling.conditions import (
 from uvit_jax.jobs.sampling.generation import Generation
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel import hosts
+from uvit_jax.parallel.chips import peak_flops
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.parallel.preemption import PreemptionNotice
 from uvit_jax.telemetry.curves import loss_curve
@@ -370,7 +371,10 @@ def _logger(
     seen: images of the steps up to `start`, of whatever batches these had.
     """
     config = parts.experiment
-    throughput = Throughput(forward_flops(config.model), parts.mesh.devices.flatten().tolist())
+    throughput = Throughput(
+        forward_flops(config.model),
+        peak_flops(device.device_kind for device in parts.mesh.devices.flat),
+    )
 
     def log(step: int, window: Window) -> None:
         _check_finite(step, window.metrics)
