@@ -11,7 +11,7 @@ The step is the one that training compiles, on random examples; MFU counts 3 for
 `models/flops.py` an image, rematerialisation not counted; "of matmul" is the share of what a large
 bfloat16 matrix product reaches, measured in the same run. The hours are those of the config's own
 steps and batch at the rate measured, without pictures and checkpoints. --reference measures the
-official PyTorch code on the same device and prints the ratios (`reference.py`).
+official PyTorch code on the same device and prints the ratios (`official_code.py`).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference import Row, add_arguments, finish, print_comparison, run_reference, show_rate
+from official_code import Row, add_arguments, finish, print_comparison, run_reference, show_rate
 
 from uvit_jax.errors import run_script
 from uvit_jax.experiment.assembled import assemble

@@ -1,5 +1,6 @@
-"""The official PyTorch U-ViT's own speed: one JSON row a line for the job on stdin; `reference.py`
-starts it.
+"""Speed of the official PyTorch U-ViT: one JSON row a line for the job on stdin.
+
+`official_code.py` starts it.
 
 It runs in a process of its own, whose GPU memory is free when it ends, and needs torch, einops and
 a checkout of the official code, of which `libs/uvit.py` and `dpm_solver_pp.py` are imported as they

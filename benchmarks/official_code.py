@@ -1,5 +1,4 @@
-"""What scripts beside this one share to compare with the official PyTorch U-ViT: its rows, ratios
-and a bar chart.
+"""Comparison with the official PyTorch U-ViT, shared by benchmarks: its rows, ratios and a chart.
 
 `--reference DIR` names a checkout of https://github.com/baofff/U-ViT. The forms: "published", its
 code as it is (float16 autocast, gradient scaler, EMA parameter by parameter); "float32", the same
@@ -25,7 +24,7 @@ from uvit_jax.models.uvit_config import UViTConfig
 Row = dict[str, Any]
 FORMS = ("published", "float32", "tuned", "compiled")
 _INK, _GREY, _BLUE, _TEAL = "#222222", "#888888", "#1f5fa8", "#2a8a7f"
-# What the official network can't be told, and the only value it has.
+# Fields that the official network does not have, and the only value it computes.
 _FIXED = {
     "skip": "concat",
     "time": "token",
@@ -125,7 +124,7 @@ def run_reference(
         "steps": steps if what == "train" else 1,
         "repeats": options.repeats,
     }
-    script = pathlib.Path(__file__).with_name("reference_torch.py")
+    script = pathlib.Path(__file__).with_name("official_code_torch.py")
     rows = []
     with subprocess.Popen(
         # -P: this folder's names must not stand before the checkout's.
