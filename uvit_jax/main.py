@@ -178,9 +178,10 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
     """
     from uvit_jax import failures
     from uvit_jax.experiment.workdir import agree_on_run
-    from uvit_jax.parallel import hosts
+    from uvit_jax.parallel import distributed, hosts
     from uvit_jax.parallel.compile_cache import keep_compiled_programs
     from uvit_jax.parallel.gpu_memory import use_cuda_allocator
+    from uvit_jax.parallel.process_exit import leave
 
     failures.quiet_libraries()
     # Whether all processes come to their ends here, and whether each has something of its own to
@@ -189,7 +190,12 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
     try:
         if name not in _ALONE:
             use_cuda_allocator(os.environ)
-            hosts.start(experiment.distributed, os.environ, preemption=name == "train")
+            distributed.start(
+                experiment.distributed,
+                os.environ,
+                preemption=name == "train",
+                prefix="config.distributed.",
+            )
             if not hosts.is_first():
                 logging.getLogger("uvit_jax").setLevel(logging.WARNING)
             agree_on_run(name, experiment, workdir)
@@ -224,7 +230,7 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
         print(told, file=stream, flush=True)
     elif each:
         print(f"process {hosts.index()}: {told}", file=stream, flush=True)
-    hosts.leave(code, agreed=together)
+    leave(code, agreed=together)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -1,6 +1,4 @@
-"""What one of two processes does together with the other, for test_hosts.py: its answers end in a
-file of JSON.
-"""
+"""One of two processes that test_hosts.py starts; it writes its answers to a file of JSON."""
 
 import json
 import os
@@ -17,7 +15,9 @@ from uvit_jax.errors import UserError
 from uvit_jax.experiment import workdir
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
+from uvit_jax.parallel.distributed import DistributedConfig, start
 from uvit_jax.parallel.mesh import AXES, batch_sharding
+from uvit_jax.parallel.process_exit import leave
 from uvit_jax.parallel.sharding import tree_shardings
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.state import TrainState
@@ -72,8 +72,8 @@ def fail_on(process: int) -> int:
 
 
 def main(port: str, process: int, folder: pathlib.Path) -> None:
-    config = hosts.DistributedConfig(coordinator=f"127.0.0.1:{port}", timeout=120)
-    hosts.start(config, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(process)})
+    config = DistributedConfig(coordinator=f"127.0.0.1:{port}", timeout=120)
+    start(config, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(process)})
     answers = {
         "place": [hosts.index(), hosts.is_first(), hosts.are_several(), jax.device_count()],
         "alike": attempt(hosts.agree, {"field": [1, None], "ü": "é" * process * 0}),
@@ -92,7 +92,7 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
     }
     workdir._SECONDS_UNTIL_SEEN = 0.3
     answers["unshared"] = attempt(workdir.open_workdir, folder / f"host{process}")
-    # The first process has cleaned up by now: it came through what both go through together.
+    # Process 0 has cleaned up by now: it came through the same collectives.
     answers["left"] = sorted(os.listdir(folder / "shared" / "run"))
 
     devices = np.array(jax.devices())
@@ -116,7 +116,7 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
         answers[f"{name} labels"] = labels(mesh, batches)
         batches.close()
 
-    # A checkpoint of one device goes on here, and one of here is for one device.
+    # A checkpoint of one device is resumed here, and one of here on one device.
     mesh = meshes["interleaved"]
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
@@ -131,7 +131,7 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
     checkpoints.close()
     batches.close()
     (folder / f"{process}.json").write_text(json.dumps(answers))
-    hosts.leave(0, agreed=True)
+    leave(0, agreed=True)
 
 
 if __name__ == "__main__":

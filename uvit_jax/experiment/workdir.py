@@ -15,7 +15,7 @@ from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.files import atomic_write
 from uvit_jax.parallel import hosts
-from uvit_jax.parallel.hosts import DistributedConfig
+from uvit_jax.parallel.distributed import DistributedConfig
 
 # How a model is computed, not what it is: these may differ between a checkpoint and the config that
 # reads it.
