@@ -199,7 +199,7 @@ def test_a_mistake_that_one_task_tells_while_the_others_are_aborted_counts_as_on
         ),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence(cluster, args, environ, says):
+def test_a_mistake_is_one_sentence(cluster, args, environ, says):
     cluster.environ.update(environ)
     code, _, err = cluster.run(*args)
     assert code == 2

@@ -239,7 +239,7 @@ def test_several_slices_are_one_run(cloud):
     assert len(cloud.starts()) == 2
 
 
-def test_a_quota_is_told_in_one_sentence_and_not_asked_again(cloud):
+def test_a_quota_is_one_sentence_and_not_asked_again(cloud):
     says = (
         "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepod' has been exceeded. Limit: 0 in zone "
         "us-west4-a."
@@ -254,7 +254,7 @@ def test_a_quota_is_told_in_one_sentence_and_not_asked_again(cloud):
     assert not cloud.verbs[1:]
 
 
-def test_a_request_that_fails_is_deleted_and_its_reason_told(cloud):
+def test_a_request_that_fails_is_deleted_and_its_reason_printed(cloud):
     cloud.goes(states=["ACCEPTED", "FAILED"], failure="valid_until passed")
     done = cloud.run()
     assert done.returncode == 1
@@ -475,7 +475,7 @@ def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
         ),
     ],
 )
-def test_a_mistake_in_the_flags_is_told_before_anything_is_asked(cloud, flags, says):
+def test_a_mistake_in_the_flags_is_refused_before_anything_is_asked(cloud, flags, says):
     done = cloud.launch("run", *flags)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
@@ -562,10 +562,10 @@ def test_a_run_that_goes_on_keeps_its_code_until_it_starts_anew(cloud, repositor
     assert again.stdout.readline() == "worker0 start 1\n"
     assert [(home / "code" / "README.md").read_text() for home in homes] == ["README.md\n"] * 2
     os.kill(int((homes[0] / "run.pid").read_text()), signal.SIGTERM)
-    told = again.communicate(timeout=60)[1]
+    output = again.communicate(timeout=60)[1]
     assert again.returncode == 0
     assert (
-        told.count(
+        output.count(
             f"the run goes on with its code, {begun_with}, and takes {fix} when it starts anew"
         )
         == 1
@@ -590,7 +590,7 @@ def test_a_run_that_goes_on_keeps_its_code_until_it_starts_anew(cloud, repositor
         ),
     ],
 )
-def test_a_repository_that_cannot_be_read_is_told_before_anything_is_asked(
+def test_a_repository_that_cannot_be_read_is_refused_before_anything_is_asked(
     cloud, checkout, flags, says
 ):
     done = cloud.run(*(flag.format(checkout) for flag in flags))

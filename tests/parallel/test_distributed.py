@@ -54,7 +54,7 @@ def test_the_config_goes_before_jaxs_variables_and_those_before_the_launchers():
         (
             {"coordinator": "a:1"},
             {},
-            "config.x.num_processes is missing (coordinator = a:1, and no launcher variable gives it)",
+            "config.x.num_processes is missing (coordinator = a:1, and no launcher variable",
         ),
         (
             {"coordinator": "a:1", "num_processes": 2},
@@ -64,7 +64,7 @@ def test_the_config_goes_before_jaxs_variables_and_those_before_the_launchers():
         (
             {"process_id": 0},
             {},
-            "config.x.coordinator is missing (process_id = 0, and no launcher variable gives it)",
+            "config.x.coordinator is missing (process_id = 0, and no launcher variable",
         ),
         (
             {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
@@ -119,7 +119,8 @@ def test_others_that_never_come_end_the_start_with_one_sentence_after_the_time_l
     port, began = free_port(), time.monotonic()
     program = (
         "import os; from uvit_jax.parallel import distributed; "
-        "distributed.start(distributed.DistributedConfig(timeout=3), os.environ, prefix='config.x.')"
+        "config = distributed.DistributedConfig(timeout=3); "
+        "distributed.start(config, os.environ, prefix='config.x.')"
     )
     variables = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",

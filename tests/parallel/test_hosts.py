@@ -92,6 +92,15 @@ def test_what_fails_on_one_is_raised_on_both(answers):
     assert first["fault of 1"] == second["fault of 1"] == "SharedError: no file on 1 (process 1)"
 
 
+def test_the_first_alone_is_asked_and_its_fault_is_raised_on_both(answers):
+    first, second = answers[0]
+    assert (first["first alone"], second["first alone"]) == (5, None)
+    assert (
+        first["fault of the first"] == second["fault of the first"] == "SharedError: no file on 0"
+    )
+    assert (first["no fault of 1"], second["no fault of 1"]) == ("0", "None")
+
+
 def test_a_workdir_that_is_not_shared_is_refused_on_both(answers):
     both, folder = answers
     for process in both:

@@ -194,7 +194,7 @@ def test_images_become_tensorboard_events(tmp_path):
     ]
 
 
-def test_tensorboard_is_told_to_forget_steps_after_the_resumed_one(tmp_path):
+def test_tensorboard_drops_steps_after_the_resumed_one(tmp_path):
     log(tmp_path, 0, up_to=30)
     log(tmp_path, 20, up_to=30)
     starts = [event.step for event in events(tmp_path) if event.HasField("session_log")]

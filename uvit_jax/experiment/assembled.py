@@ -195,7 +195,7 @@ def assemble(
       UserError: where the mesh doesn't fit the devices, the batch or the heads, or the autoencoder
         not the model.
     """
-    mesh = make_mesh(experiment.mesh, devices)
+    mesh = make_mesh(experiment.mesh, devices, prefix="config.mesh.")
     check_mesh(experiment, experiment.mesh.sizes(mesh.size), section)
     codec = None
     if autoencoder is not None:

@@ -105,7 +105,7 @@ def lower_train_step(
     """
     train_step = parts.train_step(optimizer, step.inputs, step.null_condition)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    options = compiler_options(parts.mesh, parts.experiment.train.overlap)
+    options = compiler_options(parts.mesh, parts.experiment.train.overlap, prefix="config.train.")
     jitted = jax.jit(
         train_step,
         donate_argnums=0,

@@ -68,7 +68,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
 
 def _make_reference(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Writes the statistics of a data set."""
-    name, mesh = reference_name(experiment), make_mesh(experiment.mesh)
+    name, mesh = reference_name(experiment), make_mesh(experiment.mesh, prefix="config.mesh.")
     if hosts.on_all(is_statistics, name, reference_field(experiment)):
         raise UserError(
             f"{reference_field(experiment)} is {name!r}, which holds statistics: expected images "
@@ -119,7 +119,7 @@ def _reference_size(experiment: Experiment, name: str) -> Size:
 
 def _score_found(experiment: Experiment, workdir: pathlib.Path) -> str:
     """Scores a folder or an .npz."""
-    mesh = make_mesh(experiment.mesh)
+    mesh = make_mesh(experiment.mesh, prefix="config.mesh.")
     stream = hosts.on_all(open_samples, experiment.evaluate.samples)
     evaluation = _open_evaluation(
         experiment, workdir, stream.shape, mesh, stream.count, has_texts=False

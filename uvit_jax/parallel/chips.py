@@ -1,7 +1,7 @@
 """Published speed and memory of TPU and GPU chips: FLOP/s, memory, and the networks between them.
 
-The only table of peaks: `telemetry.throughput` is given one of these for MFU, and `compiled.roofline`
-compares them with the bandwidths.
+The only table of peaks: MFU (`telemetry.throughput`) and the roofline (`compiled.roofline`) are
+both computed from it.
 """
 
 import dataclasses
@@ -154,9 +154,9 @@ TPUS: dict[str, Chip] = {
             dcn_gbit=50,
             mxus=8,
         ),
-        # 32 GB, 1640 GBps (1600 on newer versions of the page), four ICI ports with 3200 Gbps in all
-        # one way (800 GBps both ways; older versions say 3584), hosts of eight chips with 4 x 200
-        # Gbps.
+        # 32 GB, 1640 GBps (1600 on newer versions of the page), four ICI ports with 3200 Gbps in
+        # all one way (800 GBps both ways; older versions say 3584), hosts of eight chips with
+        # 4 x 200 Gbps.
         _tpu(
             "v6e",
             "TPU v6 lite",

@@ -1,6 +1,4 @@
-"""The layout of a network over the mesh: the constraints that keep the partitioner to the plan of
-`sharding.RULES`.
-"""
+"""Sharding constraints inside a network, which keep the partitioner to the rules of `sharding`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,41 +18,40 @@ _HIDDEN = PartitionSpec(BATCH_AXES, None, "tensor")
 
 @dataclasses.dataclass(frozen=True)
 class MeshLayout:
-    """What each array of a U-ViT does on the mesh, to be given to the network.
+    """Sharding of a U-ViT's arrays on the mesh, to be passed to the network.
 
-    Examples are split over data and fsdp, heads and hidden channels over tensor, and nothing else:
-    left alone, the partitioner may as well split the channels of every token over fsdp, because
-    parameters are, and move activations instead of parameters.
+    Examples are split over data and fsdp, heads and hidden channels over tensor, nothing else.
+    Without constraints the partitioner may also split the channels of every token over fsdp, as it
+    does parameters, and move activations instead of parameters.
 
-    Parameters that are split over fsdp are brought together (ZeRO-3, arXiv:1910.02054) block by
-    block, in the dtype they are computed with; their gradients go back to the parts by one
-    reduce-scatter.
+    Parameters that are split over fsdp are all-gathered block by block (ZeRO-3, arXiv:1910.02054)
+    in the compute dtype; their gradients go back by one reduce-scatter.
     """
 
     mesh: Mesh
 
     @property
     def platform(self) -> str:
-        """The devices': "cpu", "gpu" or "tpu"."""
+        """Platform of the devices: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
     @property
     def alone(self) -> bool:
-        """Whether the mesh is of one device."""
+        """True if the mesh has one device."""
         return self.mesh.devices.size == 1
 
     @property
     def gathers(self) -> bool:
-        """Whether parameters are split over fsdp."""
+        """True if parameters are split over fsdp."""
         return self.mesh.shape["fsdp"] > 1
 
     @property
     def splits_channels(self) -> bool:
-        """Whether there is tensor parallelism."""
+        """True if hidden channels are split over tensor."""
         return self.mesh.shape["tensor"] > 1
 
     def stacked(self, params: Any) -> Any:
-        """The parameters of equal layers, `[layers, ...]` each, split as one layer's are."""
+        """Splits the stacked parameters of equal layers, `[layers, ...]` each, as one layer's."""
 
         def constrain(path: tuple, leaf: Array) -> Array:
             spec = partition_spec(path_name(path), leaf.shape[1:], self.mesh)
@@ -63,9 +60,7 @@ class MeshLayout:
         return jax.tree_util.tree_map_with_path(constrain, params)
 
     def weights(self, params: Any, dtype: str) -> Any:
-        """Those split over fsdp in `dtype` and whole but for the tensor axis; the others as they
-        are.
-        """
+        """All-gathers parameters that fsdp splits, in `dtype`; others are returned as they are."""
 
         def gather(path: tuple, leaf: Array) -> Array:
             spec = partition_spec(path_name(path), leaf.shape, self.mesh)
@@ -73,9 +68,8 @@ class MeshLayout:
                 return leaf
             whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
             if path_name(path).endswith("embedding"):
-                # A table that is looked up: scattering rows into parts of it would first reshuffle
-                # the rows. It stays in float32, in which the gradients of a row that is met often
-                # are summed.
+                # A lookup table: a scatter into parts of it would first reshuffle the rows. It
+                # stays in float32, in which the many gradients of a frequent row are summed.
                 return self._constrain(leaf, whole)
             return _gather(
                 leaf, dtype, NamedSharding(self.mesh, spec), NamedSharding(self.mesh, whole)
@@ -84,23 +78,21 @@ class MeshLayout:
         return jax.tree_util.tree_map_with_path(gather, params) if self.gathers else params
 
     def tokens(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Examples split, tokens and channels whole."""
+        """Splits examples; tokens and channels stay whole."""
         return self._constrain(x, _EXAMPLES)
 
     def hidden(self, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
-        """Examples and channels split."""
+        """Splits examples and channels."""
         return self._constrain(x, _HIDDEN)
 
     def of_one_device(self, examples: Any, heads: int) -> tuple[Any, int]:
-        """How many of these examples and heads `attend` gives to a device, in the largest part."""
+        """Largest numbers of examples and heads that `attend` gives to one device."""
         return -(-examples // batch_parts(self.mesh)), -(-heads // self.mesh.shape["tensor"])
 
     def attend(
         self, kernel: Callable[[Array], Array], qkv: Float[Array, "b t 3 h k"]
     ) -> Float[Array, "b t h k"]:
-        """The kernel on each device's own examples and heads: the partitioner can't see inside of
-        it.
-        """
+        """Runs a kernel, opaque to the partitioner, on each device's own examples and heads."""
         packed, heads = (
             PartitionSpec(BATCH_AXES, None, None, "tensor"),
             PartitionSpec(BATCH_AXES, None, "tensor"),
@@ -110,17 +102,16 @@ class MeshLayout:
     def attend_planes(
         self, kernel: Callable[[Array], Array], planes: Float[Array, "3 b t c"]
     ) -> Float[Array, "b t c"]:
-        """As `attend`, with heads side by side in the last axis, which `tensor` divides into whole
-        ones.
+        """Runs a kernel as `attend` does, on heads side by side in the last axis.
+
+        The tensor axis splits that axis between heads, never within one.
         """
         return self._map(kernel, (PartitionSpec(None, BATCH_AXES, None, "tensor"),), _HIDDEN)(
             planes
         )
 
     def rows(self, kernel: Callable[[tuple, tuple], Any], streams: tuple, weights: tuple) -> Any:
-        """The kernel on each device's own examples; the gradients of weights are added up over
-        devices.
-        """
+        """Runs a kernel on each device's own examples; weights' gradients are all-reduced."""
         return self._map(kernel, (_EXAMPLES, PartitionSpec()), _EXAMPLES)(streams, weights)
 
     def columns(
@@ -129,11 +120,11 @@ class MeshLayout:
         x: Float[Array, "b t f"],
         bias: Float[Array, " f"],
     ) -> Float[Array, "b t f"]:
-        """The kernel on each device's own examples and hidden channels."""
+        """Runs a kernel on each device's own examples and hidden channels."""
         return self._map(kernel, (_HIDDEN, PartitionSpec("tensor")), _HIDDEN)(x, bias)
 
     def _map(self, kernel: Callable, in_specs: tuple, out_specs: Any) -> Callable:
-        # No collective is inside, so there is no replication to be checked.
+        # A kernel contains no collective, so there is no replication to check.
         return jax.shard_map(
             kernel, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
@@ -143,7 +134,7 @@ class MeshLayout:
 
 
 def _gather(weight: Array, dtype: str, split: NamedSharding, whole: NamedSharding) -> Array:
-    """The weight brought together after its cast: half the bytes in bfloat16."""
+    """All-gathers a weight after its cast, which halves the bytes in bfloat16."""
 
     def forward(_: None, weight: Array) -> Array:
         return jax.lax.with_sharding_constraint(
@@ -151,7 +142,7 @@ def _gather(weight: Array, dtype: str, split: NamedSharding, whole: NamedShardin
         )
 
     def transpose(_: None, gradient: Array) -> Array:
-        # A constraint's own transpose would bring the whole gradient together first.
+        # The constraint's own transpose would all-reduce the whole gradient first.
         return jax.lax.with_sharding_constraint(gradient, split).astype(jnp.float32)
 
     return jax.custom_derivatives.linear_call(forward, transpose, None, weight)

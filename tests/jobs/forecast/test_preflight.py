@@ -295,7 +295,7 @@ def test_the_closing_line_is_the_gist():
     )
 
 
-def test_what_is_small_is_told_in_small_units():
+def test_small_amounts_have_small_units():
     run = report_of()["run"] | {"hours": 7.23e-05, "chip_hours": 5.78e-04}
     small = report_of(total=36.7 / 1024, run=run)
     assert closing_line(small).startswith(
