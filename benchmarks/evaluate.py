@@ -24,14 +24,14 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax.errors import run_script
-from uvit_jax.experiment.assembled import assemble
+from uvit_jax.experiment.assembled import Assembled, assemble
 from uvit_jax.experiment.config import load_experiment, parse_settings
 from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
 from uvit_jax.jobs.evaluation.scored_images import Evaluation
-from uvit_jax.jobs.sampling.conditions import label_conditions
-from uvit_jax.jobs.sampling.generation import Generation
+from uvit_jax.jobs.sampling.conditions import open_conditions
+from uvit_jax.jobs.sampling.generation import Generation, make_generation
 from uvit_jax.metrics.features import Extraction, FeatureExtractor
 from uvit_jax.metrics.frechet import FrechetReference, frechet_bias
 from uvit_jax.metrics.kid import kid
@@ -157,19 +157,18 @@ def measure_whole(rows: list[dict[str, Any]], options: argparse.Namespace) -> No
         ),
     )
     card = DataCard("random", normalization=Normalization.constant(0.18215, 4))
-    parts = assemble(experiment, card, autoencoder("bfloat16"), section="sample")
+    assembled = assemble(experiment, card, autoencoder("bfloat16"), section="sample")
     params = jax.jit(
-        parts.init_params,
-        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_params),
+        assembled.init_params,
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, assembled.abstract_params),
     )(jax.random.key(0))
     count = options.batches * experiment.sample.batch_size
-    latents_alone = dataclasses.replace(parts, codec=None, card=DataCard("random"))
-    stages = {"network": latents_alone, "network and decoder": parts}
+    latents_alone = dataclasses.replace(assembled, codec=None, card=DataCard("random"))
+    stages = {"network": latents_alone, "network and decoder": assembled}
+    conditions = open_conditions(experiment, card, count=count)
     seconds: dict[str, float] = {}
     for name, stage in stages.items():
-        generation = Generation(
-            stage, label_conditions(experiment, ()), experiment.sample.batch_size
-        )
+        generation = make_generation(stage, experiment.diffusion, experiment.sample, conditions)
         for _ in generation.batches(params, 0, experiment.sample.batch_size):
             pass
         began = time.monotonic()
@@ -178,7 +177,7 @@ def measure_whole(rows: list[dict[str, Any]], options: argparse.Namespace) -> No
         seconds[name] = time.monotonic() - began
         rows.append({"part": name, "images": count, "images_per_sec": count / seconds[name]})
         show(rows[-1])
-    seconds["whole"] = whole(generation, params, count)
+    seconds["whole"] = whole(assembled, generation, params, count)
     overhead = 1 - seconds["network and decoder"] / seconds["whole"]
     rows.append(
         {
@@ -191,13 +190,12 @@ def measure_whole(rows: list[dict[str, Any]], options: argparse.Namespace) -> No
     show(rows[-1])
 
 
-def whole(generation: Generation, params: Any, count: int) -> float:
+def whole(assembled: Assembled, generation: Generation, params: Any, count: int) -> float:
     """Seconds of drawing and scoring with FID, sFID and IS, without the final metrics; compiled
     before.
     """
-    parts = generation.parts
-    extraction = Extraction(extractor("bfloat16"), parts.mesh, ("pool", "spatial", "logits"))
-    extraction(np.zeros((1, *parts.image_shape), np.uint8))
+    extraction = Extraction(extractor("bfloat16"), assembled.mesh, ("pool", "spatial", "logits"))
+    extraction(np.zeros((1, *assembled.image_shape), np.uint8))
     widths = {kind: extraction.extractor.widths[kind] for kind in ("pool", "spatial")}
     zero = {kind: (np.zeros(width), np.eye(width)) for kind, width in widths.items()}
     mean, covariance = zero["pool"]
@@ -210,7 +208,10 @@ def whole(generation: Generation, params: Any, count: int) -> float:
     )
     evaluation = Evaluation(("fid", "sfid", "is"), {}, extraction, reference, None, "")
     stream = ImageStream(
-        "random", count, parts.image_shape, lambda first: generation.batches(params, first, count)
+        "random",
+        count,
+        assembled.image_shape,
+        lambda first: generation.batches(params, first, count),
     )
     with tempfile.TemporaryDirectory() as folder:
         report = evaluation.run(stream, {"count": count}, pathlib.Path(folder, "out"), "random")

@@ -25,7 +25,12 @@ from uvit_jax.errors import run_script
 from uvit_jax.experiment.assembled import assemble
 from uvit_jax.experiment.config import load_experiment, parse_settings
 from uvit_jax.experiment.data_card import DataCard
-from uvit_jax.experiment.step_program import abstract_inputs, abstract_state, batch_fields
+from uvit_jax.experiment.step_program import (
+    abstract_inputs,
+    abstract_state,
+    batch_fields,
+    make_step,
+)
 from uvit_jax.training.state import create_sharded
 
 FORMS = {
@@ -45,17 +50,20 @@ def losses(config: str, batch_size: int, steps: int, overrides: dict[str, str]) 
             experiment.optimizer, warmup_steps=min(50, steps // 4), decay="none"
         ),
     )
-    parts = assemble(experiment, DataCard(config), devices=jax.devices()[:1])
-    optimizer, _ = abstract_state(parts)
-    step = abstract_inputs(experiment, parts.batch_sharding)
-    train_step = jax.jit(parts.train_step(optimizer, step.inputs), donate_argnums=0)
-    state = create_sharded(parts.init_params, optimizer, 0, parts.mesh)
+    assembled = assemble(experiment, DataCard(config), devices=jax.devices()[:1])
+    optimizer, _ = abstract_state(assembled, experiment.optimizer, experiment.train.steps)
+    step = abstract_inputs(experiment, assembled.batch_sharding)
+    step = dataclasses.replace(step, null_condition=None)
+    train_step = jax.jit(
+        make_step(experiment, assembled.network, optimizer, step), donate_argnums=0
+    )
+    state = create_sharded(assembled.init_params, optimizer, 0, assembled.mesh)
     batches = train_batches(
         _source(experiment),
-        fields=batch_fields(experiment),
+        fields=batch_fields(experiment.model),
         batch_size=batch_size,
         seed=0,
-        sharding=parts.batch_sharding,
+        sharding=assembled.batch_sharding,
     )
     found = []
     for _ in range(steps):

@@ -27,10 +27,11 @@ from train_step import matmul_ceiling
 
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.errors import UserError, run_script
-from uvit_jax.experiment.assembled import Parts, assemble
+from uvit_jax.experiment.assembled import Assembled, assemble
 from uvit_jax.experiment.config import Experiment, load_experiment, parse_settings
 from uvit_jax.experiment.data_card import DataCard
-from uvit_jax.jobs.sampling.conditions import Conditions, label_conditions
+from uvit_jax.experiment.sections import SampleConfig
+from uvit_jax.jobs.sampling.conditions import Conditions, open_conditions
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.models.latents import Normalization
 
@@ -43,14 +44,16 @@ class Drawing:
     """A sampler with random weights, all of whose batches have the same numbers.
 
     Attributes:
-      parts: of the experiment.
+      assembled: mesh, network and decoder.
+      sample: seed and guidance scale.
       params: of the network.
       sampler: compiled at its first call.
       conditions: what sample i is of.
       batch_size: on all devices together.
     """
 
-    parts: Parts
+    assembled: Assembled
+    sample: SampleConfig
     params: Any
     sampler: Sampler
     conditions: Conditions
@@ -58,26 +61,24 @@ class Drawing:
 
     def latents(self) -> Float[Array, "b h w c"]:
         """One batch of what the network draws."""
-        sample, indices = self.parts.experiment.sample, np.arange(self.batch_size, dtype=np.int32)
+        indices = np.arange(self.batch_size, dtype=np.int32)
         drawn = self.sampler(
             self.params,
-            seed=sample.seed,
+            seed=self.sample.seed,
             indices=indices,
             condition=self.conditions.of(indices),
-            guidance_scale=sample.guidance_scale,
+            guidance_scale=self.sample.guidance_scale,
         )
         assert not isinstance(drawn, tuple)  # such a sampler keeps no trajectory
         return drawn
 
     def images(self) -> Float[Array, "b i j d"]:
         """One batch, decoded, on the devices."""
-        return self.parts.decoded(self.latents())
+        return self.assembled.decode(self.latents())
 
 
-def make_parts(name: str, experiment: Experiment) -> Parts:
-    """The parts of a config, with a random decoder where its network draws latents of Stable
-    Diffusion's shape.
-    """
+def make_assembled(name: str, experiment: Experiment) -> Assembled:
+    """Assembles a config, with a random decoder where its network draws latents."""
     if not experiment.autoencoder.name:
         return assemble(experiment, DataCard(name), section="sample")
     card = DataCard(
@@ -92,14 +93,15 @@ def measure(
     """A row of the network alone and, for a network of latents, one with the decoder; `ceiling` of
     one device.
     """
-    parts, size, interval = (
-        make_parts(name, experiment),
+    assembled, size, interval = (
+        make_assembled(name, experiment),
         experiment.sample.batch_size,
         experiment.sample.guidance_interval,
     )
     conditions = random_conditions(experiment)
-    drawing = Drawing(parts, params, parts.sampler(conditions.null), conditions, size)
-    latents = parts.codec is not None
+    sampler = assembled.sampler(experiment.diffusion, experiment.sample, conditions.null)
+    drawing = Drawing(assembled, experiment.sample, params, sampler, conditions, size)
+    latents = assembled.codec is not None
     within = "" if interval is None else f", guided in {interval[0]:g} to {interval[1]:g}"
     runs: dict[str, Callable[[], Any]] = {"latents" if latents else "images": drawing.latents}
     if latents:
@@ -111,12 +113,12 @@ def measure(
             "config": name,
             "form": f"ours, {what}{within}",
             "batch": size,
-            "devices": parts.mesh.size,
+            "devices": assembled.mesh.size,
             "images_per_sec": found,
         }
         if interval is None and run == drawing.latents:
             flops = sample_flops(experiment) * found
-            row |= {"tflops": flops / 1e12, "share": flops / (ceiling * parts.mesh.size)}
+            row |= {"tflops": flops / 1e12, "share": flops / (ceiling * assembled.mesh.size)}
         yield row
 
 
@@ -124,7 +126,7 @@ def random_conditions(experiment: Experiment) -> Conditions:
     """All classes in turn, random states of texts, or nothing."""
     model = experiment.model
     if not model.context_dim:
-        return label_conditions(experiment, ())
+        return open_conditions(experiment, DataCard("random"), count=0)
     texts = np.random.default_rng(0).standard_normal(
         (9, model.context_length, model.context_dim), np.float32
     )
@@ -151,9 +153,9 @@ def evaluations(experiment: Experiment) -> int:
 
 def random_params(experiment: Experiment) -> Any:
     """Fresh parameters of the network, laid over the devices."""
-    parts = assemble(experiment, DataCard("random"), section="sample")
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_params)
-    return jax.jit(parts.init_params, out_shardings=shardings)(jax.random.key(0))
+    assembled = assemble(experiment, DataCard("random"), section="sample")
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, assembled.abstract_params)
+    return jax.jit(assembled.init_params, out_shardings=shardings)(jax.random.key(0))
 
 
 def variants(experiment: Experiment, options: argparse.Namespace) -> Iterator[Experiment]:

@@ -92,19 +92,19 @@ def compile_step(
     """
     experiment = load_experiment(name, {"train.batch_size": str(batch_size), **(overrides or {})})
     experiment = dataclasses.replace(experiment, mesh=mesh or MeshConfig())
-    parts = assemble(experiment, DataCard(name), devices=devices or jax.devices()[:1])
-    optimizer, template = abstract_state(parts)
-    step = abstract_inputs(experiment, parts.batch_sharding)
+    assembled = assemble(experiment, DataCard(name), devices=devices or jax.devices()[:1])
+    optimizer, template = abstract_state(assembled, experiment.optimizer, experiment.train.steps)
+    step = abstract_inputs(experiment, assembled.batch_sharding)
     batch = {
         field: jax.device_put(_random(shape), shape.sharding) for field, shape in step.batch.items()
     }
     began = time.monotonic()
-    lowered = lower_train_step(parts, optimizer, template, step)
+    lowered = lower_train_step(experiment, assembled, optimizer, template, step)
     between = time.monotonic()
     compiled = lowered.compile()
     seconds = between - began, time.monotonic() - between
-    state = create_sharded(parts.init_params, optimizer, 0, parts.mesh)
-    return Step(experiment, tuple(parts.mesh.shape.values()), compiled, state, batch, *seconds)
+    state = create_sharded(assembled.init_params, optimizer, 0, assembled.mesh)
+    return Step(experiment, tuple(assembled.mesh.shape.values()), compiled, state, batch, *seconds)
 
 
 def measure(

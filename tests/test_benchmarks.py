@@ -154,8 +154,8 @@ def test_the_train_loop_is_measured_on_data_made_for_the_config(name, fields, tm
     assert row["save_blocking_seconds"] > 0
     assert row["own_save_every"] == experiment.train.save_every
     # Parameters, their average and two moments, of 4 bytes each, and a few counts.
-    parts = assemble(experiment, DataCard(""))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(parts.abstract_params))
+    assembled = assemble(experiment, DataCard(""))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(assembled.abstract_params))
     assert 0 <= row["checkpoint_bytes"] - 16 * parameters < 100
     train_loop.show(row)
     assert f"save_every={experiment.train.save_every}: logs" in capsys.readouterr().out

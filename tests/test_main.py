@@ -10,7 +10,7 @@ from tests.jobs.runs import ROOT, run, run_command, tiny_experiment
 from uvit_jax import main
 from uvit_jax.errors import Failed, Preempted, UserError
 from uvit_jax.experiment.config import Experiment
-from uvit_jax.experiment.workdir import save_config
+from uvit_jax.experiment.saved_config import save_config
 from uvit_jax.main import open_experiment
 
 

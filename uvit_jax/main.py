@@ -138,9 +138,9 @@ def _config_without_file(job: str, workdir: str) -> "ml_collections.ConfigDict":
     if not _is_saved(workdir) and job != "evaluate":
         raise UserError(_no_config(workdir))
     from uvit_jax.experiment.config import default_config
-    from uvit_jax.experiment.saved_config import get_config
+    from uvit_jax.experiment.saved_config import config_of_run
 
-    return get_config(workdir) if _is_saved(workdir) else default_config()
+    return config_of_run(pathlib.Path(workdir)) if _is_saved(workdir) else default_config()
 
 
 def _is_saved(workdir: str) -> bool:

@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import pytest
 
-from tests.data.prepared import CONTEXT, arrays, captions_of, prepare
+from tests.data.prepared_sets import CONTEXT, arrays, captions_of, prepare
 from uvit_jax.data.prepared.empty_context import save_empty_context
 from uvit_jax.data.prepared.manifest import Manifest
 from uvit_jax.data.prepared.record_source import (

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.data.prepared import CONTEXT, prepare
+from tests.data.prepared_sets import CONTEXT, prepare
 from uvit_jax.data import pipeline
 from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.prepared.record_source import RecordSource

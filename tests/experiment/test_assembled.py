@@ -1,4 +1,4 @@
-"""The parts that jobs are made of."""
+"""An assembled experiment: its networks and its sampler."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ from uvit_jax.experiment.data_card import DataCard
 
 @pytest.mark.parametrize("remat", ["matmuls", "full"])
 def test_only_training_computes_anything_twice(remat):
-    parts = assemble(experiment(model__remat=remat), DataCard("none"))
-    networks = {"train": parts.network, "sample": parts.sampling_network}
-    params = jax.jit(parts.init_params)(jax.random.key(0))
+    assembled = assemble(experiment(model__remat=remat), DataCard("none"))
+    networks = {"train": assembled.network, "sample": assembled.sampling_network}
+    params = jax.jit(assembled.init_params)(jax.random.key(0))
     given = (
         jax.random.normal(jax.random.key(1), (8, 8, 8, 1)),
         jnp.linspace(0, 999, 8),
@@ -32,11 +32,12 @@ def test_only_training_computes_anything_twice(remat):
 
 def test_a_sampler_is_the_same_program_whatever_training_computes_twice():
     def program(remat: str) -> str:
-        parts = assemble(experiment(model__remat=remat), DataCard("none"))
-        labels = jax.ShapeDtypeStruct((10,), jnp.int32, sharding=parts.batch_sharding)
-        sampler = parts.sampler(parts.experiment.null_label)
+        made = experiment(model__remat=remat)
+        assembled = assemble(made, DataCard("none"))
+        labels = jax.ShapeDtypeStruct((10,), jnp.int32, sharding=assembled.batch_sharding)
+        sampler = assembled.sampler(made.diffusion, made.sample, made.null_label)
         return sampler.lower(
-            parts.abstract_params, rows=10, condition=labels, guided=True
+            assembled.abstract_params, rows=10, condition=labels, guided=True
         ).as_text()
 
     assert program("full") == program("none")

@@ -4,7 +4,7 @@ import pytest
 from tests.jobs.digits_config import KEEPING, UNCONDITIONAL, experiment
 from uvit_jax.data.sources import ArraySource
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.checks import check_mesh, check_source
+from uvit_jax.experiment.checks import check_batch, check_mesh, check_source
 
 
 def source(shape=(8, 8, 1), classes=10) -> ArraySource:
@@ -46,23 +46,24 @@ def test_a_model_that_does_not_fit_the_data_is_refused(changes, data, message):
 
 
 def test_batches_and_heads_that_split_over_the_mesh_pass():
-    check_mesh(experiment(train__batch_size=24, sample__batch_size=20), (2, 4, 8), "train")
-    check_mesh(experiment(train__batch_size=20, sample__batch_size=16), (2, 4, 8), "sample")
+    check_batch("train", 24, (2, 4, 8), microbatches=3)
+    check_batch("sample", 16, (2, 4, 8))
+    check_mesh(experiment().model, (2, 4, 8))
+
+
+@pytest.mark.parametrize("section", ["train", "sample"])
+@pytest.mark.parametrize("sizes", [(2, 4, 1), (8, 1, 1)])
+def test_a_batch_that_does_not_split_over_the_mesh_is_refused(section, sizes):
+    with pytest.raises(
+        UserError,
+        match=rf"^config\.{section}\.batch_size is 20, .*mesh\.data \* mesh\.fsdp = 8",
+    ):
+        check_batch(section, 20, sizes)
 
 
 @pytest.mark.parametrize(
     ("changes", "sizes", "message"),
     [
-        (
-            {"train__batch_size": 20},
-            (2, 4, 1),
-            r"config\.train\.batch_size is 20, .*mesh\.data \* mesh\.fsdp = 8",
-        ),
-        (
-            {"sample__batch_size": 20},
-            (8, 1, 1),
-            r"config\.sample\.batch_size is 20, .*mesh\.data \* mesh\.fsdp = 8",
-        ),
         (
             {"model__embed_dim": 72},
             (1, 16, 1),
@@ -76,8 +77,6 @@ def test_batches_and_heads_that_split_over_the_mesh_pass():
         ({}, (1, 1, 3), r"config\.model\.num_heads is 8, expected a multiple of mesh\.tensor = 3"),
     ],
 )
-def test_batches_and_heads_that_do_not_split_over_the_mesh_are_refused(changes, sizes, message):
+def test_heads_and_channels_that_do_not_split_over_the_mesh_are_refused(changes, sizes, message):
     with pytest.raises(UserError, match=f"^{message}"):
-        check_mesh(
-            experiment(**changes), sizes, "sample" if "sample__batch_size" in changes else "train"
-        )
+        check_mesh(experiment(**changes).model, sizes)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.data.prepared import prepare
+from tests.data.prepared_sets import prepare
 from tests.jobs.digits_config import UNCONDITIONAL, experiment
 from uvit_jax.data.prepared.manifest import Manifest
 from uvit_jax.data.prepared.record_source import RecordSource
@@ -38,6 +38,11 @@ def images(*class_names):
     )
 
 
+def card_of(made, source, autoencoder, learned=None):
+    """The card of a data set for an experiment."""
+    return card_of_source(source, autoencoder, made.autoencoder.scale, made.model, learned)
+
+
 def latents(folder, **changes):
     """Latents of three classes without names, of an autoencoder that gives no scale, unless they
     are of other kinds.
@@ -58,11 +63,9 @@ def latents(folder, **changes):
 def test_a_run_goes_on_with_the_same_classes_or_ones_without_names_and_keeps_what_they_are_called(
     names,
 ):
-    card = card_of_source(experiment(), images(*names), None, PIXELS)
+    card = card_of(experiment(), images(*names), None, PIXELS)
     assert card == dataclasses.replace(PIXELS, name="images")
-    assert (
-        card_of_source(experiment(), images(*names), None, DataCard("before")).class_names == names
-    )
+    assert card_of(experiment(), images(*names), None, DataCard("before")).class_names == names
 
 
 @pytest.mark.parametrize(
@@ -81,10 +84,10 @@ def test_other_classes_or_another_order_are_refused_with_the_first_that_differs(
         rf"learned {expected} as class"
     )
     with pytest.raises(UserError, match=message):
-        card_of_source(experiment(), images(*names), None, PIXELS)
+        card_of(experiment(), images(*names), None, PIXELS)
     # Without labels no class means anything.
     unconditional = experiment(**UNCONDITIONAL)
-    assert card_of_source(unconditional, images(*names), None, PIXELS).class_names == names
+    assert card_of(unconditional, images(*names), None, PIXELS).class_names == names
 
 
 def test_latents_are_scaled_as_the_run_learned_them_and_not_by_the_statistics_of_other_data(
@@ -92,13 +95,11 @@ def test_latents_are_scaled_as_the_run_learned_them_and_not_by_the_statistics_of
 ):
     source = latents(tmp_path)
     own = Normalization.from_statistics((0.1,) * 4, (0.3,) * 4)
-    assert card_of_source(experiment(), source, None).normalization == own
+    assert card_of(experiment(), source, None).normalization == own
     with caplog.at_level(logging.INFO, "uvit_jax"):
-        card = card_of_source(experiment(), source, None, LEARNED)
+        card = card_of(experiment(), source, None, LEARNED)
         assert (
-            card_of_source(
-                experiment(), source, None, card_of_source(experiment(), source, None)
-            ).normalization
+            card_of(experiment(), source, None, card_of(experiment(), source, None)).normalization
             == own
         )
     assert card == dataclasses.replace(LEARNED, name=source.name)
@@ -114,16 +115,14 @@ def test_latents_are_scaled_as_the_run_learned_them_and_not_by_the_statistics_of
 
 def test_pixels_encoded_in_the_step_are_scaled_as_the_run_learned_them():
     with pytest.raises(UserError, match="has no scale of its own"):
-        card_of_source(experiment(), images("cat", "dog", "owl"), TAESD)
-    card = card_of_source(experiment(), images("cat", "dog", "owl"), TAESD, LEARNED)
+        card_of(experiment(), images("cat", "dog", "owl"), TAESD)
+    card = card_of(experiment(), images("cat", "dog", "owl"), TAESD, LEARNED)
     assert card.normalization == LEARNED.normalization
     with pytest.raises(
         UserError,
         match=r"^the latents of 'images' .* are scaled by 3, expected 2 \(shifted by 0\.5\), as",
     ):
-        card_of_source(
-            experiment(autoencoder__scale=3.0), images("cat", "dog", "owl"), TAESD, LEARNED
-        )
+        card_of(experiment(autoencoder__scale=3.0), images("cat", "dog", "owl"), TAESD, LEARNED)
 
 
 @pytest.mark.parametrize(
@@ -147,19 +146,19 @@ def test_pixels_encoded_in_the_step_are_scaled_as_the_run_learned_them():
 def test_data_of_another_scale_or_encoder_are_refused(tmp_path, changes, message):
     source = latents(tmp_path, **changes)
     with pytest.raises(UserError, match=message):
-        card_of_source(experiment(), source, None, LEARNED)
+        card_of(experiment(), source, None, LEARNED)
 
 
 def test_a_model_of_pixels_is_none_of_latents(tmp_path):
     with pytest.raises(
         UserError, match=r"^the model learned the pixels of 'before', expected no latents of "
     ):
-        card_of_source(experiment(), latents(tmp_path), None, PIXELS)
+        card_of(experiment(), latents(tmp_path), None, PIXELS)
     with pytest.raises(
         UserError,
         match=r"^the model learned the latents of 'before', expected no pixels of 'images'",
     ):
-        card_of_source(experiment(), images("cat", "dog", "owl"), None, LEARNED)
+        card_of(experiment(), images("cat", "dog", "owl"), None, LEARNED)
     with pytest.raises(
         UserError,
         match=r"^config\.autoencoder\.name is 'taesd', expected none: the model learned the pix",

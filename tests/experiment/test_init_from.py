@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from tests.interop.pth_files import write_tree, write_weights
-from tests.jobs.evaluate_runs import evaluation, parts_of
+from tests.jobs.evaluate_runs import assembled_of, evaluation, weights_of
 from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.init_from import find_weights
-from uvit_jax.experiment.weights import check_init_from, initial_weights, open_weights
+from uvit_jax.experiment.weights import check_init_from, initial_weights
 from uvit_jax.interop import official
 
 
@@ -156,13 +156,13 @@ def test_a_file_of_both_weights_gives_those_that_are_sampled_with(tmp_path, capl
     path = write_tree(
         tmp_path / "w.pt", {"model": own, "ema": average, "opt": {"param_groups": []}}
     )
-    parts = parts_of(experiment)
+    template = assembled_of(experiment).abstract_params
     with caplog.at_level(logging.INFO, "uvit_jax"):
-        started = initial_weights(parts, str(path))
+        started = initial_weights(template, experiment.model, str(path))
     assert "holds weights at 'model' and 'ema': 'ema' is taken" in caplog.text
     for weights, expected in (("ema", average), ("params", own)):
-        asked = parts_of(evaluation(init_from=str(path), sample__weights=weights))
-        opened = open_weights(asked, tmp_path / "run")
+        asked = evaluation(init_from=str(path), sample__weights=weights)
+        opened = weights_of(asked, tmp_path / "run")
         jax.tree.map(
             np.testing.assert_array_equal,
             opened.params,

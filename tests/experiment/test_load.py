@@ -3,10 +3,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.jobs.evaluate_runs import evaluation, parts_of, write_run
+from tests.jobs.evaluate_runs import assembled_of, evaluation, weights_of, write_run
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.load import load_model
-from uvit_jax.experiment.weights import open_weights
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +18,10 @@ def test_the_model_of_a_run_is_the_one_that_is_sampled_with(run):
         (load_model(run), "ema", 8),
         (load_model(str(run), weights="params", step=4), "params", 4),
     ):
-        asked = parts_of(evaluation(sample__weights=weights, sample__step=step))
-        expected = open_weights(asked, run).params
+        asked = evaluation(sample__weights=weights, sample__step=step)
+        expected = weights_of(asked, run).params
         jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(model)), expected)
-        assert model.config == asked.experiment.model
+        assert model.config == asked.model
         assert jax.tree.structure(nnx.to_pure_dict(nnx.state(model))) == jax.tree.structure(
             expected
         )
@@ -36,8 +35,11 @@ def test_the_model_of_a_run_predicts(run):
     )
     graphdef, params = nnx.split(load_model(run))
     predicted = jax.jit(lambda params: nnx.merge(graphdef, params)(x, t, label))(params)
-    parts = parts_of(evaluation())
-    expected = jax.jit(parts.sampling_network)(open_weights(parts, run).params, x, t, label)
+    network, params = (
+        assembled_of(evaluation()).sampling_network,
+        weights_of(evaluation(), run).params,
+    )
+    expected = jax.jit(network)(params, x, t, label)
     np.testing.assert_allclose(predicted, expected, atol=1e-5)
 
 

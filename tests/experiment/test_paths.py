@@ -6,7 +6,7 @@ from tests.jobs.runs import tiny_experiment
 from uvit_jax import main
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.paths import PATH_FIELDS, local_path
-from uvit_jax.experiment.workdir import save_config
+from uvit_jax.experiment.saved_config import save_config
 
 TEXTS = "sample.prompts"
 

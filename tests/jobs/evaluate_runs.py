@@ -16,10 +16,12 @@ from tests.interop.test_clip_vision import SMALL as SMALL_IMAGE_TOWER
 from tests.jobs.images import write_clip
 from tests.jobs.runs import tiny_experiment
 from tests.reference_weights import formula_weight, uvit_weights
-from uvit_jax.experiment.assembled import Parts, assemble, open_experiment_autoencoder, open_source
+from uvit_jax.experiment.assembled import Assembled, assemble
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import card_of_source
-from uvit_jax.experiment.workdir import save_config
+from uvit_jax.experiment.opened import open_experiment_autoencoder, open_source
+from uvit_jax.experiment.saved_config import save_config
+from uvit_jax.experiment.weights import Weights, open_weights
 from uvit_jax.interop import official
 from uvit_jax.interop.clip_vision_layouts import hub_vision_shapes
 from uvit_jax.parallel.arrays import place
@@ -43,11 +45,17 @@ def evaluation(**changes) -> Experiment:
     return tiny_experiment(**{**own, **changes})
 
 
-def parts_of(experiment: Experiment) -> Parts:
-    """The parts of an experiment whose data are there."""
-    autoencoder = open_experiment_autoencoder(experiment)
-    card = card_of_source(experiment, open_source(experiment), autoencoder)
+def assembled_of(experiment: Experiment) -> Assembled:
+    """Assembles an experiment whose data are there."""
+    autoencoder = open_experiment_autoencoder(experiment.autoencoder)
+    source = open_source(experiment.data.source)
+    card = card_of_source(source, autoencoder, experiment.autoencoder.scale, experiment.model)
     return assemble(experiment, card, autoencoder)
+
+
+def weights_of(experiment: Experiment, workdir: pathlib.Path) -> Weights:
+    """The weights that an experiment samples with."""
+    return open_weights(experiment, assembled_of(experiment), workdir)
 
 
 def write_run(
@@ -57,8 +65,8 @@ def write_run(
     than all others.
     """
     experiment = experiment or evaluation()
-    parts = parts_of(experiment)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.abstract_params)
+    assembled = assembled_of(experiment)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, assembled.abstract_params)
 
     def weights(seed: int):
         return place(
@@ -76,7 +84,7 @@ def write_run(
         checkpoints.save(state, iter(grain.MapDataset.range(1).to_iter_dataset()))
     checkpoints.close()
     save_config(experiment, workdir)
-    parts.card.save(workdir)
+    assembled.card.save(workdir)
     return workdir
 
 

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.jobs.evaluate_runs import COUNT, STEP, evaluation, parts_of, write_run
+from tests.jobs.evaluate_runs import COUNT, STEP, evaluation, weights_of, write_run
 from uvit_jax.data.sources import load_source
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.weights import open_weights
 from uvit_jax.jobs import evaluate, sample
 from uvit_jax.jobs.sampling.generation import Generation
 from uvit_jax.metrics.features import Extraction
@@ -91,10 +90,9 @@ def test_the_report_holds_everything_a_number_depends_on(run, evaluated):
 def test_the_hash_of_weights_tells_averages_from_raw_weights_and_is_that_of_the_report(
     run, evaluated
 ):
-    parts = parts_of(evaluation())
-    averaged = open_weights(parts, run).sha256
+    averaged = weights_of(evaluation(), run).sha256
     assert averaged == report_of(evaluated[0])["samples"]["weights"]["sha256"]
-    assert open_weights(parts_of(evaluation(sample__weights="params")), run).sha256 != averaged
+    assert weights_of(evaluation(sample__weights="params"), run).sha256 != averaged
 
 
 def test_the_table_and_the_last_line_say_the_numbers_and_the_grid_shows_samples(evaluated):

@@ -278,10 +278,10 @@ def test_weights_read_for_a_run_are_laid_over_the_mesh(root, weights):
     from uvit_jax.experiment.weights import initial_weights
 
     made = experiment(root, "kl")
-    parts = assemble(made, DataCard("none"))
-    found = initial_weights(parts, str(weights))
+    template = assemble(made, DataCard("none")).abstract_params
+    found = initial_weights(template, made.model, str(weights))
     expected = official.params(uvit_weights(made.model), made.model)
     assert np.array_equal(
         found["mid_block"]["attn"]["qkv"]["kernel"], expected["mid_block"]["attn"]["qkv"]["kernel"]
     )
-    assert found["head"]["kernel"].sharding == parts.abstract_params["head"]["kernel"].sharding
+    assert found["head"]["kernel"].sharding == template["head"]["kernel"].sharding

@@ -556,7 +556,7 @@ def test_a_constant_channel_of_latents_is_brought_to_mean_zero_alone(
         prepare.run(job, tmp_path)
     assert any(said.startswith("channel 1 of the latents never varies") for said in caplog.messages)
     source = RecordSource(tmp_path / "out")
-    normalization = card_of_source(job, source, None).normalization
+    normalization = card_of_source(source, None, job.autoencoder.scale, job.model).normalization
     assert (source.manifest.std[1], normalization.scale[1]) == (0.0, 1.0)
     assert normalization.shift[1] == pytest.approx(0.3, rel=1e-3)
 

@@ -85,7 +85,7 @@ def test_captions_are_stored_with_their_images_and_the_empty_one_once(root):
         12,
         (24, 32),
     )
-    text = open_text_states(experiment(root), make_mesh(MeshConfig()))
+    text = open_text_states(experiment(root).text_encoder, make_mesh(MeshConfig()))
     assert manifest.text_encoder_sha256 == text.encoder.sha256
     for i in range(6):
         captions = source.captions(i)

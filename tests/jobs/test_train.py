@@ -13,7 +13,7 @@ from PIL import Image
 from tests.jobs.runs import assert_same_bits, final_state, tiny_experiment
 from uvit_jax.errors import Preempted, UserError
 from uvit_jax.experiment import folder_lock
-from uvit_jax.experiment.saved_config import get_config
+from uvit_jax.experiment.saved_config import config_of_run
 from uvit_jax.jobs import evaluate, sample, train
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry import writers
@@ -239,7 +239,7 @@ def test_a_picture_that_fails_costs_no_checkpoint(tmp_path, monkeypatch):
     def failing(self, state):
         raise UserError("no picture")
 
-    monkeypatch.setattr(train._Gallery, "draw_step", failing)
+    monkeypatch.setattr(train.Gallery, "draw_step", failing)
     with pytest.raises(UserError, match=r"^no picture$"):
         train.run(tiny_experiment(train__image_every=4), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
@@ -389,8 +389,8 @@ def test_sampling_an_empty_workdir_says_that_nothing_was_trained(tmp_path):
 
 
 def test_a_workdir_remembers_its_config(trained):
-    config = get_config(str(trained[0]))
+    config = config_of_run(trained[0])
     assert config.model.embed_dim == 16
     assert tuple(config.optimizer.betas) == (0.9, 0.99)
     with pytest.raises(UserError, match=r"holds no config\.json"):
-        get_config(str(trained[0] / "samples"))
+        config_of_run(trained[0] / "samples")

@@ -1,72 +1,63 @@
-"""What jobs have in common: the parts of an experiment, checked against each other and put
-together.
-"""
+"""Mesh, network, data card and codec built from one config, and checked against each other."""
 
 import dataclasses
-import pathlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import SOURCES, Source, load_source
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.checks import check_latents, check_mesh
+from uvit_jax.experiment.checks import check_batch, check_latents, check_mesh
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import DataCard
-from uvit_jax.interop.autoencoder import Autoencoder, open_autoencoder
+from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig
+from uvit_jax.interop.autoencoder import Autoencoder
+from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.arrays import fetch
 from uvit_jax.parallel.compiler import compiler_options
 from uvit_jax.parallel.mesh import batch_sharding, make_mesh
 from uvit_jax.parallel.sharding import tree_shardings
 from uvit_jax.training.codec import Codec
-from uvit_jax.training.inputs import Inputs
 from uvit_jax.training.network import Network, abstract_network
 from uvit_jax.training.state import Params
-from uvit_jax.training.step import Objective, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """An experiment on this machine's devices.
+class Assembled:
+    """Mesh, network, data card and codec built from one config.
 
     Attributes:
-      experiment: its config.
-      mesh: all devices.
+      model: the network's config.
+      mesh: the devices.
       network: `network(params, x, model_time, condition)`, as training runs it.
-      init_params: `init_params(key)`, fresh parameters.
-      card: the data the model is of.
-      codec: between images and the network's latents; None for pixels, or where no autoencoder is
-        named.
+      init_params: `init_params(key)` returns fresh parameters.
+      card: the data set that the model learned or learns.
+      codec: between images and the network's latents; None for a model of pixels, or where no
+        autoencoder is named.
     """
 
-    experiment: Experiment
+    model: UViTConfig
     mesh: Mesh
     network: Network
     init_params: Callable[[Array], Params]
     card: DataCard
     codec: Codec | None
 
-    @property
+    @functools.cached_property
     def sampling_network(self) -> Network:
-        """The network for what takes no gradient: it computes nothing twice, whatever `model.remat`
-        says.
-        """
-        if self.experiment.model.remat == "none":
+        """The network without rematerialisation, for programs that take no gradient."""
+        if self.model.remat == "none":
             return self.network
-        return abstract_network(
-            dataclasses.replace(self.experiment.model, remat="none"), self.mesh
-        )[1]
+        return abstract_network(dataclasses.replace(self.model, remat="none"), self.mesh)[1]
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """How batches are laid over the mesh."""
+        """Sharding of a batch over the mesh."""
         return batch_sharding(self.mesh)
 
     @property
@@ -79,41 +70,21 @@ class Parts:
             tree_shardings(shapes, self.mesh),
         )
 
-    def train_step(
-        self, optimizer: optax.GradientTransformation, inputs: Inputs, null_condition: Any = None
-    ) -> Callable:
-        """`train_step(state, batch, frozen) -> (state, metrics)` as the config describes it, not
-        yet jitted.
-
-        null_condition: the states of the empty text; a model of labels has its own empty one.
-        """
-        experiment = self.experiment
-        objective = Objective(
-            experiment.diffusion.make_schedule(),
-            prediction=experiment.diffusion.prediction,
-            weighting=experiment.diffusion.weighting,
-            p_uncond=experiment.diffusion.p_uncond,
-            null_condition=experiment.null_label if null_condition is None else null_condition,
-        )
-        return make_train_step(
-            self.network,
-            objective,
-            optimizer,
-            ema_rate=experiment.ema.rate,
-            seed=experiment.train.seed,
-            inputs=inputs,
-            microbatches=experiment.train.microbatches,
-        )
-
-    def sampler(self, null_condition: Any, *, return_trajectory: bool = False) -> Sampler:
-        """The sampler that `config.sample` describes, its batch split over the mesh."""
-        experiment = self.experiment
+    def sampler(
+        self,
+        diffusion: DiffusionConfig,
+        sample: SampleConfig,
+        null_condition: Any,
+        *,
+        return_trajectory: bool = False,
+    ) -> Sampler:
+        """Builds the sampler that these sections describe, its batch split over the mesh."""
         return Sampler(
             self.sampling_network,
-            experiment.diffusion.make_schedule(),
-            experiment.model.sample_shape,
-            config=experiment.sample.sampler(),
-            prediction=experiment.diffusion.prediction,
+            diffusion.make_schedule(),
+            self.model.sample_shape,
+            config=sample.sampler(),
+            prediction=diffusion.prediction,
             null_condition=null_condition,
             sharding=self.batch_sharding,
             return_trajectory=return_trajectory,
@@ -122,19 +93,18 @@ class Parts:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape (h, w, c) of the images that samples become."""
-        h, w, c = self.experiment.model.sample_shape
+        """Shape (h, w, c) of a decoded sample."""
+        h, w, c = self.model.sample_shape
         if self.codec is None:
             return (h, w, c) if self.card.normalization is None else (h, w, _colours(c))
         factor = self.codec.autoencoder.factor
         return h * factor, w * factor, 3
 
-    def decoded(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        """What samples of the network look like, on the devices, float32 in about [-1, 1]; waits
-        for nothing.
+    def decode(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        """Dispatches the decoding of samples to images, float32 in about [-1, 1].
 
-        Pixels are what they are, latents are decoded; without an autoencoder their first three
-        channels (or the first) stand for colours, two standard deviations each way.
+        Pixels are returned as they are, latents are decoded. Latents without an autoencoder are
+        shown by their first three channels (or the first one), two standard deviations each way.
         """
         if self.codec is not None:
             return self.codec.decoder(self.codec.params, jax.device_put(x, self.batch_sharding))
@@ -143,40 +113,20 @@ class Parts:
         return x
 
     def to_images(self, x: Float[Array, "b h w c"]) -> Float[np.ndarray, "b i j d"]:
-        """`decoded` samples, brought to the host."""
-        return fetch(self.decoded(x))
+        """Images of `decode`, fetched to the host."""
+        return fetch(self.decode(x))
+
+    def check_decoder(self) -> None:
+        """Raises a UserError for latents without an autoencoder: samples need a decoder."""
+        if self.card.normalization is not None and self.codec is None:
+            raise UserError(
+                f"config.autoencoder.name is empty, expected {self.card.autoencoder!r} or another "
+                "decoder of its latents: a hub name, a folder or a weights file"
+            )
 
 
 def _colours(channels: int) -> int:
     return 3 if channels >= 3 else 1
-
-
-def open_source(experiment: Experiment) -> Source:
-    """The data set that `config.data.source` names, opened.
-
-    Raises:
-      UserError: for a name that is neither built in nor the folder of a prepared data set.
-    """
-    name = experiment.data.source
-    if name in SOURCES:
-        return load_source(name)
-    if not pathlib.Path(name).is_dir():
-        raise UserError(
-            f"config.data.source is {name!r}, expected {', '.join(map(repr, SOURCES))} or the "
-            "folder of a prepared data set: --job prepare makes one from images"
-        )
-    return RecordSource(pathlib.Path(name))
-
-
-def open_experiment_autoencoder(experiment: Experiment) -> Autoencoder | None:
-    """The autoencoder that the config names, its weights read; None where it names none."""
-    section = experiment.autoencoder
-    if not section.name:
-        return None
-    try:
-        return open_autoencoder(section.name, dtype=section.dtype)
-    except UserError as error:
-        raise UserError(f"config.autoencoder.name is {section.name!r}: {error}") from None
 
 
 def assemble(
@@ -186,21 +136,27 @@ def assemble(
     devices: Sequence[jax.Device] | None = None,
     *,
     section: Literal["train", "sample"] = "train",
-) -> Parts:
-    """The parts of an experiment on these devices (default: all there are); no array is made.
+) -> Assembled:
+    """Builds the mesh and network on these devices (default: all); no array is made.
 
-    section: whose batches the mesh has to divide.
+    section: the section whose batch size the mesh has to divide.
 
     Raises:
       UserError: where the mesh doesn't fit the devices, the batch or the heads, or the autoencoder
-        not the model.
+        doesn't fit the model.
     """
+    model, train = experiment.model, experiment.train
     mesh = make_mesh(experiment.mesh, devices, prefix="config.mesh.")
-    check_mesh(experiment, experiment.mesh.sizes(mesh.size), section)
+    sizes = experiment.mesh.sizes(mesh.size)
+    if section == "train":
+        check_batch("train", train.batch_size, sizes, train.microbatches)
+    else:
+        check_batch("sample", experiment.sample.batch_size, sizes)
+    check_mesh(model, sizes)
     codec = None
     if autoencoder is not None:
-        check_latents(experiment, autoencoder)
+        check_latents(model, autoencoder)
         card.check(autoencoder)
         codec = Codec(autoencoder, mesh, experiment.autoencoder.batch_size, card.normalization)
-    _, network, init_params = abstract_network(experiment.model, mesh)
-    return Parts(experiment, mesh, network, init_params, card, codec)
+    _, network, init_params = abstract_network(model, mesh)
+    return Assembled(model, mesh, network, init_params, card, codec)

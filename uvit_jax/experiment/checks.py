@@ -1,12 +1,11 @@
 """What must fit together before a device works: model and data, batch and mesh."""
 
-from typing import Literal
-
 from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError, counted
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.interop.autoencoder import Autoencoder
+from uvit_jax.models.uvit_config import UViTConfig
 
 
 def check_source(experiment: Experiment, source: Source) -> None:
@@ -18,7 +17,7 @@ def check_source(experiment: Experiment, source: Source) -> None:
                 f"config.model.context_dim is {model.context_dim}, but {source.name!r} has no "
                 f"captions"
             )
-        check_context(experiment, source.context_shape, f"the captions of {source.name!r} have")
+        check_context(model, source.context_shape, f"the captions of {source.name!r} have")
     manifest = source.manifest if isinstance(source, RecordSource) else None
     latents = manifest is not None and manifest.kind != "pixels"
     # Pixels are encoded in the step where there is an autoencoder: `check_latents` knows their
@@ -52,31 +51,31 @@ def check_source(experiment: Experiment, source: Source) -> None:
         )
 
 
-def check_latents(experiment: Experiment, autoencoder: Autoencoder) -> None:
+def check_latents(model: UViTConfig, autoencoder: Autoencoder) -> None:
     """Raises a UserError where the autoencoder can't decode what the model makes."""
-    if experiment.model.in_channels != autoencoder.latent_channels:
+    if model.in_channels != autoencoder.latent_channels:
         raise UserError(
-            f"config.model.in_channels is {experiment.model.in_channels}, expected "
+            f"config.model.in_channels is {model.in_channels}, expected "
             f"{autoencoder.latent_channels}, the latent channels of {autoencoder.name!r} "
             "(config.autoencoder.name)"
         )
 
 
-def check_encoded(experiment: Experiment, source: Source, autoencoder: Autoencoder) -> None:
+def check_encoded(model: UViTConfig, source: Source, autoencoder: Autoencoder) -> None:
     """Raises a UserError where images encoded in the train step don't become what the model makes."""
     h, w, c = source.sample_shape
     factor = autoencoder.factor
     found = (h // factor, w // factor, autoencoder.latent_channels)
-    if c != 3 or h % factor or w % factor or found != experiment.model.sample_shape:
+    if c != 3 or h % factor or w % factor or found != model.sample_shape:
         raise UserError(
-            f"config.model makes latents of shape {experiment.model.sample_shape}, but "
+            f"config.model makes latents of shape {model.sample_shape}, but "
             f"{autoencoder.name!r} makes {found} of the {h}x{w}x{c} images of {source.name!r}"
         )
 
 
-def check_context(experiment: Experiment, shape: tuple[int, ...], what: str) -> None:
+def check_context(model: UViTConfig, shape: tuple[int, ...], what: str) -> None:
     """Raises a UserError where states of texts are of another length or width than the model's."""
-    expected = (experiment.model.context_length, experiment.model.context_dim)
+    expected = (model.context_length, model.context_dim)
     if tuple(shape) != expected:
         raise UserError(
             f"config.model has context_length, context_dim = {expected}, but {what} states of "
@@ -84,25 +83,32 @@ def check_context(experiment: Experiment, shape: tuple[int, ...], what: str) -> 
         )
 
 
-def check_mesh(
-    experiment: Experiment, sizes: tuple[int, int, int], section: Literal["train", "sample"]
+def check_batch(
+    section: str, batch_size: int, sizes: tuple[int, int, int], microbatches: int = 1
 ) -> None:
-    """Raises a UserError where the heads, the channels or a section's batch can't be split over the
-    mesh.
+    """Raises a UserError where the batch of config.`section` can't be split over the mesh.
+
+    sizes: of the mesh's axes data, fsdp and tensor. microbatches: parts of each device's batch.
     """
-    data, fsdp, tensor = sizes
-    model, batch_size = experiment.model, getattr(experiment, section).batch_size
+    data, fsdp, _ = sizes
     if batch_size % (data * fsdp):
         raise UserError(
             f"config.{section}.batch_size is {batch_size}, expected a multiple of mesh.data * "
             f"mesh.fsdp = {data * fsdp}"
         )
-    microbatches = experiment.train.microbatches
-    if section == "train" and batch_size % (data * fsdp * microbatches):
+    if batch_size % (data * fsdp * microbatches):
         raise UserError(
-            f"config.train.microbatches is {microbatches}, but config.train.batch_size / "
+            f"config.{section}.microbatches is {microbatches}, but config.{section}.batch_size / "
             f"(mesh.data * mesh.fsdp) is {batch_size // (data * fsdp)}, expected a divisor of it"
         )
+
+
+def check_mesh(model: UViTConfig, sizes: tuple[int, int, int]) -> None:
+    """Raises a UserError where the heads or the channels can't be split over the mesh.
+
+    sizes: of the mesh's axes data, fsdp and tensor.
+    """
+    _, fsdp, tensor = sizes
     for field, value, axis, size in (
         ("num_heads", model.num_heads, "tensor", tensor),
         ("embed_dim * mlp_ratio", int(model.embed_dim * model.mlp_ratio), "tensor", tensor),

@@ -14,11 +14,11 @@ from uvit_jax.data.prepared.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.config import Experiment
 from uvit_jax.files import atomic_write
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.interop.clip import TextEncoder
 from uvit_jax.models.latents import Normalization
+from uvit_jax.models.uvit_config import UViTConfig
 
 LOG = logging.getLogger("uvit_jax")
 
@@ -217,14 +217,15 @@ def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
 
 
 def card_of_source(
-    experiment: Experiment,
     source: Source,
     autoencoder: Autoencoder | None,
+    scale: float | None,
+    model: UViTConfig,
     learned: DataCard | None = None,
 ) -> DataCard:
-    """The card of a data set as this experiment reads it.
+    """Builds the card of a data set that a model learns.
 
-    learned: the card of the run whose weights go on with this data set. Its normalization is taken
+    scale: `config.autoencoder.scale`. learned: the card of the run whose weights go on with this data set. Its normalization is taken
     where neither the config nor the data set names a number: statistics of other data would make
     other latents of the same images.
 
@@ -233,9 +234,7 @@ def card_of_source(
         with, or, as `carried_on`, where the weights of that run would mean something else.
     """
     manifest = source.manifest if isinstance(source, RecordSource) else None
-    card = _card_of_images(
-        experiment, source, autoencoder, learned.normalization if learned else None
-    )
+    card = _card_of_images(source, autoencoder, scale, learned.normalization if learned else None)
     if manifest is not None:
         card = dataclasses.replace(
             card,
@@ -245,9 +244,9 @@ def card_of_source(
     if learned is None:
         return card
     unknown: dict[str, Any] = {}
-    if not experiment.model.num_classes:
+    if not model.num_classes:
         unknown |= {"class_names": ()}  # Classes and captions mean nothing to a model without them.
-    if not experiment.model.context_dim:
+    if not model.context_dim:
         unknown |= {"text_encoder": "", "text_encoder_sha256": ""}
     learned = dataclasses.replace(learned, **unknown)
     learned.check_names(source)
@@ -255,16 +254,15 @@ def card_of_source(
 
 
 def _card_of_images(
-    experiment: Experiment,
     source: Source,
     autoencoder: Autoencoder | None,
+    wanted: float | None,
     learned: Normalization | None,
 ) -> DataCard:
     names = known_names(source)
     manifest = source.manifest if isinstance(source, RecordSource) else None
     if manifest is None or manifest.kind == "pixels":
-        return card_of_config(experiment, autoencoder, source.name, names, learned)
-    wanted = experiment.autoencoder.scale
+        return card_of_config(autoencoder, wanted, source.name, names, learned)
     if wanted is not None and wanted != manifest.scale:
         found = (
             "their own mean and standard deviation" if manifest.scale is None else manifest.scale
@@ -293,15 +291,15 @@ def _card_of_images(
 
 
 def card_of_config(
-    experiment: Experiment,
     autoencoder: Autoencoder | None,
+    scale: float | None,
     name: str = "",
     class_names: tuple[str, ...] = (),
     learned: Normalization | None = None,
 ) -> DataCard:
-    """The card of a model of pixels, or of one whose images this autoencoder encodes and decodes.
+    """Builds the card of a model of pixels, or of one whose images this autoencoder encodes.
 
-    learned: how the latents were scaled that the model learned, taken where the config names no
+    scale: `config.autoencoder.scale`. learned: how the latents were scaled that the model learned, taken where the config names no
     scale.
 
     Raises:
@@ -309,11 +307,9 @@ def card_of_config(
     """
     if autoencoder is None:
         return DataCard(name, class_names)
-    if experiment.autoencoder.scale is None and learned is not None:
+    if scale is None and learned is not None:
         return DataCard(name, class_names, learned, autoencoder.name, autoencoder.sha256)
-    scale = (
-        autoencoder.scale if experiment.autoencoder.scale is None else experiment.autoencoder.scale
-    )
+    scale = autoencoder.scale if scale is None else scale
     if scale is None:
         raise UserError(
             f"config.autoencoder.scale is None, and {autoencoder.name!r} has no scale of its own: "

@@ -10,7 +10,7 @@ from jax.sharding import SingleDeviceSharding
 
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.experiment.config import resolve
-from uvit_jax.experiment.saved_config import get_config
+from uvit_jax.experiment.saved_config import config_of_run
 from uvit_jax.models.uvit import UViT
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.network import abstract_network
@@ -36,7 +36,7 @@ def load_model(
     folder = pathlib.Path(workdir)
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder} holds no checkpoints, expected the workdir of a trained model")
-    config = resolve(get_config(str(folder))).model
+    config = resolve(config_of_run(folder)).model
     graphdef, _, init_params = abstract_network(config)
     device = SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(init_params, jax.random.key(0))

@@ -1,9 +1,8 @@
-"""The train step as a program of shapes alone: what it is compiled for, from the config, with no
-data set opened.
-"""
+"""The train step as a program: what it reads, from a data set or from the config alone."""
 
 import dataclasses
 import gc
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,25 +12,31 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Float
 
-from uvit_jax.data.sources import SOURCES
-from uvit_jax.experiment.assembled import Parts
+from uvit_jax.data.prepared.record_source import RecordSource
+from uvit_jax.data.sources import SOURCES, Source
+from uvit_jax.experiment.assembled import Assembled
 from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.opened import stored_kind
 from uvit_jax.models.latents import Normalization
+from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.compiler import compiler_options
-from uvit_jax.training.inputs import Inputs, latents, pixels
+from uvit_jax.training.inputs import Inputs, encoded, latents, pixels
+from uvit_jax.training.network import Network
 from uvit_jax.training.optimizer import make_optimizer
+from uvit_jax.training.optimizer_config import OptimizerConfig
 from uvit_jax.training.state import TrainState, abstract
+from uvit_jax.training.step import Objective, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class StepInputs:
-    """What the train step reads beside its state.
+    """Inputs of the train step beside its state.
 
     Attributes:
-      inputs: what it makes of stored examples (`training.inputs`).
+      inputs: makes of stored examples what the network learns (`training.inputs`).
       batch: shapes, dtypes and shardings of a batch.
-      null_condition: states of the empty text where the step drops texts; labels have an empty one
-        of their own.
+      null_condition: states of the empty text where the step drops texts; None for labels, whose
+        empty one is the config's.
       frozen: parameters that `inputs` needs (an autoencoder's), or their shapes.
     """
 
@@ -41,20 +46,21 @@ class StepInputs:
     frozen: Any = None
 
 
-def batch_fields(experiment: Experiment) -> tuple[str, ...]:
-    """The arrays of an example that the step reads."""
-    if experiment.model.context_dim:
+def batch_fields(model: UViTConfig) -> tuple[str, ...]:
+    """Names of the arrays of an example that the step reads."""
+    if model.context_dim:
         return "x", "context"
-    return ("x", "label") if experiment.model.num_classes else ("x",)
+    return ("x", "label") if model.num_classes else ("x",)
 
 
 def abstract_inputs(experiment: Experiment, sharding: NamedSharding) -> StepInputs:
-    """What a data set made for this config holds: moments where it names an autoencoder, else
-    pixels; and labels or states of texts. Moments and states are in the dtype that
-    `config.prepare.dtype` stores, pixels are bytes.
+    """The inputs of a step on a data set prepared for this config, none of which is opened.
 
-    An autoencoder without a variance stores half of what is said here, one number a latent. Where
-    `config.prepare.latents` is False, the autoencoder's own work in the step is left out.
+    They are moments where the config names an autoencoder, else pixels; and labels or states of
+    texts. Moments and states have the dtype that `config.prepare.dtype` stores, pixels are bytes.
+
+    An autoencoder without a variance stores half of what is counted here, one number a latent.
+    Where `config.prepare.latents` is False, the autoencoder's own work in the step is left out.
     """
     model, stored = experiment.model, jnp.dtype(experiment.prepare.dtype)
     height, width, channels = model.sample_shape
@@ -67,35 +73,98 @@ def abstract_inputs(experiment: Experiment, sharding: NamedSharding) -> StepInpu
         # The digits come as floats, stored images as bytes.
         dtype = jnp.dtype(jnp.float32 if experiment.data.source in SOURCES else jnp.uint8)
         shape, inputs = model.sample_shape, pixels
-    examples = {
-        "x": (shape, dtype),
-        "label": ((), jnp.dtype(jnp.int32)),
-        "context": ((model.context_length, model.context_dim), stored),
+    arrays = {
+        "x": jax.ShapeDtypeStruct(shape, dtype),
+        "label": jax.ShapeDtypeStruct((), jnp.int32),
+        "context": jax.ShapeDtypeStruct((model.context_length, model.context_dim), stored),
     }
-    batch = {
-        name: jax.ShapeDtypeStruct((experiment.train.batch_size, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in examples.items()
-        if name in batch_fields(experiment)
-    }
+    example = {name: arrays[name] for name in batch_fields(model)}
+    batch = _batch_of(example, experiment.train.batch_size, sharding)
     return StepInputs(inputs, batch, null_context(experiment))
 
 
+def source_inputs(
+    assembled: Assembled, source: Source, *, batch_size: int, drops_conditions: bool
+) -> StepInputs:
+    """The inputs of a step on batches of a data set.
+
+    drops_conditions: True if the step replaces some conditions by the empty one.
+    """
+    model, codec, kind = assembled.model, assembled.codec, stored_kind(source)
+    normalization, frozen = assembled.card.normalization, None
+    inputs: Inputs = pixels
+    if normalization is not None and kind != "pixels":
+        inputs = latents(kind, normalization)
+    elif normalization is not None:
+        assert codec is not None  # a card of pixels has a normalization only with an autoencoder
+        inputs, frozen = encoded(codec.encode, codec.kind, normalization), codec.params
+    null = None
+    if model.context_dim and drops_conditions and isinstance(source, RecordSource):
+        null = source.empty_context
+    read = source.read(np.zeros(1, np.int64), np.zeros(1, bool), fields=batch_fields(model))
+    example = {name: read[name][0] for name in batch_fields(model)}
+    batch = _batch_of(example, batch_size, assembled.batch_sharding)
+    return StepInputs(inputs, batch, null, frozen)
+
+
+def _batch_of(
+    example: Mapping[str, Any], size: int, sharding: NamedSharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch, from the arrays of one example or their shapes."""
+    return {
+        name: jax.ShapeDtypeStruct((size, *array.shape), array.dtype, sharding=sharding)
+        for name, array in example.items()
+    }
+
+
 def null_context(experiment: Experiment) -> Float[np.ndarray, "l d"] | None:
-    """Zeros in the place of the empty text's states; None for a model that drops no texts."""
+    """Zeros in place of the empty text's states; None for a model that drops no texts."""
     model = experiment.model
     if not (model.context_dim and experiment.diffusion.p_uncond):
         return None
     return np.zeros((model.context_length, model.context_dim), jnp.dtype(experiment.prepare.dtype))
 
 
-def abstract_state(parts: Parts) -> tuple[optax.GradientTransformation, TrainState]:
-    """The config's optimizer, and shapes, dtypes and shardings of the state that it updates."""
-    optimizer = make_optimizer(parts.experiment.optimizer, parts.experiment.train.steps)
-    return optimizer, abstract(parts.init_params, optimizer, parts.mesh)
+def abstract_state(
+    assembled: Assembled, config: OptimizerConfig, steps: int
+) -> tuple[optax.GradientTransformation, TrainState]:
+    """The optimizer of a run of so many steps, and shapes and shardings of the state it updates."""
+    optimizer = make_optimizer(config, steps)
+    return optimizer, abstract(assembled.init_params, optimizer, assembled.mesh)
+
+
+def make_step(
+    experiment: Experiment,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    step: StepInputs,
+) -> Callable[..., Any]:
+    """Builds `train_step(state, batch, frozen) -> (state, metrics)` of the config, not jitted."""
+    null = experiment.null_label if step.null_condition is None else step.null_condition
+    objective = Objective(
+        experiment.diffusion.make_schedule(),
+        prediction=experiment.diffusion.prediction,
+        weighting=experiment.diffusion.weighting,
+        p_uncond=experiment.diffusion.p_uncond,
+        null_condition=null,
+    )
+    return make_train_step(
+        network,
+        objective,
+        optimizer,
+        ema_rate=experiment.ema.rate,
+        seed=experiment.train.seed,
+        inputs=step.inputs,
+        microbatches=experiment.train.microbatches,
+    )
 
 
 def lower_train_step(
-    parts: Parts, optimizer: optax.GradientTransformation, state: TrainState, step: StepInputs
+    experiment: Experiment,
+    assembled: Assembled,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    step: StepInputs,
 ) -> jax.stages.Lowered:
     """`train_step(state, batch, frozen) -> (state, metrics)`, the state's memory used again for the
     new one.
@@ -103,17 +172,16 @@ def lower_train_step(
     `.compile()` of it is what training runs. `state` may be of arrays or, from
     `training.state.abstract`, of shapes.
     """
-    train_step = parts.train_step(optimizer, step.inputs, step.null_condition)
+    train_step = make_step(experiment, assembled.network, optimizer, step)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    options = compiler_options(parts.mesh, parts.experiment.train.overlap, prefix="config.train.")
+    options = compiler_options(assembled.mesh, experiment.train.overlap, prefix="config.train.")
     jitted = jax.jit(
         train_step,
         donate_argnums=0,
         out_shardings=(shardings, None),
         compiler_options=options or None,
     )
-    # A collection amid a trace, which leaves little garbage and refers to all of it, takes up to
-    # half a second.
+    # Garbage collection during tracing frees almost nothing and costs up to 0.5 s.
     was_enabled = gc.isenabled()
     gc.disable()
     try:

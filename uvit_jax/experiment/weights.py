@@ -1,6 +1,4 @@
-"""Weights that a run starts from or samples with: official files, and the checkpoints of another
-run.
-"""
+"""Weights that a run starts from or samples with: official files, or checkpoints of a run."""
 
 import contextlib
 import dataclasses
@@ -14,12 +12,15 @@ import jax
 import numpy as np
 
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.assembled import Parts
+from uvit_jax.experiment.assembled import Assembled
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import DataCard, read_card
 from uvit_jax.experiment.init_from import find_weights
-from uvit_jax.experiment.workdir import check_run, has_checkpoints, saved_config
+from uvit_jax.experiment.saved_config import check_architecture, check_run, saved_config
+from uvit_jax.experiment.sections import DiffusionConfig
+from uvit_jax.experiment.workdir import has_checkpoints
 from uvit_jax.interop import official
+from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.sharding import path_name
@@ -33,14 +34,13 @@ LOG = logging.getLogger("uvit_jax")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
-    """What is sampled with.
+    """Weights to sample with.
 
     Attributes:
       params: on the mesh.
       title: for a picture.
-      folder: a name for a folder.
-      record: which weights they are, for a report: kind ("ema", "params" or the file's), step or
-        file.
+      folder: part of the name of a folder of samples.
+      record: for a report: kind ("ema", "params" or the file's), step or file.
     """
 
     params: Params
@@ -50,7 +50,7 @@ class Weights:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the parameters, name by name, as float32; all hosts ask for it together."""
+        """SHA-256 of the parameters, name by name, as float32; all hosts call this together."""
         digest = hashlib.sha256()
         for path, leaf in sorted(
             jax.tree_util.tree_leaves_with_path(self.params), key=lambda item: path_name(item[0])
@@ -61,33 +61,32 @@ class Weights:
         return digest.hexdigest()
 
 
-def samples_from_elsewhere(experiment: Experiment, workdir: pathlib.Path) -> bool:
-    """Whether `config.init_from` is what is asked for, and not just what the workdir's run began
-    with.
-    """
-    init_from, began_with = experiment.init_from, (saved_config(workdir) or {}).get("init_from")
+def uses_other_weights(init_from: str, workdir: pathlib.Path) -> bool:
+    """True if init_from names other weights than those this workdir's run started from."""
+    began_with = (saved_config(workdir) or {}).get("init_from")
     if not init_from or not began_with:
         return bool(init_from)
     return pathlib.Path(init_from).resolve() != pathlib.Path(began_with).resolve()
 
 
-def run_of_samples(experiment: Experiment, workdir: pathlib.Path) -> pathlib.Path | None:
-    """The run whose weights are sampled with; None for those of a file."""
-    if not samples_from_elsewhere(experiment, workdir):
+def run_of_samples(init_from: str, workdir: pathlib.Path) -> pathlib.Path | None:
+    """The workdir of the run whose weights are sampled; None for weights of a file."""
+    if not uses_other_weights(init_from, workdir):
         return workdir
-    run = pathlib.Path(experiment.init_from)
+    run = pathlib.Path(init_from)
     return run if run.is_dir() else None
 
 
-def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
-    """The weights of `config.init_from`, or the workdir's own where its run began with those; of a
-    run the kind and the step that `config.sample` asks for.
+def open_weights(experiment: Experiment, assembled: Assembled, workdir: pathlib.Path) -> Weights:
+    """Reads the weights of `config.init_from`, or the workdir's own where its run began with those.
+
+    Of a run, they are of the kind and the step that `config.sample` asks for.
 
     Raises:
       UserError: for a step that is not there, or weights of another architecture than the config's.
     """
-    config, init_from = parts.experiment.sample, parts.experiment.init_from
-    elsewhere = samples_from_elsewhere(parts.experiment, workdir)
+    config, init_from, model = experiment.sample, experiment.init_from, experiment.model
+    elsewhere = uses_other_weights(init_from, workdir)
     run = hosts.on_all(find_weights, init_from, config.weights) if elsewhere else workdir
     if elsewhere and not run.is_dir():
         if config.step >= 0:
@@ -95,27 +94,26 @@ def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
                 f"config.sample.step is {config.step}, and config.init_from is {init_from!r}: "
                 "expected no step (-1) with a file, which holds the weights of one"
             )
-        if parts.experiment.model.num_classes and not parts.experiment.diffusion.p_uncond:
+        if model.num_classes and not experiment.diffusion.p_uncond:
             LOG.warning(
                 "warning: config.diffusion.p_uncond is 0, so all %d rows of the label table in %s "
                 "are taken for classes: in the published models the last is the empty label, which "
                 "any number above 0 says",
-                parts.experiment.model.num_classes,
+                model.num_classes,
                 init_from,
             )
         record: dict[str, str | int | float] = {
             "kind": "as published in the file",
             "from": init_from,
         }
-        return Weights(
-            initial_weights(parts, init_from, config.weights), run.stem, run.stem, record
-        )
-    hosts.on_all(check_run, parts.experiment, run)
+        params = initial_weights(assembled.abstract_params, model, init_from, config.weights)
+        return Weights(params, run.stem, run.stem, record)
+    hosts.on_all(check_run, model, experiment.diffusion, run)
     with _checkpoints(run) as checkpoints:
         params, step = checkpoints.restore_weights(
-            parts.abstract_params,
+            assembled.abstract_params,
             weights=config.weights,
-            step=None if config.step < 0 else config.step,
+            step=_step_asked(config.step),
         )
     title, folder = f"the {config.weights} weights of step {step:,}", f"step_{step:08d}"
     record = {"kind": config.weights, "step": step}
@@ -127,22 +125,24 @@ def open_weights(parts: Parts, workdir: pathlib.Path) -> Weights:
     return Weights(params, title, folder, record)
 
 
-def averaged_weights(parts: Parts, workdir: pathlib.Path, length: float) -> Weights:
-    """The EMA of another length than the one that was trained with, made of the workdir's
-    checkpoints.
+def averaged_weights(
+    template: Params, workdir: pathlib.Path, *, length: float, step: int
+) -> Weights:
+    """Combines the workdir's checkpoints to an EMA of another length than the one trained with.
 
-    length: of the average, in training steps.
+    Args:
+      template: shapes, dtypes and shardings of the parameters.
+      length: of the average, in training steps.
+      step: the step at which the average ends; -1 for the newest.
 
     Raises:
       UserError: for a workdir whose checkpoints don't hold enough of the training for it.
     """
-    experiment = parts.experiment
-    hosts.on_all(check_run, experiment, workdir)
     with _checkpoints(workdir) as checkpoints:
-        step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
+        step = checkpoints.find_step(_step_asked(step))
         params, combination = ema_of_length(
             checkpoints,
-            parts.abstract_params,
+            template,
             rate=_ema_rate(checkpoints, workdir, step),
             length=length,
             step=step,
@@ -158,20 +158,18 @@ def averaged_weights(parts: Parts, workdir: pathlib.Path, length: float) -> Weig
     return Weights(params, title, f"step_{step:08d}_ema_{length:g}", record)
 
 
-def check_lengths(parts: Parts, workdir: pathlib.Path, lengths: Sequence[float]) -> None:
-    """Raises a UserError for EMAs that `averaged_weights` can't make, before the first of them is
-    made.
-    """
-    experiment = parts.experiment
-    if samples_from_elsewhere(experiment, workdir):
+def check_lengths(
+    init_from: str, workdir: pathlib.Path, lengths: Sequence[float], *, step: int
+) -> None:
+    """Raises a UserError for EMAs of these lengths that `averaged_weights` can't make."""
+    if uses_other_weights(init_from, workdir):
         raise UserError(
-            f"config.evaluate.sweep has ema, and config.init_from is {experiment.init_from!r}: "
+            f"config.evaluate.sweep has ema, and config.init_from is {init_from!r}: "
             "expected the --workdir of the run itself, of whose checkpoints averages of other "
             "lengths are made"
         )
-    check_run(experiment, workdir)
     with _checkpoints(workdir) as checkpoints:
-        step = checkpoints.find_step(None if experiment.sample.step < 0 else experiment.sample.step)
+        step = checkpoints.find_step(_step_asked(step))
         rate = _ema_rate(checkpoints, workdir, step)
         for length in lengths:
             combination_for(checkpoints, rate=rate, length=length, step=step)
@@ -204,54 +202,64 @@ def check_init_from(init_from: str) -> None:
         find_weights(init_from)
 
 
-def check_start(experiment: Experiment, workdir: pathlib.Path) -> DataCard | None:
-    """Checks what training would start from, before anything large is read or written: the
-    workdir's own weights, or, where it has none, those of `config.init_from`.
+def check_start(
+    model: UViTConfig, diffusion: DiffusionConfig, init_from: str, workdir: pathlib.Path
+) -> DataCard | None:
+    """Checks the weights that training would start from, before anything large is read or written.
+
+    These are the workdir's own or, where it has none, those of `config.init_from`.
 
     Returns:
-      What these weights have learned; None where that is not known, or there are none.
+      The card of the data they learned; None where that is not known, or there are none.
 
     Raises:
       UserError: for a run of another architecture, or whose weights mean something else than the
         config says.
     """
-    check_run(experiment, workdir)
+    check_run(model, diffusion, workdir)
     if has_checkpoints(workdir):
         return read_card(workdir)
-    if not experiment.init_from:
+    if not init_from:
         return None
-    run = find_weights(experiment.init_from)
+    run = find_weights(init_from)
     if not run.is_dir():
         return None
-    check_run(experiment, run)
+    check_run(model, diffusion, run)
     return read_card(run)
 
 
-def initial_weights(parts: Parts, init_from: str, weights: str = "ema") -> Params:
-    """The weights in `config.init_from`, laid over the mesh: an official file's, or the EMA of a
-    workdir's newest step.
+def initial_weights(
+    template: Params, model: UViTConfig, init_from: str, weights: str = "ema"
+) -> Params:
+    """Reads the weights in `config.init_from`: a file's, or the EMA of a workdir's newest step.
 
-    weights: "ema" or "params", of a file (or a folder of the official code) that holds both.
+    Args:
+      template: shapes, dtypes and shardings of the parameters.
+      weights: "ema" or "params", of a file (or a folder of the official code) that holds both.
 
     Raises:
       UserError: for a file that is missing, damaged or of another architecture than the config.
     """
     path = hosts.on_all(find_weights, init_from, weights)
-    template = parts.abstract_params
     if path.is_dir():
-        hosts.on_all(check_run, parts.experiment, path)
+        hosts.on_all(check_architecture, model, path)
         with _checkpoints(path) as checkpoints:
             return checkpoints.restore_weights(template, weights="ema")[0]
-    params = hosts.on_all(_read_official, parts, path, weights)
+    params = hosts.on_all(_read_official, model, path, weights)
     return place(params, jax.tree.map(lambda leaf: leaf.sharding, template))
+
+
+def _step_asked(step: int) -> int | None:
+    """`config.sample.step` as a checkpoint's; None for the newest."""
+    return None if step < 0 else step
 
 
 def _checkpoints(run: pathlib.Path) -> contextlib.AbstractContextManager[Checkpoints]:
     return contextlib.closing(Checkpoints(run / "checkpoints", read_only=True))
 
 
-def _read_official(parts: Parts, path: pathlib.Path, weights: str) -> Params:
+def _read_official(model: UViTConfig, path: pathlib.Path, weights: str) -> Params:
     try:
-        return official.params(official.read_weights(path, weights=weights), parts.experiment.model)
+        return official.params(official.read_weights(path, weights=weights), model)
     except UserError as error:
         raise UserError(f"config.init_from is {str(path)!r}: {error}") from None

@@ -10,8 +10,11 @@ from jax.sharding import Mesh
 from uvit_jax.data.originals.crops import Size
 from uvit_jax.data.sources import SOURCES
 from uvit_jax.errors import UserError, counted
+from uvit_jax.experiment.assembled import Assembled
 from uvit_jax.experiment.config import Experiment
-from uvit_jax.experiment.weights import Weights, check_lengths, open_weights
+from uvit_jax.experiment.opened import open_captions, open_for_sampling
+from uvit_jax.experiment.text_states import read_prompts
+from uvit_jax.experiment.weights import Weights, averaged_weights, check_lengths, open_weights
 from uvit_jax.experiment.workdir import folder_name, open_workdir
 from uvit_jax.jobs.evaluation.feature_networks import choose_metrics, open_extractor
 from uvit_jax.jobs.evaluation.image_streams import (
@@ -29,18 +32,14 @@ from uvit_jax.jobs.evaluation.references import (
     reference_name,
     with_features,
 )
-from uvit_jax.jobs.evaluation.report import REPORT, drawn_samples, found_samples
+from uvit_jax.jobs.evaluation.report import REPORT, found_samples
 from uvit_jax.jobs.evaluation.scored_images import Evaluation
 from uvit_jax.jobs.evaluation.scoring import ClipPair
 from uvit_jax.jobs.evaluation.sweep import Point, points_of, report_sweep
-from uvit_jax.jobs.sampling.generation import (
-    Generation,
-    agree_on_generation,
-    open_captions,
-    open_conditions,
-    open_generation_parts,
-)
+from uvit_jax.jobs.sampling.conditions import open_conditions
+from uvit_jax.jobs.sampling.generation import Generation, make_generation
 from uvit_jax.jobs.sampling.pictures import title_of
+from uvit_jax.jobs.sampling.record import agree_on_samples, drawn_samples
 from uvit_jax.metrics.features import Extraction
 from uvit_jax.metrics.metric_names import OF_SAMPLES
 from uvit_jax.metrics.scores import kinds
@@ -135,28 +134,41 @@ def _score_model(experiment: Experiment, workdir: pathlib.Path) -> str:
     config = experiment.evaluate
     points = points_of(experiment)
     captions = hosts.on_all(lambda: open_captions(config.captions) if config.captions else None)
-    parts, text = hosts.on_all(open_generation_parts, experiment, workdir, captions)
-    agree_on_generation(parts, text, workdir)
+    opened = hosts.on_all(open_for_sampling, experiment, workdir, captions)
+    assembled, text, init_from = opened.assembled, opened.text, experiment.init_from
+    prompts = read_prompts(experiment.sample.prompts) if text else ()
+    agree_on_samples(assembled.card, prompts, init_from, workdir)
     if points[0].field == "ema":
-        hosts.on_all(check_lengths, parts, workdir, [point.value for point in points])
+        lengths = [point.value for point in points]
+        hosts.on_all(
+            lambda: check_lengths(init_from, workdir, lengths, step=experiment.sample.step)
+        )
     conditions = hosts.on_all(
-        lambda: open_conditions(parts, text, count=config.num_samples, captions=captions)
+        lambda: open_conditions(
+            experiment, assembled.card, count=config.num_samples, text=text, captions=captions
+        )
     )
-    shape = parts.image_shape
+    shape = assembled.image_shape
     has_texts = experiment.model.context_dim > 0
     evaluation = _open_evaluation(
-        experiment, workdir, shape, parts.mesh, config.num_samples, has_texts=has_texts
+        experiment, workdir, shape, assembled.mesh, config.num_samples, has_texts=has_texts
     )
 
     # --- One evaluation, or one for each point of a sweep; each has its own folder and goes on
     # after a kill.
     reports, outs = [], []
-    generation, weights = Generation(parts, conditions, experiment.sample.batch_size), None
+    base = make_generation(assembled, experiment.diffusion, experiment.sample, conditions)
+    weights: Weights | None = None
     for point in points:
-        generation = point.generation(generation)
-        if weights is None or point.field == "ema":
-            weights = point.weights(parts, workdir) or open_weights(parts, workdir)
-        report, out = _evaluate(evaluation, generation, weights, shape, workdir, point)
+        asked = point.experiment(experiment)
+        generation = point.generation(base, assembled, experiment.diffusion, asked.sample)
+        if point.field == "ema":
+            weights = averaged_weights(
+                assembled.abstract_params, workdir, length=point.value, step=asked.sample.step
+            )
+        elif weights is None:
+            weights = open_weights(experiment, assembled, workdir)
+        report, out = _evaluate(evaluation, asked, assembled, generation, weights, workdir, point)
         reports.append(report)
         outs.append(out)
     if not config.sweep:
@@ -187,25 +199,32 @@ def _finish_sweep(
 
 def _evaluate(
     evaluation: Evaluation,
+    experiment: Experiment,
+    assembled: Assembled,
     generation: Generation,
     weights: Weights,
-    shape: Shape,
     workdir: pathlib.Path,
     point: Point,
 ) -> tuple[dict[str, Any], pathlib.Path]:
-    experiment = generation.parts.experiment
-    config, sample = experiment.evaluate, experiment.sample
-    samples = drawn_samples(generation, weights, config.num_samples, config.captions)
+    config, sample, conditions = experiment.evaluate, experiment.sample, generation.conditions
+    samples = drawn_samples(
+        experiment,
+        assembled,
+        conditions,
+        weights,
+        count=config.num_samples,
+        captions=config.captions,
+    )
     stream = ImageStream(
         weights.title,
         config.num_samples,
-        shape,
+        assembled.image_shape,
         lambda first: generation.batches(weights.params, first, config.num_samples),
     )
     name = f"{weights.folder}_{sample.solver}_{sample.steps}_guidance_{sample.guidance_scale:g}"
     out = _out(experiment, workdir, name, evaluation.plan(samples), point)
     title = title_of(weights.title, sample)
-    return evaluation.run(stream, samples, out, title, generation.conditions), out
+    return evaluation.run(stream, samples, out, title, conditions), out
 
 
 def _open_evaluation(

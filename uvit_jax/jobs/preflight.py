@@ -14,7 +14,7 @@ import jax
 from uvit_jax.compiled.roofline import mfu
 from uvit_jax.compiled.topology import parse_topology, topology_devices
 from uvit_jax.errors import Failed, UserError
-from uvit_jax.experiment.assembled import Parts, assemble
+from uvit_jax.experiment.assembled import Assembled, assemble
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.experiment.step_program import (
@@ -55,24 +55,24 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     config, hardware = experiment.preflight, open_hardware(experiment)
     if config.search:
         check_search(hardware)
-    parts = open_parts(experiment, hardware)
+    assembled = open_assembled(experiment, hardware)
     sampling = None
     if config.sampler:
-        sampling = assemble(experiment, parts.card, devices=hardware.devices, section="sample")
+        sampling = assemble(experiment, assembled.card, devices=hardware.devices, section="sample")
     open_workdir(workdir)
 
-    report = measure(parts, hardware)
+    report = measure(experiment, assembled, hardware)
     report["run"] = run_costs(experiment, hardware, report)
-    report["sampler"] = sampler_figures(sampling, hardware) if sampling else None
+    report["sampler"] = sampler_figures(experiment, sampling, hardware) if sampling else None
     report["search"] = None
     if config.search:
-        _, state = abstract_state(parts)
+        _, state = abstract_state(assembled, experiment.optimizer, experiment.train.steps)
         report["search"] = search(
             experiment,
             hardware,
             state,
             report,
-            lambda changed: measure(open_parts(changed, hardware), hardware),
+            lambda changed: measure(changed, open_assembled(changed, hardware), hardware),
         )
 
     with atomic_write(workdir / FILE) as file:
@@ -121,20 +121,21 @@ def open_hardware(experiment: Experiment) -> Hardware:
     return Hardware(devices[0].device_kind, devices, found, capacity, bandwidth)
 
 
-def open_parts(experiment: Experiment, hardware: Hardware) -> Parts:
-    """The parts of the experiment's training on these devices."""
+def open_assembled(experiment: Experiment, hardware: Hardware) -> Assembled:
+    """Assembles the experiment's training on these devices."""
     return assemble(experiment, DataCard(experiment.data.source), devices=hardware.devices)
 
 
-def measure(parts: Parts, hardware: Hardware) -> dict[str, Any]:
+def measure(experiment: Experiment, assembled: Assembled, hardware: Hardware) -> dict[str, Any]:
     """What was compiled, for what, by what, and the figures of the train step."""
-    return describe(parts, hardware) | train_step_figures(parts, hardware)
+    return describe(experiment, assembled, hardware) | train_step_figures(
+        experiment, assembled, hardware
+    )
 
 
-def describe(parts: Parts, hardware: Hardware) -> dict[str, Any]:
+def describe(experiment: Experiment, assembled: Assembled, hardware: Hardware) -> dict[str, Any]:
     """What is compiled, for what, by what."""
-    experiment, chip = parts.experiment, hardware.chip
-    model = experiment.model
+    model, chip = experiment.model, hardware.chip
     return {
         "hardware": {
             "text": str(hardware),
@@ -152,7 +153,7 @@ def describe(parts: Parts, hardware: Hardware) -> dict[str, Any]:
             "libtpu": _version("libtpu") if hardware.devices[0].platform == "tpu" else None,
         },
         "model": {
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(parts.abstract_params)),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(assembled.abstract_params)),
             "forward_flops": forward_flops(model),
             **{
                 name: getattr(model, name)
@@ -160,24 +161,26 @@ def describe(parts: Parts, hardware: Hardware) -> dict[str, Any]:
             },
             **{name: getattr(model, name) for name in ("dtype", "remat", "scan_blocks")},
         },
-        "mesh": dict(parts.mesh.shape),
+        "mesh": dict(assembled.mesh.shape),
         "batch": {
             "global": experiment.train.batch_size,
-            "per_chip": experiment.train.batch_size / parts.mesh.size,
-            "per_replica": experiment.train.batch_size // batch_parts(parts.mesh),
+            "per_chip": experiment.train.batch_size / assembled.mesh.size,
+            "per_replica": experiment.train.batch_size // batch_parts(assembled.mesh),
         },
     }
 
 
-def train_step_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
+def train_step_figures(
+    experiment: Experiment, assembled: Assembled, hardware: Hardware
+) -> dict[str, Any]:
     """Compiles the train step: its memory by part and, where it fits, FLOPs, collectives and
     roofline.
     """
-    experiment = parts.experiment
     LOG.info("compiling the train step for %s (a large model takes minutes)...", hardware)
-    optimizer, state = abstract_state(parts)
-    step = abstract_inputs(experiment, parts.batch_sharding)
-    compiled, seconds = compile_program(lower_train_step(parts, optimizer, state, step))
+    optimizer, state = abstract_state(assembled, experiment.optimizer, experiment.train.steps)
+    step = abstract_inputs(experiment, assembled.batch_sharding)
+    lowered = lower_train_step(experiment, assembled, optimizer, state, step)
+    compiled, seconds = compile_program(lowered)
     LOG.info(
         "%s %.0f s", "refused after" if isinstance(compiled, Refusal) else "compiled in", seconds
     )
@@ -203,7 +206,7 @@ def train_step_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
     return figures | examine(
         compiled,
         hardware,
-        parts.mesh,
+        assembled.mesh,
         model_flops=model_flops,
         per_chip_bytes=2 * kept + arguments["batch"],
     )
@@ -246,13 +249,14 @@ def run_costs(
     }
 
 
-def sampler_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
+def sampler_figures(
+    experiment: Experiment, assembled: Assembled, hardware: Hardware
+) -> dict[str, Any]:
     """Compiles the sampler for `config.sample.batch_size` samples: its memory, FLOPs, collectives
     and roofline.
 
     Drawing samples of the network is all of it: an autoencoder's decoder comes on top.
     """
-    experiment = parts.experiment
     rows, model = experiment.sample.batch_size, experiment.model
     LOG.info("compiling the sampler for %s...", hardware)
     null: Any = (
@@ -260,18 +264,18 @@ def sampler_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
     )
     condition = None
     if model.num_classes:
-        condition = jax.ShapeDtypeStruct((rows,), "int32", sharding=parts.batch_sharding)
+        condition = jax.ShapeDtypeStruct((rows,), "int32", sharding=assembled.batch_sharding)
     elif model.context_dim:
         shape = (rows, model.context_length, model.context_dim)
-        condition = jax.ShapeDtypeStruct(shape, "float32", sharding=parts.batch_sharding)
+        condition = jax.ShapeDtypeStruct(shape, "float32", sharding=assembled.batch_sharding)
     guided = experiment.sample.guidance_scale != 0
-    lowered = parts.sampler(null).lower(
-        parts.abstract_params, rows=rows, condition=condition, guided=guided
+    lowered = assembled.sampler(experiment.diffusion, experiment.sample, null).lower(
+        assembled.abstract_params, rows=rows, condition=condition, guided=guided
     )
     compiled, seconds = compile_program(lowered)
     LOG.info("compiled in %.0f s", seconds)
     arguments = {
-        "parameters": shard_bytes(parts.abstract_params),
+        "parameters": shard_bytes(assembled.abstract_params),
         "conditions": 0 if condition is None else shard_bytes(condition),
     }
     figures: dict[str, Any] = {
@@ -285,10 +289,10 @@ def sampler_figures(parts: Parts, hardware: Hardware) -> dict[str, Any]:
     if isinstance(compiled, Refusal):
         return figures
     figures |= examine(
-        compiled, hardware, parts.mesh, model_flops=None, per_chip_bytes=sum(arguments.values())
+        compiled, hardware, assembled.mesh, model_flops=None, per_chip_bytes=sum(arguments.values())
     )
     figures["evaluations"] = (
-        figures["flops"]["compiled"] * parts.mesh.size / (forward_flops(model) * rows)
+        figures["flops"]["compiled"] * assembled.mesh.size / (forward_flops(model) * rows)
     )
     if figures["roofline"]:
         figures["images_per_second"] = rows / figures["roofline"]["bound"]

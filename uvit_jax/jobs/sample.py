@@ -1,6 +1,4 @@
-"""The job `sample`: a workdir's weights in, images out, as PNGs or one .npz, and a grid of the
-first of them.
-"""
+"""The job `sample`: draws images with a workdir's weights, as PNGs or one .npz, and a grid."""
 
 import contextlib
 import dataclasses
@@ -16,24 +14,23 @@ from uvit_jax.data.image_output import npz_writer, save_png
 from uvit_jax.errors import UserError, counted
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.folder_lock import locked
+from uvit_jax.experiment.opened import open_for_sampling
+from uvit_jax.experiment.sections import SampleConfig
+from uvit_jax.experiment.text_states import read_prompts
 from uvit_jax.experiment.weights import Weights, open_weights
 from uvit_jax.experiment.workdir import folder_name, open_workdir
 from uvit_jax.files import atomic_write
-from uvit_jax.jobs.evaluation.report import drawn_samples
 from uvit_jax.jobs.sampling import pictures
-from uvit_jax.jobs.sampling.generation import (
-    Generation,
-    agree_on_generation,
-    open_conditions,
-    open_generation_parts,
-)
+from uvit_jax.jobs.sampling.conditions import open_conditions
+from uvit_jax.jobs.sampling.generation import Generation, make_generation
+from uvit_jax.jobs.sampling.record import agree_on_samples, drawn_samples
 from uvit_jax.jobs.sampling.sample_folder import NPZ, Request, claim, png_name
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.progress import Progress
 
 LOG = logging.getLogger("uvit_jax")
 
-# The grid shows this many samples at most: a page that a screen can hold.
+# The grid shows at most this many samples: a page that fits a screen.
 GRID_SAMPLES = 100
 
 
@@ -44,92 +41,80 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
       UserError: for what is wrong with the config, the weights or the folder, before any device
         works.
     """
-    config = experiment.sample
-    parts, text = hosts.on_all(open_generation_parts, experiment, workdir)
-    agree_on_generation(parts, text, workdir)
-    if config.format == "png" and parts.image_shape[2] > 4:
+    sample = experiment.sample
+    opened = hosts.on_all(open_for_sampling, experiment, workdir)
+    assembled, text = opened.assembled, opened.text
+    prompts = read_prompts(sample.prompts) if text else ()
+    agree_on_samples(assembled.card, prompts, experiment.init_from, workdir)
+    channels = assembled.image_shape[2]
+    if sample.format == "png" and channels > 4:
         raise UserError(
-            f"config.sample.format is 'png', expected 'npz' for images of {parts.image_shape[2]} "
-            f"channels"
+            f"config.sample.format is 'png', expected 'npz' for images of {channels} channels"
         )
-    conditions = hosts.on_all(lambda: open_conditions(parts, text, count=config.num_samples))
-    weights = open_weights(parts, workdir)
-    generation = Generation(parts, conditions, config.batch_size)
-    request = _request(generation, weights)
-    out = (
-        pathlib.Path(config.out)
-        if config.out
-        else workdir / "samples" / _folder(experiment, weights, request)
+    count = sample.num_samples
+    conditions = hosts.on_all(
+        lambda: open_conditions(experiment, assembled.card, count=count, text=text)
     )
-    field = "config.sample.out" if config.out else "workdir"
+    weights = open_weights(experiment, assembled, workdir)
+    asked = drawn_samples(experiment, assembled, conditions, weights, count=count)
+    request = Request(sample.format, count, _without_count(asked))
+    name = folder_name(f"{weights.folder}_seed_{sample.seed}", dataclasses.asdict(request))
+    out = pathlib.Path(sample.out) if sample.out else workdir / "samples" / name
+    field = "config.sample.out" if sample.out else "workdir"
     open_workdir(out, field)
+    generation = make_generation(assembled, experiment.diffusion, sample, conditions)
     with locked(out, "sample"):
-        hosts.on_all(lambda: claim(out, request, field) if hosts.is_first() else None)
-        return _sample(generation, weights, out)
+        hosts.on_first(claim, out, request, field)
+        return _sample(generation, weights, sample, out)
 
 
-def _sample(generation: Generation, weights: Weights, out: pathlib.Path) -> str:
+def _without_count(asked: dict[str, Any]) -> dict[str, Any]:
+    """The record of samples without the fields that depend on how many are asked for."""
+    return {name: value for name, value in asked.items() if name not in ("count", "labels sha256")}
+
+
+def _sample(
+    generation: Generation, weights: Weights, sample: SampleConfig, out: pathlib.Path
+) -> str:
     """Fills the folder; returns the line that the job ends with."""
-    conditions, config = generation.conditions, generation.parts.experiment.sample
-    LOG.info("sampling %s with %s", counted(config.num_samples, "image"), weights.title)
+    conditions, count = generation.conditions, sample.num_samples
+    LOG.info("sampling %s with %s", counted(count, "image"), weights.title)
 
     # --- Batch after batch: the sampler's program is compiled once, all hosts draw, and one writes.
-    indices = np.arange(config.num_samples)
+    indices = np.arange(count)
     labels = conditions.of(indices) if conditions.labels else None
     began, first = time.monotonic(), 0
     shown: list[np.ndarray] = []
     with (
-        Progress(config.num_samples, description="sample", active=hosts.is_first()) as progress,
-        _writer(generation.parts.experiment, out, labels) as write,
+        Progress(count, description="sample", active=hosts.is_first()) as progress,
+        _writer(sample, out, labels) as write,
     ):
-        for batch in generation.batches(weights.params, 0, config.num_samples):
+        for batch in generation.batches(weights.params, 0, count):
             write(first, batch)
             if first < GRID_SAMPLES:
-                shown.append(
-                    batch[: GRID_SAMPLES - first].copy()
-                )  # a view would keep the whole batch
+                # A copy: a view would keep the whole batch in memory.
+                shown.append(batch[: GRID_SAMPLES - first].copy())
             first += len(batch)
             progress.update(first)
     seconds = time.monotonic() - began
 
-    # --- What they are, and a picture of the first of them.
-    made = NPZ if config.format == "npz" else counted(config.num_samples, "PNG")
+    # --- The prompts, and a grid of the first samples.
     if hosts.is_first():
-        if config.prompts:
+        if sample.prompts:
             with atomic_write(out / "prompts.txt") as file:
-                file.write(
-                    "".join(f"{name}\n" for name in conditions.names_of(indices) or ()).encode()
-                )
-        title = pictures.title_of(weights.title, config)
+                names = conditions.names_of(indices) or ()
+                file.write("".join(f"{name}\n" for name in names).encode())
+        title = pictures.title_of(weights.title, sample)
         pictures.save_grid(np.concatenate(shown), conditions, out / "grid.png", title)
-    return (
-        f"sampled {counted(config.num_samples, 'image')} in {seconds:.1f} s: see "
-        f"{out}/grid.png, {made}"
-    )
-
-
-def _request(generation: Generation, weights: Weights) -> Request:
-    """What the folder is for; all hosts call this together."""
-    config = generation.parts.experiment.sample
-    # Both are of as many samples as are asked for.
-    asked: dict[str, Any] = drawn_samples(generation, weights, config.num_samples, "")
-    asked = {name: value for name, value in asked.items() if name not in ("count", "labels sha256")}
-    return Request(config.format, config.num_samples, asked)
-
-
-def _folder(experiment: Experiment, weights: Weights, request: Request) -> str:
-    """A name for the folder: something to read, and a word of its own for the request."""
-    return folder_name(
-        f"{weights.folder}_seed_{experiment.sample.seed}", dataclasses.asdict(request)
-    )
+    made = NPZ if sample.format == "npz" else counted(count, "PNG")
+    return f"sampled {counted(count, 'image')} in {seconds:.1f} s: see {out}/grid.png, {made}"
 
 
 @contextlib.contextmanager
 def _writer(
-    experiment: Experiment, out: pathlib.Path, labels: np.ndarray | None
+    sample: SampleConfig, out: pathlib.Path, labels: np.ndarray | None
 ) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """`write(first, images)`, called batch after batch; nothing on hosts other than the first."""
-    config = experiment.sample
+    """Opens `write(first, images)`, called batch after batch; on the first host it writes files."""
 
     def save_pngs(first: int, images: np.ndarray) -> None:
         for i, image in enumerate(images, first):
@@ -137,8 +122,8 @@ def _writer(
 
     if not hosts.is_first():
         yield lambda first, images: None
-    elif config.format == "png":
+    elif sample.format == "png":
         yield save_pngs
     else:
-        with npz_writer(out / NPZ, config.num_samples, labels) as append:
+        with npz_writer(out / NPZ, sample.num_samples, labels) as append:
             yield lambda first, images: append(images)

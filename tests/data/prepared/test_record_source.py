@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.data.prepared import arrays, prepare
+from tests.data.prepared_sets import arrays, prepare
 from uvit_jax.data.prepared.manifest import Manifest
 from uvit_jax.data.prepared.record_source import RecordSource, ShardWriter, encode_example, verify
 from uvit_jax.data.sources import Source

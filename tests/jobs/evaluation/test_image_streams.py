@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.prepared import prepare
+from tests.data.prepared_sets import prepare
 from tests.jobs.digits_config import experiment
 from tests.jobs.images import write_images, write_kl, write_taesd
 from uvit_jax.data.originals.crops import adm

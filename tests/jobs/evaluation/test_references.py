@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.data.prepared import prepare
+from tests.data.prepared_sets import prepare
 from tests.jobs.digits_config import experiment
 from tests.jobs.images import write_images
 from tests.metrics.small_extractor import small_extractor

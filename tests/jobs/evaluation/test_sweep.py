@@ -185,7 +185,7 @@ def test_sweeps_without_a_folder_of_their_own_share_points_and_keep_their_charts
     drawn, batches = [], Generation.batches
 
     def counted(self, *arguments):
-        drawn.append(self.parts.experiment.sample.guidance_scale)
+        drawn.append(self.guidance_scale)
         return batches(self, *arguments)
 
     monkeypatch.setattr(Generation, "batches", counted)

@@ -1,20 +1,35 @@
 import numpy as np
 import pytest
 
-from tests.data.prepared import captions_of, prepare
+from tests.data.prepared_sets import captions_of, prepare
 from tests.jobs.digits_config import KEEPING, UNCONDITIONAL, experiment
 from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.data.sources import ArraySource, digits
 from uvit_jax.errors import UserError
+from uvit_jax.experiment.text_states import read_prompts
 from uvit_jax.jobs.sampling.conditions import (
     Conditions,
     data_captions,
     data_labels,
     label_conditions,
-    read_prompts,
 )
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def classes_of(made, names):
+    """The conditions of an experiment's `sample.labels`."""
+    return label_conditions(made.sample.labels, made.num_real_classes, made.null_label, names)
+
+
+def labels_of(made, source, count):
+    """Labels drawn from a data set for an experiment."""
+    return data_labels(source, count, made.sample.seed, made.num_real_classes, made.null_label)
+
+
+def captions_for(made, source, count):
+    """Captions drawn from a data set for an experiment."""
+    return data_captions(source, count, made.sample, has_null=bool(made.diffusion.p_uncond))
 
 
 @pytest.mark.parametrize(
@@ -28,7 +43,7 @@ NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
     ],
 )
 def test_labels_are_the_classes_asked_for_in_turn(text, count, expected):
-    conditions = label_conditions(experiment(sample__labels=text), NAMES)
+    conditions = classes_of(experiment(sample__labels=text), NAMES)
     labels = conditions.of(np.arange(count))
     assert conditions.labels
     assert conditions.null == 10
@@ -42,7 +57,7 @@ def test_what_is_no_list_of_classes_is_refused(text):
     with pytest.raises(
         UserError, match=r"^config\.sample\.labels is .*, expected 'all' or classes as in '0,3,7'"
     ):
-        label_conditions(experiment(sample__labels=text), NAMES)
+        classes_of(experiment(sample__labels=text), NAMES)
 
 
 @pytest.mark.parametrize(
@@ -52,23 +67,23 @@ def test_a_class_outside_the_table_and_the_empty_label_are_refused(text, label):
     with pytest.raises(
         UserError, match=rf"^config\.sample\.labels: label {label} is outside .* 0 to 9"
     ):
-        label_conditions(experiment(sample__labels=text), NAMES)
+        classes_of(experiment(sample__labels=text), NAMES)
 
 
 def test_an_unconditional_model_has_no_labels_to_sample():
     for text in ("all", ""):
-        conditions = label_conditions(experiment(**UNCONDITIONAL, sample__labels=text), ())
+        conditions = classes_of(experiment(**UNCONDITIONAL, sample__labels=text), ())
         assert conditions.of(np.arange(3)) is None
         assert conditions.names_of(np.arange(3)) is None
     with pytest.raises(
         UserError,
         match=r"^config\.sample\.labels is '0,3', expected 'all' for a model without labels",
     ):
-        label_conditions(experiment(**UNCONDITIONAL, sample__labels="0,3"), ())
+        classes_of(experiment(**UNCONDITIONAL, sample__labels="0,3"), ())
 
 
 def test_a_class_without_a_name_is_called_by_its_number():
-    assert label_conditions(experiment(sample__labels="0,3"), ["zero"]).names == ("zero", "3")
+    assert classes_of(experiment(sample__labels="0,3"), ["zero"]).names == ("zero", "3")
 
 
 def test_prompts_come_from_a_file_one_a_line(tmp_path):
@@ -91,7 +106,7 @@ def skewed():
 
 def test_labels_of_the_data_come_as_often_as_in_the_data():
     source, count = skewed(), 20_000
-    conditions = data_labels(experiment(), source, count)
+    conditions = labels_of(experiment(), source, count)
     labels = conditions.of(np.arange(count))
     assert conditions.labels
     assert conditions.null == 10
@@ -106,14 +121,14 @@ def test_labels_of_the_data_come_as_often_as_in_the_data():
 
 
 def test_the_label_of_a_sample_depends_on_the_seed_and_its_number_alone():
-    many = data_labels(experiment(), digits(), 3000).of(np.arange(3000))
+    many = labels_of(experiment(), digits(), 3000).of(np.arange(3000))
     for count in (1, 7, 1024, 1025, 2048):
-        few = data_labels(experiment(), digits(), count)
+        few = labels_of(experiment(), digits(), count)
         np.testing.assert_array_equal(few.of(np.arange(count)), many[:count])
-    other = data_labels(experiment(sample__seed=1), digits(), 3000).of(np.arange(3000))
+    other = labels_of(experiment(sample__seed=1), digits(), 3000).of(np.arange(3000))
     assert 0.05 < np.mean(other == many) < 0.15  # as often as chance has it
     # And the last batch, filled up, has no others.
-    assert set(data_labels(experiment(), digits(), 3).of(np.arange(64)).tolist()) <= set(
+    assert set(labels_of(experiment(), digits(), 3).of(np.arange(64)).tolist()) <= set(
         many[:3].tolist()
     )
 
@@ -127,15 +142,15 @@ def test_labels_are_read_a_few_examples_at_a_time():
 
     source = digits()
     watched = Watched(source.name, source.images, source.labels, source.class_names)
-    assert len(data_labels(experiment(), watched, 2500).values) == 2500
+    assert len(labels_of(experiment(), watched, 2500).values) == 2500
 
 
 def test_labels_of_a_prepared_data_set_are_its_own(tmp_path):
     _, labels = prepare(tmp_path, (40, 60))
-    found = data_labels(experiment(), RecordSource(tmp_path), 500).of(np.arange(500))
+    found = labels_of(experiment(), RecordSource(tmp_path), 500).of(np.arange(500))
     assert np.bincount(found).min() > 20
     assert set(found.tolist()) == set(labels.tolist())
-    assert data_labels(experiment(**KEEPING), RecordSource(tmp_path), 5).null is None
+    assert labels_of(experiment(**KEEPING), RecordSource(tmp_path), 5).null is None
 
 
 @pytest.mark.parametrize("changes", [UNCONDITIONAL, {"model__num_classes": 5}])
@@ -144,7 +159,7 @@ def test_labels_of_other_data_than_the_models_are_refused(changes):
         UserError,
         match=r"^config\.sample\.labels is 'data', but 'digits' .* has 10 classes and the mod",
     ):
-        data_labels(experiment(**changes), digits(), 5)
+        labels_of(experiment(**changes), digits(), 5)
 
 
 TEXT = {"model__num_classes": 0, "model__context_dim": 6, "model__context_length": 5}
@@ -167,7 +182,7 @@ def picks(conditions, count):
 
 
 def test_a_samples_text_and_states_are_of_one_caption(captioned):
-    conditions = data_captions(experiment(**TEXT), captioned, 40)
+    conditions = captions_for(experiment(**TEXT), captioned, 40)
     assert not conditions.labels
     np.testing.assert_array_equal(conditions.null, captioned.empty_context)
     for name, (image, which) in zip(conditions.names, picks(conditions, 40), strict=True):
@@ -175,7 +190,7 @@ def test_a_samples_text_and_states_are_of_one_caption(captioned):
 
 
 def test_every_image_comes_once_before_any_comes_again_and_each_caption_now_and_then(captioned):
-    conditions = data_captions(experiment(**TEXT), captioned, 15 * 40)
+    conditions = captions_for(experiment(**TEXT), captioned, 15 * 40)
     found = picks(conditions, 15 * 40)
     images = [image for image, _ in found]
     assert sorted(images[:15]) == list(range(15))
@@ -190,14 +205,14 @@ def test_every_image_comes_once_before_any_comes_again_and_each_caption_now_and_
 
 
 def test_the_caption_of_a_sample_depends_on_the_seed_and_its_number_alone(captioned):
-    many = data_captions(experiment(**TEXT), captioned, 40)
+    many = captions_for(experiment(**TEXT), captioned, 40)
     for count in (1, 14, 16, 39):
-        few = data_captions(experiment(**TEXT), captioned, count)
+        few = captions_for(experiment(**TEXT), captioned, count)
         assert few.names == many.names[:count]
         np.testing.assert_array_equal(few.of(np.arange(count)), many.of(np.arange(count)))
     order = np.array([30, 2, 2, 17])
     np.testing.assert_array_equal(many.of(order), many.of(np.arange(40))[order])
-    assert data_captions(experiment(**TEXT, sample__seed=1), captioned, 40).names != many.names
+    assert captions_for(experiment(**TEXT, sample__seed=1), captioned, 40).names != many.names
 
 
 def test_captions_are_refused_where_there_are_none_and_with_a_negative_prompt(tmp_path, captioned):
@@ -205,15 +220,15 @@ def test_captions_are_refused_where_there_are_none_and_with_a_negative_prompt(tm
     with pytest.raises(
         UserError, match=r"holds no captions, expected a data set prepared with a text encoder"
     ):
-        data_captions(experiment(**TEXT), RecordSource(tmp_path), 4)
+        captions_for(experiment(**TEXT), RecordSource(tmp_path), 4)
     negative = experiment(**TEXT, sample__negative_prompt="blurry", sample__guidance_scale=1.0)
     with pytest.raises(
         UserError,
         match=r"^config\.sample\.negative_prompt is 'blurry', expected none for samples of",
     ):
-        data_captions(negative, captioned, 4)
+        captions_for(negative, captioned, 4)
     assert (
-        data_captions(
+        captions_for(
             experiment(**TEXT | {"diffusion__p_uncond": 0.0, "sample__guidance_scale": 0.0}),
             captioned,
             4,

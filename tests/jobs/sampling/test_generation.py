@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 
 from tests.interop.pth_files import write_weights
-from tests.jobs.evaluate_runs import evaluation, parts_of, write_run
+from tests.jobs.evaluate_runs import assembled_of, evaluation, weights_of, write_run
 from tests.jobs.images import write_images, write_kl
 from tests.jobs.test_latents import experiment as latent_experiment
 from tests.reference_weights import uvit_weights
+from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.data_card import DataCard
-from uvit_jax.experiment.weights import open_weights, run_of_samples
+from uvit_jax.experiment.opened import open_for_sampling
+from uvit_jax.experiment.weights import run_of_samples
 from uvit_jax.jobs import prepare
-from uvit_jax.jobs.sampling import generation as generation_module
-from uvit_jax.jobs.sampling.generation import Generation, open_conditions, open_generation_parts
+from uvit_jax.jobs.sampling.conditions import open_conditions
+from uvit_jax.jobs.sampling.generation import make_generation
 
 COUNT = 40
 
@@ -32,10 +34,13 @@ def run(tmp_path_factory) -> pathlib.Path:
 
 def opened(run: pathlib.Path, **changes):
     """A generation of batches of 16, and the weights."""
-    parts = parts_of(evaluation(**changes))
-    return Generation(parts, open_conditions(parts, None, count=COUNT), 16), open_weights(
-        parts, run
-    ).params
+    experiment = evaluation(**changes)
+    assembled = assembled_of(experiment)
+    conditions = open_conditions(experiment, assembled.card, count=COUNT)
+    generation = make_generation(
+        assembled, experiment.diffusion, experiment.sample, conditions, batch_size=16
+    )
+    return generation, weights_of(experiment, run).params
 
 
 def images(generation, params, first=0, count=COUNT) -> np.ndarray:
@@ -59,22 +64,22 @@ def test_a_stream_taken_up_anywhere_gives_the_same_bits(run, first, count):
 )
 def test_a_few_samples_cost_no_whole_batch(run, monkeypatch, count, parts, drawn):
     generation, params = opened(run)
-    monkeypatch.setattr(generation_module, "batch_parts", lambda mesh: parts)
-    sampler, asked = generation._sampler, []
+    draw, asked = Sampler.__call__, []
 
-    def recorded(params, *, indices, **options):
+    def recorded(self, params, *, indices, **options):
         asked.extend(indices)
-        return sampler(params, indices=indices, **options)
+        return draw(self, params, indices=indices, **options)
 
-    generation.__dict__["_sampler"] = recorded
+    monkeypatch.setattr(Sampler, "__call__", recorded)
+    generation = dataclasses.replace(generation, row_multiple=parts)
     assert len(images(generation, params, 0, count)) == count
     assert asked == list(range(drawn))
 
 
 def test_another_guidance_scale_is_another_sample_of_the_same_program(run):
     generation, params = opened(run)
-    guided = generation.guided_by(2.0)
-    assert guided._sampler is generation._sampler
+    guided = dataclasses.replace(generation, guidance_scale=2.0)
+    assert guided.sampler is generation.sampler
     expected, params = opened(run, sample__guidance_scale=2.0)
     np.testing.assert_array_equal(images(guided, params), images(expected, params))
     assert (images(guided, params) != images(generation, params)).mean() > 0.02
@@ -102,8 +107,8 @@ def test_a_run_named_as_the_start_gives_the_weights_and_the_step_asked_for(tmp_p
     # They stand in the report of an evaluation, so that they must not be others.
     run = write_run(tmp_path / "other", steps=(4, 8))
     asked = evaluation(init_from=str(run), sample__weights=weights, sample__step=step)
-    opened = open_weights(parts_of(asked), tmp_path / "here")
-    own = open_weights(parts_of(evaluation(sample__weights=weights, sample__step=step)), run)
+    opened = weights_of(asked, tmp_path / "here")
+    own = weights_of(evaluation(sample__weights=weights, sample__step=step), run)
     assert opened.sha256 == own.sha256
     assert opened.record == {"kind": weights, "step": step, "from": str(run)}
     assert opened.folder == f"other_step_{step:08d}"
@@ -112,12 +117,12 @@ def test_a_run_named_as_the_start_gives_the_weights_and_the_step_asked_for(tmp_p
 def test_a_file_has_no_steps(tmp_path):
     file = tmp_path / "weights.pth"
     write_weights(file, uvit_weights(evaluation().model, 1))
-    assert open_weights(parts_of(evaluation(init_from=str(file))), tmp_path).folder == "weights"
+    assert weights_of(evaluation(init_from=str(file)), tmp_path).folder == "weights"
     with pytest.raises(
         UserError,
         match=r"^config\.sample\.step is 4, and config\.init_from is .*: expected no step",
     ):
-        open_weights(parts_of(evaluation(init_from=str(file), sample__step=4)), tmp_path)
+        weights_of(evaluation(init_from=str(file), sample__step=4), tmp_path)
 
 
 @pytest.mark.parametrize("spelled", ["{}", "{}/", "{}/../other"])
@@ -126,20 +131,20 @@ def test_what_a_run_began_with_is_named_in_any_spelling(tmp_path, spelled):
     other.mkdir()
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"model": {}, "init_from": str(other)}))
-    assert run_of_samples(evaluation(init_from=spelled.format(other)), run) == run
-    assert run_of_samples(evaluation(init_from=str(tmp_path)), run) == tmp_path
-    assert run_of_samples(evaluation(), run) == run
+    assert run_of_samples(spelled.format(other), run) == run
+    assert run_of_samples(str(tmp_path), run) == tmp_path
+    assert run_of_samples("", run) == run
 
 
 def test_labels_of_other_classes_than_the_models_are_not_drawn_from_the_data():
-    parts = parts_of(evaluation(sample__labels="data"))
-    assert open_conditions(parts, None, count=3).labels
-    other = dataclasses.replace(parts, card=DataCard("letters", tuple("abcdefghij")))
+    experiment = evaluation(sample__labels="data")
+    assert open_conditions(experiment, assembled_of(experiment).card, count=3).labels
+    other = DataCard("letters", tuple("abcdefghij"))
     with pytest.raises(
         UserError,
         match=r"^class 0 of 'digits' \(config\.data\.source\) is '0', but the model learned 'a'",
     ):
-        open_conditions(other, None, count=3)
+        open_conditions(experiment, other, count=3)
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +164,9 @@ def latents(root, **changes):
 
 
 def scale_of(root, workdir: str, **changes) -> float:
-    parts, _ = open_generation_parts(latents(root, **changes), root / workdir)
-    assert parts.card.normalization is not None
-    (scale,) = set(parts.card.normalization.scale)
+    card = open_for_sampling(latents(root, **changes), root / workdir).assembled.card
+    assert card.normalization is not None
+    (scale,) = set(card.normalization.scale)
     return scale
 
 

@@ -7,7 +7,7 @@ from uvit_jax.experiment.assembled import assemble
 from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.experiment.sections import SampleConfig
 from uvit_jax.jobs.sampling import pictures
-from uvit_jax.jobs.sampling.conditions import Conditions, label_conditions
+from uvit_jax.jobs.sampling.conditions import Conditions, open_conditions
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,15 @@ def test_a_strip_of_an_adaptive_sampler_has_steps_of_its_own(tmp_path):
     experiment = tiny_experiment(
         sample__method="adaptive", sample__order=3, sample__steps=1, model__depth=1
     )
-    parts = assemble(experiment, DataCard("none"))
-    params = jax.jit(parts.init_params)(jax.random.key(0))
-    conditions = label_conditions(experiment, ())
-    pictures.save_strip(parts, params, conditions, tmp_path / "strip.png")
+    assembled = assemble(experiment, DataCard("none"))
+    params = jax.jit(assembled.init_params)(jax.random.key(0))
+    conditions = open_conditions(experiment, assembled.card, count=0)
+    pictures.save_strip(
+        assembled,
+        experiment.diffusion,
+        experiment.sample,
+        conditions,
+        params,
+        tmp_path / "strip.png",
+    )
     assert (tmp_path / "strip.png").stat().st_size > 0

@@ -26,8 +26,8 @@ from uvit_jax.data.prepared.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.data.sources import SOURCES, Source, load_source
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.assembled import open_experiment_autoencoder
 from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.opened import open_experiment_autoencoder
 from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.preparation.prepared_examples import decoding_of
 from uvit_jax.jobs.sampling.sample_folder import (
@@ -300,7 +300,7 @@ def _of_records(experiment: Experiment, source: RecordSource, mesh: Mesh) -> Ima
     )
     if manifest.kind == "pixels":
         return _of_source(source, record)
-    autoencoder = open_experiment_autoencoder(experiment)
+    autoencoder = open_experiment_autoencoder(experiment.autoencoder)
     if autoencoder is None:
         raise UserError(
             f"{source.folder} holds latents, and config.autoencoder.name is empty: expected "

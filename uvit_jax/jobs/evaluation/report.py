@@ -2,7 +2,6 @@
 the eye.
 """
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -10,97 +9,16 @@ import platform
 from typing import Any
 
 import jax
-import numpy as np
-from flax.traverse_util import flatten_dict
 
-from uvit_jax.experiment.weights import Weights
-from uvit_jax.experiment.workdir import HOW_FIELDS, version
+from uvit_jax.experiment.workdir import version
 from uvit_jax.files import atomic_write
-from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
-from uvit_jax.jobs.sampling.generation import Generation
 from uvit_jax.metrics.reference import Reference
 from uvit_jax.parallel import hosts
 
 REPORT, TABLE = "evaluation.json", "evaluation.txt"
 _NAME_WIDTH = 28
-_ROUNDING = "8 bits a channel, to nearest, a half upwards, as in a PNG"
 _PACKAGES = ("uvit-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
-# What of the sampler's batches and place has no part in what is sampled.
-_HOW = (
-    "num_samples",
-    "batch_size",
-    "format",
-    "out",
-    "weights",
-    "step",
-    "prompts",
-    "negative_prompt",
-    "labels",
-)
-
-
-def drawn_samples(
-    generation: Generation, weights: Weights, count: int, captions: str
-) -> dict[str, Any]:
-    """What samples drawn from a model are, for a report; all hosts call this together."""
-    parts = generation.parts
-    experiment, sample = parts.experiment, parts.experiment.sample
-    decoder: dict[str, Any] = {}
-    if parts.codec is not None:
-        normalization = parts.card.normalization
-        decoder = {
-            "latents normalized by": dataclasses.asdict(normalization) if normalization else {},
-            "decoder": experiment.autoencoder.name,
-            "decoder sha256": sha256_of(dict(flatten_dict(parts.codec.autoencoder.params))),
-            "decoder dtype": experiment.autoencoder.dtype,
-        }
-    return {
-        "count": count,
-        "weights": {**weights.record, "sha256": weights.sha256},
-        **_asked(generation, count, captions),
-        "sampler": {
-            name: value for name, value in dataclasses.asdict(sample).items() if name not in _HOW
-        },
-        "network evaluations": sample.evaluations
-        if sample.evaluations is not None
-        else "chosen by the solver",
-        "schedule": experiment.diffusion.schedule,
-        "prediction": experiment.diffusion.prediction,
-        "model": {
-            name: value
-            for name, value in dataclasses.asdict(experiment.model).items()
-            if name not in HOW_FIELDS
-        },
-        "network dtype": experiment.model.dtype,
-        **decoder,
-        "rounding": _ROUNDING,
-    }
-
-
-def _asked(generation: Generation, count: int, captions: str) -> dict[str, Any]:
-    """What samples are of. Files of prompts and data sets may change, hence a hash of what was
-    found in them.
-    """
-    experiment, conditions = generation.parts.experiment, generation.conditions
-    sample = experiment.sample
-    if experiment.model.context_dim:
-        texts = {"captions": captions} if captions else {"prompts": sample.prompts}
-        return {
-            **texts,
-            "texts sha256": hashlib.sha256("\n".join(conditions.names).encode()).hexdigest(),
-            "negative prompt": sample.negative_prompt,
-            **conditions.record,
-        }
-    if not experiment.model.num_classes:
-        return {}
-    if sample.labels.strip() != "data":
-        return {"labels": sample.labels}
-    labels = np.asarray(conditions.of(np.arange(count)), np.int32)
-    return {
-        "labels": f"as in {experiment.data.source}",
-        "labels sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
-    }
 
 
 def found_samples(stream: ImageStream) -> dict[str, Any]:

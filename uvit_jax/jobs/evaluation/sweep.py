@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.assembled import Parts
+from uvit_jax.experiment.assembled import Assembled
 from uvit_jax.experiment.config import Experiment
-from uvit_jax.experiment.weights import Weights, averaged_weights
+from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig
 from uvit_jax.files import atomic_write
 from uvit_jax.jobs.evaluation.report import REPORT
 from uvit_jax.jobs.sampling.generation import Generation
@@ -39,16 +39,20 @@ class Point:
         """A name for its folder."""
         return f"{self.field}_{self.value:g}" if self.field else ""
 
-    def generation(self, generation: Generation) -> Generation:
-        """The same samples at this value; where nothing is to be compiled again, nothing is."""
-        if self.field not in ("guidance", "steps"):
-            return generation
-        experiment = self.experiment(generation.parts.experiment)
+    def generation(
+        self,
+        generation: Generation,
+        assembled: Assembled,
+        diffusion: DiffusionConfig,
+        sample: SampleConfig,
+    ) -> Generation:
+        """The generation at this value, which `sample` has; only other steps compile a program."""
         if self.field == "guidance":
-            return generation.guided_by(experiment.sample.guidance_scale)
-        return dataclasses.replace(
-            generation, parts=dataclasses.replace(generation.parts, experiment=experiment)
-        )
+            return dataclasses.replace(generation, guidance_scale=sample.guidance_scale)
+        if self.field == "steps":
+            sampler = assembled.sampler(diffusion, sample, generation.conditions.null)
+            return dataclasses.replace(generation, sampler=sampler)
+        return generation
 
     def experiment(self, experiment: Experiment) -> Experiment:
         """The config at this value.
@@ -67,10 +71,6 @@ class Point:
                 f"config.evaluate.sweep has {self.field} = {self.value:g}: {error}"
             ) from None
         return dataclasses.replace(experiment, sample=sample)
-
-    def weights(self, parts: Parts, workdir: pathlib.Path) -> Weights | None:
-        """The weights at this value; None where it has no part in them."""
-        return averaged_weights(parts, workdir, self.value) if self.field == "ema" else None
 
 
 def points_of(experiment: Experiment) -> list[Point]:

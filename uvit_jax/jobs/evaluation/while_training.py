@@ -1,26 +1,18 @@
-"""The evaluation that training does now and then: a Frechet distance of the EMA's samples, its
-protocol in its name.
-"""
+"""The evaluation between training steps: a Frechet distance of samples of the EMA weights."""
 
 import pathlib
 from collections.abc import Callable
 
 from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import Source
-from uvit_jax.experiment.assembled import Parts
-from uvit_jax.experiment.checks import check_mesh
-from uvit_jax.experiment.text_states import TextStates
+from uvit_jax.experiment.checks import check_batch
+from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.opened import Opened, check_captions, open_captions
 from uvit_jax.jobs.evaluation.feature_networks import open_extractor
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
 from uvit_jax.jobs.evaluation.references import obtain_reference
 from uvit_jax.jobs.evaluation.scoring import Scoring
-from uvit_jax.jobs.sampling.generation import (
-    Generation,
-    check_captions,
-    check_decoder,
-    open_captions,
-    open_conditions,
-)
+from uvit_jax.jobs.sampling.conditions import open_conditions
+from uvit_jax.jobs.sampling.generation import make_generation
 from uvit_jax.metrics.features import Extraction
 from uvit_jax.metrics.scores import Scores, metric_name
 from uvit_jax.parallel import hosts
@@ -29,47 +21,53 @@ from uvit_jax.training.state import TrainState
 
 
 class TrainEvaluation:
-    """Draws `config.evaluate.train_samples` images as `config.sample` says and compares them with
-    the reference.
+    """Draws `config.evaluate.train_samples` images and compares them with the reference.
 
     Attributes:
-      tag: what the number is called. A distance of fewer samples, or without the paper's guidance,
-        is another number than the paper's: the tag says which.
+      tag: name of the number. A distance of fewer samples, or without the paper's guidance, is
+        another number than the paper's: the tag says which.
     """
 
-    def __init__(
-        self, parts: Parts, source: Source, text: TextStates | None, workdir: pathlib.Path
-    ):
+    def __init__(self, experiment: Experiment, opened: Opened, workdir: pathlib.Path):
         """All hosts call this together.
 
-        source: what is learned, whose captions the samples are of where a model of text is given
-        neither prompts (`text` encodes them) nor `config.evaluate.captions`.
+        A model of text samples `config.evaluate.captions`, else `config.sample.prompts`, else
+        captions of its training data.
 
         Raises:
           UserError: for latents without a decoder, an extractor or a reference that can't be had,
             or batches that the mesh doesn't divide.
         """
-        experiment = parts.experiment
-        hosts.on_all(check_decoder, parts)
+        assembled, mesh, sample = opened.assembled, opened.assembled.mesh, experiment.sample
+        hosts.on_all(assembled.check_decoder)
         self._count = experiment.evaluate.train_samples
-        hosts.on_all(check_mesh, experiment, experiment.mesh.sizes(parts.mesh.size), "sample")
-        captions = hosts.on_all(_captions, parts, source, text)
+        sizes = experiment.mesh.sizes(mesh.size)
+        hosts.on_all(check_batch, "sample", sample.batch_size, sizes)
+        captions = hosts.on_all(_captions, experiment.evaluate.captions, opened)
         conditions = hosts.on_all(
-            lambda: open_conditions(parts, text, count=self._count, captions=captions)
+            lambda: open_conditions(
+                experiment,
+                assembled.card,
+                count=self._count,
+                text=opened.text,
+                captions=captions,
+            )
         )
-        self._generation = Generation(parts, conditions, experiment.sample.batch_size)
-        self._shape = parts.image_shape
+        self._generation = make_generation(assembled, experiment.diffusion, sample, conditions)
+        self._shape = assembled.image_shape
         extractor = hosts.on_all(open_extractor, experiment)
-        every = Extraction(extractor, parts.mesh, extractor.reference_kinds)
+        every = Extraction(extractor, mesh, extractor.reference_kinds)
         self._reference = obtain_reference(experiment, workdir, every, self._shape)
-        self._extraction = Extraction(extractor, parts.mesh, ["pool"])
+        self._extraction = Extraction(extractor, mesh, ["pool"])
         self._name = metric_name("fid", extractor)
-        sample = experiment.sample
         solver = sample.solver.replace("+", "p")  # TensorBoard's names have no plus
-        self.tag = f"{self._name}_{self._count}_ema_{solver}_{sample.steps}_guidance_{sample.guidance_scale:g}"
+        self.tag = (
+            f"{self._name}_{self._count}_ema_{solver}_{sample.steps}"
+            f"_guidance_{sample.guidance_scale:g}"
+        )
 
     def __call__(self, state: TrainState, writer: MetricWriter, say: Callable[[str], None]) -> None:
-        """Writes the distance under its tag and says it, unless the log has it of this step.
+        """Writes the distance under its tag and logs it, unless it was logged at this step before.
 
         All hosts call this together.
         """
@@ -94,13 +92,16 @@ class TrainEvaluation:
             say(f"step {step:,}: {self.tag} {value:.4g}")
 
 
-def _captions(parts: Parts, source: Source, text: TextStates | None) -> RecordSource | None:
-    """The data set whose captions samples are of; None for labels or prompts."""
-    experiment = parts.experiment
-    if not experiment.model.context_dim:
+def _captions(name: str, opened: Opened) -> RecordSource | None:
+    """The data set whose captions samples are of; None for labels or prompts.
+
+    name: `config.evaluate.captions`.
+    """
+    assembled, source = opened.assembled, opened.source
+    if not assembled.model.context_dim:
         return None
-    if experiment.evaluate.captions:
-        captions = open_captions(experiment.evaluate.captions)
-        check_captions(parts, captions)
+    if name:
+        captions = open_captions(name)
+        check_captions(assembled.model, assembled.card, captions)
         return captions
-    return source if text is None and isinstance(source, RecordSource) else None
+    return source if opened.text is None and isinstance(source, RecordSource) else None

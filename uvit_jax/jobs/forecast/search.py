@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from uvit_jax.compiled.roofline import Work, roofline
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.checks import check_mesh
+from uvit_jax.experiment.checks import check_batch, check_mesh
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.jobs.forecast.program import Hardware, shard_bytes
 from uvit_jax.parallel.mesh import AXES, MeshConfig, make_mesh
@@ -225,7 +225,9 @@ def possible_meshes(experiment: Experiment, devices: int) -> list[tuple[int, int
         for fsdp in (n for n in divisors if (devices // tensor) % n == 0):
             sizes = devices // (fsdp * tensor), fsdp, tensor
             try:
-                check_mesh(experiment, sizes, "train")
+                train = experiment.train
+                check_batch("train", train.batch_size, sizes, train.microbatches)
+                check_mesh(experiment.model, sizes)
             except UserError:
                 continue
             found.append(sizes)

@@ -29,8 +29,8 @@ from uvit_jax.data.originals.open import CorruptImage, Original, Originals, open
 from uvit_jax.data.prepared.manifest import Manifest
 from uvit_jax.data.prepared.shard_writer import Caption
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.assembled import open_experiment_autoencoder
 from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.opened import open_experiment_autoencoder
 from uvit_jax.experiment.sections import PrepareConfig
 from uvit_jax.experiment.text_states import TextStates, open_text_states
 from uvit_jax.interop.autoencoder import Autoencoder
@@ -154,9 +154,9 @@ def open_ingredients(experiment: Experiment) -> Ingredients:
         raise UserError(
             f"config.prepare.{error}" if str(error).startswith(fields) else str(error)
         ) from None
-    autoencoder = open_experiment_autoencoder(experiment) if config.latents else None
+    autoencoder = open_experiment_autoencoder(experiment.autoencoder) if config.latents else None
     mesh = make_mesh(MeshConfig(), jax.local_devices())
-    text = open_text_states(experiment, mesh) if experiment.text_encoder.name else None
+    text = open_text_states(experiment.text_encoder, mesh) if experiment.text_encoder.name else None
     return _images(experiment, originals, autoencoder, text, mesh)
 
 

@@ -1,11 +1,8 @@
-"""What samples are made of: classes, prompts or captions in turn, or nothing; and what they are
-called in pictures.
-"""
+"""Conditions of samples (classes, prompts, captions or none), and their names in pictures."""
 
 import dataclasses
 import hashlib
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,8 +14,12 @@ from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_context
 from uvit_jax.experiment.config import Experiment
-from uvit_jax.experiment.text_states import TextStates
+from uvit_jax.experiment.data_card import DataCard
+from uvit_jax.experiment.opened import open_source
+from uvit_jax.experiment.sections import SampleConfig
+from uvit_jax.experiment.text_states import TextStates, read_prompts
 from uvit_jax.models.uvit import check_labels
+from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.randomness import Stream, seed_sequence
 
@@ -27,7 +28,7 @@ Condition = Int[np.ndarray, " n"] | Float[np.ndarray, "n l d"]
 
 @runtime_checkable
 class Values(Protocol):
-    """Conditions by their numbers: an array, or what reads them when they are asked for."""
+    """Conditions by their numbers: an array, or an object that reads them when indexed."""
 
     @property
     def ndim(self) -> int:
@@ -60,7 +61,7 @@ class Conditions:
 
     @property
     def labels(self) -> bool:
-        """Whether these are labels."""
+        """True if these are labels."""
         return self.values is not None and self.values.ndim == 1
 
     def of(self, indices: Int[np.ndarray, " n"]) -> Condition | None:
@@ -68,27 +69,69 @@ class Conditions:
         return None if self.values is None else self.values[indices % len(self.values)]
 
     def names_of(self, indices: Int[np.ndarray, " n"]) -> list[str] | None:
-        """What is written beside these samples."""
+        """Names of these samples in a picture; None where there are none."""
         return [self.names[i % len(self.names)] for i in indices] if self.names else None
 
     def columns(self, count: int) -> int:
-        """Columns of a picture of this many samples: about a square and, where values are few, each
-        column of one.
+        """Columns of a picture of this many samples, about a square.
+
+        Where values are few, each column shows one of them.
         """
         values = 0 if self.values is None else len(self.values)
         each = values if 1 <= values <= (16 if self.labels else 8) else 1
-        # One column a value, or several such groups side by side; of two alike, the wider.
+        # One column a value, or several such groups side by side; of two equally good, the wider.
         widths = range(each * -(-count // each), 0, -each)
         return min(widths, key=lambda columns: abs(math.log(columns / -(-count // columns))))
 
 
-def label_conditions(experiment: Experiment, class_names: Sequence[str]) -> Conditions:
-    """The classes of `config.sample.labels`.
+def open_conditions(
+    experiment: Experiment,
+    card: DataCard,
+    *,
+    count: int,
+    text: TextStates | None = None,
+    captions: RecordSource | None = None,
+    spread: bool = False,
+) -> Conditions:
+    """Chooses what samples are of: captions, prompts, labels of the data, or classes in turn.
+
+    Args:
+      card: of the data that the model learned.
+      count: of samples, for conditions that are drawn from a data set.
+      text: the encoder of prompts.
+      captions: prepared data set whose captions stand in place of prompts.
+      spread: True for captions of images spread evenly over the data set, as pictures show; False
+        for those of images drawn by the seed.
 
     Raises:
-      UserError: for what is no list of classes, or a class outside the table.
+      UserError: for classes, prompts or captions that can't be had.
     """
-    text, classes = experiment.sample.labels.strip(), experiment.num_real_classes
+    sample, null_label = experiment.sample, experiment.null_label
+    has_null = bool(experiment.diffusion.p_uncond)
+    if captions is not None:
+        if spread:
+            return caption_conditions(captions, count, has_null=has_null)
+        return data_captions(captions, count, sample, has_null=has_null)
+    if text is not None:
+        return prompt_conditions(sample, text, experiment.model, has_null=has_null)
+    if not experiment.model.context_dim and sample.labels.strip() == "data":
+        source = open_source(experiment.data.source)
+        labels = data_labels(source, count, sample.seed, experiment.num_real_classes, null_label)
+        card.check_names(source)
+        return labels
+    classes = experiment.num_real_classes
+    return label_conditions(sample.labels, classes, null_label, card.class_names)
+
+
+def label_conditions(
+    labels: str, classes: int, null_label: int | None, class_names: Sequence[str]
+) -> Conditions:
+    """Builds the conditions of `config.sample.labels`, for a model of so many classes.
+
+    Raises:
+      UserError: for what is not a list of classes, or a class outside the table.
+    """
+    text = labels.strip()
     if not classes:
         if text not in ("", "all"):
             raise UserError(
@@ -111,117 +154,91 @@ def label_conditions(experiment: Experiment, class_names: Sequence[str]) -> Cond
     names = tuple(
         class_names[label] if label < len(class_names) else str(label) for label in asked.tolist()
     )
-    return Conditions(asked.astype(np.int32), experiment.null_label, names)
+    return Conditions(asked.astype(np.int32), null_label, names)
 
 
-def read_prompts(prompts: str) -> tuple[str, ...]:
-    """The texts of `config.sample.prompts`: those of a text file, one a line, or those between
-    semicolons.
+def prompt_conditions(
+    sample: SampleConfig, text: TextStates, model: UViTConfig, *, has_null: bool
+) -> Conditions:
+    """Encodes the prompts of `config.sample.prompts`, and the negative one or the empty text.
 
-    Raises:
-      UserError: for a file that can't be read, or no prompt at all.
-    """
-    path = pathlib.Path(prompts)
-    if prompts.endswith(".txt"):
-        try:
-            texts = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise UserError(
-                f"config.sample.prompts is {prompts!r}, which can't be read ({error.strerror})"
-            ) from None
-        except UnicodeDecodeError:
-            raise UserError(
-                f"config.sample.prompts is {prompts!r}, expected a file of text in UTF-8"
-            ) from None
-    else:
-        texts = prompts.split(";")
-    found = tuple(text.strip() for text in texts if text.strip())
-    if not found:
-        raise UserError(
-            f"config.sample.prompts is {prompts!r}, expected texts between semicolons, or a .txt "
-            f"file"
-        )
-    return found
-
-
-def prompt_conditions(experiment: Experiment, text: TextStates) -> Conditions:
-    """The prompts of `config.sample.prompts`; the empty one is that of no text, or
-    `config.sample.negative_prompt`.
+    has_null: True if the model has learned the empty text.
 
     Raises:
       UserError: for prompts that can't be read, or states that don't fit the model.
     """
-    prompts = read_prompts(experiment.sample.prompts)
-    check_context(experiment, text.shape, f"{text.encoder.name!r} (config.text_encoder.name) has")
-    texts = [*prompts, experiment.sample.negative_prompt]
-    # A few texts are a batch of their own, as they are here; many are encoded in the batches asked
-    # for.
+    prompts = read_prompts(sample.prompts)
+    check_context(model, text.shape, f"{text.encoder.name!r} (config.text_encoder.name) has")
+    texts = [*prompts, sample.negative_prompt]
+    # A few texts are a batch of their own; many are encoded in batches of the size asked for.
     each = min(text.batch_size, -(-len(texts) // batch_parts(text.mesh)))
     *states, null = dataclasses.replace(text, batch_size=each)(texts)
     record = {
         "text encoder": text.encoder.name,
         "text encoder sha256": text.encoder.sha256,
-        "text encoder dtype": experiment.text_encoder.dtype,
+        "text encoder dtype": text.dtype,
         "token ids sha256": hashlib.sha256(text.tokenizer.tokenize(texts).tobytes()).hexdigest(),
     }
-    return Conditions(
-        np.stack(states), null if experiment.diffusion.p_uncond else None, prompts, record
-    )
+    return Conditions(np.stack(states), null if has_null else None, prompts, record)
 
 
-def caption_conditions(experiment: Experiment, source: RecordSource, count: int) -> Conditions:
-    """The first captions of images spread over a data set, as many as there are pictures to draw."""
+def caption_conditions(source: RecordSource, count: int, *, has_null: bool) -> Conditions:
+    """Reads the first captions of `count` images spread evenly over a data set."""
     picks = np.unique(np.linspace(0, len(source) - 1, count).round().astype(np.int64))
     states = np.stack([source.context(int(i), 0) for i in picks])
-    null = source.empty_context if experiment.diffusion.p_uncond else None
+    null = source.empty_context if has_null else None
     return Conditions(states, null, tuple(source.captions(int(i))[0] for i in picks))
 
 
 _READ_AT_ONCE = 1024
 
 
-def data_labels(experiment: Experiment, source: Source, count: int) -> Conditions:
-    """Labels as often as the data set has them: sample i has the label of an example drawn by
-    (seed, i) alone.
+def data_labels(
+    source: Source, count: int, seed: int, classes: int, null_label: int | None
+) -> Conditions:
+    """Draws labels as often as the data set has them.
+
+    Sample i has the label of an example that is a function of (seed, i) alone.
 
     Raises:
       UserError: for a model or a data set without labels.
     """
-    if not experiment.num_real_classes or source.num_classes != experiment.num_real_classes:
+    if not classes or source.num_classes != classes:
         raise UserError(
             f"config.sample.labels is 'data', but {source.name!r} (config.data.source) has "
-            f"{source.num_classes} classes and the model {experiment.num_real_classes}: expected a "
+            f"{source.num_classes} classes and the model {classes}: expected a "
             "model of its labels"
         )
-    seed = experiment.sample.seed
     examples = np.asarray(
         [_draw(seed, Stream.LABEL, i) % len(source) for i in range(count)], np.int64
     )
-    # Prepared images are read with their labels, and those of fifty thousand don't stand in memory
-    # at once.
+    # Prepared images are read with their labels: fifty thousand at once would fill the memory.
     parts = np.split(examples, range(_READ_AT_ONCE, count, _READ_AT_ONCE))
     read = [
         source.read(part, np.zeros(len(part), bool), fields=["label"])["label"] for part in parts
     ]
     labels = np.concatenate(read)
     names = tuple(source.class_names[label] for label in labels.tolist())
-    return Conditions(labels.astype(np.int32), experiment.null_label, names)
+    return Conditions(labels.astype(np.int32), null_label, names)
 
 
-def data_captions(experiment: Experiment, source: RecordSource, count: int) -> Conditions:
-    """Sample i has a caption of the i-th image of a shuffled data set, both drawn by the seed;
-    images are had again where there are more samples than images. States are read when they are
-    asked for.
+def data_captions(
+    source: RecordSource, count: int, sample: SampleConfig, *, has_null: bool
+) -> Conditions:
+    """Draws captions: sample i has one of the i-th image of the shuffled data set.
+
+    Both are drawn by the seed. Images come again where there are more samples than images. States
+    are read when a batch needs them.
 
     Raises:
       UserError: for a data set without captions, or a negative prompt, which nothing encodes here.
     """
-    if experiment.sample.negative_prompt:
+    if sample.negative_prompt:
         raise UserError(
-            f"config.sample.negative_prompt is {experiment.sample.negative_prompt!r}, expected "
+            f"config.sample.negative_prompt is {sample.negative_prompt!r}, expected "
             "none for samples of the captions of a data set"
         )
-    seed = experiment.sample.seed
+    seed = sample.seed
     order = np.random.default_rng(seed_sequence(seed, Stream.IMAGE)).permutation(len(source))
     images = order[np.arange(count) % len(source)]
     draws = np.asarray([_draw(seed, Stream.CAPTION, i) for i in range(count)], np.uint64)
@@ -234,7 +251,7 @@ def data_captions(experiment: Experiment, source: RecordSource, count: int) -> C
                 f"encoder"
             )
         names.append(texts[int(draw % np.uint64(len(texts)))])
-    null = source.empty_context if experiment.diffusion.p_uncond else None
+    null = source.empty_context if has_null else None
     manifest = source.manifest
     record = {
         "text encoder": manifest.text_encoder,
@@ -245,9 +262,7 @@ def data_captions(experiment: Experiment, source: RecordSource, count: int) -> C
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _CaptionStates:
-    """States of captions in a prepared data set, read when they are asked for: thirty thousand take
-    7 GB.
-    """
+    """States of captions, read when a batch needs them: thirty thousand take 7 GB."""
 
     source: RecordSource
     images: Int[np.ndarray, " n"]

@@ -1,4 +1,4 @@
-"""The pictures that jobs draw of samples: a labelled grid, and one batch being denoised."""
+"""Pictures of samples: a labelled grid, and one batch being denoised."""
 
 import dataclasses
 import pathlib
@@ -8,24 +8,24 @@ from jaxtyping import UInt8
 
 from uvit_jax.data.image_output import save_png
 from uvit_jax.errors import counted
-from uvit_jax.experiment.assembled import Parts
-from uvit_jax.experiment.sections import SampleConfig
+from uvit_jax.experiment.assembled import Assembled
+from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig
 from uvit_jax.jobs.sampling.conditions import Conditions
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch
+from uvit_jax.parallel.batches import round_up
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.telemetry import images as telemetry
 from uvit_jax.training.state import Params
 
-# Of the picture of denoising: noise, image, and as many states between as a screen shows side by
-# side.
+# The strip's columns: the noise, the image, and as many states between as fit a screen.
 STRIP_COLUMNS = 9
 
 
 def save_grid(
     images: UInt8[np.ndarray, "n h w c"], conditions: Conditions, path: pathlib.Path, title: str
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Writes a grid of the first samples with what they are of; returns the picture as an array."""
+    """Writes a labelled grid of the first samples; returns the picture as an array."""
     names = conditions.names_of(np.arange(len(images)))
     page = telemetry.labelled_grid(
         telemetry.shown_channels(images), names, conditions.columns(len(images)), title=title
@@ -35,42 +35,44 @@ def save_grid(
 
 
 def title_of(weights: str, sample: SampleConfig) -> str:
-    """What a grid of samples is called: the weights, and how they were sampled."""
+    """Title of a grid of samples: the weights, and how they were sampled."""
     count = sample.evaluations
     steps = "adaptive steps" if count is None else counted(count, "evaluation")
     return f"{weights}, {sample.solver}, {steps}, guidance {sample.guidance_scale:g}"
 
 
-def save_strip(parts: Parts, params: Params, conditions: Conditions, path: pathlib.Path) -> None:
-    """Writes one batch being denoised: a row a sample, a column a time. All hosts draw, the first
-    one writes.
+def save_strip(
+    assembled: Assembled,
+    diffusion: DiffusionConfig,
+    sample: SampleConfig,
+    conditions: Conditions,
+    params: Params,
+    path: pathlib.Path,
+) -> None:
+    """Writes one batch being denoised: a row per sample, a column per time.
+
+    All hosts draw, the first one writes.
     """
-    experiment = parts.experiment
-    if (
-        experiment.sample.adaptive
-    ):  # Its steps are each sample's own: there are no common times to show.
-        steps = max(
-            experiment.sample.steps, 2
-        )  # which the adaptive method has no use for, so that it may be 1
-        sample = dataclasses.replace(experiment.sample, method="multistep", order=2, steps=steps)
-        parts = dataclasses.replace(
-            parts, experiment=dataclasses.replace(experiment, sample=sample)
-        )
+    if sample.adaptive:
+        # The adaptive method's steps are each sample's own, so that no times are common to a row.
+        # It ignores `steps`, which may be 1 there.
+        steps = max(sample.steps, 2)
+        sample = dataclasses.replace(sample, method="multistep", order=2, steps=steps)
     rows = 8 if conditions.values is None else min(len(conditions.values), 10)
-    indices = np.arange(round_up(rows, batch_parts(parts.mesh)), dtype=np.int32)
-    sampler = parts.sampler(conditions.null, return_trajectory=True)
+    indices = np.arange(round_up(rows, batch_parts(assembled.mesh)), dtype=np.int32)
+    sampler = assembled.sampler(diffusion, sample, conditions.null, return_trajectory=True)
     _, trajectory = sampler(
         params,
-        seed=experiment.sample.seed,
+        seed=sample.seed,
         indices=indices,
         condition=conditions.of(indices),
-        guidance_scale=experiment.sample.guidance_scale,
+        guidance_scale=sample.guidance_scale,
     )
     # Only the states that are shown are decoded.
     times = fetch(trajectory.times)
     picks = np.unique(np.linspace(0, len(times) - 1, STRIP_COLUMNS).round().astype(int))
     states = telemetry.shown_channels(
-        np.stack([parts.to_images(trajectory.states[pick]) for pick in picks])
+        np.stack([assembled.to_images(trajectory.states[pick]) for pick in picks])
     )
     if hosts.is_first():
         names = conditions.names_of(indices)
@@ -78,8 +80,3 @@ def save_strip(parts: Parts, params: Params, conditions: Conditions, path: pathl
             telemetry.denoising_strip(states, times[picks], names, rows, columns=STRIP_COLUMNS),
             path,
         )
-
-
-def round_up(count: int, multiple: int) -> int:
-    """The smallest multiple that is at least count."""
-    return -(-count // multiple) * multiple
