@@ -189,8 +189,8 @@ def test_a_mistake_that_one_task_tells_while_the_others_are_aborted_counts_as_on
     ("args", "environ", "says"),
     [
         (("--job", "train"), {}, "--config is missing"),
-        (CONFIG, {"SLURM_JOB_ID": ""}, "this is no Slurm job"),
-        (CONFIG, {"SLURM_SUBMIT_DIR": "/"}, "/ is no checkout of uvit_jax"),
+        (CONFIG, {"SLURM_JOB_ID": ""}, "this is not a Slurm job"),
+        (CONFIG, {"SLURM_SUBMIT_DIR": "/"}, "/ is not a checkout of uvit_jax"),
         (CONFIG, {"UVIT_VENV": "missing"}, "there is no virtual environment missing"),
         (
             CONFIG,

@@ -13,8 +13,9 @@ from uvit_jax.data.sources import load_source
 from uvit_jax.errors import Failed, UserError
 from uvit_jax.experiment.step_program import abstract_inputs, abstract_state, batch_fields
 from uvit_jax.jobs import preflight
-from uvit_jax.jobs.forecast import search
-from uvit_jax.jobs.forecast.program import Hardware, Refusal, read_refusal, shard_bytes
+from uvit_jax.jobs.forecast import figures, search
+from uvit_jax.jobs.forecast.hardware import Hardware, open_hardware
+from uvit_jax.jobs.forecast.program import Refusal, read_refusal, shard_bytes
 from uvit_jax.jobs.forecast.report import closing_line, table
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel.chips import TPUS, GiB
@@ -22,7 +23,7 @@ from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
 
 def compiled_figures(report):
-    """What stands in a report whatever the compiler."""
+    """Figures of a report that do not depend on the compiler."""
     parts = report["memory"]["parts"]
     return parts["parameters"], parts["EMA"], parts["optimizer"], parts["batch"]
 
@@ -114,7 +115,7 @@ def test_latents_are_stored_as_moments_and_texts_as_states():
 
 def test_what_does_not_fit_fails_with_its_figures_on_disk(monkeypatch, tmp_path, capsys):
     refusal = Refusal(20 * GiB, int(15.75 * GiB))
-    monkeypatch.setattr(preflight, "compile_program", lambda lowered: (refusal, 1.0))
+    monkeypatch.setattr(figures, "compile_program", lambda lowered: (refusal, 1.0))
     with pytest.raises(Failed) as failed:
         preflight.run(tiny_experiment(), tmp_path)
     assert (
@@ -333,8 +334,8 @@ def test_small_amounts_have_small_units():
 
 def test_the_table_says_whose_word_a_run_slower_than_asked_is():
     run = report_of()["run"] | {"asked_mfu": 0.9}
-    said = {"roofline": "by the roofline's bound", "schedule": "by the schedule's step"}
-    for source, words in said.items():
+    words_by_source = {"roofline": "by the roofline's bound", "schedule": "by the schedule's step"}
+    for source, words in words_by_source.items():
         line = table(report_of(run=run | {"mfu_source": source})).splitlines()[-1]
         assert f" at 40.0% MFU ({words}: 90% can't be reached): " in line
     line = table(report_of(run=run | {"asked_mfu": 0.0, "mfu_source": "roofline"})).splitlines()[-1]
@@ -361,8 +362,8 @@ def hardware(chips=256):
 
 @pytest.mark.parametrize("asked", [0.0, 0.4, 0.9])
 def test_hours_are_those_of_the_share_asked_for_but_never_faster_than_the_roofline(asked):
-    experiment = tiny_experiment(preflight__mfu=asked)
-    costs = preflight.run_costs(experiment, hardware(), report_of())
+    experiment = tiny_experiment()
+    costs = figures.run_costs(experiment.train, experiment.model, asked, hardware(), report_of())
     share = 0.4 if asked == 0.4 else 0.829
     assert costs["mfu"] == share
     seconds = 3 * 16 * forward_flops(experiment.model) / (256 * 197e12 * share)
@@ -375,8 +376,8 @@ def test_hours_are_those_of_the_share_asked_for_but_never_faster_than_the_roofli
     ("asked", "source"), [(0.4, "asked"), (0.9, "schedule"), (0.0, "roofline")]
 )
 def test_a_share_that_the_roofline_rules_out_gives_way_to_the_schedule(asked, source):
-    experiment = tiny_experiment(preflight__mfu=asked)
-    costs = preflight.run_costs(experiment, hardware(), report_of(schedule={"step": 0.026}))
+    experiment, report = tiny_experiment(), report_of(schedule={"step": 0.026})
+    costs = figures.run_costs(experiment.train, experiment.model, asked, hardware(), report)
     assert costs["mfu_source"] == source
     if source == "schedule":
         assert costs["step_seconds"] == pytest.approx(0.026)
@@ -389,8 +390,8 @@ def test_the_search_finds_the_largest_batch_in_a_few_compiles(start, per_example
     """Memory as compilers use it: nearly linear in the batch, with a step in it."""
     limit = 15.75
 
-    def measure(experiment):
-        batch = experiment.train.batch_size // 4
+    def measure(batch_size):
+        batch = batch_size // 4
         total = 8.0 + per_example * batch + (0.3 if batch > 20 else 0.0)
         parts = {"parameters": 2 * GiB, "optimizer": 4 * GiB, "EMA": 2 * GiB}
         memory = {
@@ -401,8 +402,7 @@ def test_the_search_finds_the_largest_batch_in_a_few_compiles(start, per_example
         }
         return {"memory": memory, "batch": {"global": 4 * batch, "per_replica": batch}}
 
-    experiment = tiny_experiment(train__batch_size=4 * start)
-    found = search.largest_batch(experiment, measure(experiment), measure)
+    found = search.largest_batch(measure(4 * start), measure)
     assert len(found["tries"]) <= 1 + search.BATCH_COMPILES
     true = max(
         (b for b in range(1, 1000) if 8.0 + per_example * b + (0.3 if b > 20 else 0) <= limit),
@@ -428,7 +428,7 @@ def test_no_batch_fits_beside_a_state_that_does_not():
 
 def test_every_mesh_divides_devices_heads_and_batch():
     experiment = tiny_experiment(train__batch_size=8, model__embed_dim=24)
-    meshes = search.possible_meshes(experiment, 16)
+    meshes = search.possible_meshes(experiment.model, experiment.train, 16)
     assert all(math.prod(mesh) == 16 for mesh in meshes)
     # There are no sixteen parts of a batch of eight, nor sixteen parts of eight heads or of 24
     # channels.
@@ -471,26 +471,31 @@ def test_the_mesh_with_the_best_compiled_step_is_taken():
     experiment = tiny_experiment(
         preflight__topology="v5e:4x4", train__batch_size=64, mesh__data=8, mesh__tensor=2
     )
-    slices = preflight.open_hardware(experiment)
-    parts = preflight.open_parts(experiment, slices)
-    _, state = abstract_state(parts)
+    slices = open_hardware(experiment.preflight)
+    assembled = preflight.open_assembled(experiment, slices)
+    _, state = abstract_state(assembled, experiment.optimizer, experiment.train.steps)
 
-    def figures(parts, bound):
+    def made_up(mesh, bound):
+        changed = dataclasses.replace(experiment, mesh=mesh)
         roofline = {"bound": bound, "no_overlap": 2 * bound, "highest_mfu": 0.5}
         sizes = {"parameters": shard_bytes(state.params), "optimizer": 0, "EMA": 0}
         memory = {"parts": sizes, "total": GiB, "capacity": slices.capacity, "fits": True}
-        return preflight.describe(parts, slices) | {"roofline": roofline, "memory": memory}
+        facts = figures.describe(preflight.open_assembled(changed, slices), 64, slices)
+        return facts | {"roofline": roofline, "memory": memory}
 
     asked = []
 
-    def measure(changed):
-        asked.append(changed.mesh)
-        return figures(preflight.open_parts(changed, slices), 1.0 / len(asked))
+    def measure(mesh):
+        asked.append(mesh)
+        return made_up(mesh, 1.0 / len(asked))
 
-    base = figures(parts, 3.0)
-    batch = {"tries": [search._try(base)]}
-    found = search.best_mesh(experiment, slices, state, base, batch, measure)
-    # Of those that were asked for the second was said to be faster.
+    base = made_up(experiment.mesh, 3.0)
+    line = search.memory_line([search._try(base)], base["memory"])
+    estimates = search.estimate_meshes(
+        experiment.model, experiment.train, slices, state, base, line
+    )
+    found = search.best_mesh(estimates, base, measure)
+    # The figures above call the second one faster.
     assert len(asked) == search.MESH_COMPILES
     assert found["best"] == dataclasses.asdict(asked[1])
     assert [row["mesh"] for row in found["compiled"]] == [
@@ -500,7 +505,7 @@ def test_the_mesh_with_the_best_compiled_step_is_taken():
     # With hardly any memory only those are left that split the state.
     small = dataclasses.replace(slices, capacity=shard_bytes(state) // 4)
     line = (0.0, 0.0)
-    left = search.estimate_meshes(experiment, small, state, base, line)
+    left = search.estimate_meshes(experiment.model, experiment.train, small, state, base, line)
     assert left
     assert all(one["mesh"]["fsdp"] * one["mesh"]["tensor"] > 2 for one in left)
 

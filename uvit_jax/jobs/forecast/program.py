@@ -16,6 +16,7 @@ from uvit_jax.compiled.collectives import Collective, collectives, summary
 from uvit_jax.compiled.hlo import Module, matmul_flops, parse, unknown_loops
 from uvit_jax.compiled.overlap import link_bandwidth, overlap
 from uvit_jax.compiled.topology import Topology
+from uvit_jax.jobs.forecast.hardware import Hardware
 from uvit_jax.parallel.chips import Chip
 from uvit_jax.parallel.mesh import slice_index
 
@@ -26,33 +27,6 @@ _REFUSALS = (
     re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class Hardware:
-    """The devices compiled for.
-
-    Attributes:
-      name: "v5e:16x16", or what the local devices are.
-      devices: all of them, of all slices.
-      chip: what is known of each; None for a CPU, or a GPU that isn't in the table.
-      capacity: bytes of memory that a program can fill on each; None where that isn't known.
-      ici_bandwidth: bytes a second out of each chip to the others of its slice or host.
-      num_slices: slices that the data center's network joins.
-      topology: of a TPU slice that was named; None for local devices.
-    """
-
-    name: str
-    devices: Sequence[jax.Device]
-    chip: Chip | None
-    capacity: int | None
-    ici_bandwidth: float | None
-    num_slices: int = 1
-    topology: Topology | None = None
-
-    def __str__(self) -> str:
-        slices = f"{self.num_slices} x " if self.num_slices > 1 else ""
-        return f"{slices}{self.name} ({len(self.devices):,} chip{'s' * (len(self.devices) > 1)})"
 
 
 @dataclasses.dataclass(frozen=True)
