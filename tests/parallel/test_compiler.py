@@ -15,7 +15,7 @@ SUMS = "xla_tpu_enable_sparse_core_collective_offload_all_reduce"
 
 
 def mesh_of(kind, fsdp, platform="tpu"):
-    """As much of a mesh as the options depend on."""
+    """The parts of a mesh that the options depend on."""
     device = types.SimpleNamespace(platform=platform, device_kind=kind)
     return types.SimpleNamespace(
         devices=np.array([device]), shape=dict(zip(AXES, (2, fsdp, 1), strict=True))

@@ -54,7 +54,7 @@ def values(state: TrainState) -> list:
 
 
 def labels(mesh: Mesh, batches) -> list:
-    """Of the next two batches."""
+    """Labels of the next two batches."""
     return [fetch(next(batches)["label"]).tolist() for _ in range(2)]
 
 
