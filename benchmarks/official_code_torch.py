@@ -139,7 +139,8 @@ def sampling(
 ) -> Callable[[int], Any]:
     """Builds `run(evaluations)`: latents by the official DPM-Solver++ of third order.
 
-    Steps are uniform in time, down to t = 1/1000. A guided evaluation is two calls of the network, as published, or one on twice the batch.
+    Steps are uniform in time, down to t = 1/1000. A guided evaluation is two calls of the network,
+    as published, or one on twice the batch.
     """
     form, device = machine.form, machine.device
     official = importlib.import_module("dpm_solver_pp")

@@ -1,6 +1,4 @@
-"""launch/slurm.sh with stand-ins for srun and scontrol: when it starts again, goes back into the
-queue, or ends.
-"""
+"""launch/slurm.sh with stand-ins for srun and scontrol: when it restarts, requeues or ends."""
 
 import json
 import pathlib
@@ -32,7 +30,7 @@ exit $largest
 SCONTROL = """#!/bin/bash
 echo "scontrol $*" >>"$STAND_IN/slurm.log"
 [[ $* != *show* ]] || echo "JobId=7 PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=$(cat "$STAND_IN/preempted")"
-"""
+"""  # noqa: E501
 
 
 class Cluster:
@@ -210,9 +208,7 @@ def test_a_mistake_is_one_sentence(cluster, args, environ, says):
 
 
 def test_every_task_sees_all_gpus_of_its_node():
-    """JAX takes the GPU that SLURM_LOCALID counts, which is not there where Slurm shows each task
-    one GPU alone.
-    """
+    """JAX takes the GPU numbered SLURM_LOCALID, so each task must see all GPUs of its node."""
     lines = (ROOT / "launch" / "slurm.sh").read_text().splitlines()
     options = dict(
         line.removeprefix("#SBATCH --").partition("=")[::2]

@@ -1,6 +1,4 @@
-"""launch/tpu_vm.sh against a Cloud in a folder: what it asks for, and what it does when something
-goes wrong.
-"""
+"""launch/tpu_vm.sh against a stand-in for gcloud: its requests, and its answers to failures."""
 
 import json
 import os
@@ -111,9 +109,7 @@ class Cloud:
 
     @property
     def verbs(self) -> list[str]:
-        """create, describe, scp, install, start, stop, follow, report, delete, in the order of the
-        calls.
-        """
+        """Verbs of the calls in their order: create, describe, scp, install, start, follow, ..."""
         commands = [
             call[call.index("--command") + 1].split()[2] if "ssh" in call else call[3]
             for call in self.calls
@@ -613,7 +609,7 @@ def test_flags_come_from_the_environment_too(cloud):
 def test_help_names_every_flag(cloud):
     done = cloud.launch("--help", flags=())
     assert done.returncode == 0
-    source = (ROOT / "launch" / "tpu_vm.sh").read_text()
+    source = (ROOT / "launch" / "tpu_vm_flags.sh").read_text()
     names = [
         line.split('"')[1].split()
         for line in source.splitlines()

@@ -1,4 +1,4 @@
-"""The layout of a network over a mesh, as far as it is no program."""
+"""Sharding of a network over a mesh, without compiled programs."""
 
 import jax
 import pytest

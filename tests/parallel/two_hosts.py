@@ -31,9 +31,7 @@ SOURCE = ArraySource("ramp", np.zeros((20, 1, 1, 1), np.float32), np.arange(20),
 
 
 def make_state(mesh: Mesh, step: int) -> TrainState:
-    """A state without a network, in parts as the rules say: the weights are `step` more than they
-    were at 0.
-    """
+    """A state without a network, sharded by the rules, whose weights grow by 1 per step."""
     trees = [
         jax.tree.map(lambda array, i=i: np.float32(array + step + 100 * i), WEIGHTS)
         for i in range(3)

@@ -24,9 +24,7 @@ def log(workdir, resume_step, up_to, every=10):
 
 
 def events(workdir):
-    """All events of a workdir, file by file in order of creation (the TFRecord framing, read by
-    hand).
-    """
+    """All events of a workdir, in order of creation; TFRecord's framing is read by hand."""
     found = []
     for file in sorted(
         (workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns

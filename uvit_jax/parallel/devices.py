@@ -114,9 +114,7 @@ def _names(wanted: str) -> list[str]:
 
 @contextlib.contextmanager
 def _collected(logger: logging.Logger) -> Iterator[list[str]]:
-    """Holds log records back, as lines without tracebacks; lines still in the list at the end are
-    logged then.
-    """
+    """Holds log records back, as lines without tracebacks; logs at the end those still listed."""
     lines: list[str] = []
 
     class Collecting(logging.Handler):

@@ -145,4 +145,5 @@ def _gather(weight: Array, dtype: str, split: NamedSharding, whole: NamedShardin
         # The constraint's own transpose would all-reduce the whole gradient first.
         return jax.lax.with_sharding_constraint(gradient, split).astype(jnp.float32)
 
+    # Experimental in JAX: the only way to choose a transpose and keep jvp, which custom_vjp lacks.
     return jax.custom_derivatives.linear_call(forward, transpose, None, weight)

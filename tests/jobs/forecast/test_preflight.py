@@ -88,7 +88,7 @@ def test_the_step_is_compiled_for_the_batches_that_training_reads():
     mesh = make_mesh(MeshConfig())
     batch = abstract_inputs(experiment, batch_sharding(mesh)).batch
     read = load_source("digits").read(
-        np.zeros(1, np.int64), np.zeros(1, bool), fields=batch_fields(experiment)
+        np.zeros(1, np.int64), np.zeros(1, bool), fields=batch_fields(experiment.model)
     )
     assert batch.keys() == read.keys()
     for name, array in read.items():
