@@ -30,7 +30,7 @@ from uvit_jax.errors import UserError, run_script
 from uvit_jax.experiment.assembled import Assembled, assemble
 from uvit_jax.experiment.config import Experiment, load_experiment, parse_settings
 from uvit_jax.experiment.data_card import DataCard
-from uvit_jax.experiment.sections import SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.jobs.sampling.conditions import Conditions, open_conditions
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.models.latents import Normalization

@@ -1,6 +1,4 @@
-"""The command line before it is given types: its flags, the config's fields as text, and what is
-wrong with either.
-"""
+"""The command line as text: its flags, the config's fields, and the mistakes in either."""
 
 import pathlib
 import re
@@ -17,7 +15,7 @@ JOBS = {
     "prepare": "makes the data set that training reads, of a folder of images or TFDS",
     "preflight": "compiles a run for a TPU slice or this machine: memory, cost, the best mesh",
 }
-# The program's own flags, and what stands for a value of each.
+# The program's own flags, and an example of a value for each.
 _VALUES = {"config": "configs/digits.py", "job": "train", "workdir": "runs/digits"}
 _HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
 _FLAG = re.compile(r"--?([^-=\s][^=]*)(?:=(.*))?", re.DOTALL)
@@ -31,9 +29,7 @@ def asked_for_help(argv: Sequence[str]) -> str | None:
 
 
 def help_text(configs: Sequence[str]) -> str:
-    """What --help prints; configs: names of those that came with the package, where it is
-    installed.
-    """
+    """Text of --help; configs: names of those that came with an installed package."""
     jobs = "\n".join(f"      {name:10} {what}" for name, what in JOBS.items())
     packaged = f"\nConfigs that came with it: {', '.join(configs)}\n" if configs else ""
     return f"""U-ViT in JAX: prepares data, trains, samples and evaluates.
@@ -56,12 +52,13 @@ python -m uvit_jax is the same command. Exit codes: 0 done, 1 failed, 2 a mistak
 
 
 def separate(argv: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
-    """absl's part of a command line, and the config's fields by their dotted names; None where one
-    has no value.
+    """Splits a command line into absl's part and the config's fields by their dotted names.
+
+    A field without a value is None.
 
     Raises:
-      UserError: for a flag that there is none of, one without a value or given twice, or an
-        argument without a flag.
+      UserError: for an unknown flag, one without a value or given twice, or an argument without a
+        flag.
     """
     kept, strays, waiting = [argv[0]], [], list(argv[1:])
     fields: dict[str, str | None] = {}
@@ -109,14 +106,14 @@ def _is_flag(argument: str) -> bool:
 
 
 def _unknown(name: str) -> str:
-    """The sentence for a flag that there is none of, with the one that may be meant."""
+    """The sentence for an unknown flag, with a known one that is near."""
     head, dot, rest = name.partition(".")
     if dot and nearest(head, ["config"]):
         meant = [f"config.{rest}"]
     elif close := None if dot else nearest(name, [*_VALUES, "help"]):
         meant = [close]
     else:
-        # Imported late: most mistakes can be told without the sections of a config.
+        # Imported late: most mistakes need no list of the config's fields.
         from uvit_jax.experiment.config import field_names
 
         names = field_names()
@@ -126,14 +123,14 @@ def _unknown(name: str) -> str:
         meant = [f"config.{field}" for field in near]
     if not meant:
         return (
-            f"there is no flag --{name}, expected --config, --job, --workdir or "
+            f"unknown flag --{name}, expected --config, --job, --workdir or "
             f"--config.SECTION.FIELD: see --help"
         )
-    return f"there is no flag --{name}, did you mean {' or '.join(f'--{flag}' for flag in meant)}?"
+    return f"unknown flag --{name}, did you mean {' or '.join(f'--{flag}' for flag in meant)}?"
 
 
 def _stray(strays: Sequence[str], given: Mapping[str, str]) -> str:
-    """The sentence for arguments without a flag, with the command that may be meant."""
+    """The sentence for arguments without a flag, with a command that they are near to."""
     meant: dict[str, str] = {}
     for stray in strays:
         setting = re.fullmatch(r"(?:config\.)?(\w+\.\w+=.*)", stray, re.DOTALL)
@@ -146,8 +143,8 @@ def _stray(strays: Sequence[str], given: Mapping[str, str]) -> str:
         elif pathlib.Path(stray).is_dir():
             meant["workdir"] = f"--workdir {stray}"
     if len(meant) == len(strays) and not set(meant) & set(given):
-        return f"{strays[0]!r} is not a flag, did you mean {' '.join(meant.values())}?"
+        return f"unexpected argument {strays[0]!r}, did you mean {' '.join(meant.values())}?"
     return (
-        f"{strays[0]!r} is not a flag, expected --config, --job, --workdir or "
+        f"unexpected argument {strays[0]!r}; flags are --config, --job, --workdir, "
         f"--config.SECTION.FIELD: see --help"
     )

@@ -1,4 +1,4 @@
-"""The exceptions a person is meant to read: their text is shown alone, without a traceback."""
+"""Exceptions whose text is shown to a person, alone and without a traceback."""
 
 import functools
 import logging
@@ -9,25 +9,19 @@ LOG = logging.getLogger("uvit_jax")
 
 
 class UserError(ValueError):
-    """Bad input from a person: one sentence naming the field or file, the value found and the value
-    expected.
-    """
+    """Bad input: one sentence naming the field or file, the value found and the one expected."""
 
 
 class Failed(Exception):
-    """A job that did its work and found that the answer is no: its one line is printed and the exit
-    code is 1.
-    """
+    """A job that did its work with a negative answer: its line is printed, the exit code is 1."""
 
 
 class Preempted(Exception):
-    """A job that was told to stop and has kept what it did: its one line is printed and the exit
-    code is 143.
-    """
+    """A job stopped by a signal that saved its work: its line is printed, the exit code is 143."""
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs the whole of a script; a mistake ends it with its one sentence and the exit code 2."""
+    """Runs a script's main; a UserError ends it with its sentence and the exit code 2."""
     try:
         main()
     except UserError as error:
@@ -36,8 +30,9 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a mistyped one is meant to be, a few letters away or longer; None where
-    none is near.
+    """Finds the known word that a mistyped one is near to: a few edits away, or its beginning.
+
+    difflib's ratios can't take this place: they rank "jpg" and "png" as near as "amd" and "adm".
     """
     if not word:
         return None
@@ -48,7 +43,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def _edits(one: str, other: str) -> int:
-    """Letters changed, added, left out or swapped with their neighbour between two words."""
+    """Edit distance: letters changed, added, left out or swapped with their neighbour."""
     rows = [list(range(len(other) + 1))]
     for i, a in enumerate(one, 1):
         row = [i]
@@ -61,9 +56,7 @@ def _edits(one: str, other: str) -> int:
 
 
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises a UserError that names the field, the value and the known ones unless value is one of
-    them.
-    """
+    """Raises a UserError naming the field, the value and the choices unless value is one."""
     if value not in choices:
         close = nearest(str(value), choices)
         hint = f" (did you mean {close!r}?)" if close else ""
@@ -73,7 +66,7 @@ def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def counted(count: int, thing: str, things: str = "") -> str:
-    """A number and its noun: "1 image", "2,000 images"; `things` where the plural is not with s."""
+    """A number and its noun: "1 image", "2,000 images"; things: a plural that has no s."""
     return f"{count:,} {thing if count == 1 else things or thing + 's'}"
 
 

@@ -1,6 +1,4 @@
-"""What ends a job that was asked for rightly, in one sentence: short memory, a full disk, a process
-that was killed.
-"""
+"""Failures that are not mistakes in the command (memory, disk, a killed process) as sentences."""
 
 import errno
 import os
@@ -16,11 +14,10 @@ from absl import logging as absl_logging
 
 from uvit_jax.experiment.config import Experiment
 
-# Of the operating system's errors those that a person can do something about, and how TensorStore
-# quotes them.
+# The operating system's errors that a person can do something about; TensorStore quotes them.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOST = (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN)
-# Programs ask for files that are not there, and go on: these count where they end the job.
+# Libraries look for files that are missing, and go on: these count only where they end the job.
 _PERHAPS = (
     errno.ENOENT,
     errno.ENOTDIR,
@@ -42,18 +39,22 @@ _AMOUNT = re.compile(
 def sentence(
     error: Exception, job: str, experiment: Experiment, workdir: pathlib.Path
 ) -> str | None:
-    """What ended a job, why, and what to do; None for an error that only a traceback explains.
+    """Says what ended a job, why, and what to do; None for an error that needs a traceback.
 
-    An error of a library may hide another: the whole chain is looked at.
+    An error of a library may hide another one, so the whole chain is searched.
     """
     chain = list(_chain(error))
     text = "\n".join(str(one) for one in chain)
     number, path = _system_error(chain, text)
+    outs = {
+        "sample": experiment.sample.out,
+        "evaluate": experiment.evaluate.out,
+        "prepare": experiment.prepare.out or experiment.data.source,
+    }
+    written = outs.get(job) or str(workdir)
+    lower = f"lower {_memory_fields(job, experiment, _files(chain))}; {_next(job, workdir)}"
     if number in _FULL:
-        return (
-            f"{path or _written(job, experiment, workdir)}: {os.strerror(number)}: free some; "
-            f"{_next(job, workdir)}"
-        )
+        return f"{path or written}: {os.strerror(number)}: free some; {_next(job, workdir)}"
     if match := _WORKER.search(text):
         return (
             f"a process that reads data {_ended(int(match[1]))} (config.data.workers is "
@@ -61,21 +62,15 @@ def sentence(
             f"memory is short, or set workers to 0 to read in threads; {_next(job, workdir)}"
         )
     if any(isinstance(one, MemoryError) for one in chain) or number == errno.ENOMEM:
-        return (
-            f"the host is out of memory: lower {_fields(job, experiment, chain)}; "
-            f"{_next(job, workdir)}"
-        )
+        return f"the host is out of memory: {lower}"
     if any(isinstance(one, jax.errors.JaxRuntimeError) for one in chain) and _DEVICE_MEMORY.search(
         text
     ):
         amount = _AMOUNT.search(text)
         asked = f" ({amount[0]})" if amount else ""
-        return (
-            f"the devices are out of memory{asked}: lower {_fields(job, experiment, chain)}; "
-            f"{_next(job, workdir)}"
-        )
+        return f"the devices are out of memory{asked}: {lower}"
     if number:
-        where = path or _written(job, experiment, workdir)
+        where = path or written
         if number == errno.ENOENT:
             return (
                 f"{where} is gone, expected it to stay while the job {job} runs; "
@@ -89,14 +84,15 @@ def sentence(
 
 
 def quiet_libraries() -> None:
-    """Lets no library print tracebacks of its own, of threads in the background, but at
-    --verbosity=1: the job ends with the sentence, or the traceback, of the error that they lead to.
+    """Silences tracebacks of libraries' background threads, except at --verbosity=1.
+
+    The job ends with the sentence, or the traceback, of the error that they lead to.
     """
     absl_logging.get_absl_logger().addFilter(lambda record: not record.exc_info or _is_verbose())
     unraisable = sys.unraisablehook
 
     def hook(found: "sys.UnraisableHookArgs") -> None:
-        # TensorStore's, where a save has failed and its other parts come to their ends.
+        # TensorStore's, after a save that failed, while its other parts end.
         if _is_verbose() or str(found.exc_value) != "Event loop is closed":
             unraisable(found)
 
@@ -113,7 +109,7 @@ def log_traceback(error: BaseException) -> None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it was raised from or beside, the first of all last."""
+    """Yields an error and those that it was raised from, the earliest last."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -122,20 +118,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _system_error(chain: list[BaseException], text: str) -> tuple[int, str]:
-    """The number and the path of the operating system's error that was first; 0 and "" without."""
+    """Number and path of the earliest error of the operating system; 0 and "" without one."""
     for one in reversed(chain):
         numbers = (*_FULL, *_LOST, errno.ENOMEM, *(_PERHAPS if one is chain[0] else ()))
         if isinstance(one, OSError) and one.errno is not None and one.errno in numbers:
             return one.errno, str(one.filename or "")
     quoted, path = _QUOTED.search(text), _QUOTED_PATH.search(text)
     return int(quoted[1]) if quoted else 0, path[1] if path else ""
-
-
-def _written(job: str, experiment: Experiment, workdir: pathlib.Path) -> str:
-    """What a job writes to."""
-    outs = {"sample": experiment.sample.out, "evaluate": experiment.evaluate.out}
-    outs["prepare"] = experiment.prepare.out or experiment.data.source
-    return outs.get(job) or str(workdir)
 
 
 def _ended(code: int) -> str:
@@ -150,26 +139,33 @@ def _ended(code: int) -> str:
     )
 
 
-def _fields(job: str, experiment: Experiment, chain: list[BaseException]) -> str:
-    """The fields that memory depends on, with their values, by what the job was doing."""
-    files = {
+def _files(chain: list[BaseException]) -> set[str]:
+    """Names of the modules in the tracebacks of a chain of errors."""
+    return {
         pathlib.Path(frame.filename).stem
         for one in chain
         for frame in traceback.extract_tb(one.__traceback__)
     }
+
+
+def _memory_fields(job: str, experiment: Experiment, files: set[str]) -> str:
+    """The fields that memory depends on, with their values, for what the job was doing.
+
+    files: names of the modules in the traceback.
+    """
     train, sample, model = experiment.train, experiment.sample, experiment.model
     decoder = (
         f"config.autoencoder.batch_size ({experiment.autoencoder.batch_size})"
         if experiment.autoencoder.name
         else ""
     )
-    if job in ("train", "preflight") and not files & {"generation", "pictures"}:
+    if job in ("train", "preflight") and not files & {"generation", "pictures", "gallery"}:
         remat = f", or set config.model.remat ({model.remat!r})" if model.remat == "none" else ""
         return (
             f"config.train.batch_size ({train.batch_size}), or raise config.train.microbatches "
             f"({train.microbatches}){remat}"
         )
-    if job == "train" and "train_evaluation" not in files:
+    if job == "train" and "while_training" not in files:
         first = f"config.train.num_images ({train.num_images})"
     elif job == "prepare":
         first = f"config.prepare.batch_size ({experiment.prepare.batch_size})"
@@ -183,12 +179,13 @@ def _fields(job: str, experiment: Experiment, chain: list[BaseException]) -> str
 
 
 def _next(job: str, workdir: pathlib.Path) -> str:
-    """Where the same command goes on."""
+    """Words for where the same command goes on."""
     if job == "prepare":
         return "the same command goes on after the shards that are finished"
     if job != "train":
         return "then run the same command again"
-    complete = workdir.glob("checkpoints/[0-9]*/_CHECKPOINT_METADATA")  # which orbax writes
+    # Orbax writes this file at the end of a save.
+    complete = workdir.glob("checkpoints/[0-9]*/_CHECKPOINT_METADATA")
     steps = [int(path.parent.name) for path in complete if path.parent.name.isdigit()]
     if not steps:
         return "no checkpoint was saved yet"

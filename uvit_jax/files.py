@@ -1,4 +1,4 @@
-"""A file that appears whole or not at all, whenever the process is killed."""
+"""Atomic writes: a file appears whole or not at all, whenever the process is killed."""
 
 import contextlib
 import errno
@@ -14,8 +14,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file handle whose bytes become `path` when the block ends, and vanish when it
-    raises.
+    """Opens a binary file whose bytes become `path` when the block ends, unless it raises.
 
     The bytes go to a hidden neighbour (same folder, so the rename never crosses file systems), are
     synced to disk, and take the name with `os.replace`. Missing parent folders are made.

@@ -1,4 +1,4 @@
-"""The command line: reads the config and hands over to one job."""
+"""The command line: reads the config and runs one job."""
 
 import importlib
 import logging
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from uvit_jax.experiment.config import Experiment
 
-# This one asks no devices for anything, and so joins no other hosts.
-_ALONE = ("preflight",)
+# Jobs that run nothing on devices, and so join no other hosts.
+_SINGLE_HOST = ("preflight",)
 
 _CONFIG = flags.DEFINE_string(
     "config", "", "Config file, as configs/digits.py or configs/imagenet256.py:large."
@@ -35,11 +35,11 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 _INTERRUPTED = "\ninterrupted: the same command continues from the last checkpoint"
-_SECONDS_TO_END = 30.0
+_SECONDS_TO_EXIT = 30.0
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Runs the job that the command line asks for; the process ends with 0 only when it is done."""
+    """Runs the job that the command line names; exits with code 0 only when it is done."""
     argv = list(sys.argv if argv is None else argv)
     # The libraries below log every file they touch; --verbosity=1 shows that.
     absl_logging.set_verbosity(absl_logging.WARNING)
@@ -82,7 +82,7 @@ def _main(fields: Mapping[str, str | None]) -> None:
         try:
             _run_job(_JOB.value, experiment, workdir)
         except SystemExit as ended:
-            _end_soon(ended.code if isinstance(ended.code, int) else 1)
+            _exit_soon(ended.code if isinstance(ended.code, int) else 1)
             raise
     except UserError as error:
         _fail(error)
@@ -91,11 +91,9 @@ def _main(fields: Mapping[str, str | None]) -> None:
         sys.exit(130)
 
 
-def _end_soon(code: int) -> None:
-    """Ends the process though a library's thread may wait for what never comes, as after a save
-    that failed.
-    """
-    timer = threading.Timer(_SECONDS_TO_END, os._exit, [code])
+def _exit_soon(code: int) -> None:
+    """Starts a timer that ends the process, for a library's thread that hangs after a failure."""
+    timer = threading.Timer(_SECONDS_TO_EXIT, os._exit, [code])
     timer.daemon = True
     timer.start()
 
@@ -103,7 +101,7 @@ def _end_soon(code: int) -> None:
 def open_experiment(
     job: str, name: str, workdir: str, fields: Mapping[str, str | None]
 ) -> tuple["Experiment", pathlib.Path]:
-    """The checked experiment and the workdir that a command line asks for.
+    """Returns the checked experiment and the workdir that a command line names.
 
     Args:
       job: one of `JOBS`.
@@ -112,7 +110,7 @@ def open_experiment(
       fields: of the config, by their dotted names, as text.
 
     Raises:
-      UserError: for any of them that can't be, before devices are touched.
+      UserError: for any of them that is wrong, before devices are touched.
     """
     check_choice("--job", job, tuple(JOBS))
     workdir = local_path("--workdir", workdir)
@@ -122,19 +120,17 @@ def open_experiment(
         default = f"{pathlib.Path(path).stem}-{variant}" if variant else pathlib.Path(path).stem
     else:
         config, default = _config_without_file(job, workdir), job
-    # Imported late: a config file that isn't there is told without jax.
+    # Imported late: a missing config file is reported without importing jax.
     from uvit_jax.experiment.config import resolve, set_fields
 
     set_fields(config, fields)
     if not name and not _is_saved(workdir):
-        _check_told_everything(config, workdir)
+        _check_needs_no_config(config, workdir)
     return resolve(config), pathlib.Path(workdir or pathlib.Path("runs", default))
 
 
 def _config_without_file(job: str, workdir: str) -> "ml_collections.ConfigDict":
-    """The config of the run in the workdir; every default for `evaluate`, which can do without a
-    model.
-    """
+    """The config of the run in the workdir; for `evaluate`, which needs no model, the defaults."""
     if not _is_saved(workdir) and job != "evaluate":
         raise UserError(_no_config(workdir))
     from uvit_jax.experiment.config import default_config
@@ -147,17 +143,15 @@ def _is_saved(workdir: str) -> bool:
     return bool(workdir) and pathlib.Path(workdir, "config.json").exists()
 
 
-def _check_told_everything(config: "ml_collections.ConfigDict", workdir: str) -> None:
-    """Refuses an evaluation without a config that needs one: of a model, or of a reference without
-    a size.
-    """
+def _check_needs_no_config(config: "ml_collections.ConfigDict", workdir: str) -> None:
+    """Raises a UserError for an evaluation that needs a config: of a model, or without a size."""
     evaluate, needed = config.evaluate, "evaluate.samples and config.evaluate.reference"
     if evaluate.make_reference:
         needed = "evaluate.reference and config.prepare.image_size"
-        is_told = evaluate.reference and config.prepare.image_size
+        is_given = evaluate.reference and config.prepare.image_size
     else:
-        is_told = evaluate.reference and evaluate.samples
-    if not is_told:
+        is_given = evaluate.reference and evaluate.samples
+    if not is_given:
         raise UserError(
             f"{_no_config(workdir)} (--job evaluate needs neither where config.{needed} are given)"
         )
@@ -173,10 +167,12 @@ def _no_config(workdir: str) -> str:
 
 
 def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoReturn:
-    """Runs a job, on all hosts of the run; whatever ends it on this one, the others are not left
-    waiting for it.
+    """Runs one job on every host.
+
+    However it ends here, the other hosts learn of it, so that none hangs in a collective.
     """
     from uvit_jax import failures
+    from uvit_jax.experiment.saved_config import to_save
     from uvit_jax.experiment.workdir import agree_on_run
     from uvit_jax.parallel import distributed, hosts
     from uvit_jax.parallel.compile_cache import keep_compiled_programs
@@ -184,11 +180,10 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
     from uvit_jax.parallel.process_exit import leave
 
     failures.quiet_libraries()
-    # Whether all processes come to their ends here, and whether each has something of its own to
-    # say.
-    together, each, stream = True, False, sys.stderr
+    # agreed: every process reaches this exit. every_host_prints: not only process 0 reports.
+    agreed, every_host_prints, stream = True, False, sys.stderr
     try:
-        if name not in _ALONE:
+        if name not in _SINGLE_HOST:
             use_cuda_allocator(os.environ)
             distributed.start(
                 experiment.distributed,
@@ -198,43 +193,36 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
             )
             if not hosts.is_first():
                 logging.getLogger("uvit_jax").setLevel(logging.WARNING)
-            agree_on_run(name, experiment, workdir)
+            agree_on_run(name, to_save(experiment), workdir)
             keep_compiled_programs(os.environ)
-        told, code, stream = (
-            importlib.import_module(f"uvit_jax.jobs.{name}").run(experiment, workdir),
-            0,
-            sys.stdout,
-        )
+        line, code = importlib.import_module(f"uvit_jax.jobs.{name}").run(experiment, workdir), 0
+        stream = sys.stdout
     except Failed as error:
-        told, code, stream = str(error), 1, sys.stdout
+        line, code, stream = str(error), 1, sys.stdout
     except Preempted as error:
-        told, code = str(error), 143
+        line, code = str(error), 143
     except UserError as error:
         failures.log_traceback(error)
-        told, code, together, each = (
-            f"error: {error}",
-            2,
-            isinstance(error, hosts.SharedError),
-            True,
-        )
+        line, code = f"error: {error}", 2
+        agreed, every_host_prints = isinstance(error, hosts.SharedError), True
     except KeyboardInterrupt:
-        told, code, together, each = _INTERRUPTED, 130, False, True
+        line, code, agreed, every_host_prints = _INTERRUPTED, 130, False, True
     except Exception as error:
         sentence = failures.sentence(error, name, experiment, workdir)
         if sentence is None and not hosts.are_several():
             raise
         failures.log_traceback(error)
-        told = f"error: {sentence}" if sentence else traceback.format_exc()
-        code, together, each = 1, False, True
+        line = f"error: {sentence}" if sentence else traceback.format_exc()
+        code, agreed, every_host_prints = 1, False, True
     if hosts.is_first():
-        print(told, file=stream, flush=True)
-    elif each:
-        print(f"process {hosts.index()}: {told}", file=stream, flush=True)
-    leave(code, agreed=together)
+        print(line, file=stream, flush=True)
+    elif every_host_prints:
+        print(f"process {hosts.index()}: {line}", file=stream, flush=True)
+    leave(code, agreed=agreed)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """absl's flag parsing, every mistake as one sentence."""
+    """Parses absl's flags; every mistake ends the process with one sentence."""
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:

@@ -109,7 +109,7 @@ ENTRY %main.6_spmd (param.1: bf16[14,1024,256], param.2: bf16[16,64,512], param.
   %get-tuple-element.3 = bf16[1024,256]{1,0:T(8,128)(2,1)} get-tuple-element(%all-reduce-scatter), index=1
   ROOT %tuple.9 = (bf16[16,64,512]{2,1,0:T(8,128)(2,1)}, bf16[256,1024]{1,0:T(8,128)(2,1)}, bf16[1024,256]{1,0:T(8,128)(2,1)}) tuple(%get-tuple-element.1, %get-tuple-element.2, %get-tuple-element.3)
 }
-"""  # noqa: E501
+"""
 
 # psum over all devices, all-gather, all-to-all and ppermute over the slices of 4 v5e:2x2: the
 # compiler has split the program by slice, 4 partitions each, and leaves what crosses slices to its
@@ -132,7 +132,7 @@ ENTRY %main.0_spmd (param.1: f32[16,1024], param.2: f32[4,64,1024]) -> f32[16,10
   %send.4 = (f32[16,1024]{1,0:T(8,128)}, u32[], token[]) send(%param.1, %after-all), channel_id=5, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="tf_rendezvous",_xla_host_transfer_rendezvous="callback_0"}
   ROOT %copy = f32[16,1024]{1,0:T(8,128)} copy(%param.1)
 }
-"""  # noqa: E501
+"""
 
 # Two H200: cuBLAS, a split-K product in a Triton fusion, cuDNN's attention and convolutions, and
 # collectives whose groups are named by mesh axes.
@@ -170,4 +170,4 @@ ENTRY %main.6_spmd (p.0: bf16[2,1024,512], p.1: bf16[2,1024,2048], p.2: bf16[4,2
   %collective-permute-done = bf16[256,2048]{1,0} collective-permute-done(%collective-permute-start)
   ROOT %copy = f32[2,512,2048]{2,1,0} copy(%gemm_fusion_dot)
 }
-"""  # noqa: E501
+"""

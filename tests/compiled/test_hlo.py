@@ -323,5 +323,5 @@ ENTRY %main (p: bf16[8,128]) -> bf16[8,128] {
   %p = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
   ROOT %k = bf16[8,128]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzvUgFN","cost_estimate":{"flops":"123456","transcendentals":"0"}}}
 }
-"""  # noqa: E501
+"""
     assert matmul_flops(parse(text)) == 123456

@@ -51,10 +51,10 @@ def test_what_is_no_config_file_is_named_and_a_runs_config_leads_to_its_workdir(
     for path in (tmp_path, tmp_path / "config.json"):
         with pytest.raises(
             UserError,
-            match=rf"^{path} is what a run left, .*expected --workdir {tmp_path} in place",
+            match=rf"^{path} is in the workdir of a run, .*expected --workdir {tmp_path} in place",
         ):
             read_config(str(path))
-    with pytest.raises(UserError, match=r"README\.md is no config file, expected one of Python"):
+    with pytest.raises(UserError, match=r"README\.md is not a config file, expected a Python file"):
         read_config(str(tmp_path / "README.md"))
     for absent in ("absent.py", "absent/config.json"):
         with pytest.raises(UserError, match=f"there is no config file .*{absent}"):
@@ -67,10 +67,11 @@ def test_variants_are_asked_for_where_there_are_some_alone(tmp_path):
         "import ml_collections\ndef get_config(size): return ml_collections.ConfigDict()\n",
     )
     assert read_config(f"{needed}:small") == ml_collections.ConfigDict()
-    with pytest.raises(UserError, match=r"has variants only, expected --config .*mine\.py:VARIANT"):
+    with pytest.raises(UserError, match=r"mine\.py needs a variant: --config .*mine\.py:VARIANT$"):
         read_config(needed)
     with pytest.raises(
-        UserError, match=r"^that config has no variants, expected --config configs/digits\.py alone"
+        UserError,
+        match=r"^configs/digits\.py has no variants, expected --config configs/digits\.py$",
     ):
         read_config("configs/digits.py:small")
     with pytest.raises(UserError, match="has no variant 'small', expected 'huge' or 'large'"):
@@ -149,7 +150,8 @@ def test_a_folder_configs_of_ones_own_stands_before_the_packages(installed):
 
 def test_a_config_that_nobody_has_is_refused_without_another_one(installed):
     with pytest.raises(
-        UserError, match=r"^there is no config file configs/nosuch\.py, expected a path as [\w/.]*$"
+        UserError,
+        match=r"^there is no config file configs/nosuch\.py, expected a path like [\w/.]*$",
     ):
         read_config("configs/nosuch.py")
 

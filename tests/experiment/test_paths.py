@@ -6,7 +6,7 @@ from tests.jobs.runs import tiny_experiment
 from uvit_jax import main
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.paths import PATH_FIELDS, local_path
-from uvit_jax.experiment.saved_config import save_config
+from uvit_jax.experiment.saved_config import save_config, to_save
 
 TEXTS = "sample.prompts"
 
@@ -97,7 +97,7 @@ def test_the_workdir_of_an_earlier_run_is_not_a_url_either():
 
 def test_the_workdir_of_an_earlier_run_may_be_in_a_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    save_config(tiny_experiment(), tmp_path)
+    save_config(to_save(tiny_experiment()), tmp_path)
     assert main.open_experiment("sample", "", "~", {})[1] == tmp_path
 
 

@@ -20,7 +20,7 @@ from uvit_jax.experiment.assembled import Assembled, assemble
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import card_of_source
 from uvit_jax.experiment.opened import open_experiment_autoencoder, open_source
-from uvit_jax.experiment.saved_config import save_config
+from uvit_jax.experiment.saved_config import save_config, to_save
 from uvit_jax.experiment.weights import Weights, open_weights
 from uvit_jax.interop import official
 from uvit_jax.interop.clip_vision_layouts import hub_vision_shapes
@@ -83,7 +83,7 @@ def write_run(
         )
         checkpoints.save(state, iter(grain.MapDataset.range(1).to_iter_dataset()))
     checkpoints.close()
-    save_config(experiment, workdir)
+    save_config(to_save(experiment), workdir)
     assembled.card.save(workdir)
     return workdir
 

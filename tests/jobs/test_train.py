@@ -15,6 +15,7 @@ from uvit_jax.errors import Preempted, UserError
 from uvit_jax.experiment import folder_lock
 from uvit_jax.experiment.saved_config import config_of_run
 from uvit_jax.jobs import evaluate, sample, train
+from uvit_jax.jobs.sampling.gallery import Gallery
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry import writers
 from uvit_jax.telemetry.writers import read_metrics
@@ -239,7 +240,7 @@ def test_a_picture_that_fails_costs_no_checkpoint(tmp_path, monkeypatch):
     def failing(self, state):
         raise UserError("no picture")
 
-    monkeypatch.setattr(train.Gallery, "draw_step", failing)
+    monkeypatch.setattr(Gallery, "draw_step", failing)
     with pytest.raises(UserError, match=r"^no picture$"):
         train.run(tiny_experiment(train__image_every=4), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]

@@ -15,7 +15,8 @@ from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_batch, check_latents, check_mesh
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import DataCard
-from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
+from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.arrays import fetch
@@ -64,11 +65,12 @@ class Assembled:
     def abstract_params(self) -> Params:
         """Shapes, dtypes and shardings of the parameters, with no array made."""
         shapes = jax.eval_shape(self.init_params, jax.random.key(0))
-        return jax.tree.map(
+        placed: Params = jax.tree.map(
             lambda leaf, sharding: leaf.update(sharding=sharding),
             shapes,
             tree_shardings(shapes, self.mesh),
         )
+        return placed
 
     def sampler(
         self,

@@ -14,15 +14,17 @@ from uvit_jax.diffusion.spacing import check_carries
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config_file import check_known, read_config
 from uvit_jax.experiment.field_text import from_text
+from uvit_jax.experiment.job_sections import (
+    EvaluateConfig,
+    PreflightConfig,
+    PrepareConfig,
+    SampleConfig,
+)
 from uvit_jax.experiment.paths import with_local_paths
 from uvit_jax.experiment.sections import (
     AutoencoderSection,
     DataConfig,
     DiffusionConfig,
-    EvaluateConfig,
-    PreflightConfig,
-    PrepareConfig,
-    SampleConfig,
     TextEncoderSection,
     TrainConfig,
 )

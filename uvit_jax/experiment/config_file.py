@@ -1,4 +1,4 @@
-"""What a config file makes, and every fault of the file in one sentence."""
+"""Config files: read, and every fault of a file as one sentence."""
 
 import importlib.util
 import inspect
@@ -17,20 +17,20 @@ from uvit_jax.errors import UserError, nearest
 
 LOG = logging.getLogger("uvit_jax")
 
-# The repository's configs, in an installed wheel alone.
+# The repository's configs, which only an installed wheel has here.
 _PACKAGED = pathlib.Path(__file__).parents[1] / "configs"
 
 
 def read_config(name: str) -> ml_collections.ConfigDict:
-    """The config of "configs/x.py" or "configs/x.py:variant".
+    """Reads the config of "configs/x.py" or "configs/x.py:variant".
 
-    An installed package brings the repository's configs with it: where there is no folder configs/
-    here, "configs/x.py" is the package's own, which is said in one line. No other name stands for
-    one of them.
+    An installed package brings the repository's configs with it. In a folder without configs/,
+    "configs/x.py" is the package's own, and one line of the log says so. No other name leads to
+    the package's configs.
 
     Raises:
-      UserError: naming the file and its fault: not there, not Python, no `get_config`, or one that
-        fails or returns no config.
+      UserError: naming the file and its fault: missing, not Python, without `get_config`, or with
+        one that fails or returns something else than a config.
     """
     path, variant = split_name(name)
     path = _packaged(path) or path
@@ -59,20 +59,18 @@ def read_config(name: str) -> ml_collections.ConfigDict:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The file and the variant of "configs/x.py:variant"; the variant is empty where there is none."""
+    """Splits "configs/x.py:variant" into file and variant; the variant is empty without a colon."""
     found = re.fullmatch(r"(.*?\.py):(.*)", name, re.DOTALL)
     return (found[1], found[2]) if found else (name, "")
 
 
 def packaged_configs() -> list[str]:
-    """The configs that came with the installed package, as "configs/digits.py"; none in a checkout."""
+    """Lists the installed package's configs, as "configs/digits.py"; none in a checkout."""
     return sorted(f"configs/{path.name}" for path in _PACKAGED.glob("*.py"))
 
 
 def check_known(where: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Raises a UserError naming the first of the fields found that is not known, and the one that
-    may be meant.
-    """
+    """Raises a UserError naming the first unknown field, and a known one that is near."""
     names = sorted(known)
     for name in found:
         if name not in names:
@@ -82,9 +80,7 @@ def check_known(where: str, found: Iterable[str], known: Iterable[str]) -> None:
 
 
 def _packaged(path: str) -> str | None:
-    """The package's own file where the name is of that, and there is no folder configs/ here that
-    could hold it.
-    """
+    """Path of the package's own file of that name, unless there is a folder configs/ here."""
     name = os.path.normpath(path)
     if name not in packaged_configs() or pathlib.Path("configs").exists():
         return None
@@ -97,8 +93,8 @@ def _check_path(path: pathlib.Path) -> None:
     run = path.parent if path.name == "config.json" else path
     if path.exists() and (run / "config.json").exists():
         raise UserError(
-            f"{path} is what a run left, no config file: expected --workdir {run} in place of "
-            f"--config"
+            f"{path} is in the workdir of a run, not a config file: expected --workdir {run} in "
+            f"place of --config"
         )
     if not path.is_file():
         own = f"configs/{path.name.partition(':')[0].removesuffix('.py')}.py"
@@ -106,10 +102,12 @@ def _check_path(path: pathlib.Path) -> None:
             f"; uvit-jax's own is {_PACKAGED.parent / own}" if own in packaged_configs() else ""
         )
         raise UserError(
-            f"there is no config file {path}, expected a path as configs/digits.py{packaged}"
+            f"there is no config file {path}, expected a path like configs/digits.py{packaged}"
         )
     if path.suffix != ".py":
-        raise UserError(f"{path} is no config file, expected one of Python as configs/digits.py")
+        raise UserError(
+            f"{path} is not a config file, expected a Python file like configs/digits.py"
+        )
 
 
 def _execute(path: str) -> Any:
@@ -126,14 +124,16 @@ def _check_variant(path: str, get_config: Any, asked: list[str]) -> None:
     try:
         inspect.signature(get_config).bind(*asked)
     except TypeError:
-        expected = f"--config {path} alone" if asked else f"--config {path}:VARIANT"
-        raise UserError(
-            f"that config has {'no variants' if asked else 'variants only'}, expected {expected}"
-        ) from None
+        sentence = (
+            f"{path} has no variants, expected --config {path}"
+            if asked
+            else f"{path} needs a variant: --config {path}:VARIANT"
+        )
+        raise UserError(sentence) from None
 
 
 def _where(path: str, error: Exception) -> str:
-    """The line of the file that an error comes from."""
+    """Words for the line of the file that raised an error; empty where it is not known."""
     file = os.path.abspath(path)
     lines = [
         frame.lineno
@@ -146,5 +146,5 @@ def _where(path: str, error: Exception) -> str:
 
 
 def _what(error: Exception) -> str:
-    told = error.msg if isinstance(error, SyntaxError) else str(error)
-    return " ".join(f"{type(error).__name__}: {told}".split())
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    return " ".join(f"{type(error).__name__}: {message}".split())

@@ -43,4 +43,5 @@ def load_model(
     template = jax.tree.map(lambda leaf: leaf.update(sharding=device), shapes)
     with contextlib.closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
         params, _ = checkpoints.restore_weights(template, weights=weights, step=step)
-    return nnx.merge(graphdef, params)
+    model: UViT = nnx.merge(graphdef, params)
+    return model

@@ -27,20 +27,29 @@ from uvit_jax.models.uvit_config import UViTConfig
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A model and the files beside it.
+    """A model and the text encoder beside it.
 
     Attributes:
       assembled: mesh, network, data card and codec.
-      source: the data set; None for sampling, which needs only its card.
       text: encoder of prompts; None for a model without text, or without prompts.
     """
 
     assembled: Assembled
-    source: Source | None = None
-    text: TextStates | None = None
+    text: TextStates | None
 
 
-def open_for_training(experiment: Experiment, workdir: pathlib.Path) -> Opened:
+@dataclasses.dataclass(frozen=True)
+class OpenedForTraining(Opened):
+    """A model and its training data.
+
+    Attributes:
+      source: the data set.
+    """
+
+    source: Source
+
+
+def open_for_training(experiment: Experiment, workdir: pathlib.Path) -> OpenedForTraining:
     """Opens the data set, the autoencoder and, for pictures of prompts, the text encoder.
 
     Raises:
@@ -59,7 +68,7 @@ def open_for_training(experiment: Experiment, workdir: pathlib.Path) -> Opened:
     text = None
     if model.context_dim and experiment.sample.prompts:
         text = _open_text(experiment.text_encoder, experiment.sample.prompts, card, assembled.mesh)
-    return Opened(assembled, source, text)
+    return OpenedForTraining(assembled, text, source)
 
 
 def open_for_sampling(
@@ -91,10 +100,10 @@ def open_for_sampling(
     assembled = assemble(experiment, card, autoencoder, section="sample")
     assembled.check_decoder()
     if not model.context_dim:
-        return Opened(assembled)
+        return Opened(assembled, None)
     if captions is not None:
         check_captions(model, card, captions)
-        return Opened(assembled)
+        return Opened(assembled, None)
     prompts = experiment.sample.prompts
     if not prompts:
         raise UserError(
@@ -102,7 +111,7 @@ def open_for_sampling(
             "file"
         )
     text = _open_text(experiment.text_encoder, prompts, card, assembled.mesh)
-    return Opened(assembled, text=text)
+    return Opened(assembled, text)
 
 
 def open_source(name: str) -> Source:

@@ -29,10 +29,10 @@ def to_save(experiment: Experiment) -> dict[str, Any]:
     return dataclasses.asdict(dataclasses.replace(experiment, distributed=DistributedConfig()))
 
 
-def save_config(experiment: Experiment, workdir: pathlib.Path) -> None:
-    """Writes the workdir's config.json."""
+def save_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Writes the workdir's config.json; config: from `to_save`."""
     with atomic_write(workdir / FILE) as file:
-        file.write(json.dumps(to_save(experiment), indent=2).encode() + b"\n")
+        file.write(json.dumps(config, indent=2).encode() + b"\n")
 
 
 def saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -79,9 +79,9 @@ def config_of_run(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     return config
 
 
-def changes(experiment: Experiment, saved: dict[str, Any]) -> list[str]:
-    """Lists the fields in which the config differs from a saved one, a line each."""
-    now, before = flat_fields(json.loads(json.dumps(to_save(experiment)))), flat_fields(saved)
+def changes(config: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """Lists the fields in which a config, from `to_save`, differs from a saved one, a line each."""
+    now, before = flat_fields(json.loads(json.dumps(config))), flat_fields(saved)
     return [
         f"config.{name}: {before[name]} before, {value} now"
         for name, value in now.items()

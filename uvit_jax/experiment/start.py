@@ -1,19 +1,14 @@
 """The state that training starts from: fresh, of other weights, or of the newest checkpoint."""
 
-import logging
 from typing import Any
 
 import jax
 import optax
 
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.assembled import Assembled
-from uvit_jax.experiment.weights import initial_weights
 from uvit_jax.parallel import hosts
 from uvit_jax.training.checkpoint import Checkpoints, Rates
-from uvit_jax.training.state import TrainState, create, create_sharded
-
-LOG = logging.getLogger("uvit_jax")
+from uvit_jax.training.state import Params, TrainState, create
 
 
 def newest_step(checkpoints: Checkpoints, steps: int) -> int | None:
@@ -37,30 +32,21 @@ def newest_step(checkpoints: Checkpoints, steps: int) -> int | None:
     return newest
 
 
-def first_state(
-    assembled: Assembled,
-    optimizer: optax.GradientTransformation,
-    template: TrainState,
-    *,
-    init_from: str,
-    seed: int,
+def state_of_weights(
+    params: Params, optimizer: optax.GradientTransformation, template: TrainState
 ) -> TrainState:
-    """Makes the state of step 0: of fresh weights, or of those of `config.init_from`.
+    """Makes the state of step 0 of these weights, which are donated to it.
 
     template: shapes, dtypes and shardings of the state.
     """
-    if not init_from:
-        return create_sharded(assembled.init_params, optimizer, seed, assembled.mesh)
-    params = initial_weights(assembled.abstract_params, assembled.model, init_from)
-    LOG.info("starting from the weights of %s", init_from)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
-    # Donated: the weights become the state's own, with no second copy of them.
     make = jax.jit(
         lambda params: create(lambda key: params, optimizer, 0),
         donate_argnums=0,
         out_shardings=shardings,
     )
-    return make(params)
+    state: TrainState = make(params)
+    return state
 
 
 def ema_rates(

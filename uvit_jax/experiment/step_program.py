@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from uvit_jax.data.prepared.record_source import RecordSource
@@ -80,7 +81,8 @@ def abstract_inputs(experiment: Experiment, sharding: NamedSharding) -> StepInpu
     }
     example = {name: arrays[name] for name in batch_fields(model)}
     batch = _batch_of(example, experiment.train.batch_size, sharding)
-    return StepInputs(inputs, batch, null_context(experiment))
+    null = null_context(model, experiment.diffusion.p_uncond, stored)
+    return StepInputs(inputs, batch, null)
 
 
 def source_inputs(
@@ -117,12 +119,13 @@ def _batch_of(
     }
 
 
-def null_context(experiment: Experiment) -> Float[np.ndarray, "l d"] | None:
+def null_context(
+    model: UViTConfig, p_uncond: float, dtype: DTypeLike
+) -> Float[np.ndarray, "l d"] | None:
     """Zeros in place of the empty text's states; None for a model that drops no texts."""
-    model = experiment.model
-    if not (model.context_dim and experiment.diffusion.p_uncond):
+    if not (model.context_dim and p_uncond):
         return None
-    return np.zeros((model.context_length, model.context_dim), jnp.dtype(experiment.prepare.dtype))
+    return np.zeros((model.context_length, model.context_dim), jnp.dtype(dtype))
 
 
 def abstract_state(

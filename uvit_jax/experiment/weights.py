@@ -246,7 +246,8 @@ def initial_weights(
         with _checkpoints(path) as checkpoints:
             return checkpoints.restore_weights(template, weights="ema")[0]
     params = hosts.on_all(_read_official, model, path, weights)
-    return place(params, jax.tree.map(lambda leaf: leaf.sharding, template))
+    placed: Params = place(params, jax.tree.map(lambda leaf: leaf.sharding, template))
+    return placed
 
 
 def _step_asked(step: int) -> int | None:

@@ -7,24 +7,26 @@ import os
 import pathlib
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.config import Experiment
-from uvit_jax.experiment.saved_config import flat_fields, to_save
+from uvit_jax.experiment.saved_config import flat_fields
 from uvit_jax.parallel import hosts
 
 # A network's file system may show a new file to other hosts this much later.
 _SECONDS_UNTIL_SEEN = 60.0
 
 
-def agree_on_run(job: str, experiment: Experiment, workdir: pathlib.Path) -> None:
-    """Compares what the hosts of a run were asked for, before any of them begins.
+def agree_on_run(job: str, saved: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Compares the jobs, configs and versions of the hosts of a run, before any of them begins.
+
+    saved: the config, from `saved_config.to_save`.
 
     Raises:
       SharedError: naming the first field in which they differ.
     """
-    config = {f"config.{name}": value for name, value in flat_fields(to_save(experiment)).items()}
+    config = {f"config.{name}": value for name, value in flat_fields(saved).items()}
     versions = {f"the version of {name}": version(name) for name in ("uvit-jax", "jax", "jaxlib")}
     hosts.agree({"--job": job, "--workdir": str(workdir.absolute()), **versions, **config})
 

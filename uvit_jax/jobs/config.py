@@ -1,4 +1,4 @@
-"""Forwards to `uvit_jax.experiment.config`, which configs written for version 0.1 import from here."""
+"""Forwards `default_config` to configs that were written for version 0.1."""
 
 from uvit_jax.experiment.config import default_config
 

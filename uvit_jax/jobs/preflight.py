@@ -58,10 +58,10 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     report["run"] = run_costs(train, model, config.mfu, hardware, report)
     report["sampler"] = None
     if sampling:
-        null: Any = null_context(experiment)
-        null = experiment.null_label if null is None else null
-        diffusion, sample = experiment.diffusion, experiment.sample
-        report["sampler"] = sampler_figures(sampling, diffusion, sample, null, hardware)
+        diffusion = experiment.diffusion
+        texts = null_context(model, diffusion.p_uncond, experiment.prepare.dtype)
+        null = experiment.null_label if texts is None else texts
+        report["sampler"] = sampler_figures(sampling, diffusion, experiment.sample, null, hardware)
     report["search"] = None
     if config.search:
 

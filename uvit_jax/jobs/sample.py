@@ -14,8 +14,8 @@ from uvit_jax.data.image_output import npz_writer, save_png
 from uvit_jax.errors import UserError, counted
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.folder_lock import locked
+from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.experiment.opened import open_for_sampling
-from uvit_jax.experiment.sections import SampleConfig
 from uvit_jax.experiment.text_states import read_prompts
 from uvit_jax.experiment.weights import Weights, open_weights
 from uvit_jax.experiment.workdir import folder_name, open_workdir

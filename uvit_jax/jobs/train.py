@@ -10,6 +10,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import grain
 import jax
@@ -18,22 +19,26 @@ from clu.parameter_overview import get_parameter_overview
 
 from uvit_jax.data.pipeline import train_batches
 from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import Source
 from uvit_jax.errors import Preempted, UserError
-from uvit_jax.experiment.assembled import Assembled
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import identity
 from uvit_jax.experiment.folder_lock import locked
-from uvit_jax.experiment.opened import Opened, open_for_training
-from uvit_jax.experiment.saved_config import changes, save_config, saved_config
-from uvit_jax.experiment.start import ema_rates, first_state, newest_step
-from uvit_jax.experiment.step_program import batch_fields, lower_train_step, source_inputs
+from uvit_jax.experiment.opened import OpenedForTraining, open_for_training
+from uvit_jax.experiment.saved_config import changes, save_config, saved_config, to_save
+from uvit_jax.experiment.start import ema_rates, newest_step, state_of_weights
+from uvit_jax.experiment.step_program import (
+    abstract_state,
+    batch_fields,
+    lower_train_step,
+    source_inputs,
+)
 from uvit_jax.experiment.text_states import read_prompts
+from uvit_jax.experiment.weights import initial_weights
 from uvit_jax.experiment.workdir import open_workdir
 from uvit_jax.files import atomic_write
 from uvit_jax.jobs.evaluation.while_training import TrainEvaluation
 from uvit_jax.jobs.sampling.conditions import Conditions, open_conditions
-from uvit_jax.jobs.sampling.gallery import Gallery
+from uvit_jax.jobs.sampling.gallery import open_gallery
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.chips import peak_flops
@@ -45,8 +50,8 @@ from uvit_jax.telemetry.writers import MetricWriter, read_metrics
 from uvit_jax.training.checkpoint import Checkpoints, Rates
 from uvit_jax.training.loop import Hook, Window, fit
 from uvit_jax.training.metrics_log import MetricsLog
-from uvit_jax.training.optimizer import make_optimizer
-from uvit_jax.training.state import TrainState, abstract
+from uvit_jax.training.state import TrainState, create_sharded
+from uvit_jax.training.step import Batch
 
 LOG = logging.getLogger("uvit_jax")
 
@@ -59,24 +64,37 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         works; for a loss that is not a number, while training.
       Preempted: after a SIGTERM, with a checkpoint of the step that was reached.
     """
-    with contextlib.ExitStack() as locks:
-        return _run(experiment, workdir, locks)
-
-
-def _run(experiment: Experiment, workdir: pathlib.Path, locks: contextlib.ExitStack) -> str:
-    train, main_host = experiment.train, hosts.is_first()
-
-    # --- Everything that can be wrong is found here, on whichever host it is.
+    # --- Everything that can be wrong is found first, on whichever host it is.
     opened = hosts.on_all(open_for_training, experiment, workdir)
-    assembled, source, text = opened.assembled, opened.source, opened.text
-    assert source is not None  # training opens one
+    card, source, text = opened.assembled.card, opened.source, opened.text
     prompts = read_prompts(experiment.sample.prompts) if text else ()
-    hosts.agree({**identity(assembled.card, source), "config.sample.prompts": prompts})
-    conditions = _shown_conditions(experiment, opened)
+    hosts.agree({**identity(card, source), "config.sample.prompts": prompts})
+    captions = source if experiment.model.context_dim and text is None else None
+    assert captions is None or isinstance(captions, RecordSource)  # no other has captions
+    conditions = open_conditions(
+        experiment,
+        card,
+        count=experiment.train.num_images,
+        text=text,
+        captions=captions,
+        spread=True,
+    )
     open_workdir(workdir)
-    locks.enter_context(locked(workdir, "train"))
+    with locked(workdir, "train"):
+        return _train(experiment, opened, conditions, workdir)
+
+
+def _train(
+    experiment: Experiment,
+    opened: OpenedForTraining,
+    conditions: Conditions,
+    workdir: pathlib.Path,
+) -> str:
+    """Trains in a workdir that is this process's own; conditions: of the pictures."""
+    train, main_host = experiment.train, hosts.is_first()
+    assembled, source, config = opened.assembled, opened.source, to_save(experiment)
     before = hosts.on_all(saved_config, workdir) or {}
-    for change in changes(experiment, before):
+    for change in changes(config, before):
         LOG.info(change)
     evaluation = TrainEvaluation(experiment, opened, workdir) if experiment.evaluate.every else None
     checkpoints = Checkpoints(
@@ -85,21 +103,31 @@ def _run(experiment: Experiment, workdir: pathlib.Path, locks: contextlib.ExitSt
     newest = newest_step(checkpoints, train.steps)
 
     # --- Data, and the state: the newest checkpoint's, or a fresh one born on the mesh.
-    batches = _batches(experiment, assembled, source)
-    optimizer = make_optimizer(experiment.optimizer, train.steps)
-    template = abstract(assembled.init_params, optimizer, assembled.mesh)
-    if newest is None:
-        state = first_state(
-            assembled, optimizer, template, init_from=experiment.init_from, seed=train.seed
-        )
-    else:
+    batches = train_batches(
+        source,
+        fields=batch_fields(experiment.model),
+        batch_size=train.batch_size,
+        seed=train.seed,
+        sharding=assembled.batch_sharding,
+        flip=experiment.data.flip,
+        prefetch=experiment.data.prefetch,
+        workers=experiment.data.workers,
+    )
+    optimizer, template = abstract_state(assembled, experiment.optimizer, train.steps)
+    if newest is not None:
         state = checkpoints.restore(
             template, batches, newest, batch_size=before.get("train", {}).get("batch_size")
         )
+    elif experiment.init_from:
+        params = initial_weights(template.params, experiment.model, experiment.init_from)
+        LOG.info("starting from the weights of %s", experiment.init_from)
+        state = state_of_weights(params, optimizer, template)
+    else:
+        state = create_sharded(assembled.init_params, optimizer, train.seed, assembled.mesh)
     start, seen = int(state.step), batches.get_state()["next_example"]
     rates = ema_rates(checkpoints, newest, before, experiment.ema.rate)
     if main_host:
-        save_config(experiment, workdir)
+        save_config(config, workdir)
         assembled.card.save(workdir)
         _write_overview(template, workdir / "parameters.txt")
     num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
@@ -121,7 +149,7 @@ def _run(experiment: Experiment, workdir: pathlib.Path, locks: contextlib.ExitSt
         save_state = _saver(checkpoints, batches, writer, rates)
         if newest is None and train.keep_every:
             save_state(state)  # the averages of every later step begin with it
-        gallery = Gallery(
+        gallery = open_gallery(
             assembled,
             experiment.diffusion,
             experiment.sample,
@@ -206,50 +234,23 @@ def _write_overview(template: TrainState, path: pathlib.Path) -> None:
         )
 
 
-def _batches(experiment: Experiment, assembled: Assembled, source: Source) -> grain.DatasetIterator:
-    train, data = experiment.train, experiment.data
-    return train_batches(
-        source,
-        fields=batch_fields(experiment.model),
-        batch_size=train.batch_size,
-        seed=train.seed,
-        sharding=assembled.batch_sharding,
-        flip=data.flip,
-        prefetch=data.prefetch,
-        workers=data.workers,
-    )
-
-
-def _shown_conditions(experiment: Experiment, opened: Opened) -> Conditions:
-    """Conditions of the pictures: the classes or prompts asked for, or captions of the data."""
-    captions = opened.source if experiment.model.context_dim and opened.text is None else None
-    assert captions is None or isinstance(captions, RecordSource)  # no other has captions
-    return open_conditions(
-        experiment,
-        opened.assembled.card,
-        count=experiment.train.num_images,
-        text=opened.text,
-        captions=captions,
-        spread=True,
-    )
-
-
 def _compile(
     experiment: Experiment,
-    opened: Opened,
+    opened: OpenedForTraining,
     optimizer: optax.GradientTransformation,
     template: TrainState,
     progress: Progress,
-) -> Callable:
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """Compiles the train step ahead of the loop, so that no step's time has it in."""
-    assembled, source = opened.assembled, opened.source
-    assert source is not None  # training opens one
-    drops = bool(experiment.diffusion.p_uncond)
     inputs = source_inputs(
-        assembled, source, batch_size=experiment.train.batch_size, drops_conditions=drops
+        opened.assembled,
+        opened.source,
+        batch_size=experiment.train.batch_size,
+        drops_conditions=bool(experiment.diffusion.p_uncond),
     )
     began = time.monotonic()
-    compiled = lower_train_step(experiment, assembled, optimizer, template, inputs).compile()
+    lowered = lower_train_step(experiment, opened.assembled, optimizer, template, inputs)
+    compiled = lowered.compile()
     progress.write(f"compiled the train step in {time.monotonic() - began:.1f} s")
     return lambda state, batch: compiled(state, batch, inputs.frozen)
 

@@ -5,9 +5,11 @@ import pytest
 from tests.jobs.runs import tiny_experiment
 from uvit_jax.experiment.assembled import assemble
 from uvit_jax.experiment.data_card import DataCard
-from uvit_jax.experiment.sections import SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.jobs.sampling import pictures
 from uvit_jax.jobs.sampling.conditions import Conditions, open_conditions
+from uvit_jax.jobs.sampling.gallery import open_gallery
+from uvit_jax.telemetry.writers import MetricWriter
 
 
 @pytest.mark.parametrize(
@@ -45,12 +47,14 @@ def test_a_strip_of_an_adaptive_sampler_has_steps_of_its_own(tmp_path):
     assembled = assemble(experiment, DataCard("none"))
     params = jax.jit(assembled.init_params)(jax.random.key(0))
     conditions = open_conditions(experiment, assembled.card, count=0)
-    pictures.save_strip(
+    gallery = open_gallery(
         assembled,
         experiment.diffusion,
         experiment.sample,
         conditions,
-        params,
-        tmp_path / "strip.png",
+        count=1,
+        writer=MetricWriter(tmp_path, 0, active=False),
+        folder=tmp_path,
     )
+    pictures.save_strip(gallery.strip, gallery.generation, params, tmp_path / "strip.png")
     assert (tmp_path / "strip.png").stat().st_size > 0

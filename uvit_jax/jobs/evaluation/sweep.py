@@ -10,7 +10,8 @@ import numpy as np
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.assembled import Assembled
 from uvit_jax.experiment.config import Experiment
-from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
+from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.files import atomic_write
 from uvit_jax.jobs.evaluation.report import REPORT
 from uvit_jax.jobs.sampling.generation import Generation

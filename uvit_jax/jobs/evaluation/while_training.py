@@ -6,7 +6,7 @@ from collections.abc import Callable
 from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.experiment.checks import check_batch
 from uvit_jax.experiment.config import Experiment
-from uvit_jax.experiment.opened import Opened, check_captions, open_captions
+from uvit_jax.experiment.opened import OpenedForTraining, check_captions, open_captions
 from uvit_jax.jobs.evaluation.feature_networks import open_extractor
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
 from uvit_jax.jobs.evaluation.references import obtain_reference
@@ -28,7 +28,7 @@ class TrainEvaluation:
         another number than the paper's: the tag says which.
     """
 
-    def __init__(self, experiment: Experiment, opened: Opened, workdir: pathlib.Path):
+    def __init__(self, experiment: Experiment, opened: OpenedForTraining, workdir: pathlib.Path):
         """All hosts call this together.
 
         A model of text samples `config.evaluate.captions`, else `config.sample.prompts`, else
@@ -92,7 +92,7 @@ class TrainEvaluation:
             say(f"step {step:,}: {self.tag} {value:.4g}")
 
 
-def _captions(name: str, opened: Opened) -> RecordSource | None:
+def _captions(name: str, opened: OpenedForTraining) -> RecordSource | None:
     """The data set whose captions samples are of; None for labels or prompts.
 
     name: `config.evaluate.captions`.

@@ -9,7 +9,8 @@ import jax
 
 from uvit_jax.compiled.roofline import mfu
 from uvit_jax.experiment.assembled import Assembled
-from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig, TrainConfig
+from uvit_jax.experiment.job_sections import SampleConfig
+from uvit_jax.experiment.sections import DiffusionConfig, TrainConfig
 from uvit_jax.jobs.forecast.hardware import Hardware
 from uvit_jax.jobs.forecast.program import (
     Refusal,

@@ -8,7 +8,7 @@ import jax
 
 from uvit_jax.compiled.topology import Topology, parse_topology, topology_devices
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.sections import PreflightConfig
+from uvit_jax.experiment.job_sections import PreflightConfig
 from uvit_jax.parallel.chips import Chip, find_chip
 from uvit_jax.parallel.devices import open_devices
 

@@ -30,8 +30,8 @@ from uvit_jax.data.prepared.manifest import Manifest
 from uvit_jax.data.prepared.shard_writer import Caption
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.job_sections import PrepareConfig
 from uvit_jax.experiment.opened import open_experiment_autoencoder
-from uvit_jax.experiment.sections import PrepareConfig
 from uvit_jax.experiment.text_states import TextStates, open_text_states
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.interop.tokenizer import Tokenizer

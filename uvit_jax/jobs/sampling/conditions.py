@@ -15,8 +15,8 @@ from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_context
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import DataCard
+from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.experiment.opened import open_source
-from uvit_jax.experiment.sections import SampleConfig
 from uvit_jax.experiment.text_states import TextStates, read_prompts
 from uvit_jax.models.uvit import check_labels
 from uvit_jax.models.uvit_config import UViTConfig

@@ -9,7 +9,8 @@ from jaxtyping import Array, UInt8
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.assembled import Assembled
-from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
+from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.jobs.sampling.conditions import Conditions
 from uvit_jax.parallel.arrays import fetch
 from uvit_jax.parallel.batches import one_ahead, round_up

@@ -7,14 +7,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from uvit_jax.data.image_output import save_png
+from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.errors import counted
-from uvit_jax.experiment.assembled import Assembled
-from uvit_jax.experiment.sections import DiffusionConfig, SampleConfig
+from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.jobs.sampling.conditions import Conditions
+from uvit_jax.jobs.sampling.generation import Generation
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch
 from uvit_jax.parallel.batches import round_up
-from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.telemetry import images as telemetry
 from uvit_jax.training.state import Params
 
@@ -41,38 +41,41 @@ def title_of(weights: str, sample: SampleConfig) -> str:
     return f"{weights}, {sample.solver}, {steps}, guidance {sample.guidance_scale:g}"
 
 
+def strip_sample(sample: SampleConfig) -> SampleConfig:
+    """The section for a batch being denoised, whose samples must share their times."""
+    if not sample.adaptive:
+        return sample
+    # The adaptive method's steps are each sample's own. It ignores `steps`, which may be 1 there.
+    steps = max(sample.steps, 2)
+    return dataclasses.replace(sample, method="multistep", order=2, steps=steps)
+
+
 def save_strip(
-    assembled: Assembled,
-    diffusion: DiffusionConfig,
-    sample: SampleConfig,
-    conditions: Conditions,
-    params: Params,
-    path: pathlib.Path,
+    sampler: Sampler, generation: Generation, params: Params, path: pathlib.Path
 ) -> None:
     """Writes one batch being denoised: a row per sample, a column per time.
 
     All hosts draw, the first one writes.
+
+    Args:
+      sampler: returns a trajectory, of the section `strip_sample`.
+      generation: of everything else.
     """
-    if sample.adaptive:
-        # The adaptive method's steps are each sample's own, so that no times are common to a row.
-        # It ignores `steps`, which may be 1 there.
-        steps = max(sample.steps, 2)
-        sample = dataclasses.replace(sample, method="multistep", order=2, steps=steps)
+    conditions = generation.conditions
     rows = 8 if conditions.values is None else min(len(conditions.values), 10)
-    indices = np.arange(round_up(rows, batch_parts(assembled.mesh)), dtype=np.int32)
-    sampler = assembled.sampler(diffusion, sample, conditions.null, return_trajectory=True)
+    indices = np.arange(round_up(rows, generation.row_multiple), dtype=np.int32)
     _, trajectory = sampler(
         params,
-        seed=sample.seed,
+        seed=generation.seed,
         indices=indices,
         condition=conditions.of(indices),
-        guidance_scale=sample.guidance_scale,
+        guidance_scale=generation.guidance_scale,
     )
     # Only the states that are shown are decoded.
     times = fetch(trajectory.times)
     picks = np.unique(np.linspace(0, len(times) - 1, STRIP_COLUMNS).round().astype(int))
     states = telemetry.shown_channels(
-        np.stack([assembled.to_images(trajectory.states[pick]) for pick in picks])
+        np.stack([fetch(generation.decode(trajectory.states[pick])) for pick in picks])
     )
     if hosts.is_first():
         names = conditions.names_of(indices)

@@ -11,10 +11,12 @@ from flax.traverse_util import flatten_dict
 from uvit_jax.experiment.assembled import Assembled
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import DataCard, identity
+from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.experiment.saved_config import EXECUTION_FIELDS
 from uvit_jax.experiment.weights import Weights
 from uvit_jax.interop.state_dict import sha256_of
 from uvit_jax.jobs.sampling.conditions import Conditions
+from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel import hosts
 
 _ROUNDING = "8 bits a channel, to nearest, a half upwards, as in a PNG"
@@ -60,7 +62,7 @@ def drawn_samples(
     return {
         "count": count,
         "weights": {**weights.record, "sha256": weights.sha256},
-        **_asked(experiment, conditions, count, captions),
+        **_asked(model, sample, experiment.data.source, conditions, count, captions),
         "sampler": _without(dataclasses.asdict(sample), NOT_HASHED),
         "network evaluations": "chosen by the solver" if evaluations is None else evaluations,
         "schedule": experiment.diffusion.schedule,
@@ -92,14 +94,18 @@ def agree_on_samples(
 
 
 def _asked(
-    experiment: Experiment, conditions: Conditions, count: int, captions: str
+    model: UViTConfig,
+    sample: SampleConfig,
+    source: str,
+    conditions: Conditions,
+    count: int,
+    captions: str,
 ) -> dict[str, Any]:
     """Describes what samples are of.
 
     Files of prompts and data sets may change, hence a hash of what was found in them.
     """
-    sample = experiment.sample
-    if experiment.model.context_dim:
+    if model.context_dim:
         texts = {"captions": captions} if captions else {"prompts": sample.prompts}
         return {
             **texts,
@@ -107,13 +113,13 @@ def _asked(
             "negative prompt": sample.negative_prompt,
             **conditions.record,
         }
-    if not experiment.model.num_classes:
+    if not model.num_classes:
         return {}
     if sample.labels.strip() != "data":
         return {"labels": sample.labels}
     labels = np.asarray(conditions.of(np.arange(count)), np.int32)
     return {
-        "labels": f"as in {experiment.data.source}",
+        "labels": f"as in {source}",
         "labels sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
     }
 
