@@ -25,9 +25,9 @@ from jax.scipy.stats import norm
 from uvit_jax.diffusion.dpm_solver import ORDERS
 from uvit_jax.diffusion.losses import denoising_loss
 from uvit_jax.diffusion.predictions import PREDICTIONS
-from uvit_jax.diffusion.sampler import SamplerConfig
+from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPDiscrete, VPLinear
-from uvit_jax.diffusion.spacing import check_carries
+from uvit_jax.diffusion.start import check_carries
 from uvit_jax.errors import UserError
 
 SCHEDULES: dict[str, Schedule] = {

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.diffusion.adaptive import Tolerances, solve
-from uvit_jax.diffusion.ddim import ddim, ddpm
+from uvit_jax.diffusion.adaptive import solve
 from uvit_jax.diffusion.dpm_solver import sample
-from uvit_jax.diffusion.heun import heun
-from uvit_jax.diffusion.sampler import Sampler, SamplerConfig
+from uvit_jax.diffusion.options import SolverOptions, Tolerances
+from uvit_jax.diffusion.registry import SOLVERS
+from uvit_jax.diffusion.sampler import Sampler
+from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.diffusion.schedules import VPDiscrete, VPLinear
 from uvit_jax.diffusion.sde import euler_maruyama
 
@@ -30,9 +31,13 @@ EVALUATIONS = (6, 9, 12, 18, 25, 36, 50, 75, 100, 150, 200)
 MODES, SPREAD = np.asarray([-0.8, 0.6]), 0.25
 
 ODE_SOLVERS: dict[str, Callable] = {
-    "DDIM": lambda f, x, s, n: ddim(f, x, s, steps=n, spacing="logsnr"),
+    "DDIM": lambda f, x, s, n: SOLVERS["ddim"].solve(
+        f, x, s, SolverOptions(steps=n, spacing="logsnr")
+    ),
     "Euler ODE": lambda f, x, s, n: euler_maruyama(f, x, s, steps=n, ode=True, spacing="logsnr"),
-    "Heun": lambda f, x, s, n: heun(f, x, s, steps=n, spacing="logsnr"),
+    "Heun": lambda f, x, s, n: SOLVERS["heun"].solve(
+        f, x, s, SolverOptions(steps=n, spacing="logsnr")
+    ),
     "DPM-Solver multistep 2": lambda f, x, s, n: sample(
         f, x, s, steps=n, algorithm="dpmsolver", order=2, spacing="logsnr"
     ),
@@ -56,7 +61,9 @@ SDE_SOLVERS: dict[str, Callable] = {
     "Euler-Maruyama": lambda f, x, s, n, key: euler_maruyama(
         f, x, s, steps=n, key=key, spacing="logsnr"
     ),
-    "DDPM": lambda f, x, s, n, key: ddpm(f, x, s, steps=n, key=key, spacing="logsnr"),
+    "DDPM": lambda f, x, s, n, key: SOLVERS["ddpm"].solve(
+        f, x, s, SolverOptions(steps=n, spacing="logsnr"), key=key
+    ),
     "SDE-DPM-Solver++ 1": lambda f, x, s, n, key: sample(
         f, x, s, steps=n, algorithm="sde-dpmsolver++", order=1, key=key, spacing="logsnr"
     ),
@@ -116,8 +123,7 @@ def accuracy(out: str) -> None:
                     noise_fn,
                     x_T,
                     schedule,
-                    order=order,
-                    tolerances=Tolerances(atol=0.16 * r, rtol=r),
+                    SolverOptions(order=order, tolerances=Tolerances(atol=0.16 * r, rtol=r)),
                 )
                 for r in (0.2, 0.05, 0.0125, 0.003)
             ]

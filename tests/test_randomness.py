@@ -6,7 +6,8 @@ import numpy as np
 from scipy.stats import norm
 
 from uvit_jax.data.pipeline import _shuffled
-from uvit_jax.diffusion.sampler import Sampler, SamplerConfig
+from uvit_jax.diffusion.sampler import Sampler
+from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.diffusion.schedules import VPLinear
 from uvit_jax.randomness import Stream, seed_sequence, stream_key
 from uvit_jax.training.step import Objective, draw

@@ -1,3 +1,1 @@
-"""U-ViT in JAX: prepare latents, train, sample and evaluate with one command each, on one core or a
-pod slice.
-"""
+"""U-ViT in JAX: prepare, train, sample and evaluate with one command each, from core to pod."""

@@ -34,20 +34,25 @@ def help_text(configs: Sequence[str]) -> str:
     packaged = f"\nConfigs that came with it: {', '.join(configs)}\n" if configs else ""
     return f"""U-ViT in JAX: prepares data, trains, samples and evaluates.
 
-usage: uvit-jax [--job JOB] --config FILE.py[:VARIANT] [--workdir DIR] [--config.SECTION.FIELD=VALUE ...]
-       uvit-jax [--job JOB] --workdir DIR [...]        goes on with the run in DIR, with the config it was started with
-       uvit-jax --job evaluate --config.evaluate.samples=A --config.evaluate.reference=B        of two folders
+usage:
+  uvit-jax [--job JOB] --config FILE.py[:VARIANT] [--workdir DIR] [--config.SECTION.FIELD=VALUE ...]
+  uvit-jax [--job JOB] --workdir DIR [...]
+      goes on with the run in DIR, with the config it was started with
+  uvit-jax --job evaluate --config.evaluate.samples=A --config.evaluate.reference=B
+      compares two folders of images
 
   --config FILE.py[:VARIANT]  the experiment, as configs/digits.py or configs/imagenet256.py:large
   --job JOB                   what to do (default: train):
 {jobs}
   --workdir DIR               folder of the run (default: runs/NAME, after the config's file)
   --config.SECTION.FIELD=VALUE
-                              a field of the config in place of the file's, as --config.train.steps=1000,
-                              --config.data.flip=true or --config.optimizer.betas=0.9,0.99
-  --help, --helpfull          this text; every field besides, with its default
+                              a field of the config in place of the file's, as
+                              --config.train.steps=1000, --config.data.flip=true or
+                              --config.optimizer.betas=0.9,0.99
+  --help, --helpfull          this text; --helpfull also lists every field with its default
 {packaged}
-python -m uvit_jax is the same command. Exit codes: 0 done, 1 failed, 2 a mistake in the command, 143 stopped and saved.
+python -m uvit_jax is the same command.
+Exit codes: 0 done, 1 failed, 2 a mistake in the command, 143 stopped and saved.
 """
 
 

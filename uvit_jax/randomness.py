@@ -1,4 +1,4 @@
-"""Every use of randomness, each in a stream of its own: no two of them share numbers at any seed."""
+"""Every use of randomness, in a stream of its own: no two share numbers at any seed."""
 
 import enum
 from typing import Any
@@ -9,7 +9,7 @@ from jaxtyping import Array, Key
 
 
 class Stream(enum.IntEnum):
-    """What random numbers are for. A value is part of what a seed means: none is ever changed."""
+    """The uses of random numbers. A value is part of what a seed means and never changes."""
 
     INIT = 1  # the first weights
     STEP = 2  # a training step: times, noises, dropped conditions, latents drawn from moments

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvit_jax.diffusion.adaptive import Tolerances, solve
+from uvit_jax.diffusion.adaptive import solve
 from uvit_jax.diffusion.dpm_solver import sample
+from uvit_jax.diffusion.options import SolverOptions, Tolerances
 from uvit_jax.diffusion.schedules import VPLinear
 from uvit_jax.errors import UserError
 
@@ -26,7 +27,8 @@ def test_tighter_tolerances_cost_evaluations_and_gain_accuracy():
         noise_fn, X, SCHEDULE, steps=600, method="singlestep_fixed", order=3, spacing="logsnr"
     )
     loose, tight = (
-        solve(noise_fn, X, SCHEDULE, tolerances=Tolerances(atol=a, rtol=a)) for a in (0.05, 0.0005)
+        solve(noise_fn, X, SCHEDULE, SolverOptions(order=3, tolerances=Tolerances(atol=a, rtol=a)))
+        for a in (0.05, 0.0005)
     )
     assert int(loose.evaluations) < int(tight.evaluations)
     error = lambda solution: float(jnp.abs(solution.x - truth).max())  # noqa: E731
@@ -34,12 +36,12 @@ def test_tighter_tolerances_cost_evaluations_and_gain_accuracy():
 
 
 def test_with_steps_of_its_own_an_example_does_not_depend_on_its_batch():
-    own = Tolerances(per_example=True)
-    together = solve(noise_fn, X, SCHEDULE, tolerances=own)
+    own = SolverOptions(order=3, tolerances=Tolerances(per_example=True))
+    together = solve(noise_fn, X, SCHEDULE, own)
     assert bool(together.converged)
-    alone = solve(noise_fn, X[1:2], SCHEDULE, tolerances=own)
+    alone = solve(noise_fn, X[1:2], SCHEDULE, own)
     np.testing.assert_allclose(together.x[1:2], alone.x, rtol=1e-5, atol=1e-6)
-    shared = solve(noise_fn, X, SCHEDULE)
+    shared = solve(noise_fn, X, SCHEDULE, SolverOptions(order=3))
     assert float(jnp.abs(shared.x[1:2] - alone.x).max()) > 1e-5
 
 

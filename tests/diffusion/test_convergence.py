@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from uvit_jax.diffusion.dpm_solver import sample
-from uvit_jax.diffusion.heun import heun
+from uvit_jax.diffusion.heun import Heun
+from uvit_jax.diffusion.options import SolverOptions
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,9 @@ def errors_at(golden, stable_diffusion, analytic_noise):
     def draw(steps, method, **options):
         x_T = jnp.asarray(golden["x_T"])
         if method == "heun":
-            return heun(noise_fn, x_T, stable_diffusion, steps=steps, spacing="logsnr")
+            return Heun().solve(
+                noise_fn, x_T, stable_diffusion, SolverOptions(steps=steps, spacing="logsnr")
+            )
         return sample(
             noise_fn, x_T, stable_diffusion, steps=steps, method=method, spacing="logsnr", **options
         )

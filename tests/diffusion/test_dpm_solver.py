@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvit_jax.diffusion.ddim import ddim
+from uvit_jax.diffusion.ddim import Ddim
 from uvit_jax.diffusion.dpm_solver import sample
+from uvit_jax.diffusion.options import SolverOptions
 from uvit_jax.diffusion.predictions import PREDICTIONS, convert
 from uvit_jax.diffusion.schedules import RectifiedFlow, VPCosine, VPLinear
 from uvit_jax.diffusion.singlestep import outer_orders
@@ -75,7 +76,8 @@ def test_first_order_is_ddim_in_both_forms(x64):
         for name in ("dpmsolver++", "dpmsolver")
     ]
     for each in found:
-        np.testing.assert_allclose(each, ddim(noise_fn, x, SCHEDULE, steps=7), atol=1e-12)
+        expected = Ddim().solve(noise_fn, x, SCHEDULE, SolverOptions(steps=7))
+        np.testing.assert_allclose(each, expected, atol=1e-12)
 
 
 def test_the_two_singlestep_methods_agree_where_their_nodes_do(x64):

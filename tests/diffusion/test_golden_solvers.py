@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from uvit_jax.diffusion.adaptive import solve
 from uvit_jax.diffusion.dpm_solver import sample
+from uvit_jax.diffusion.options import SolverOptions
 from uvit_jax.diffusion.schedules import VPLinear
 from uvit_jax.diffusion.sde import euler_maruyama
 
@@ -112,7 +113,7 @@ def check_adaptive(dtype, tolerance: float, schedule, analytic_noise) -> None:
     noise_fn = analytic_noise(schedule)
     together = jax.jit(
         lambda x: [
-            solve(noise_fn, x, schedule, algorithm=ALGORITHM[form], order=order)
+            solve(noise_fn, x, schedule, SolverOptions(order=order), solver=ALGORITHM[form])
             for form, order in cases
         ]
     )

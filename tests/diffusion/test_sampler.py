@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvit_jax.diffusion.sampler import SOLVERS, Sampler, SamplerConfig
+from uvit_jax.diffusion.registry import SOLVERS
+from uvit_jax.diffusion.sampler import Sampler
+from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.diffusion.schedules import VPDiscrete, VPLinear
 from uvit_jax.errors import UserError
 
@@ -202,14 +204,17 @@ def test_a_sharding_lays_out_the_batch():
 def test_samples_do_not_depend_on_the_number_of_devices(tmp_path):
     program = """
         import sys, jax, numpy as np
-        from uvit_jax.diffusion.sampler import Sampler, SamplerConfig
+        from uvit_jax.diffusion.sampler import Sampler
+        from uvit_jax.diffusion.sampler_config import SamplerConfig
         from uvit_jax.diffusion.schedules import VPLinear
         network = lambda p, x, t, c: p * x + 0.02 * c[:, None, None, None]
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        auto = (jax.sharding.AxisType.Auto,)
+        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=auto)
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         config = SamplerConfig(solver="sde-dpmsolver++", steps=10)
-        one = Sampler(network, VPLinear(), (4, 4, 2), config=config, null_condition=10, sharding=sharding)
-        found = one(np.float32(0.3), seed=0, indices=np.arange(8), condition=np.arange(8), guidance_scale=0.5)
+        options = {"config": config, "null_condition": 10, "sharding": sharding}
+        one, rows = Sampler(network, VPLinear(), (4, 4, 2), **options), np.arange(8)
+        found = one(np.float32(0.3), seed=0, indices=rows, condition=rows, guidance_scale=0.5)
         assert len(found.sharding.device_set) == jax.device_count()
         np.save(sys.argv[1], found)
         try:

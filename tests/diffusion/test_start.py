@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from uvit_jax.diffusion.heun import heun
-from uvit_jax.diffusion.sampler import Sampler, SamplerConfig
+from uvit_jax.diffusion.heun import Heun
+from uvit_jax.diffusion.options import SolverOptions
+from uvit_jax.diffusion.sampler import Sampler
+from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.diffusion.schedules import RectifiedFlow, VPCosine, VPDiscrete, VPLinear
 from uvit_jax.diffusion.sde import euler_maruyama
-from uvit_jax.diffusion.spacing import first_time
+from uvit_jax.diffusion.start import first_time
 from uvit_jax.errors import UserError
 
 MEAN, STD = 0.7, 0.4
@@ -114,11 +116,11 @@ def test_flow_is_integrated_along_its_straight_lines(x64):
     """With all data at one point the lines are straight, and one step of Heun is exact."""
     schedule = RectifiedFlow()
     x_T = jax.random.normal(jax.random.key(0), (2, 5), jnp.float64)
-    found = heun(
+    found = Heun().solve(
         lambda x, t: (x - MEAN) / schedule.sigma(t)[:, None],
         x_T,
         schedule,
-        steps=2,
+        SolverOptions(steps=2),
         prediction="flow",
     )
     sigma = schedule.sigma(np.asarray([1.0, 1e-3]))
@@ -132,7 +134,8 @@ def test_heuns_last_step_does_not_multiply_the_error_of_a_predicted_x0(schedule)
     """An error of 0.1 that changes with x became one of 2 at 26 evaluations on the flow."""
     x_T = jax.random.normal(jax.random.key(0), (2, 500))
     wrong = lambda x, t: MEAN + 0.1 * jnp.sin(300 * x)  # noqa: E731
-    assert float(jnp.abs(heun(wrong, x_T, schedule, steps=26, prediction="x0") - MEAN).max()) < 0.25
+    found = Heun().solve(wrong, x_T, schedule, SolverOptions(steps=26), prediction="x0")
+    assert float(jnp.abs(found - MEAN).max()) < 0.25
 
 
 def test_only_what_needs_it_begins_before_t_start():

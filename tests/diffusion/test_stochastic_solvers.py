@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvit_jax.diffusion.ddim import ddim, ddpm
+from uvit_jax.diffusion.ddim import Ddim, Ddpm
 from uvit_jax.diffusion.dpm_solver import sample
-from uvit_jax.diffusion.heun import heun
+from uvit_jax.diffusion.heun import Heun
+from uvit_jax.diffusion.options import SolverOptions
 from uvit_jax.diffusion.schedules import RectifiedFlow, VPDiscrete, VPLinear
 from uvit_jax.diffusion.sde import euler_maruyama
 from uvit_jax.errors import UserError
@@ -25,7 +26,8 @@ def test_ddpm_takes_the_textbooks_steps(x64):
     schedule, x = VPDiscrete(tuple(betas.tolist())), X.astype(jnp.float64)
     noises = jax.random.normal(jax.random.key(1), (10, *x.shape), jnp.float64)
     for variance in ("small", "large"):
-        found = ddpm(wavy, x, schedule, steps=10, t_end=0.1, noises=noises, variance=variance)
+        options = SolverOptions(steps=10, t_end=0.1)
+        found = Ddpm(variance).solve(wavy, x, schedule, options, noises=noises)
         cumulative = np.cumprod(1 - betas)
         expected = x
         for i, n in enumerate(range(9, -1, -1)):
@@ -43,9 +45,10 @@ def test_ddpm_takes_the_textbooks_steps(x64):
 def test_ddim_with_eta_one_is_the_first_order_sde_solver(x64):
     x, schedule = X.astype(jnp.float64), VPLinear()
     noises = jax.random.normal(jax.random.key(1), (6, *x.shape), jnp.float64)
-    options = {"steps": 6, "noises": noises}
-    found = ddim(wavy, x, schedule, eta=1.0, **options)
-    expected = sample(wavy, x, schedule, algorithm="sde-dpmsolver++", order=1, **options)
+    found = Ddim().solve(wavy, x, schedule, SolverOptions(steps=6, eta=1.0), noises=noises)
+    expected = sample(
+        wavy, x, schedule, steps=6, algorithm="sde-dpmsolver++", order=1, noises=noises
+    )
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
@@ -60,15 +63,17 @@ def test_heun_averages_the_noise_at_both_ends_of_a_step(x64):
         euler = alpha[1] * (expected / alpha[0] + step * here)
         there = wavy(euler, jnp.full((2,), s))
         expected = euler if k else alpha[1] * (expected / alpha[0] + step * 0.5 * (here + there))
-    np.testing.assert_allclose(heun(wavy, x, schedule, steps=3), expected, atol=1e-11)
+    found = Heun().solve(wavy, x, schedule, SolverOptions(steps=3))
+    np.testing.assert_allclose(found, expected, atol=1e-11)
 
 
 MEAN, STD = 0.7, 0.4
+FIVE = SolverOptions(steps=5)
 SOLVERS = {
     "euler_maruyama": lambda f, x, s, key: euler_maruyama(f, x, s, steps=300, key=key),
     "euler_ode": lambda f, x, s, key: euler_maruyama(f, x, s, steps=300, ode=True),
-    "ddim": lambda f, x, s, key: ddim(f, x, s, steps=300, eta=0.5, key=key),
-    "ddpm": lambda f, x, s, key: ddpm(f, x, s, steps=300, key=key),
+    "ddim": lambda f, x, s, key: Ddim().solve(f, x, s, SolverOptions(steps=300, eta=0.5), key=key),
+    "ddpm": lambda f, x, s, key: Ddpm().solve(f, x, s, SolverOptions(steps=300), key=key),
     "sde 1": lambda f, x, s, key: sample(
         f, x, s, steps=300, algorithm="sde-dpmsolver++", order=1, key=key
     ),
@@ -85,7 +90,7 @@ SOLVERS = {
         solver_type="taylor",
         key=key,
     ),
-    "heun": lambda f, x, s, key: heun(f, x, s, steps=200, spacing="logsnr"),
+    "heun": lambda f, x, s, key: Heun().solve(f, x, s, SolverOptions(steps=200, spacing="logsnr")),
 }
 
 
@@ -112,7 +117,7 @@ def test_every_solver_draws_from_the_datas_distribution(schedule):
 def test_noise_from_one_key_per_example_is_that_examples_alone():
     schedule, keys = VPLinear(), jax.random.split(jax.random.key(2), 3)
     x = jnp.concatenate([X, X[:1]])
-    draw = lambda x, keys: ddpm(wavy, x, schedule, steps=5, key=keys)  # noqa: E731
+    draw = lambda x, keys: Ddpm().solve(wavy, x, schedule, FIVE, key=keys)  # noqa: E731
     together = draw(x, keys)
     np.testing.assert_allclose(together[1:], draw(x[1:], keys[1:]), rtol=1e-6)
     assert not np.allclose(together[0], together[2])
@@ -122,16 +127,19 @@ def test_noise_from_one_key_per_example_is_that_examples_alone():
     ("call", "words"),
     [
         (
-            lambda: ddim(wavy, X, VPLinear(), steps=5, eta=1.5),
+            lambda: Ddim().solve(wavy, X, VPLinear(), SolverOptions(steps=5, eta=1.5)),
             "eta is 1.5, expected a number from 0 to 1",
         ),
-        (lambda: ddim(wavy, X, VPLinear(), steps=0), "steps is 0, expected at least 1"),
         (
-            lambda: ddpm(wavy, X, VPLinear(), steps=5, variance="learned"),
+            lambda: Ddim().solve(wavy, X, VPLinear(), SolverOptions(steps=0)),
+            "steps is 0, expected at least 1",
+        ),
+        (
+            lambda: Ddpm(variance="learned"),
             "variance is 'learned', expected one of small",
         ),
         (
-            lambda: ddpm(wavy, X, VPLinear(), steps=5),
+            lambda: Ddpm().solve(wavy, X, VPLinear(), FIVE),
             "draws noise: give it a key, or the noises themselves",
         ),
         (

@@ -14,7 +14,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from uvit_jax.training import ema, posthoc_ema
 from uvit_jax.training.checkpoint import Checkpoints
-from uvit_jax.training.posthoc_ema import Profile, ema_of_length, fit
+from uvit_jax.training.posthoc_ema import Profile, ema_of_length, nearest_combination
 from uvit_jax.training.state import create
 from uvit_jax.training.step import apply_gradients
 
@@ -74,7 +74,7 @@ def by_interval(weights, steps):
 )
 def test_the_errors_told_are_those_of_the_profiles_and_the_weights_sum_to_one(steps, target_length):
     rate, target_rate = 0.975, 1 - 1 / target_length
-    combination = fit(tuple(steps), rate, target_rate, 300)
+    combination = nearest_combination(tuple(steps), rate, target_rate, 300)
     assert combination.steps == tuple(steps)
     assert sum(combination.ema) + sum(combination.params) == pytest.approx(1, abs=1e-8)
     target = profile(300, target_rate, 300)
@@ -90,7 +90,7 @@ def test_no_other_combination_with_the_targets_weight_between_checkpoints_has_a_
     target_length,
 ):
     rate, target_rate, steps = 0.975, 1 - 1 / target_length, (0, 150, 200, 201, 280, 300)
-    combination = fit(steps, rate, target_rate, 300)
+    combination = nearest_combination(steps, rate, target_rate, 300)
     # Brute force: least squares over the combinations that fulfil the conditions.
     stored = np.array([profile(t, rate, 300) for t in steps] + [profile(t, 0, 300) for t in steps])
     target = profile(300, target_rate, 300)
@@ -117,7 +117,7 @@ def test_with_step_0_kept_no_weight_of_a_long_average_lies_between_other_checkpo
     rate, length, every, last
 ):
     steps = tuple(range(0, last + 1, every))
-    combination = fit(steps, rate, 1 - 1 / length, last)
+    combination = nearest_combination(steps, rate, 1 - 1 / length, last)
     target = Profile(last, 1 - 1 / length)
     found = np.zeros(last + 1)
     for step, a, b in zip(steps, combination.ema, combination.params, strict=True):
@@ -139,7 +139,7 @@ def test_without_step_0_its_weight_lies_on_the_first_interval_alone_and_both_num
     rate, length, every, last
 ):
     steps = tuple(range(every, last + 1, every))
-    combination = fit(steps, rate, 1 - 1 / length, last)
+    combination = nearest_combination(steps, rate, 1 - 1 / length, last)
     found = np.zeros(last + 1)
     for step, a, b in zip(steps, combination.ema, combination.params, strict=True):
         found[: step + 1] += a * closed_profile(step, rate)
@@ -160,7 +160,7 @@ def closed_profile(step, rate):
 
 
 def test_checkpoints_beyond_the_target_or_long_before_it_are_left_out():
-    combination = fit(range(0, 10_001, 100), 0.99, 0.995, 8000)
+    combination = nearest_combination(range(0, 10_001, 100), 0.99, 0.995, 8000)
     used = [
         s
         for s, *c in zip(combination.steps, combination.ema, combination.params, strict=True)
@@ -172,7 +172,7 @@ def test_checkpoints_beyond_the_target_or_long_before_it_are_left_out():
 
 
 def test_a_target_between_checkpoints_is_made_of_the_ones_around_it():
-    combination = fit(range(50, 1001, 50), 0.99, 0.99, 725)
+    combination = nearest_combination(range(50, 1001, 50), 0.99, 0.99, 725)
     used = [
         s
         for s, *c in zip(combination.steps, combination.ema, combination.params, strict=True)
@@ -184,20 +184,20 @@ def test_a_target_between_checkpoints_is_made_of_the_ones_around_it():
 
 def test_what_is_stored_is_found_exactly():
     steps = tuple(range(5000, 500_001, 5000))
-    stored = fit(steps, 0.9999, 0.9999, 400_000)
+    stored = nearest_combination(steps, 0.9999, 0.9999, 400_000)
     assert stored.error < 1e-6
     assert dict(zip(steps, stored.ema, strict=True))[400_000] == pytest.approx(1, abs=1e-12)
     assert sum(map(bool, stored.ema + stored.params)) == 1
-    raw = fit(steps, 0.9999, 0, 400_000)
+    raw = nearest_combination(steps, 0.9999, 0, 400_000)
     assert raw.error < 1e-6
     assert dict(zip(steps, raw.params, strict=True))[400_000] == pytest.approx(1, abs=1e-12)
     assert sum(map(bool, raw.ema + raw.params)) == 1
 
 
 def test_with_every_step_kept_any_average_is_exact():
-    assert fit(range(0, 301), 0.9, 0.99, 300).error < 1e-7
+    assert nearest_combination(range(0, 301), 0.9, 0.99, 300).error < 1e-7
     # As far as checkpoints are used: 0.5^10 is below 1e-3.
-    assert fit(range(0, 301), 0.9, 0.5, 300).error < 1e-3
+    assert nearest_combination(range(0, 301), 0.9, 0.5, 300).error < 1e-3
 
 
 def simulate(params, rates, kept):
@@ -227,7 +227,7 @@ def test_averages_of_a_simulated_training_come_out_within_the_predicted_error(le
         "noise": params * (np.arange(4001) > 0)[:, None],
     }[kind]
     found = simulate(params, (rate, target_rate), steps)
-    combination = fit(steps, rate, target_rate, 4000)
+    combination = nearest_combination(steps, rate, target_rate, 4000)
     got = sum(
         a * found[step][1][rate] + b * found[step][0]
         for step, a, b in zip(combination.steps, combination.ema, combination.params, strict=True)
@@ -237,7 +237,9 @@ def test_averages_of_a_simulated_training_come_out_within_the_predicted_error(le
     off = np.linalg.norm(got - target)
     if kind == "noise":  # The profiles' error is the average's.
         assert off / np.linalg.norm(target) == pytest.approx(combination.error, rel=0.15)
-    else:  # Slow changes: nearer than that share of the way from the raw parameters, and far nearer than what is kept.
+    else:
+        # Slow changes: nearer than that share of the way from the raw parameters, and far nearer
+        # than the stored average.
         assert off < combination.error * np.linalg.norm(raw - target)
         assert off < 0.2 * np.linalg.norm(averages[rate] - target)
 

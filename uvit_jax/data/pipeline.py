@@ -18,9 +18,8 @@ from jaxtyping import Bool, Int, UInt64
 
 from uvit_jax.data.sources import Source
 from uvit_jax.errors import UserError
+from uvit_jax.parallel.batches import Batch
 from uvit_jax.randomness import Stream, seed_sequence
-
-Batch = dict[str, jax.Array]
 
 
 def train_batches(

@@ -1,3 +1,1 @@
-"""The maths of diffusion: schedules, losses, guidance, solvers. It knows no network, only functions
-of (x, t).
-"""
+"""The maths of diffusion: schedules, losses, guidance, solvers, of functions of (x, t)."""

@@ -1,25 +1,20 @@
-"""The front door of DPM-Solver and DPM-Solver++: every method, order and spacing behind one pure
-function.
-"""
+"""DPM-Solver and DPM-Solver++: every method and order, and `sample`, their front of one call."""
+
+import dataclasses
 
 from jaxtyping import Array, Float, Key
 
 from uvit_jax.diffusion import adaptive
-from uvit_jax.diffusion.exponential import ALGORITHMS, FORMS, SOLVER_TYPES
+from uvit_jax.diffusion.exponential import FORMS
 from uvit_jax.diffusion.multistep import multistep_rows
+from uvit_jax.diffusion.options import SolverOptions, Tolerances
 from uvit_jax.diffusion.predictions import check_prediction
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.diffusion.singlestep import singlestep_rows
-from uvit_jax.diffusion.spacing import Spacing, begin, time_grid
-from uvit_jax.diffusion.tableau import (
-    NoiseFn,
-    Row,
-    Samples,
-    Threshold,
-    Trajectory,
-    denoising_row,
-    run,
-)
+from uvit_jax.diffusion.solver import Solver
+from uvit_jax.diffusion.spacing import Spacing, time_grid
+from uvit_jax.diffusion.start import first_time
+from uvit_jax.diffusion.tableau import NoiseFn, Samples, Tableau, Threshold, Trajectory
 from uvit_jax.errors import UserError
 
 ORDERS = {
@@ -30,6 +25,105 @@ ORDERS = {
     "adaptive": (2, 3),
 }
 METHODS = tuple(ORDERS)
+# The weight of the second-order term: phi_1 / 2, or phi_2 as in the Taylor series.
+SOLVER_TYPES = ("dpmsolver", "taylor")
+
+
+@dataclasses.dataclass(frozen=True)
+class DpmSolver(Solver):
+    """A DPM-Solver; its method, order and the rest are options, as in `sample`.
+
+    Attributes:
+      name: "dpmsolver" (arXiv:2206.00927), "dpmsolver++" (arXiv:2211.01095) or "sde-dpmsolver++".
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _check_known("algorithm", self.name, tuple(FORMS))
+
+    @property
+    def thresholds(self) -> bool:
+        return FORMS[self.name] == "x0"
+
+    def check(self, options: SolverOptions) -> None:
+        """Raises UserError for an option that no DPM-Solver has, or this one with this method."""
+        method, order = options.method, options.order
+        _check_known("method", method, METHODS)
+        _check_known("solver_type", options.solver_type, SOLVER_TYPES)
+        if order not in ORDERS[method]:
+            raise UserError(
+                f"order is {order}, but method {method!r} has the orders "
+                f"{', '.join(map(str, ORDERS[method]))}"
+            )
+        if self.name == "sde-dpmsolver++" and (method != "multistep" or order == 3):
+            raise UserError(
+                f"method is {method!r} and order {order}, expected 'multistep' of order 1 or 2 for "
+                f"'sde-dpmsolver++'"
+            )
+        if method != "adaptive" and options.steps < order:
+            raise UserError(f"steps is {options.steps}, expected at least the order, {order}")
+        if options.threshold is not None and not self.thresholds:
+            raise UserError(
+                f"thresholding bounds x_0, but algorithm {self.name!r} works on the noise: use "
+                f"'dpmsolver++'"
+            )
+
+    def evaluations(self, options: SolverOptions) -> int | None:
+        """As `Solver.evaluations`; None for the method "adaptive"."""
+        if options.method == "adaptive":
+            return None
+        steps, fixed = options.steps, options.method == "singlestep_fixed"
+        return (steps // options.order * options.order if fixed else steps) + (
+            options.denoise_to_zero
+        )
+
+    def tableau(self, schedule: Schedule, options: SolverOptions, prediction: str) -> Tableau:
+        """Rows of x_0 or the noise, one an evaluation."""
+        form = FORMS[self.name]
+        start = first_time(schedule, options.t_start, prediction, form)
+        if options.method == "multistep":
+            times = time_grid(schedule, options.spacing, options.steps, start, options.t_end)
+            rows, last = multistep_rows(self.name, schedule, times, options), float(times[-1])
+        else:
+            rows, last = singlestep_rows(self.name, schedule, start, options)
+        return Tableau(form, tuple(rows), start, last)
+
+    def solve(
+        self,
+        noise_fn: NoiseFn,
+        x_T: Samples,
+        schedule: Schedule,
+        options: SolverOptions,
+        *,
+        prediction: str = "noise",
+        key: Key[Array, ""] | Key[Array, " b"] | None = None,
+        noises: Float[Array, "n b *rest"] | None = None,
+        return_trajectory: bool = False,
+    ) -> Samples | tuple[Samples, Trajectory]:
+        """As `Solver.solve`, and the method "adaptive", whose steps are not a table."""
+        if options.method != "adaptive":
+            return super().solve(
+                noise_fn,
+                x_T,
+                schedule,
+                options,
+                prediction=prediction,
+                key=key,
+                noises=noises,
+                return_trajectory=return_trajectory,
+            )
+        check_prediction(prediction)
+        self.check(options)
+        if options.denoise_to_zero or return_trajectory:
+            raise UserError(
+                "method 'adaptive' has neither denoise_to_zero nor return_trajectory, expected "
+                "both False"
+            )
+        solution = adaptive.solve(
+            noise_fn, x_T, schedule, options, solver=self.name, prediction=prediction
+        )
+        return adaptive.converged_samples(solution, options.tolerances)
 
 
 def sample(
@@ -54,11 +148,11 @@ def sample(
     key: Key[Array, ""] | Key[Array, " b"] | None = None,
     noises: Float[Array, "n b *rest"] | None = None,
     return_trajectory: bool = False,
-    tolerances: adaptive.Tolerances | None = None,
+    tolerances: Tolerances | None = None,
 ) -> Samples | tuple[Samples, Trajectory]:
-    """Samples at t_end from x_T [b, ...] at t_start (later, where alpha vanishes there:
-    `spacing.first_time`).
+    """Samples at t_end from x_T [b, ...] at t_start.
 
+    The first time is earlier than t_start where alpha vanishes there (`start.first_time`).
     algorithm: "dpmsolver" (arXiv:2206.00927), "dpmsolver++" (arXiv:2211.01095) or "sde-dpmsolver++"
     (its multistep SDE solver, order 1 or 2). noise_fn(x, t) gets t [b] in (0, 1] and returns the
     noise (or `prediction`) in the shape and dtype of x. The compiled program calls it at one place.
@@ -80,141 +174,31 @@ def sample(
     outside (0, t_start), or a noise_fn of another shape or dtype; and for an adaptive solve that
     does not converge (under an outer jit, which can raise nothing, samples are NaN).
     """
-    check_arguments(
+    options = SolverOptions(
         steps=steps,
-        algorithm=algorithm,
-        method=method,
-        order=order,
-        solver_type=solver_type,
-        prediction=prediction,
-        thresholding=thresholding,
-    )
-    form = FORMS[algorithm]
-    x_T, t_start = begin(schedule, x_T, t_start, prediction, form)
-    threshold = Threshold(thresholding_ratio, thresholding_max) if thresholding else None
-    if method == "adaptive":
-        if denoise_to_zero or return_trajectory:
-            raise UserError(
-                "method 'adaptive' has neither denoise_to_zero nor return_trajectory, expected "
-                "both False"
-            )
-        tolerances = tolerances or adaptive.Tolerances()
-        solution = adaptive.solve(
-            noise_fn,
-            x_T,
-            schedule,
-            algorithm=algorithm,
-            order=order,
-            t_start=t_start,
-            t_end=t_end,
-            solver_type=solver_type,
-            prediction=prediction,
-            threshold=threshold,
-            tolerances=tolerances,
-        )
-        return adaptive.converged_samples(solution, tolerances)
-    rows, last = _rows(
-        schedule,
-        steps=steps,
-        algorithm=algorithm,
-        method=method,
-        order=order,
         spacing=spacing,
         t_start=t_start,
         t_end=t_end,
+        denoise_to_zero=denoise_to_zero,
+        threshold=Threshold(thresholding_ratio, thresholding_max) if thresholding else None,
+        method=method,
+        order=order,
         lower_order_final=lower_order_final,
         solver_type=solver_type,
+        tolerances=tolerances or Tolerances(),
     )
-    if denoise_to_zero:
-        rows = [*rows, denoising_row(schedule, last, form)]
-    return run(
+    return DpmSolver(algorithm).solve(
         noise_fn,
         x_T,
         schedule,
-        rows,
-        ends_at=0.0 if denoise_to_zero else last,
-        form=form,
+        options,
         prediction=prediction,
-        threshold=threshold,
         key=key,
         noises=noises,
         return_trajectory=return_trajectory,
     )
 
 
-def _rows(
-    schedule: Schedule,
-    *,
-    steps: int,
-    algorithm: str,
-    method: str,
-    order: int,
-    spacing: Spacing,
-    t_start: float,
-    t_end: float,
-    lower_order_final: bool,
-    solver_type: str,
-) -> tuple[list[Row], float]:
-    """The solver's rows, one an evaluation, and the last time."""
-    if method == "multistep":
-        times = time_grid(schedule, spacing, steps, t_start, t_end)
-        rows = multistep_rows(
-            schedule,
-            times,
-            algorithm=algorithm,
-            order=order,
-            solver_type=solver_type,
-            lower_order_final=lower_order_final,
-        )
-        return rows, float(times[-1])
-    return singlestep_rows(
-        schedule,
-        method=method,
-        steps=steps,
-        order=order,
-        spacing=spacing,
-        t_start=t_start,
-        t_end=t_end,
-        algorithm=algorithm,
-        solver_type=solver_type,
-    )
-
-
-def check_arguments(
-    *,
-    steps: int,
-    algorithm: str,
-    method: str,
-    order: int,
-    solver_type: str,
-    prediction: str,
-    thresholding: bool,
-) -> None:
-    """Raises UserError for the first argument that no solver has, or that this method and algorithm
-    don't have.
-    """
-    for field, value, known in (
-        ("algorithm", algorithm, ALGORITHMS),
-        ("method", method, METHODS),
-        ("solver_type", solver_type, SOLVER_TYPES),
-    ):
-        if value not in known:
-            raise UserError(f"{field} is {value!r}, expected one of {', '.join(known)}")
-    check_prediction(prediction)
-    if order not in ORDERS[method]:
-        raise UserError(
-            f"order is {order}, but method {method!r} has the orders "
-            f"{', '.join(map(str, ORDERS[method]))}"
-        )
-    if algorithm == "sde-dpmsolver++" and (method != "multistep" or order == 3):
-        raise UserError(
-            f"method is {method!r} and order {order}, expected 'multistep' of order 1 or 2 for "
-            f"'sde-dpmsolver++'"
-        )
-    if method != "adaptive" and steps < order:
-        raise UserError(f"steps is {steps}, expected at least the order, {order}")
-    if thresholding and FORMS[algorithm] != "x0":
-        raise UserError(
-            f"thresholding bounds x_0, but algorithm {algorithm!r} works on the noise: use "
-            f"'dpmsolver++'"
-        )
+def _check_known(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{field} is {value!r}, expected one of {', '.join(known)}")

@@ -1,5 +1,4 @@
-"""The exponential-integrator weights that all DPM-Solvers share (arXiv:2206.00927,
-arXiv:2211.01095).
+"""The exponential-integrator weights of all DPM-Solvers (arXiv:2206.00927, arXiv:2211.01095).
 
 In lambda = log(alpha / sigma) the diffusion ODE has an exact solution with one integral left over
 the network. With h = lambda_t - lambda_s, r = (lambda - lambda_s) / h and the network's Taylor
@@ -7,9 +6,9 @@ polynomial m + D1 r + D2 r^2 / 2 that integral is
 
     x_t = base x_s + C (phi_1(z) m + phi_2(z) D1 + phi_3(z) D2)
 
-    dpmsolver         base = alpha_t / alpha_s            C = -sigma_t h     z = h      m is the
-    noise dpmsolver++       base = sigma_t / sigma_s            C = alpha_t h      z = -h     m is
-    x_0 sde-dpmsolver++   base = sigma_t / sigma_s exp(-h)    C = 2 alpha_t h    z = -2h    m is x_0
+    dpmsolver         base = alpha_t / alpha_s            C = -sigma_t h     z = h      m: noise
+    dpmsolver++       base = sigma_t / sigma_s            C = alpha_t h      z = -h     m: x_0
+    sde-dpmsolver++   base = sigma_t / sigma_s exp(-h)    C = 2 alpha_t h    z = -2h    m: x_0
 
 (propositions 3.1 of arXiv:2206.00927 and 4.1 of arXiv:2211.01095). The SDE adds sigma_t sqrt(1 -
 exp(-2h)) noise.
@@ -21,9 +20,8 @@ from typing import Any, NamedTuple
 from uvit_jax.diffusion.schedules import Schedule, Times, namespace
 from uvit_jax.diffusion.tableau import Form
 
+# The form of the network's output m, by solver.
 FORMS: dict[str, Form] = {"dpmsolver++": "x0", "dpmsolver": "noise", "sde-dpmsolver++": "x0"}
-ALGORITHMS = tuple(FORMS)
-SOLVER_TYPES = ("dpmsolver", "taylor")
 
 
 def phi(order: int, z: Times) -> Times:
@@ -50,21 +48,20 @@ class Weights(NamedTuple):
     noise: Times
 
 
-def weights(
-    algorithm: str, schedule: Schedule, s: Times, t: Times, h: Times | None = None
-) -> Weights:
+def weights(solver: str, schedule: Schedule, s: Times, t: Times, h: Times | None = None) -> Weights:
     """The weights of a step from s to t < s; NumPy in, NumPy out, else JAX.
 
-    `h` is lambda_t - lambda_s where that is known more exactly than the difference tells it.
+    solver: a name in `FORMS`. h: lambda_t - lambda_s where it is known more exactly than by the
+    difference.
     """
     xp: Any = namespace(s, t)
     alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
     sigma_s, sigma_t = schedule.sigma(s), schedule.sigma(t)
     h = schedule.lambda_(t) - schedule.lambda_(s) if h is None else h
     noise = 0.0 * h
-    if algorithm == "dpmsolver":
+    if solver == "dpmsolver":
         base, factor, z = alpha_t / alpha_s, -sigma_t * h, h
-    elif algorithm == "dpmsolver++":
+    elif solver == "dpmsolver++":
         base, factor, z = sigma_t / sigma_s, alpha_t * h, -h
     else:
         base, factor, z = sigma_t / sigma_s * xp.exp(-h), 2.0 * alpha_t * h, -2.0 * h

@@ -1,6 +1,4 @@
-"""Guidance: wrappers that turn a network's conditional prediction into a stronger one, a plain
-function of (x, t).
-"""
+"""Guidance: wrappers that strengthen a conditional prediction, a function of (x, t)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from uvit_jax.diffusion.predictions import spread
+from uvit_jax.diffusion.predictions import expand_like
 from uvit_jax.errors import UserError
 
 Predict = Callable[[Float[Array, " b *rest"], Float[Array, " b"]], Float[Array, " b *rest"]]
@@ -30,11 +28,12 @@ def classifier_free(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
-    """cond + scale (cond - uncond) (arXiv:2207.12598; the U-ViT paper's scale, one less than the
-    usual w).
+    """cond + scale (cond - uncond) (arXiv:2207.12598).
 
-    `predict(x, t, condition)` is called once, on 2b rows: each example stands beside its
-    unconditional twin, so a batch sharded over devices doubles where it is. `condition` and
+    `scale` is the U-ViT paper's, one less than the usual w.
+
+    `predict(x, t, condition)` is called once, on 2b rows: each example is followed by its
+    unconditional twin, so a sharded batch doubles on its own devices. `condition` and
     `null_condition` are arrays (or pytrees) with leading axis b; `scale` may be traced. Outside the
     `interval` (see `guided`) only the b conditional rows are computed.
     """
@@ -58,9 +57,7 @@ def autoguidance(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
-    """good + scale (good - weak): away from a second, weaker model of the same condition
-    (arXiv:2406.02507).
-    """
+    """good + scale (good - weak): away from a weaker model of the same condition (2406.02507)."""
     return guided(
         lambda x, t: (predict(x, t), weak_predict(x, t)),
         predict,
@@ -91,7 +88,7 @@ def guided(
 
     def combine(x: Any, t: Any, strength: Any) -> Any:
         good, bad = pair(x, t)
-        out = good + spread(strength, good) * (good - bad)
+        out = good + expand_like(strength, good) * (good - bad)
         if rescale:
             ratio = _std(good) / _std(out)
             out = out * (rescale * ratio + (1.0 - rescale))

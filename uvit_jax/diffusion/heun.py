@@ -3,74 +3,49 @@
 import numpy as np
 
 from uvit_jax.diffusion.exponential import weights
+from uvit_jax.diffusion.options import SolverOptions
 from uvit_jax.diffusion.schedules import Schedule
-from uvit_jax.diffusion.spacing import Spacing, begin, time_grid, vanishes
-from uvit_jax.diffusion.tableau import (
-    Form,
-    NoiseFn,
-    Row,
-    Samples,
-    Trajectory,
-    check_steps,
-    denoising_row,
-    run,
-)
+from uvit_jax.diffusion.solver import Solver
+from uvit_jax.diffusion.spacing import time_grid
+from uvit_jax.diffusion.start import first_time, vanishes
+from uvit_jax.diffusion.tableau import Form, Row, Tableau
 
 
-def heun(
-    noise_fn: NoiseFn,
-    x_T: Samples,
-    schedule: Schedule,
-    *,
-    steps: int = 50,
-    spacing: Spacing = "time_uniform",
-    t_start: float = 1.0,
-    t_end: float = 1e-3,
-    denoise_to_zero: bool = False,
-    prediction: str = "noise",
-    return_trajectory: bool = False,
-) -> Samples | tuple[Samples, Trajectory]:
-    """Samples at t_end from x_T [b, ...] at t_start by `steps` evaluations of noise_fn(x, t): two a
-    step, the last step of an odd number one.
+class Heun(Solver):
+    """Heun's method: samples at t_end by `steps` evaluations, two a step of the method.
 
     In EDM's variables d(x / alpha) / d(sigma / alpha) = noise: a step's Euler part is DDIM, and its
     correction averages the noise at both ends. Where sigma / alpha has no bound (cosine, flow) the
-    steps are those of `Schedule.path` instead, dx / d tau = v or flow. Given times are ceil(steps /
-    2) + 1. Raises UserError for bad input, before anything is traced.
+    steps are those of `Schedule.path` instead, dx / d tau = v or flow. The last step of an odd
+    number is an Euler step. Given times are ceil(steps / 2) + 1.
     """
-    check_steps(steps)
-    form: Form = schedule.path_form if vanishes(schedule) else "noise"
-    x_T, t_start = begin(schedule, x_T, t_start, prediction, form)
-    times = time_grid(schedule, spacing, (steps + 1) // 2, t_start, t_end)
-    base, weight, correction = _steps(schedule, times, prediction)
-    rows: list[Row] = []
-    columns = (base.tolist(), weight.tolist(), correction.tolist())
-    for i, (a, w, c) in enumerate(zip(*columns, strict=True)):
-        here, there = float(times[i]), float(times[i + 1])
-        if len(rows) + 1 == steps:
-            rows.append(Row(here, a, (w,)))
-        else:
-            rows.append(Row(here, a, (w,), commit=False))
-            rows.append(Row(there, a, (c, w - c)))
-    if denoise_to_zero:
-        rows.append(denoising_row(schedule, float(times[-1]), form))
-    return run(
-        noise_fn,
-        x_T,
-        schedule,
-        rows,
-        ends_at=0.0 if denoise_to_zero else float(times[-1]),
-        form=form,
-        prediction=prediction,
-        return_trajectory=return_trajectory,
-    )
+
+    def tableau(self, schedule: Schedule, options: SolverOptions, prediction: str) -> Tableau:
+        """Rows of the noise, v or flow, two a step: the Euler part and the correction."""
+        form: Form = schedule.path_form if vanishes(schedule) else "noise"
+        start = first_time(schedule, options.t_start, prediction, form)
+        intervals = (options.steps + 1) // 2
+        times = time_grid(schedule, options.spacing, intervals, start, options.t_end)
+        base, weight, correction = _steps(schedule, times, prediction)
+        rows: list[Row] = []
+        columns = (base.tolist(), weight.tolist(), correction.tolist())
+        for i, (a, w, c) in enumerate(zip(*columns, strict=True)):
+            here, there = float(times[i]), float(times[i + 1])
+            if len(rows) + 1 == options.steps:
+                rows.append(Row(here, a, (w,)))
+            else:
+                rows.append(Row(here, a, (w,), commit=False))
+                rows.append(Row(there, a, (c, w - c)))
+        return Tableau(form, tuple(rows), start, float(times[-1]))
 
 
 def _steps(
     schedule: Schedule, times: np.ndarray, prediction: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(base, weight, correction): x_next = base x + weight m, and corrected base x + (weight -
-    correction) m + correction m_next, with m the network's output in that form.
+    """The weights (base, weight, correction) of every step.
+
+    x_next = base x + weight m, and corrected base x + (weight - correction) m + correction m_next,
+    with m the network's output in that form.
 
     Half of the weight is the trapezoidal rule. Where noise, v or flow is made of a predicted x_0 it
     holds the error of that over sigma, so that the last step would multiply it by half the step

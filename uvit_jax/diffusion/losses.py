@@ -1,11 +1,11 @@
-"""The training loss: how far the network's prediction is from what was mixed into x_t."""
+"""The training loss: the squared error of the network's prediction."""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from uvit_jax.diffusion.predictions import check_prediction, noise_and_signal, spread
+from uvit_jax.diffusion.predictions import check_prediction, expand_like, noise_and_signal
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.errors import UserError
 
@@ -23,7 +23,7 @@ def denoising_loss(
     weighting: str = "none",
     min_snr_gamma: float = 5.0,
 ) -> Float[Array, " b"]:
-    """Each example's squared error, averaged over its pixels, in float32 (or float64 where x0 is).
+    """The squared error of each example, averaged over pixels, in float32 (float64 where x0 is).
 
     `predict(x_t, model_time)` sees x_t = alpha x0 + sigma noise and the network's own time. With
     prediction="noise" and no weighting this is L_simple (arXiv:2006.11239, eq. 14). "min_snr"
@@ -36,7 +36,7 @@ def denoising_loss(
     dtype = jnp.promote_types(x0.dtype, jnp.float32)
     x0, t, noise = x0.astype(dtype), t.astype(dtype), noise.astype(dtype)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    wide_alpha, wide_sigma = spread(alpha, x0), spread(sigma, x0)
+    wide_alpha, wide_sigma = expand_like(alpha, x0), expand_like(sigma, x0)
     targets = {
         "noise": noise,
         "x0": x0,

@@ -1,36 +1,34 @@
-"""Multistep DPM-Solvers of order 1, 2 and 3: one evaluation a step, derivatives from the
-evaluations before.
+"""Multistep DPM-Solvers of order 1, 2 and 3.
+
+They make one evaluation a step, and take derivatives from the evaluations before.
 """
 
 import numpy as np
 
 from uvit_jax.diffusion.exponential import weights
+from uvit_jax.diffusion.options import SolverOptions
 from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.diffusion.tableau import Row
 
 
 def multistep_rows(
-    schedule: Schedule,
-    times: np.ndarray,
-    *,
-    algorithm: str,
-    order: int,
-    solver_type: str,
-    lower_order_final: bool,
+    solver: str, schedule: Schedule, times: np.ndarray, options: SolverOptions
 ) -> list[Row]:
-    """The rows for `times` [steps + 1]: orders 1, 2, ... at the start and, with `lower_order_final`
-    and fewer than 10 steps, falling again at the end (the reference code's rule).
+    """The rows for `times` [steps + 1], with the solver of that name.
+
+    Orders are 1, 2, ... at the start and, with `lower_order_final` and fewer than 10 steps, fall
+    again at the end (the reference code's rule).
     """
     steps = len(times) - 1
     lambdas = np.asarray(schedule.lambda_(times))
-    step = weights(algorithm, schedule, times[:-1], times[1:])
+    step = weights(solver, schedule, times[:-1], times[1:])
     rows = []
     for i in range(steps):
-        here = min(order, i + 1)
-        if lower_order_final and steps < 10:
+        here = min(options.order, i + 1)
+        if options.lower_order_final and steps < 10:
             here = min(here, steps - i)
         base, w1, w2, w3, noise = (float(column[i]) for column in step)
-        history = _history(here, lambdas[max(0, i - 2) : i + 2], (w1, w2, w3), solver_type)
+        history = _history(here, lambdas[max(0, i - 2) : i + 2], (w1, w2, w3), options.solver_type)
         rows.append(Row(float(times[i]), base, history, noise))
     return rows
 
@@ -38,7 +36,7 @@ def multistep_rows(
 def _history(
     order: int, lambdas: np.ndarray, w: tuple[float, float, float], solver_type: str
 ) -> tuple[float, ...]:
-    """What m_i, m_{i-1}, m_{i-2} weigh; `lambdas` ends with those of steps i-1, i and i+1."""
+    """The weights of m_i, m_{i-1}, m_{i-2}; `lambdas` ends with those of steps i-1, i and i+1."""
     w1, w2, w3 = w
     if order == 1:
         return (w1,)

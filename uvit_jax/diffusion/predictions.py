@@ -1,6 +1,4 @@
-"""What a network may predict (noise, x0, v or the flow velocity), and the linear map from any of
-them to any other.
-"""
+"""The predictions of a network (noise, x0, v, flow velocity) and the linear maps between them."""
 
 from typing import Any, Literal, get_args
 
@@ -65,21 +63,19 @@ def convert(
     source: str,
     target: str,
 ) -> Float[Array, " b *rest"]:
-    """The prediction `target` that says the same about x_t as `pred`, a prediction `source`; t in
-    (0, 1].
+    """`pred`, a prediction `source` at x_t and t in (0, 1], as the equal prediction `target`.
 
     Raises UserError for a name outside noise, x0, v, flow.
     """
     check_prediction(source, "source")
     p, q = coefficients(source, target, schedule.alpha(t), schedule.sigma(t))
-    p, q = (spread(value, x_t) for value in (p, q))
-    return (p * x_t + q * pred).astype(pred.dtype)
+    p, q = (expand_like(value, x_t) for value in (p, q))
+    converted: Array = (p * x_t + q * pred).astype(pred.dtype)
+    return converted
 
 
-def spread(value: Any, like: Float[Array, " b *rest"]) -> Any:
-    """`value` ([b] or a scalar) with axes of length 1 appended, so that it multiplies `like`, in
-    its dtype.
-    """
+def expand_like(value: Any, like: Float[Array, " b *rest"]) -> Any:
+    """`value` ([b] or a scalar), axes of length 1 appended to broadcast with `like`; its dtype."""
     if np.ndim(value) == 0:
         return value
     return value.reshape(value.shape + (1,) * (like.ndim - 1)).astype(like.dtype)

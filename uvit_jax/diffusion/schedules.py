@@ -1,6 +1,4 @@
-"""Noise schedules: how much signal alpha(t) and how much noise sigma(t) stand in x_t = alpha x_0 +
-sigma noise, t in (0, 1].
-"""
+"""Noise schedules: alpha(t) and sigma(t) of x_t = alpha x_0 + sigma noise, t in (0, 1]."""
 
 import dataclasses
 import functools
@@ -22,13 +20,10 @@ if TYPE_CHECKING:
 else:
     Times = Float[Array, "*shape"] | Float[np.ndarray, "*shape"] | float
 
-SLOW_COSINE, SLOW_FLOW = (
-    1e-3,
-    1e-4,
-)  # the stretch before t = 1 that runs at half speed, where alpha would vanish
-CONTINUOUS_TIME = (
-    999.0  # networks trained in continuous time are given t * 999 (score_sde's convention)
-)
+# Length of the stretch before t = 1, where alpha would vanish, that runs at half speed.
+SLOW_COSINE, SLOW_FLOW = 1e-3, 1e-4
+# Networks trained in continuous time get t * 999 (score_sde's convention).
+CONTINUOUS_TIME = 999.0
 
 
 def namespace(*values: Any) -> Any:
@@ -45,11 +40,10 @@ def log_one_minus_exp(x: Times) -> Times:
 
 
 class Schedule:
-    """What every schedule offers; t is any-shaped in (0, 1], everything is elementwise and finite
-    there, alpha <= 1.
+    """A noise schedule; t has any shape and is in (0, 1].
 
-    A variance-preserving schedule (alpha^2 + sigma^2 = 1) defines `log_alpha`, `inverse_lambda` and
-    `beta`; the rest follows.
+    All methods are elementwise and finite there, and alpha <= 1. A variance-preserving schedule
+    (alpha^2 + sigma^2 = 1) defines `log_alpha`, `inverse_lambda` and `beta`; the rest follows.
     """
 
     path_form: ClassVar[Literal["v", "flow"]] = "v"
@@ -93,7 +87,7 @@ class Schedule:
         return self.beta(t)
 
     def prior_std(self, t: Times) -> Times:
-        """Standard deviation of x_t where alpha is negligible: what initial noise is scaled by."""
+        """Standard deviation of x_t where alpha is negligible, the scale of initial noise."""
         return namespace(t).ones_like(t)
 
     def path(self, t: Times) -> Times:
@@ -104,7 +98,7 @@ class Schedule:
         return namespace(t).arctan2(self.sigma(t), self.alpha(t))
 
     def model_time(self, t: Times) -> Times:
-        """The time as the network is given it."""
+        """The time that the network gets."""
         return t * CONTINUOUS_TIME
 
     def sample_time(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
@@ -133,9 +127,8 @@ class VPLinear(Schedule):
     def inverse_lambda(self, l: Times) -> Times:  # noqa: E741
         """The root of the quadratic log_alpha, in the form without cancellation."""
         xp = namespace(l)
-        integral = xp.logaddexp(
-            -2.0 * l, xp.zeros_like(l)
-        )  # -2 log_alpha, the integral of beta from 0 to t
+        # -2 log_alpha, the integral of beta from 0 to t.
+        integral = xp.logaddexp(-2.0 * l, xp.zeros_like(l))
         slope = self.beta_max - self.beta_min
         return 2.0 * integral / (self.beta_min + xp.sqrt(self.beta_min**2 + 2.0 * slope * integral))
 
@@ -171,9 +164,10 @@ class VPCosine(Schedule):
         return _slowed(1.0 - t, SLOW_COSINE) * self._rate
 
     def log_alpha(self, t: Times) -> Times:
-        """Near t = 0 from cos(u)/cos(u_0) = cos d - tan(u_0) sin d with d = u - u_0; near t = 1
-        from cos(u) = sin(pi/2
-        - u).
+        """The log of cos(u) / cos(u_0).
+
+        Near t = 0 from cos(u) / cos(u_0) = cos d - tan(u_0) sin d with d = u - u_0; near t = 1 from
+        cos(u) = sin(pi/2 - u).
         """
         xp = namespace(t)
         early = t < 0.5
@@ -184,9 +178,7 @@ class VPCosine(Schedule):
         return xp.where(early, near_zero, near_one)
 
     def inverse_lambda(self, l: Times) -> Times:  # noqa: E741
-        """u from cos(u) = cos(u_0) alpha, then t through tan(u - u_0), whose terms are all
-        positive.
-        """
+        """u from cos(u) = cos(u_0) alpha, then t by tan(u - u_0), whose terms are all positive."""
         xp = namespace(l)
         cos_0, sin_0 = math.cos(self._start), math.sin(self._start)
         alpha_squared = xp.exp(-xp.logaddexp(-2.0 * l, xp.zeros_like(l)))
@@ -225,9 +217,8 @@ class VPDiscrete(Schedule):
     betas: Sequence[float] | np.ndarray
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "betas", tuple(float(beta) for beta in self.betas)
-        )  # hashable, whatever was given
+        # A tuple, so that the schedule is hashable.
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
         if len(self.betas) < 2:
             raise UserError(f"VPDiscrete needs at least two betas, found {len(self.betas)}")
         wrong = [beta for beta in self.betas if not 0.0 < beta < 1.0]
@@ -236,9 +227,7 @@ class VPDiscrete(Schedule):
 
     @classmethod
     def stable_diffusion(cls) -> "VPDiscrete":
-        """Stable Diffusion's betas: 1000 values, their square roots evenly spaced from
-        sqrt(0.00085) to sqrt(0.012).
-        """
+        """Stable Diffusion's 1000 betas: evenly spaced roots, from 0.00085 to 0.012."""
         return cls(tuple((np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).tolist()))
 
     @functools.cached_property
@@ -353,8 +342,9 @@ class RectifiedFlow(Schedule):
 
 
 def _slowed(to_go: Times, slow: float) -> Times:
-    """1 - t, moving at half speed once below `slow`: positive at t = 1 and strictly falling, so
-    lambda keeps its inverse.
+    """1 - t, at half speed once below `slow`.
+
+    It is positive at t = 1 and strictly falls, so lambda keeps its inverse.
     """
     # Not 0.5 * (to_go + slow): XLA would fold that into (1 + slow) - t and round 1 + slow.
     return namespace(to_go).maximum(to_go, 0.5 * to_go + 0.5 * slow)

@@ -1,4 +1,4 @@
-"""Every fixed-step solver as one table of numbers, and the one scan that runs them all.
+"""Tables of numbers for fixed-step solvers, and the one scan that runs them all.
 
 A solver asks the network at times t_0, t_1, ... and each time forms its next state from numbers
 known beforehand:
@@ -30,7 +30,7 @@ Samples = Float[Array, "b *rest"]
 
 
 class Trajectory(NamedTuple):
-    """The states a solver passed through, from x_T to the sample, and the times they stand at."""
+    """The states of a solve, from x_T to the sample, and their times."""
 
     states: Float[Array, "k b *rest"]
     times: Float[Array, " k"]
@@ -38,8 +38,10 @@ class Trajectory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One evaluation of the network and the state made after it; `history` weighs the evaluations,
-    this one first.
+    """One evaluation of the network and the state after it.
+
+    `history` weighs the evaluations, this one first; a row that does not `commit` makes a state in
+    between, from which the next row does not start.
     """
 
     time: float
@@ -47,6 +49,23 @@ class Row:
     history: tuple[float, ...]
     noise: float = 0.0
     commit: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Tableau:
+    """A fixed-step solve as data.
+
+    Attributes:
+      form: the form of the network's output that the rows weigh.
+      rows: one for each evaluation.
+      starts_at: time of x_T.
+      ends_at: time of the state after the last row.
+    """
+
+    form: Form
+    rows: tuple[Row, ...]
+    starts_at: float
+    ends_at: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +96,17 @@ class Threshold:
 
 
 def denoising_row(schedule: Schedule, t: float, form: Form) -> Row:
-    """The row that ends a solve with the x_0 predicted at its last time t, one evaluation more."""
+    """The row after which the state is the x_0 predicted at time t."""
     base, weight = coefficients(
         form, "x0", schedule.alpha(np.float64(t)), schedule.sigma(np.float64(t))
     )
     return Row(t, float(base), (float(weight),))
+
+
+def denoised(tableau: Tableau, schedule: Schedule) -> Tableau:
+    """The tableau with one row more, which ends with the x_0 predicted at its last time."""
+    row = denoising_row(schedule, tableau.ends_at, tableau.form)
+    return dataclasses.replace(tableau, rows=(*tableau.rows, row), ends_at=0.0)
 
 
 def check_steps(steps: int, at_least: int = 1) -> None:
@@ -91,7 +116,7 @@ def check_steps(steps: int, at_least: int = 1) -> None:
 
 
 def check_noise_fn(noise_fn: NoiseFn, x: Samples) -> None:
-    """Raises UserError unless noise_fn(x, t) has the shape and dtype of x; nothing is computed."""
+    """Raises UserError unless noise_fn(x, t) has the shape and dtype of x; computes nothing."""
     time = jax.ShapeDtypeStruct(x.shape[:1], x.dtype)
     out = jax.eval_shape(noise_fn, jax.ShapeDtypeStruct(x.shape, x.dtype), time)
     shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", None)
@@ -107,50 +132,42 @@ def run(
     noise_fn: NoiseFn,
     x_T: Samples,
     schedule: Schedule,
-    rows: list[Row],
+    tableau: Tableau,
     *,
-    ends_at: float,
-    form: Form,
     prediction: str = "noise",
     threshold: Threshold | None = None,
     key: Key[Array, ""] | Key[Array, " b"] | None = None,
     noises: Float[Array, "n b *rest"] | None = None,
     return_trajectory: bool = False,
 ) -> Samples | tuple[Samples, Trajectory]:
-    """The state after the last row, [b, ...] in x_T's dtype; with `return_trajectory` also x_T and
-    every committed state with their times, the last of which is `ends_at`.
+    """The state after the last row, [b, ...] in x_T's dtype.
 
-    noise_fn(x, t) returns a `prediction` and the rows' coefficients apply to it as `form`; t is
-    [b], in (0, 1]. Noise comes from `noises` (one draw a row) or from `key`: row i uses
+    With `return_trajectory` also x_T and every committed state with their times, the last of which
+    is `ends_at`. noise_fn(x, t) returns a `prediction` and the rows' coefficients apply to it as
+    `form`; t is [b], in (0, 1]. Noise comes from `noises` (a draw a row) or from `key`: row i uses
     fold_in(key, i), and with one key per example each example's noise is its own key's. Raises
     UserError when a row needs noise and there is neither, or for a noise_fn of another shape or
     dtype.
     """
     check_prediction(prediction)
     check_noise_fn(noise_fn, x_T)
-    table = _columns(rows, schedule, form, prediction)
+    table = _columns(tableau, schedule, prediction)
     stochastic, staged = bool(table["noise"].any()), not table["commit"].all()
-    if stochastic and key is None and noises is None:
-        raise UserError("this solver draws noise: give it a key, or the noises themselves")
-    if noises is not None and noises.shape != (len(rows), *x_T.shape):
-        raise UserError(
-            f"noises have the shape {noises.shape}, expected {(len(rows), *x_T.shape)}: one draw "
-            f"per evaluation"
-        )
+    _check_noises(stochastic, key, noises, (len(tableau.rows), *x_T.shape))
     depth = table["history"].shape[1]
 
     def body(carry: Any, row: Any) -> Any:
         x, x_base, past = carry
-        said = noise_fn(x, jnp.broadcast_to(row["time"], x.shape[:1]))
-        said = row["read"][0] * x + row["read"][1] * said if table["convert"] else said
+        out = noise_fn(x, jnp.broadcast_to(row["time"], x.shape[:1]))
+        out = row["read"][0] * x + row["read"][1] * out if table["convert"] else out
         if threshold is not None:
-            said = threshold(said)
-        past = (said, *past[: depth - 1])
+            out = threshold(out)
+        past = (out, *past[: depth - 1])
         x_next = row["base"] * (x_base if staged else x)
         for weight, value in zip(row["history"], past, strict=True):
             x_next = x_next + weight * value
         if stochastic:
-            z = row["z"] if noises is not None else draw(key, row["index"], x)
+            z = row["z"] if noises is not None else row_noise(key, row["index"], x)
             x_next = x_next + row["noise"] * z
         x_base = jnp.where(row["commit"], x_next, x_base) if staged else None
         return (x_next, x_base, past), (x_next if return_trajectory else None)
@@ -159,7 +176,7 @@ def run(
         name: jnp.asarray(table[name], x_T.dtype)
         for name in ("time", "read", "base", "history", "noise")
     }
-    xs |= {"commit": jnp.asarray(table["commit"]), "index": jnp.arange(len(rows))}
+    xs |= {"commit": jnp.asarray(table["commit"]), "index": jnp.arange(len(tableau.rows))}
     if stochastic and noises is not None:
         xs["z"] = noises.astype(x_T.dtype)
     carry = (x_T, x_T if staged else None, (jnp.zeros_like(x_T),) * depth)
@@ -167,15 +184,15 @@ def run(
     if not return_trajectory:
         return x
     committed = np.flatnonzero(table["commit"])
-    # A committed state stands at the time at which the next row asks the network.
-    times = np.append(table["time"], ends_at)[[0, *(committed + 1)]]
+    # The time of a committed state is that at which the next row asks the network.
+    times = np.append(table["time"], tableau.ends_at)[[0, *(committed + 1)]]
     return x, Trajectory(
         jnp.concatenate([x_T[None], states[committed]]), jnp.asarray(times, x_T.dtype)
     )
 
 
-def draw(key: Any, index: Any, x: Samples) -> Samples:
-    """Standard normal noise like x for step `index`: from one key, or from one key per example."""
+def row_noise(key: Any, index: Any, x: Samples) -> Samples:
+    """Standard normal noise like x for row `index`, from one key or from one key per example."""
     if key.ndim == 0:
         return jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
     return jax.vmap(
@@ -183,8 +200,20 @@ def draw(key: Any, index: Any, x: Samples) -> Samples:
     )(key)
 
 
-def _columns(rows: list[Row], schedule: Schedule, form: Form, prediction: str) -> dict[str, Any]:
-    """The rows as float64 arrays, and how to read the network's output at each time as `form`."""
+def _check_noises(
+    stochastic: bool, key: Any, noises: Array | None, expected: tuple[int, ...]
+) -> None:
+    if stochastic and key is None and noises is None:
+        raise UserError("this solver draws noise: give it a key, or the noises themselves")
+    if noises is not None and noises.shape != expected:
+        raise UserError(
+            f"noises have the shape {noises.shape}, expected {expected}: one draw per evaluation"
+        )
+
+
+def _columns(tableau: Tableau, schedule: Schedule, prediction: str) -> dict[str, Any]:
+    """The rows as float64 arrays, and the map of the network's output at each time to `form`."""
+    rows, form = tableau.rows, tableau.form
     times = np.asarray([row.time for row in rows])
     alpha, sigma = np.asarray(schedule.alpha(times)), np.asarray(schedule.sigma(times))
     depth = max(len(row.history) for row in rows)

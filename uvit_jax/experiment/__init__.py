@@ -1,1 +1,1 @@
-"""What the jobs share: the config, the workdir, and what is assembled from them."""
+"""Shared by the jobs: the config, the workdir, and the model assembled from them."""

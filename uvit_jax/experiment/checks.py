@@ -1,4 +1,4 @@
-"""What must fit together before a device works: model and data, batch and mesh."""
+"""Checks before any device works: model against data, batch against mesh."""
 
 from uvit_jax.data.prepared.record_source import RecordSource
 from uvit_jax.data.sources import Source
@@ -62,7 +62,7 @@ def check_latents(model: UViTConfig, autoencoder: Autoencoder) -> None:
 
 
 def check_encoded(model: UViTConfig, source: Source, autoencoder: Autoencoder) -> None:
-    """Raises a UserError where images encoded in the train step don't become what the model makes."""
+    """Raises a UserError where images encoded in the train step don't fit the model."""
     h, w, c = source.sample_shape
     factor = autoencoder.factor
     found = (h // factor, w // factor, autoencoder.latent_channels)

@@ -1,16 +1,14 @@
-"""From a config file to a checked experiment: its sections, their defaults, and what must fit
-together.
-"""
+"""From a config file to a checked experiment: its sections, their defaults, and their checks."""
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from uvit_jax.diffusion.spacing import check_carries
+from uvit_jax.checked_fields import typed, words
+from uvit_jax.diffusion.start import check_carries
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config_file import check_known, read_config
 from uvit_jax.experiment.field_text import from_text
@@ -31,7 +29,7 @@ from uvit_jax.experiment.sections import (
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.distributed import DistributedConfig
 from uvit_jax.parallel.mesh import MeshConfig
-from uvit_jax.training.ema import EMAConfig
+from uvit_jax.training.ema_config import EMAConfig
 from uvit_jax.training.optimizer_config import OptimizerConfig
 
 
@@ -77,10 +75,8 @@ class Experiment:
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Every field of every section at its default: what a config file starts from and a flag can
-    override.
-    """
-    # Types are checked by `resolve`: ConfigDict knows no field of two, as image_size is.
+    """Every field of every section at its default, for a config file to start from."""
+    # `resolve` checks types: ConfigDict has no union of types, which image_size needs.
     return ml_collections.ConfigDict(dataclasses.asdict(Experiment()), type_safe=False)
 
 
@@ -95,12 +91,12 @@ def field_names() -> list[str]:
 
 
 def set_fields(config: ml_collections.ConfigDict, fields: Mapping[str, str | None]) -> None:
-    """Sets fields of a config, named as in "train.steps", to what their texts stand for.
+    """Sets fields of a config, named as in "train.steps", to the values of their texts.
 
-    fields: None, a flag without a value, stands for True.
+    fields: None, a flag without a value, is True.
 
     Raises:
-      UserError: for a field that isn't there, or a text that stands for no value of its type.
+      UserError: for an unknown field, or a text that is not a value of the field's type.
     """
     for name, text in fields.items():
         hint: Any = Experiment
@@ -130,17 +126,16 @@ def set_fields(config: ml_collections.ConfigDict, fields: Mapping[str, str | Non
 def _from_text(name: str, text: str | None, hint: Any) -> Any:
     if text is None and hint is not bool:
         raise UserError(
-            f"config.{name} has no value, expected --config.{name}=VALUE ({_words(hint)})"
+            f"config.{name} has no value, expected --config.{name}=VALUE ({words(hint)})"
         )
     try:
         return from_text("true" if text is None else text, hint)
     except ValueError:
-        raise UserError(f"config.{name} is {text!r}, expected {_words(hint)}") from None
+        raise UserError(f"config.{name} is {text!r}, expected {words(hint)}") from None
 
 
 def load_experiment(name: str, overrides: Mapping[str, str | None] | None = None) -> Experiment:
-    """The checked experiment of a config file, named as on the command line: "configs/x.py" or
-    "configs/x.py:variant".
+    """The checked experiment of a config file, "configs/x.py" or "configs/x.py:variant".
 
     overrides: values of fields by their dotted names, as text.
 
@@ -153,7 +148,7 @@ def load_experiment(name: str, overrides: Mapping[str, str | None] | None = None
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:
-    """Fields and their values as text, of "section.field=value".
+    """Splits settings like "section.field=value" into fields and their values as text.
 
     Raises:
       UserError: for a setting without a value.
@@ -168,7 +163,7 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
     """The checked experiment of a config.
 
     Raises:
-      UserError: naming the field, for one that is unknown or whose value can't be.
+      UserError: naming the field, for one that is unknown or has a wrong value.
     """
     hints = typing.get_type_hints(Experiment)
     values = config.to_dict()
@@ -185,31 +180,44 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
         elif name in values:
             made[name] = _checked(f"config.{name}", values[name], hint)
     experiment = with_local_paths(Experiment(**made))
-    if experiment.diffusion.p_uncond and not (
-        experiment.model.num_classes or experiment.model.context_dim
-    ):
+    _check_null_condition(experiment.model, experiment.diffusion, experiment.sample)
+    _check_start(experiment.diffusion, experiment.sample)
+    _check_texts(experiment.model, experiment.sample)
+    return experiment
+
+
+def _check_null_condition(
+    model: UViTConfig, diffusion: DiffusionConfig, sample: SampleConfig
+) -> None:
+    """Raises a UserError for dropped conditions or guidance that the model has no use for."""
+    if diffusion.p_uncond and not (model.num_classes or model.context_dim):
         raise UserError(
-            f"config.diffusion.p_uncond is {experiment.diffusion.p_uncond}, expected 0 for an "
+            f"config.diffusion.p_uncond is {diffusion.p_uncond}, expected 0 for an "
             f"unconditional model"
         )
-    if experiment.model.num_classes == 1 and experiment.diffusion.p_uncond:
+    if model.num_classes == 1 and diffusion.p_uncond:
         raise UserError(
             "config.model.num_classes is 1, expected at least 2: with p_uncond above 0 one is the "
             "empty label"
         )
-    if experiment.sample.guidance_scale and not experiment.diffusion.p_uncond:
+    if sample.guidance_scale and not diffusion.p_uncond:
         raise UserError(
-            f"config.sample.guidance_scale is {experiment.sample.guidance_scale}, expected 0: with "
+            f"config.sample.guidance_scale is {sample.guidance_scale}, expected 0: with "
             "config.diffusion.p_uncond = 0 the model knows no empty condition to guide away from"
         )
-    sample = experiment.sample
+
+
+def _check_start(diffusion: DiffusionConfig, sample: SampleConfig) -> None:
+    """Raises a UserError for a start of sampling at which the prediction says nothing."""
     try:
-        check_carries(
-            experiment.diffusion.make_schedule(), sample.t_start, experiment.diffusion.prediction
-        )
+        check_carries(diffusion.make_schedule(), sample.t_start, diffusion.prediction)
     except UserError as error:
         raise UserError(f"config.sample.{error} (config.diffusion.prediction is 'noise')") from None
-    if (sample.prompts or sample.negative_prompt) and not experiment.model.context_dim:
+
+
+def _check_texts(model: UViTConfig, sample: SampleConfig) -> None:
+    """Raises a UserError for texts without a model of text, or labels with one."""
+    if (sample.prompts or sample.negative_prompt) and not model.context_dim:
         field, value = (
             ("prompts", sample.prompts)
             if sample.prompts
@@ -218,7 +226,7 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
         raise UserError(
             f"config.sample.{field} is {value!r}, expected none for a model without text"
         )
-    if experiment.model.context_dim and sample.labels.strip() not in ("", "all"):
+    if model.context_dim and sample.labels.strip() not in ("", "all"):
         raise UserError(
             f"config.sample.labels is {sample.labels!r}, expected 'all' for a model of text, which "
             "config.sample.prompts asks for samples"
@@ -228,7 +236,6 @@ def resolve(config: ml_collections.ConfigDict) -> Experiment:
             f"config.sample.negative_prompt is {sample.negative_prompt!r}, but "
             "config.sample.guidance_scale is 0: expected a scale to be guided away from it with"
         )
-    return experiment
 
 
 def _section(name: str, section: Any, values: dict[str, Any]) -> Any:
@@ -245,50 +252,8 @@ def _section(name: str, section: Any, values: dict[str, Any]) -> Any:
 
 
 def _checked(field: str, value: Any, hint: Any) -> Any:
-    value = _as_number_of(tuple(value) if isinstance(value, list) else value, hint)
-    if not _fits(value, hint):
-        raise UserError(f"{field} is {value!r}, expected {_words(hint)}")
-    return value
-
-
-def _as_number_of(value: Any, hint: Any) -> Any:
-    """A whole float as the int that a field takes (steps written as 1e3), an int as the float; else
-    the value.
-    """
-    kinds = (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
-    if type(value) is float and value.is_integer() and int in kinds and float not in kinds:
-        return int(value)
-    if type(value) is int and float in kinds and int not in kinds:
-        return float(value)
-    parts = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is tuple), ())
-    if isinstance(value, tuple) and len(value) == len(parts):
-        return tuple(map(_as_number_of, value, parts))
-    return value
-
-
-def _words(hint: Any) -> str:
-    """A field's type in words."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_words, parts))
-    if origin is tuple:
-        return "two numbers"  # there are no other tuples
-    return "None" if hint is types.NoneType else hint.__name__
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is tuple:
-        return (
-            isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
-        )
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, hint)
+    try:
+        return typed(value, hint, whole_floats=True)
+    except TypeError:
+        shown = tuple(value) if isinstance(value, list) else value
+        raise UserError(f"{field} is {shown!r}, expected {words(hint)}") from None

@@ -1,6 +1,4 @@
-"""What sampling must know of the data a model was trained on: noted in the workdir, so the data
-need not be there.
-"""
+"""The card of a model's data, kept in its workdir: sampling needs no copy of the data."""
 
 import dataclasses
 import hashlib
@@ -27,7 +25,7 @@ FILE = "data.json"
 
 @dataclasses.dataclass(frozen=True)
 class DataCard:
-    """A data set as a model's pictures need it.
+    """The facts of a data set that sampling needs.
 
     Attributes:
       name: of the data set.
@@ -48,7 +46,7 @@ class DataCard:
     text_encoder_sha256: str = ""
 
     def check_text(self, encoder: TextEncoder) -> None:
-        """Raises a UserError where a model learned from another encoder's states of its captions."""
+        """Raises a UserError for another text encoder than the one of the learned captions."""
         if self.text_encoder_sha256 and encoder.sha256 != self.text_encoder_sha256:
             raise UserError(
                 f"config.text_encoder.name is {encoder.name!r} (SHA-256 {encoder.sha256[:12]}), "
@@ -75,9 +73,7 @@ class DataCard:
             )
 
     def check_scale(self, wanted: float | None) -> None:
-        """Raises a UserError where `config.autoencoder.scale` is given and is not the one of the
-        latents learned.
-        """
+        """Raises a UserError for a `config.autoencoder.scale` other than the learned latents'."""
         if (
             wanted is None
             or self.normalization is None
@@ -90,8 +86,9 @@ class DataCard:
         )
 
     def check_names(self, source: Source) -> None:
-        """Raises a UserError naming the first class that is another one in a data set than in what
-        the model learned; names that are not known on one side are no difference.
+        """Raises a UserError naming the first class that a data set has under another name.
+
+        Names that are unknown on one side are not compared.
         """
         names = known_names(source)
         if not self.class_names or not names:
@@ -114,7 +111,7 @@ def read_card(workdir: pathlib.Path) -> DataCard | None:
     """The workdir's card; None where there is none.
 
     Raises:
-      UserError: for a file that is no such card.
+      UserError: for a file that is not such a card.
     """
     path = workdir / FILE
     if not path.exists():
@@ -141,9 +138,7 @@ def read_card(workdir: pathlib.Path) -> DataCard | None:
 
 
 def known_names(source: Source) -> tuple[str, ...]:
-    """The names of a data set's classes; empty where they have none, and are called by their
-    numbers.
-    """
+    """Names of a data set's classes; empty for classes that have only numbers."""
     return (
         source.manifest.class_names
         if isinstance(source, RecordSource)
@@ -152,10 +147,9 @@ def known_names(source: Source) -> tuple[str, ...]:
 
 
 def carried_on(learned: DataCard, data: DataCard) -> DataCard:
-    """The card of a run whose weights learned one data set, `learned`, and go on with another,
-    `data`.
+    """Merges the cards of the data set that weights learned and of the one they go on with.
 
-    What is known of the former alone stays: names of the classes, hashes of the encoders.
+    Facts that only the former has stay: names of the classes, hashes of the encoders.
 
     Raises:
       UserError: where the weights would mean something else: pixels and latents, another scale of
@@ -204,9 +198,7 @@ def _in_words(normalization: Normalization) -> str:
 
 
 def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
-    """What hosts that each read their own copy of the data and of other models' weights must find
-    the same.
-    """
+    """Values that must be equal on all hosts, each of which reads its own copy of the data."""
     values = {f"the data's {name}": value for name, value in dataclasses.asdict(card).items()}
     if source is not None:
         values["the number of examples"] = len(source)
@@ -225,9 +217,11 @@ def card_of_source(
 ) -> DataCard:
     """Builds the card of a data set that a model learns.
 
-    scale: `config.autoencoder.scale`. learned: the card of the run whose weights go on with this data set. Its normalization is taken
-    where neither the config nor the data set names a number: statistics of other data would make
-    other latents of the same images.
+    Args:
+      scale: `config.autoencoder.scale`.
+      learned: the card of the run whose weights go on with this data set. Its normalization is
+        taken where neither the config nor the data set names a number: statistics of other data
+        would make other latents of the same images.
 
     Raises:
       UserError: where the config names another autoencoder or scale than the one the data were made
@@ -299,8 +293,9 @@ def card_of_config(
 ) -> DataCard:
     """Builds the card of a model of pixels, or of one whose images this autoencoder encodes.
 
-    scale: `config.autoencoder.scale`. learned: how the latents were scaled that the model learned, taken where the config names no
-    scale.
+    Args:
+      scale: `config.autoencoder.scale`.
+      learned: the normalization of the latents that the model learned, taken where scale is None.
 
     Raises:
       UserError: for an autoencoder that has no scale of its own where the config gives none either.

@@ -1,4 +1,4 @@
-"""What a text on the command line stands for, by the type of the field that it is for."""
+"""Values of a command line's texts, by the types of the fields they are for."""
 
 import types
 import typing
@@ -17,11 +17,10 @@ _BOOLS = {
 
 
 def from_text(text: str, hint: Any) -> Any:
-    """The value of a text: "1e3" of an int, "true" of a bool, "0.9,0.99" or "(0.9, 0.99)" of a
-    tuple, "None".
+    """Reads a text: "1e3" for an int, "true" for a bool, "0.9,0.99" or "(0.9, 0.99)", "None".
 
     Raises:
-      ValueError: for a text that stands for no value of this type.
+      ValueError: for a text that is not a value of this type.
     """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -50,7 +49,7 @@ def _first_that_fits(text: str, hints: tuple[Any, ...]) -> Any:
 
 
 def _whole_number(text: str) -> int:
-    """Of "1000", "1_000", "0x10", "1e3" or "1000.0"; 1.5 is none."""
+    """Reads "1000", "1_000", "0x10", "1e3" or "1000.0"; raises a ValueError for 1.5."""
     try:
         return int(text, 0)
     except ValueError:

@@ -1,6 +1,4 @@
-"""One job at a time in a folder: a lock that the operating system takes back however the process
-ends.
-"""
+"""One job at a time in a folder: a lock that the system frees however the process ends."""
 
 import contextlib
 import errno
@@ -19,8 +17,8 @@ from uvit_jax.parallel import hosts
 LOG = logging.getLogger("uvit_jax")
 
 FILE_NAME = ".uvit_jax.lock"
-# A job that was killed a moment ago gives back its memory before its locks; one on another host
-# that died is only missed by the server of a network's file system after a while (NFS: 90 seconds).
+# A killed process frees its memory before its locks. The server of a network's file system notices
+# a dead host only after a while (NFS: 90 seconds).
 SECONDS_TO_WAIT = {"here": 10.0, "elsewhere": 100.0}
 _SECONDS_BETWEEN_TRIES = 0.1
 _MOST_STRANGERS = (
@@ -43,18 +41,17 @@ os.register_at_fork(after_in_child=_forget)
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path, job: str) -> Iterator[None]:
-    """A folder that no other job writes to while the block runs; all hosts of a run call this
-    together.
+    """Locks a folder against other jobs while the block runs; all hosts call this together.
 
-    The first host's process holds the lock (`flock`), no child of it does, and the kernel frees it
-    whatever ends the process: there are no stale locks. On a file system without locks, which is
-    said once, the block just runs.
+    The first host's process holds the lock (`flock`), and none of its children does. The kernel
+    frees it however the process ends, so that no lock is ever stale. On a file system without
+    locks a warning is logged once, and the block runs.
 
     Raises:
-      UserError: where another process holds the folder and keeps it, naming that process; at the
-        end of the block, also of one that failed for that, where the folder was removed meanwhile.
+      UserError: where another process keeps holding the folder, naming that process; at the end of
+        the block (also of one that failed for it), where the folder was removed meanwhile.
     """
-    lock = hosts.on_all(lambda: _take(folder, job) if hosts.is_first() else None)
+    lock = hosts.on_first(_take, folder, job)
     try:
         yield
     except Exception as error:
@@ -68,7 +65,7 @@ def locked(folder: pathlib.Path, job: str) -> Iterator[None]:
 
 
 def _check_there(folder: pathlib.Path, lock: int | None, job: str, error: Exception | None) -> None:
-    """Raises a UserError for a folder that is gone, or made anew by whatever was written last."""
+    """Raises a UserError for a folder that was removed, even if a later write made it again."""
     # By its name: file systems of buckets may give one file several numbers.
     if not folder.exists() or (lock is not None and not (folder / FILE_NAME).exists()):
         raise UserError(
@@ -78,7 +75,7 @@ def _check_there(folder: pathlib.Path, lock: int | None, job: str, error: Except
 
 
 def _take(folder: pathlib.Path, job: str) -> int | None:
-    """The descriptor of a file that is locked; None where the file system has no locks."""
+    """Locks the folder's file; returns its descriptor, None on a file system without locks."""
     began, strangers = time.monotonic(), 0
     while strangers < _MOST_STRANGERS:
         lock = _open(folder)
@@ -114,7 +111,7 @@ def _take(folder: pathlib.Path, job: str) -> int | None:
 
 
 def _give_back(folder: pathlib.Path, lock: int) -> None:
-    """Removes the file while it is still locked, so that no one else's is removed, and closes it."""
+    """Removes the file while it is locked, so that no other job's is removed, and closes it."""
     if lock not in _held:  # in a forked child
         return
     with contextlib.suppress(OSError):  # the folder may be gone
@@ -134,7 +131,7 @@ def _open(folder: pathlib.Path) -> int:
 
 
 def _is_named(folder: pathlib.Path, lock: int) -> bool:
-    """Whether the open file is the one that has the name now."""
+    """True if the open file is the one that has the name now."""
     try:
         return os.path.samestat(os.stat(folder / FILE_NAME), os.fstat(lock))
     except FileNotFoundError:
@@ -142,7 +139,7 @@ def _is_named(folder: pathlib.Path, lock: int) -> bool:
 
 
 def _holder(lock: int) -> dict[str, str]:
-    """What the process that holds the lock noted of itself; empty where it had no time yet."""
+    """The note of the process that holds the lock; empty before it has written one."""
     try:
         return {name: str(value) for name, value in json.loads(os.pread(lock, 4096, 0)).items()}
     except (ValueError, AttributeError, OSError):
@@ -150,7 +147,7 @@ def _holder(lock: int) -> dict[str, str]:
 
 
 def _wait(folder: pathlib.Path, holder: dict[str, str], waited: float) -> None:
-    """Waits a little for another process to end, or raises a UserError naming it."""
+    """Waits 0.1 seconds for another process, or raises a UserError naming it after too long."""
     host = holder.get("host", "")
     job = f"the job {holder['job']}" if "job" in holder else "another job"
     where = f" (process {holder.get('pid')} on {host}, since {holder.get('since')})" if host else ""

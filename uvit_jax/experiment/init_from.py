@@ -13,8 +13,7 @@ _CONFIG, _CHECKPOINTS = "config.json", "checkpoints"
 
 
 def find_weights(init_from: str, weights: str = "ema") -> pathlib.Path:
-    """The file, or the workdir (a folder), that holds the weights of `config.init_from`; little is
-    read.
+    """Finds the file, or the workdir (a folder), of the weights of `config.init_from`.
 
     Args:
       init_from: a file; a workdir; or a folder with one file of weights, or with those of a step of
@@ -22,8 +21,7 @@ def find_weights(init_from: str, weights: str = "ema") -> pathlib.Path:
       weights: "ema" or "params", for a step of the official code, which holds both.
 
     Raises:
-      UserError: for anything else; where it can be told what it is, the sentence says what to name
-        instead.
+      UserError: for anything else; for a known kind of file the sentence says what to name instead.
     """
     path = pathlib.Path(init_from).expanduser()
     if "://" in init_from:
@@ -97,7 +95,7 @@ def _holds_weights(path: pathlib.Path) -> bool:
 
 
 def _natural(path: pathlib.Path) -> tuple[int, str]:
-    """A key that sorts 100000.ckpt behind 50000.ckpt."""
+    """Sort key that puts 100000.ckpt after 50000.ckpt."""
     return len(path.name), path.name
 
 
@@ -110,7 +108,7 @@ def _is_workdir(folder: pathlib.Path) -> bool:
 
 
 def _foreign(folder: pathlib.Path, names: list[str]) -> str:
-    """What a folder is that another program wrote, in words; empty for none of those."""
+    """Words for a folder that another program wrote; empty for an unknown one."""
     if "model_index.json" in names:
         return "it is a pipeline of diffusers"
     if "_CHECKPOINT_METADATA" in names or "_METADATA" in names or "manifest.ocdbt" in names:

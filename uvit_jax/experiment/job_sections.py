@@ -8,7 +8,7 @@ import math
 
 from uvit_jax.data.originals.crops import CROPS, Size, sides
 from uvit_jax.data.originals.decoding import MAX_PIXELS
-from uvit_jax.diffusion.sampler import SamplerConfig
+from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.experiment.sections import check_at_least, check_seed
 from uvit_jax.metrics.metric_names import METRICS

@@ -1,4 +1,4 @@
-"""What a config names on disk, opened and checked: data, autoencoder, text encoder, captions."""
+"""Files that a config names, opened and checked: data, autoencoder, text encoder, captions."""
 
 import dataclasses
 import pathlib

@@ -1,6 +1,4 @@
-"""Paths of the command line and of configs: which fields are paths, and what no path of this
-machine can be.
-"""
+"""Paths of the command line and of configs: the fields that are paths, and their checks."""
 
 import dataclasses
 import os
@@ -36,11 +34,11 @@ _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:/")
 
 
 def local_path(field: str, value: str) -> str:
-    """The same path with a leading ~ expanded, which a shell leaves as it is in `--workdir=~/runs`.
+    """Expands a leading ~, which a shell leaves as it is in `--workdir=~/runs`.
 
     Raises:
-      UserError: for a URL, which would be taken for the folder "gs:"; for a name of blanks alone or
-        one that is not UTF-8, which no report could name; for the ~ of a user that there is not.
+      UserError: for a URL, which would be taken for a folder "gs:"; for a name of blanks alone, or
+        one that is not UTF-8, which no report could hold; for the ~ of an unknown user.
     """
     if _URL.match(value):
         raise UserError(
@@ -67,10 +65,10 @@ def local_path(field: str, value: str) -> str:
 
 
 def with_local_paths(experiment: Config) -> Config:
-    """The same experiment with every path checked and expanded by `local_path`.
+    """Returns the experiment with every path checked and expanded by `local_path`.
 
     Raises:
-      UserError: for the first that can't be one.
+      UserError: for the first field that is not a path.
     """
     for field in PATH_FIELDS:
         section, _, name = field.rpartition(".")

@@ -1,8 +1,7 @@
 """The train step as a program: what it reads, from a data set or from the config alone."""
 
 import dataclasses
-import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,12 +20,13 @@ from uvit_jax.experiment.opened import stored_kind
 from uvit_jax.models.latents import Normalization
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.compiler import compiler_options
+from uvit_jax.training import step as training_step
 from uvit_jax.training.inputs import Inputs, encoded, latents, pixels
 from uvit_jax.training.network import Network
 from uvit_jax.training.optimizer import make_optimizer
 from uvit_jax.training.optimizer_config import OptimizerConfig
 from uvit_jax.training.state import TrainState, abstract
-from uvit_jax.training.step import Objective, make_train_step
+from uvit_jax.training.step import Objective, TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,9 @@ def abstract_inputs(experiment: Experiment, sharding: NamedSharding) -> StepInpu
         dtype = jnp.dtype(jnp.float32 if experiment.data.source in SOURCES else jnp.uint8)
         shape, inputs = model.sample_shape, pixels
     arrays = {
-        "x": jax.ShapeDtypeStruct(shape, dtype),
-        "label": jax.ShapeDtypeStruct((), jnp.int32),
-        "context": jax.ShapeDtypeStruct((model.context_length, model.context_dim), stored),
+        "x": _shape(shape, dtype),
+        "label": _shape((), jnp.int32),
+        "context": _shape((model.context_length, model.context_dim), stored),
     }
     example = {name: arrays[name] for name in batch_fields(model)}
     batch = _batch_of(example, experiment.train.batch_size, sharding)
@@ -109,12 +109,19 @@ def source_inputs(
     return StepInputs(inputs, batch, null, frozen)
 
 
+def _shape(
+    shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding | None = None
+) -> jax.ShapeDtypeStruct:
+    # jax's constructor has no annotations.
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # type: ignore[no-untyped-call,unused-ignore]
+
+
 def _batch_of(
     example: Mapping[str, Any], size: int, sharding: NamedSharding
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch, from the arrays of one example or their shapes."""
     return {
-        name: jax.ShapeDtypeStruct((size, *array.shape), array.dtype, sharding=sharding)
+        name: _shape((size, *array.shape), array.dtype, sharding=sharding)
         for name, array in example.items()
     }
 
@@ -141,7 +148,7 @@ def make_step(
     network: Network,
     optimizer: optax.GradientTransformation,
     step: StepInputs,
-) -> Callable[..., Any]:
+) -> TrainStep:
     """Builds `train_step(state, batch, frozen) -> (state, metrics)` of the config, not jitted."""
     null = experiment.null_label if step.null_condition is None else step.null_condition
     objective = Objective(
@@ -169,26 +176,16 @@ def lower_train_step(
     state: TrainState,
     step: StepInputs,
 ) -> jax.stages.Lowered:
-    """`train_step(state, batch, frozen) -> (state, metrics)`, the state's memory used again for the
-    new one.
+    """The program of the config's train step, as `training.step.lower_train_step` gives it.
 
-    `.compile()` of it is what training runs. `state` may be of arrays or, from
-    `training.state.abstract`, of shapes.
+    `state` may be of arrays or, from `training.state.abstract`, of shapes.
     """
-    train_step = make_step(experiment, assembled.network, optimizer, step)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    options = compiler_options(assembled.mesh, experiment.train.overlap, prefix="config.train.")
-    jitted = jax.jit(
-        train_step,
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-        compiler_options=options or None,
+    return training_step.lower_train_step(
+        make_step(experiment, assembled.network, optimizer, step),
+        state,
+        step.batch,
+        step.frozen,
+        compiler_options=compiler_options(
+            assembled.mesh, experiment.train.overlap, prefix="config.train."
+        ),
     )
-    # Garbage collection during tracing frees almost nothing and costs up to 0.5 s.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return jitted.lower(state, step.batch, step.frozen)
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -1,6 +1,4 @@
-"""Texts to the states that a text model attends to: cleaned, tokenized and encoded in batches on
-the mesh.
-"""
+"""Texts to the states that a text model attends to: tokenized and encoded on the mesh."""
 
 import dataclasses
 import functools

@@ -25,7 +25,7 @@ from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.checkpoint import Checkpoints
-from uvit_jax.training.ema import EMAConfig
+from uvit_jax.training.ema_config import EMAConfig
 from uvit_jax.training.posthoc_ema import combination_for, ema_of_length
 from uvit_jax.training.state import Params
 
@@ -176,8 +176,9 @@ def check_lengths(
 
 
 def _ema_rate(checkpoints: Checkpoints, workdir: pathlib.Path, step: int) -> float | int:
-    """The one rate that a run's EMA has had up to a step, whatever the config says now; of older
-    checkpoints, which don't say, that of the workdir's config.
+    """The one rate that a run's EMA has had up to a step.
+
+    Older checkpoints don't hold it: their rate is that of the workdir's config.
 
     Raises:
       UserError: for a run that went on with another rate.
@@ -195,9 +196,7 @@ def _ema_rate(checkpoints: Checkpoints, workdir: pathlib.Path, step: int) -> flo
 
 
 def check_init_from(init_from: str) -> None:
-    """Raises a UserError where `config.init_from` is set and leads to no weights: before anything
-    large is read.
-    """
+    """Raises a UserError for a `config.init_from` without weights, before much is read."""
     if init_from:
         find_weights(init_from)
 

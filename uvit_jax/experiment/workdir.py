@@ -42,10 +42,10 @@ def version(package: str) -> str:
 def open_workdir(workdir: pathlib.Path, name: str = "workdir") -> None:
     """Makes the folder; called by all hosts together.
 
-    name: what it is called in the sentence of an error: another field may have named it.
+    name: of the folder in the sentence of an error, as the field that named it.
 
     Raises:
-      UserError: if it can't be made or written to, or is not one and the same for all hosts.
+      UserError: if it can't be made or written to, or is not the same folder on all hosts.
     """
     hosts.on_all(_open_workdir, workdir, name)
     if not hosts.are_several():
@@ -86,7 +86,7 @@ def _open_workdir(workdir: pathlib.Path, name: str) -> None:
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """Whether a folder holds the weights of a run."""
+    """True if a folder holds the weights of a run."""
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
 
 

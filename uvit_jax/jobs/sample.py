@@ -56,8 +56,8 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         lambda: open_conditions(experiment, assembled.card, count=count, text=text)
     )
     weights = open_weights(experiment, assembled, workdir)
-    asked = drawn_samples(experiment, assembled, conditions, weights, count=count)
-    request = Request(sample.format, count, _without_count(asked))
+    record = drawn_samples(experiment, assembled, conditions, weights, count=count)
+    request = request_of(sample, record)
     name = folder_name(f"{weights.folder}_seed_{sample.seed}", dataclasses.asdict(request))
     out = pathlib.Path(sample.out) if sample.out else workdir / "samples" / name
     field = "config.sample.out" if sample.out else "workdir"
@@ -68,9 +68,11 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
         return _sample(generation, weights, sample, out)
 
 
-def _without_count(asked: dict[str, Any]) -> dict[str, Any]:
-    """The record of samples without the fields that depend on how many are asked for."""
-    return {name: value for name, value in asked.items() if name not in ("count", "labels sha256")}
+def request_of(sample: SampleConfig, record: dict[str, Any]) -> Request:
+    """The request that a folder is for: the record of its samples, whatever their number."""
+    varying = ("count", "labels sha256")
+    asked = {name: value for name, value in record.items() if name not in varying}
+    return Request(sample.format, sample.num_samples, asked)
 
 
 def _sample(

@@ -10,7 +10,6 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import grain
 import jax
@@ -41,6 +40,7 @@ from uvit_jax.jobs.sampling.conditions import Conditions, open_conditions
 from uvit_jax.jobs.sampling.gallery import open_gallery
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel import hosts
+from uvit_jax.parallel.batches import Batch
 from uvit_jax.parallel.chips import peak_flops
 from uvit_jax.parallel.preemption import PreemptionNotice
 from uvit_jax.telemetry.curves import loss_curve
@@ -51,7 +51,7 @@ from uvit_jax.training.checkpoint import Checkpoints, Rates
 from uvit_jax.training.loop import Hook, Window, fit
 from uvit_jax.training.metrics_log import MetricsLog
 from uvit_jax.training.state import TrainState, create_sharded
-from uvit_jax.training.step import Batch
+from uvit_jax.training.step import Metrics
 
 LOG = logging.getLogger("uvit_jax")
 
@@ -240,7 +240,7 @@ def _compile(
     optimizer: optax.GradientTransformation,
     template: TrainState,
     progress: Progress,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compiles the train step ahead of the loop, so that no step's time has it in."""
     inputs = source_inputs(
         opened.assembled,

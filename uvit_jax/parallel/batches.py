@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+import jax
 import numpy as np
 from jaxtyping import Shaped
 
+# Names of an example's fields ("x", "label", "context") to arrays [b, ...].
+Batch = dict[str, jax.Array]
 Item = TypeVar("Item")
 
 

@@ -27,12 +27,12 @@ _DATA_FILE = "metadata"  # Orbax's own name
 _SECONDS_TO_REMOVE = 3.0  # a checkpoint's files, one after another
 
 
-class _Manager(ocp.CheckpointManager):
+class _Manager(ocp.CheckpointManager):  # type: ignore[misc]  # orbax has no types
+    # Overridden because the loop asks JAX itself. Orbax would ask again in its own thread, when a
+    # save ends, with the step of the save; JAX keeps the last step asked for, so this process would
+    # fall back behind the others. Goes once an option of orbax turns its own question off.
     def reached_preemption(self, step: int) -> bool:
-        """The loop asks for that. Orbax would ask again in its own thread, when a save ends, with
-        the step of the save: for JAX, which keeps the last step asked for, this process would fall
-        back behind the others.
-        """
+        """Returns False."""
         return False
 
 
@@ -41,12 +41,12 @@ class _Removed(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of a workdir, one folder a step, each holding the items `params`, `ema`,
-    `optimizer` and `data`.
+    """The checkpoints of a workdir, one folder a step.
 
-    Nothing in them depends on the mesh or on the number of hosts. All processes of a run call each
-    method together, in a folder that all of them see; each writes what its own devices hold, the
-    first one what is the same on all.
+    Each holds the items `params`, `ema`, `optimizer` and `data`. Nothing in them depends on the
+    mesh or on the number of hosts. All processes of a run call each method at the same point, on a
+    folder that all of them see; each writes the arrays of its own devices, and the first one what
+    is equal on all.
 
     A save copies the state off the devices and returns; files are written beside their final place
     and renamed when complete, so a process killed at any moment leaves the last complete checkpoint
@@ -82,7 +82,8 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint; None where there is none."""
-        return self._manager.latest_step()
+        step: int | None = self._manager.latest_step()
+        return step
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -108,11 +109,12 @@ class Checkpoints:
         return self.steps[-1] if step is None else step
 
     def await_step(self, step: int, *, seconds: float = 60.0) -> None:
-        """Returns once this process sees the checkpoint of a step that another has seen: a listing
-        may be an old one.
+        """Waits until this process sees a step that another process has seen.
+
+        A listing of a shared folder may be stale.
 
         Raises:
-          UserError: if it still isn't there after so many seconds.
+          UserError: if it is not there after so many seconds.
         """
         deadline = time.monotonic() + seconds
         while step not in self.steps:
@@ -128,10 +130,9 @@ class Checkpoints:
     def save(
         self, state: TrainState, iterator: grain.DatasetIterator, ema_rates: Rates = ()
     ) -> None:
-        """Starts writing the state and the data iterator's position; waits for an earlier save to
-        end.
+        """Starts writing the state and the data iterator's position, once an earlier save ended.
 
-        ema_rates: that the EMA has had until now, as `ema_rates` gives them back.
+        ema_rates: rates of the EMA until now, as `ema_rates` returns them.
         """
         data = {**iterator.get_state(), "ema_rates": ema_rates}
         self._manager.save(
@@ -145,15 +146,14 @@ class Checkpoints:
         )
 
     def ema_rates(self, step: int) -> Rates:
-        """The rates that the EMA of a step has had; empty for a checkpoint of before these were
-        kept.
+        """The rates that the EMA of a step has had; empty for an older format that lacks them.
 
         A process may call this by itself.
 
         Raises:
           UserError: if they can't be read.
         """
-        with self._telling_damage(step):
+        with self._naming_damage(step):
             data = json.loads((self.directory / str(step) / "data" / _DATA_FILE).read_text())
         return tuple((int(first), float(rate)) for first, rate in data.get("ema_rates", ()))
 
@@ -165,11 +165,10 @@ class Checkpoints:
         *,
         batch_size: int | None = None,
     ) -> TrainState:
-        """The state of a step (default: the newest), laid out as `abstract` says; the iterator goes
-        on where it stood.
+        """The state of a step (default: the newest), with the shardings of `abstract`.
 
-        batch_size: of the run until now (default: the iterator's), in which older checkpoints count
-        their position.
+        Also sets the iterator to its position at that step. batch_size: the run's until now
+        (default: the iterator's), the unit of position in older checkpoints.
 
         Raises:
           UserError: if the checkpoint's arrays, or its optimizer's, are not those of `abstract`.
@@ -199,8 +198,8 @@ class Checkpoints:
     ) -> tuple[Params, int]:
         """One set of weights, "params" or "ema", of a step (default: the newest), and that step.
 
-        Where a run that trains meanwhile removes the newest one while it is read, a newer one is
-        there to be read.
+        Where a run that trains at the same time removes the newest one during the read, the read
+        starts again with a newer one.
 
         Raises:
           UserError: if there is no such checkpoint or its arrays are not those of `abstract`.
@@ -223,27 +222,25 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, step: int, args: ocp.args.Composite) -> Any:
-        with self._telling_damage(step):
+        with self._naming_damage(step):
             return self._manager.restore(step, args=args)
 
     @contextlib.contextmanager
-    def _telling_damage(self, step: int) -> Iterator[None]:
+    def _naming_damage(self, step: int) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            # Orbax tells of arrays that TensorStore can't read by a bare Exception; others of that
-            # kind are no damage.
+            # Orbax raises a bare Exception for arrays that TensorStore can't read; its subclasses
+            # are other faults.
             if type(error) is not Exception and not isinstance(
                 error, ValueError | KeyError | OSError
             ):
                 raise
-            told = " ".join(str(error).split()).partition(". See full TensorStore details")[0]
-            raise self._unreadable(step, told[:150]) from error
+            words = " ".join(str(error).split()).partition(". See full TensorStore details")[0]
+            raise self._unreadable(step, words[:150]) from error
 
     def _unreadable(self, step: int, fault: str) -> UserError:
-        """The error for a checkpoint with this fault: that it was removed, or else that it is
-        damaged.
-        """
+        """The error for a checkpoint with this fault: it was removed, or else it is damaged."""
         if self._is_removed(step):
             return _Removed(
                 f"{self.directory / str(step)} was removed while it was read, by a run that trains "
@@ -256,9 +253,7 @@ class Checkpoints:
         )
 
     def _is_removed(self, step: int) -> bool:
-        """Whether a checkpoint that can't be read is gone, or goes within a moment as there are
-        newer ones.
-        """
+        """True if a checkpoint that can't be read is gone, or soon goes in favour of newer ones."""
         deadline = time.monotonic() + _SECONDS_TO_REMOVE
         while (self.directory / str(step)).exists():
             self._manager.reload()
@@ -270,7 +265,7 @@ class Checkpoints:
 
     def _check(self, step: int, item: str, abstract: Any) -> None:
         """Compares the names and shapes on disk with those wanted, before anything is read."""
-        with self._telling_damage(step):
+        with self._naming_damage(step):
             found = _shapes(self._manager.item_metadata(step)[item])
         if not found:
             raise self._unreadable(step, f"it holds no {item}")

@@ -1,6 +1,4 @@
-"""An autoencoder on the mesh: each device encodes and decodes its own part of a batch, a few images
-at a time.
-"""
+"""An autoencoder on the mesh: each device codes its part of a batch, a few images at a time."""
 
 import dataclasses
 import functools
@@ -19,12 +17,12 @@ from uvit_jax.parallel.mesh import BATCH_AXES, replicated
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """What stands between images and the network's latents.
+    """The map between images and the network's latents.
 
     Attributes:
       autoencoder: its pure functions and parameters.
       mesh: the devices.
-      batch_size: images a device works on at a time, which bounds its memory.
+      batch_size: images that a device codes at a time, which bounds its memory.
       normalization: between the autoencoder's latents and the network's.
     """
 
@@ -40,13 +38,11 @@ class Codec:
 
     @property
     def kind(self) -> str:
-        """What `encode` gives: "moments" or "latents"."""
+        """The output of `encode`: "moments" or "latents"."""
         return "moments" if self.autoencoder.has_variance else "latents"
 
     def encode(self, params: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b i j m"]:
-        """Moments or latents, as the autoencoder gives them, of images in [-1, 1]; called under
-        jit.
-        """
+        """The autoencoder's moments or latents of images in [-1, 1]; called under jit."""
         return self._in_parts(self.autoencoder.encode)(params, images)
 
     def decode(self, params: Any, x: Float[Array, "b i j z"]) -> Float[Array, "b h w c"]:
@@ -56,16 +52,17 @@ class Codec:
 
     @functools.cached_property
     def decoder(self) -> Callable[[Any, Array], Array]:
-        """`decode`, compiled once for whoever holds this codec."""
+        """`decode`, compiled once per codec."""
         return jax.jit(self.decode)
 
     def _in_parts(self, function: Callable[[Any, Array], Array]) -> Callable[[Any, Array], Array]:
         def part(params: Any, x: Array) -> Array:
-            return jax.lax.map(
+            images: Array = jax.lax.map(
                 lambda one: function(params, one[None])[0],
                 x,
                 batch_size=min(self.batch_size, len(x)),
             )
+            return images
 
         batch = PartitionSpec(BATCH_AXES)
         return jax.shard_map(

@@ -1,24 +1,8 @@
 """The exponential moving average of the weights, the ones that are sampled from."""
 
-import dataclasses
-from typing import Any
-
 import jax
 
-from uvit_jax.errors import UserError
-
-Params = dict[Any, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class EMAConfig:
-    """The average after every step, from the first: ema = rate * ema + (1 - rate) * params."""
-
-    rate: float = 0.9999
-
-    def __post_init__(self):
-        if not 0 <= self.rate < 1:
-            raise UserError(f"rate is {self.rate}, expected a number from 0 to below 1")
+from uvit_jax.training.state import Params
 
 
 def update(ema: Params, params: Params, rate: float | int) -> Params:
@@ -27,8 +11,9 @@ def update(ema: Params, params: Params, rate: float | int) -> Params:
     The official code computes rate * ema + (1 - rate) * params, the same in real numbers. In
     float32 the two factors are rounded, their sum is not 1, and the average shrinks: by 1.7e-4 of
     itself at rate 0.9999, 1.4e-3 at 0.99999. Here 1 - rate is one factor, computed in float64 and
-    rounded once, and where the average is what the parameters are it stays so bit for bit. Over a
-    few steps both forms agree to float32's rounding.
+    rounded once, and an average equal to the parameters stays equal bit for bit. Over a few steps
+    both forms agree to float32's rounding.
     """
     step = 1 - rate
-    return jax.tree.map(lambda e, p: e + step * (p - e), ema, params)
+    updated: Params = jax.tree.map(lambda e, p: e + step * (p - e), ema, params)
+    return updated

@@ -1,6 +1,4 @@
-"""From examples as they are stored to what the network learns, inside the train step: pixels,
-moments, latents.
-"""
+"""The train step's map from stored examples (pixels, moments, latents) to x0."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,15 +17,12 @@ def pixels(
     frozen: Any, stored: Num[Array, "b h w c"], key: Key[Array, ""]
 ) -> Float[Array, "b h w c"]:
     """Images in [-1, 1]: bytes are divided by 127.5 and lowered by 1, floats are there already."""
-    return (
-        stored.astype(jnp.float32) / 127.5 - 1
-        if stored.dtype == jnp.uint8
-        else stored.astype(jnp.float32)
-    )
+    x = stored.astype(jnp.float32)
+    return x / 127.5 - 1 if stored.dtype == jnp.uint8 else x
 
 
 def latents(kind: str, normalization: Normalization) -> Inputs:
-    """Normalized latents: drawn afresh from stored "moments", or the stored "latents" themselves."""
+    """Normalized latents: drawn anew from stored "moments", or the stored "latents" themselves."""
 
     def inputs(
         frozen: Any, stored: Num[Array, "b h w c"], key: Key[Array, ""]

@@ -1,6 +1,4 @@
-"""The loop: steps follow each other on the devices while the host logs late, in bulk, and calls
-hooks in between.
-"""
+"""The training loop: devices queue steps while the host logs late, in bulk, and calls hooks."""
 
 import collections
 import dataclasses
@@ -11,25 +9,24 @@ from typing import Any
 import jax
 import numpy as np
 
+from uvit_jax.parallel.batches import Batch
 from uvit_jax.training.state import TrainState
-from uvit_jax.training.step import Batch
+from uvit_jax.training.step import Metrics
 
 # Steps handed to the devices before the host waits for the first of them: enough to keep them busy
 # while it fetches batches and logs, few enough to bound the memory of batches.
 STEPS_IN_FLIGHT = 4
 
-Metrics = dict[str, Any]  # scalars on the devices
-
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """Something done with the state every so many steps.
+    """A call with the state every so many steps.
 
     Attributes:
       run: called with the state.
       every: steps between calls; 0 for none but perhaps the last.
-      at_end: whether it runs after the last step too, whichever it turns out to be.
-      timed: whether its time counts in the throughput that is logged.
+      at_end: True to run after the last step, too, also where training stops early.
+      timed: True if its time counts in the throughput that is logged.
     """
 
     run: Callable[[TrainState], None]
@@ -38,26 +35,26 @@ class Hook:
     timed: bool
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether it runs after this step."""
+        """Returns True if it runs after this step."""
         return self.at_end if step == steps else self.every > 0 and step % self.every == 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """What happened since the last log.
+    """The steps since the last log.
 
     The last three attributes are the host's own time. While it waits for data or logs, the devices
-    have up to `STEPS_IN_FLIGHT` - 1 steps to go on with, so that no more than this is lost, and
-    less where it is spent in parts.
+    have up to `STEPS_IN_FLIGHT` - 1 steps queued, so that at most this time is lost, and less where
+    it is spent in parts.
 
     Attributes:
       metrics: means over all its steps.
-      steps: how many.
-      seconds: from the end of the step that was logged last to the end of this one, untimed hooks
-        left out.
-      data_seconds: in which the host waited for batches.
-      log_seconds: in which it fetched the metrics of the windows before and logged them.
-      hook_seconds: in timed hooks.
+      steps: number of steps.
+      seconds: time from the end of the last logged step to the end of this one, without untimed
+        hooks.
+      data_seconds: time that the host waited for batches.
+      log_seconds: time in which it fetched and logged the metrics of earlier windows.
+      hook_seconds: time in timed hooks.
     """
 
     metrics: dict[str, float]
@@ -81,21 +78,19 @@ def fit(
     check: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     should_stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
-    """Trains from `state.step` to `steps`, or to the first step of which `should_stop` says so;
-    returns the last state.
+    """Trains from `state.step` to `steps`, or until `should_stop(step)`; returns the last state.
 
-    A run that is stopped between two logs forgets its metrics since the first of them: the run that
-    goes on averages over the steps from there to the second. Nothing else depends on where a run is
+    A run that is stopped between two logs forgets its metrics since the first of them: the resumed
+    run averages over the steps from there to the second. Nothing else depends on where a run is
     stopped.
 
-    `check(step, metrics)` sees a step's own metrics before a hook has its state, and may raise: a
-    state that is no number any more is not to be saved.
+    `check(step, metrics)` gets a step's own metrics before a hook gets its state, and may raise: a
+    state with NaN must not be saved.
 
-    The host never waits for the step it has just started, but before a hook and at the end: it
-    stays `STEPS_IN_FLIGHT`
-    - 1 steps ahead of the devices. Metrics stay on them until the step they are logged with has
-    ended; by then the devices have the next ones to do, so `on_log` holds nothing up. It comes
-    before the hooks of its step all the same.
+    The host waits for the step it has just started only before a hook and at the end; else it stays
+    `STEPS_IN_FLIGHT` - 1 steps ahead of the devices. Metrics stay on the devices until the step
+    that they are logged with has ended; by then the next ones are queued, so `on_log` delays
+    nothing. It is called before the hooks of its step.
     """
     account = _Account(lambda step: step % log_every == 0 or step == steps, on_log)
     for step in range(int(state.step) + 1, steps + 1):
@@ -115,9 +110,7 @@ def fit(
 
 
 class _Account:
-    """Steps under way, those that ended since the last log, and what the host's time since then
-    went to.
-    """
+    """Steps in flight, those that ended since the last log, and the host's time since then."""
 
     def __init__(self, is_logged: Callable[[int], bool], on_log: Callable[[int, Window], None]):
         self._is_logged, self._on_log = is_logged, on_log
@@ -130,20 +123,18 @@ class _Account:
         self._began = now
 
     def spend(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)`, the time of which counts as this part's."""
+        """Calls function(*arguments), whose time counts as this part's."""
         began = time.monotonic()
         result = function(*arguments)
         self._spent[part] += time.monotonic() - began
         return result
 
     def start(self, step: int, metrics: Metrics) -> None:
-        """A step is on its way to the devices."""
+        """Adds a step that was dispatched to the devices."""
         self._running.append((step, metrics))
 
     def wait(self, running: int) -> None:
-        """Returns when no more than so many steps are under way, and all windows of the others are
-        logged.
-        """
+        """Waits until at most `running` steps are in flight; logs the windows of the others."""
         while len(self._running) > running:
             step, metrics = self._running.popleft()
             jax.block_until_ready(metrics)

@@ -29,7 +29,7 @@ class OptimizerConfig:
     weight_decay: float = 0.03
     grad_clip: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.decay not in ("none", "cosine"):
             raise UserError(f"decay is {self.decay!r}, expected 'none' or 'cosine'")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

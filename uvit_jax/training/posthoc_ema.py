@@ -1,15 +1,14 @@
-"""EMAs of other lengths after training: the stored averages, combined so that their profiles add up
-to the wanted one.
+"""EMAs of other lengths after training, as combinations of the stored ones.
 
 Section 3.2 of arXiv:2312.02696, for the average that training keeps, with one rate for the whole
-run. An average's profile says how much the parameters of each step weigh in it: at step t and rate
-r, (1 - r) r^(t - s) for s = 1..t, and r^t for step 0, of which the average starts as a copy
+run. An average's profile is the weight of each step's parameters in it: at step t and rate r,
+(1 - r) r^(t - s) for s = 1..t, and r^t for step 0, of which the average starts as a copy
 (`step.apply_gradients` averages the parameters that it has just updated). The raw parameters are
 the average of rate 0.
 
-Near the length of the training step 0 alone has much of an average's weight: a run that keeps
-checkpoints keeps that of step 0, too. Without it this weight can only lie on the steps up to the
-first checkpoint, and `misplaced` tells of it.
+At lengths near that of the training, step 0 alone has much of an average's weight: a run that
+keeps checkpoints keeps that of step 0, too. Without it this weight falls on the steps up to the
+first checkpoint; `misplaced` measures it.
 """
 
 import dataclasses
@@ -43,19 +42,19 @@ NEGLIGIBLE = 1e-9
 
 @dataclasses.dataclass(frozen=True)
 class Combination:
-    """A weighted mean of what checkpoints hold.
+    """A weighted mean of the EMAs and raw parameters of checkpoints.
 
     Attributes:
-      steps: of the checkpoints, ascending.
+      steps: those of the checkpoints, ascending.
       ema: the coefficient of each one's EMA.
       params: the coefficient of each one's raw parameters; all coefficients together sum to 1.
       error: ||target - combination|| / ||target||, the norms over the profiles from step 1 on: step
         0, a single point of r^t, would outweigh all the others. It is the relative error of the
         result for parameters that are independent from step to step; those of a training change
         slowly, and err less.
-      misplaced: the share of the weight that belongs on step 0 and lies on the steps up to the
+      misplaced: the share of the weight that belongs on step 0 and falls on the steps up to the
         first checkpoint, or the other way round; 0 where step 0 was kept. Between the other
-        checkpoints each has its own.
+        checkpoints the weight is the target's.
     """
 
     steps: tuple[int, ...]
@@ -67,9 +66,7 @@ class Combination:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """The weights of the average of a rate at a step, of the parameters of steps 0..step; they sum
-    to 1.
-    """
+    """The weights of steps 0..step in the average of a rate at a step; they sum to 1."""
 
     step: int
     rate: float | int
@@ -80,9 +77,7 @@ class Profile:
         return 1.0 if self.step == 0 else 1.0 - self.rate
 
     def inner(self, other: "Profile", *, after: int = -1, until: int | None = None) -> float:
-        """The inner product of two profiles over the steps s with after < s <= until (default: all
-        of them).
-        """
+        """The inner product of two profiles over steps s, after < s <= until (default: all)."""
         r, q = self.rate, other.rate
         top = min(self.step, other.step) if until is None else min(self.step, other.step, until)
         value = r**self.step * q**other.step if after < 0 <= top else 0.0
@@ -93,11 +88,12 @@ class Profile:
         return float(value)
 
 
-def fit(
+def nearest_combination(
     steps: Sequence[int], rate: float | int, target_rate: float | int, target_step: int
 ) -> Combination:
-    """The combination of checkpoints whose profile is the nearest, in least squares, to that of an
-    EMA not kept, with the same weight as that between one checkpoint and the next.
+    """The combination of checkpoints whose profile is nearest, in least squares, to another EMA's.
+
+    Between one checkpoint and the next it has the same weight as that EMA.
 
     The profiles of neighbouring checkpoints are almost multiples of each other: their Gram matrix
     is near-singular. But an average less the decayed one of the checkpoint before is its profile
@@ -151,8 +147,8 @@ def fit(
         ema[0], params[0] = ema[0] + params[0], 0.0
     return Combination(
         tuple(steps),
-        _spread(ema, used, steps),
-        _spread(params, used, steps),
+        _for_all_steps(ema, used, steps),
+        _for_all_steps(params, used, steps),
         error=math.sqrt(residual2 / norm2) if norm2 else 0.0,
         misplaced=abs(float(target.rate**target.step - on_step_0)),
     )
@@ -161,7 +157,7 @@ def fit(
 def average(checkpoints: Checkpoints, template: Params, combination: Combination) -> Params:
     """The combination's weights, float32, with the shapes and the shardings of `template`.
 
-    One set of weights at a time is read, beside the sum; those of coefficient 0 aren't.
+    Memory holds the sum and one set of weights at a time; those of coefficient 0 are not read.
 
     Raises:
       UserError: if a checkpoint is missing or damaged, or its arrays are not those of `template`.
@@ -170,13 +166,17 @@ def average(checkpoints: Checkpoints, template: Params, combination: Combination
 
     @functools.partial(jax.jit, out_shardings=shardings)
     def zeros() -> Params:
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), template)
+        empty: Params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), template)
+        return empty
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=shardings)
     def add(total: Params, weights: Params, coefficient: jax.Array) -> Params:
-        return jax.tree.map(lambda t, w: t + coefficient * w.astype(jnp.float32), total, weights)
+        added: Params = jax.tree.map(
+            lambda t, w: t + coefficient * w.astype(jnp.float32), total, weights
+        )
+        return added
 
-    total = zeros()
+    total: Params = zeros()
     for step, *coefficients in zip(
         combination.steps, combination.ema, combination.params, strict=True
     ):
@@ -194,7 +194,7 @@ def average(checkpoints: Checkpoints, template: Params, combination: Combination
 def combination_for(
     checkpoints: Checkpoints, *, rate: float | int, length: float | int, step: int | None = None
 ) -> Combination:
-    """What `ema_of_length` averages, of the same arguments; reads no weights.
+    """The combination that `ema_of_length` averages, of the same arguments; reads no weights.
 
     Raises:
       UserError: if `length` is below 1, if there is no such step, or if no checkpoint lies before
@@ -213,7 +213,7 @@ def combination_for(
             f"an EMA of another length ({length:g}) than the stored one ({stored:g}): "
             "config.train.keep_every keeps more of them"
         )
-    return fit(steps, rate, target_rate, step)
+    return nearest_combination(steps, rate, target_rate, step)
 
 
 def ema_of_length(
@@ -224,8 +224,9 @@ def ema_of_length(
     length: float | int,
     step: int | None = None,
 ) -> tuple[Params, Combination]:
-    """The EMA of a length at a stored step (default: the newest), and what it was made of; warns
-    where that is rough.
+    """The EMA of a length at a stored step (default: the newest), and the combination it is.
+
+    Logs a warning where the combination is rough.
 
     Args:
       checkpoints: of one run; all its processes call this together.
@@ -276,8 +277,9 @@ def _mass_of_cut(average: Profile, before: int) -> float:
 
 
 def _within_reach(steps: Sequence[int], target: Profile) -> list[int]:
-    """The steps that `fit` uses: up to the target's and on to the next one, back to where it weighs
-    next to nothing.
+    """The steps that `nearest_combination` uses.
+
+    They go up to the first from the target's on, and back to where it weighs next to nothing.
     """
     last = next((i for i, step in enumerate(steps) if step >= target.step), len(steps) - 1)
     first = next(
@@ -288,7 +290,7 @@ def _within_reach(steps: Sequence[int], target: Profile) -> list[int]:
     return list(steps[max(first - 1, 0) : last + 1])
 
 
-def _spread(
+def _for_all_steps(
     coefficients: np.ndarray, used: Sequence[int], steps: Sequence[int]
 ) -> tuple[float, ...]:
     """One coefficient for each of all steps."""

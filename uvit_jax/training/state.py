@@ -1,6 +1,7 @@
-"""Everything that training changes, as one tree of arrays that is born on the mesh."""
+"""Everything that training changes, as one tree of arrays, created sharded on the mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,10 @@ from jaxtyping import Array
 from uvit_jax.parallel.sharding import tree_shardings
 from uvit_jax.randomness import Stream, stream_key
 
-# Names (and positions in lists) to arrays or to further such dicts.
+# Names (and positions in lists) to arrays or to further such dicts; shapes or shardings likewise.
 Params = dict[Any, Any]
+# init_params(key): fresh parameters.
+InitParams = Callable[[Array], Params]
 
 
 @jax.tree_util.register_dataclass
@@ -23,8 +26,8 @@ class TrainState:
     """The state after `step` updates: parameters, their exponential moving average and the
     optimizer's moments.
 
-    Its leaves are arrays (step is an int32 scalar), or whatever a `jax.tree.map` over it makes:
-    shapes, shardings.
+    Its leaves are arrays (step is an int32 scalar), or, after a `jax.tree.map`, their shapes or
+    shardings.
     """
 
     step: Any
@@ -34,7 +37,7 @@ class TrainState:
 
 
 def create(
-    init_params: Callable[[Array], Params], optimizer: optax.GradientTransformation, seed: int
+    init_params: InitParams, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
     """The state before the first update: the EMA starts as a copy of the parameters."""
     params = init_params(stream_key(seed, Stream.INIT))
@@ -47,20 +50,26 @@ def create(
 
 
 def abstract(
-    init_params: Callable, optimizer: optax.GradientTransformation, mesh: Mesh
+    init_params: InitParams, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, with no array made."""
+    """Shapes, dtypes and shardings of the state; makes no array."""
     shapes = jax.eval_shape(lambda: create(init_params, optimizer, 0))
-    return jax.tree.map(
+    state: TrainState = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         tree_shardings(shapes, mesh),
     )
+    return state
 
 
 def create_sharded(
-    init_params: Callable, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+    init_params: InitParams, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
 ) -> TrainState:
-    """`create` under jit, each device making only its own part: no host ever holds the whole model."""
+    """`create` under jit: each device makes its own part, and no host holds the whole model."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init_params, optimizer, mesh))
-    return jax.jit(lambda: create(init_params, optimizer, seed), out_shardings=shardings)()
+
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def init() -> TrainState:
+        return create(init_params, optimizer, seed)
+
+    return init()

@@ -1,5 +1,6 @@
-"""One update of the weights: draw time and noise, predict, differentiate, step, average. Pure,
-jitted by the caller.
+"""One update of the weights: draw time and noise, predict, differentiate, step, average.
+
+`make_train_step` gives the pure function, `lower_train_step` the program that training runs.
 """
 
 import dataclasses
@@ -14,23 +15,26 @@ from jaxtyping import Array, Float, Int
 
 from uvit_jax.diffusion.losses import denoising_loss
 from uvit_jax.diffusion.schedules import Schedule
+from uvit_jax.parallel.batches import Batch
 from uvit_jax.randomness import Stream, stream_key
 from uvit_jax.training import ema
 from uvit_jax.training.inputs import Inputs, pixels
 from uvit_jax.training.network import Network
 from uvit_jax.training.state import Params, TrainState
 
-Batch = dict[str, Array]
+Metrics = dict[str, Array]  # scalars on the devices
+# train_step(state, batch, frozen) -> (state, metrics); frozen: an autoencoder's parameters, or None
+TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
 Condition = Int[Array, " b"] | Float[Array, "b l d"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What the network learns.
+    """The loss that the network is trained on.
 
     Attributes:
-      schedule: alpha and sigma of time, and the distribution times are drawn from.
-      prediction: what the network's output means: "noise", "x0", "v" or "flow".
+      schedule: alpha and sigma of time, and the distribution that times are drawn from.
+      prediction: meaning of the network's output: "noise", "x0", "v" or "flow".
       weighting: of the loss over time, "none" or "min_snr".
       p_uncond: share of the examples whose condition becomes the empty one.
       null_condition: the empty label, or the states of the empty text [l, d]; None where p_uncond
@@ -47,9 +51,7 @@ class Objective:
 def draw(
     objective: Objective, x0: Float[Array, "b h w c"], condition: Condition | None, key: Array
 ) -> tuple[Float[Array, " b"], Float[Array, "b h w c"], Condition | None]:
-    """The random part of a step: a time, a noise and a (perhaps dropped) condition for each
-    example.
-    """
+    """The random part of a step: for each example a time, a noise and a condition, or its drop."""
     time_key, noise_key, drop_key = jax.random.split(key, 3)
     t = objective.schedule.sample_time(time_key, (x0.shape[0],))
     noise = jax.random.normal(noise_key, x0.shape, jnp.float32)
@@ -71,8 +73,9 @@ def mean_loss(
     noise: Float[Array, "b h w c"],
     condition: Condition | None,
 ) -> Float[Array, ""]:
-    """The loss of a batch at given times and noises (Eq. 2 of arXiv:2209.12152 for prediction =
-    "noise").
+    """The loss of a batch at given times and noises.
+
+    With prediction = "noise" that is Eq. 2 of arXiv:2209.12152.
     """
     return denoising_loss(
         lambda x_t, model_time: network(params, x_t, model_time, condition),
@@ -105,11 +108,10 @@ def accumulate(
     batch: Any,
     microbatches: int,
 ) -> tuple[Float[Array, ""], Params]:
-    """Mean loss and gradients of a batch (a tree of arrays `[b, ...]`), taken part by part under
-    one `lax.scan`.
+    """Mean loss and gradients of a batch (a tree of arrays `[b, ...]`), by one scan over parts.
 
-    A part takes every so manieth row, so that a batch whose rows are spread over devices stays
-    where it is. Gradients are added up in the parameters' own precision.
+    A part holds every `microbatches`-th row, so that the rows of a sharded batch stay on their
+    devices. Gradients are added up in the parameters' own precision.
     """
     if microbatches == 1:
         return jax.value_and_grad(loss_fn)(params, batch)
@@ -124,7 +126,8 @@ def accumulate(
 
     zero = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
     total, _ = jax.lax.scan(add, zero, jax.tree.map(cut, batch))
-    return jax.tree.map(lambda x: x / microbatches, total)
+    loss, grads = jax.tree.map(lambda x: x / microbatches, total)
+    return loss, grads
 
 
 def make_train_step(
@@ -136,23 +139,23 @@ def make_train_step(
     seed: int,
     inputs: Inputs = pixels,
     microbatches: int = 1,
-) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """`train_step(state, batch, frozen=None) -> (state, metrics)`; its randomness comes from (seed,
-    state.step) alone.
+) -> TrainStep:
+    """`train_step(state, batch, frozen=None) -> (state, metrics)`, not jitted.
 
-    The batch holds `x` `[b, h, w, c]` as it is stored and, for a model with labels, `label` `[b]`,
-    or, for one with text, `context` `[b, l, d]`; `inputs(frozen, x, key)` makes of x what the
-    network learns. Metrics are scalars on the device.
+    Its randomness comes from (seed, state.step) alone. The batch holds `x` `[b, h, w, c]` as it is
+    stored and, for a model with labels, `label` `[b]`, or, for one with text, `context`
+    `[b, l, d]`; `inputs(frozen, x, key)` turns x into the network's x0. Metrics are scalars on the
+    device.
 
-    microbatches: parts that the batch is cut into, one after another through the network, for the
-    memory of one: losses and gradients are those of the whole batch, but for rounding.
+    microbatches: parts of the batch that go through the network one after another, with the memory
+    of one. Losses and gradients are those of the whole batch, but for rounding.
     """
 
     def train_step(
         state: TrainState, batch: Batch, frozen: Any = None
-    ) -> tuple[TrainState, dict[str, Any]]:
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(stream_key(seed, Stream.STEP), state.step)
-        # A stream of its own: `draw` splits the key into 0, 1 and 2.
+        # A key of its own: `draw` splits the step's key into 0, 1 and 2.
         x0 = inputs(frozen, batch["x"], jax.random.fold_in(key, 3))
         t, noise, condition = draw(objective, x0, batch.get("label", batch.get("context")), key)
         loss, grads = accumulate(
@@ -165,3 +168,25 @@ def make_train_step(
         return apply_gradients(state, grads, optimizer, ema_rate), metrics
 
     return train_step
+
+
+def lower_train_step(
+    train_step: TrainStep,
+    state: TrainState,
+    batch: Batch,
+    frozen: Any = None,
+    *,
+    compiler_options: dict[str, bool] | None = None,
+) -> jax.stages.Lowered:
+    """The program of a train step, which `.compile()` makes what training runs.
+
+    The state is donated: its memory holds the new state, which is sharded alike. `state` and
+    `batch` are of arrays or of shapes with shardings. compiler_options: `jax.jit`'s.
+    """
+    jitted = jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
+        compiler_options=compiler_options or None,
+    )
+    return jitted.lower(state, batch, frozen)

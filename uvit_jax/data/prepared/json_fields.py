@@ -2,13 +2,12 @@
 type.
 """
 
-import contextlib
 import dataclasses
 import json
-import types
 import typing
 from typing import Any
 
+from uvit_jax.checked_fields import typed
 from uvit_jax.errors import UserError
 
 
@@ -54,7 +53,7 @@ def from_json(cls: type, what: str, values: Any) -> Any:
     made = {}
     for name, value in values.items():
         try:
-            made[name] = _typed(value, hints[name])
+            made[name] = typed(value, hints[name])
         except TypeError:
             shown = (
                 getattr(hints[name], "__name__", "")
@@ -63,26 +62,3 @@ def from_json(cls: type, what: str, values: Any) -> Any:
             )
             raise UserError(f"{name} is {value!r:.60}, expected {shown}") from None
     return cls(**made)
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    """A value read from JSON as the type that an annotation names: lists become tuples, a bool is
-    no number.
-
-    Raises:
-      TypeError: it is of another type.
-    """
-    if isinstance(hint, types.UnionType):
-        for part in typing.get_args(hint):
-            with contextlib.suppress(TypeError):
-                return _typed(value, part)
-        raise TypeError
-    if typing.get_origin(hint) is tuple:
-        parts = typing.get_args(hint)
-        if isinstance(value, list) and (parts[-1] is ... or len(value) == len(parts)):
-            return tuple(_typed(item, parts[0]) for item in value)
-    elif isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
-        return value
-    elif hint is float and type(value) is int:
-        return float(value)
-    raise TypeError

@@ -99,7 +99,7 @@ def open_conditions(
       card: of the data that the model learned.
       count: of samples, for conditions that are drawn from a data set.
       text: the encoder of prompts.
-      captions: prepared data set whose captions stand in place of prompts.
+      captions: prepared data set whose captions take the place of prompts.
       spread: True for captions of images spread evenly over the data set, as pictures show; False
         for those of images drawn by the seed.
 

@@ -21,7 +21,7 @@ from uvit_jax.training.state import Params
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """How samples are drawn; with another seed or guidance scale nothing is compiled again.
+    """A stream of samples; another seed or guidance scale compiles nothing again.
 
     Attributes:
       sampler: draws samples of the network; its program is compiled at the first batch.

@@ -1,4 +1,4 @@
-"""What decides the pixels of drawn samples, as JSON: for a report, and for a folder's hash."""
+"""Everything that decides the pixels of drawn samples, for a report and for a folder's hash."""
 
 import dataclasses
 import hashlib

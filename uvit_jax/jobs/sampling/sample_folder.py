@@ -1,6 +1,4 @@
-"""A folder that holds the samples of one request: its `samples.json` says which one and how many
-they are.
-"""
+"""A folder with the samples of one request, which its `samples.json` describes and counts."""
 
 import dataclasses
 import json
@@ -39,9 +37,7 @@ def png_name(index: int, label: int | None = None) -> str:
 
 
 def indices_of(names: list[str]) -> dict[int, list[str]]:
-    """The files that are named as samples are, by their numbers; more than one for a number is a
-    mixture.
-    """
+    """Groups the names of samples' files by their numbers; two of one number are a mixture."""
     found: dict[int, list[str]] = {}
     for name in sorted(names):
         if match := _PNG.fullmatch(name):
@@ -50,8 +46,7 @@ def indices_of(names: list[str]) -> dict[int, list[str]]:
 
 
 def claim(folder: pathlib.Path, request: Request, field: str) -> None:
-    """Notes in a folder what it is for; its samples of the same request are written over, and
-    others are refused.
+    """Writes a request into a folder, whose samples it may replace; others are refused.
 
     A request that ended before its first sample binds no other.
 
@@ -93,7 +88,7 @@ def _check_no_images(folder: pathlib.Path, names: list[str], field: str) -> None
 
 
 def read_request(folder: pathlib.Path) -> Request | None:
-    """The request that a folder is for; None where it does not say.
+    """Reads the request of a folder; None for a folder without one.
 
     Raises:
       UserError: for a `samples.json` that can't be read.
@@ -118,8 +113,7 @@ def read_request(folder: pathlib.Path) -> Request | None:
 
 
 def sample_files(folder: pathlib.Path, request: Request) -> list[str]:
-    """The names of the request's PNGs, in the order of their numbers; other files of the folder are
-    passed over.
+    """Lists the request's PNGs in the order of their numbers, without the folder's other files.
 
     Raises:
       UserError: where not all of them are there, or two are of one number.
@@ -140,8 +134,8 @@ def check_complete(folder: pathlib.Path, request: Request, count: int) -> None:
     if count != request.count:
         raise UserError(
             f"{folder} holds {count:,} of the {request.count:,} samples that its {FILE_NAME} "
-            f"announces: the command "
-            "that draws them did not end, and ends them when it is run again"
+            f"announces: the command that draws them did not end, and draws the rest when run "
+            f"again"
         )
 
 
