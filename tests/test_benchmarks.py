@@ -85,9 +85,7 @@ def test_captioned_images_are_not_laid_over_others(tmp_path):
 
 
 def windows(**others):
-    """Windows of 10 steps that end at steps 20, 30, ...: each in 10.1 seconds, with 1 of data and
-    0.5 of a log.
-    """
+    """Windows of 10 steps that end at steps 20, 30, ...: 10.1 s each, 1 s of data, 0.5 s of log."""
     common = {"metrics": {}, "steps": 10, "seconds": 10.1, "data_seconds": 1.0, "log_seconds": 0.5}
     return {step: Window(**common | others.get(f"at_{step}", {})) for step in (20, 30, 40, 50)}
 

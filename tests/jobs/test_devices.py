@@ -26,7 +26,7 @@ for split in json.loads(sys.argv[2]):
     data, fsdp, tensor = split
     # One device is a mesh of the first of the eight.
     setup = sys.modules["uvit_jax.experiment.assembled"]
-    setup.make_mesh = lambda config, devices: make_mesh(config, jax.devices()[: data * fsdp * tensor])
+    setup.make_mesh = lambda config, devices, **_: make_mesh(config, jax.devices()[: data * fsdp * tensor])
     workdir = root / "x".join(map(str, split))
     experiment = tiny_experiment(
         mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, sample__format="npz", sample__out=str(workdir / "out"),

@@ -134,7 +134,7 @@ def check_complete(folder: pathlib.Path, request: Request, count: int) -> None:
     if count != request.count:
         raise UserError(
             f"{folder} holds {count:,} of the {request.count:,} samples that its {FILE_NAME} "
-            f"announces: the command that draws them did not end, and draws the rest when it is run "
+            f"announces: the command that draws them did not end, and draws the rest when run "
             f"again"
         )
 
