@@ -78,7 +78,7 @@ class Drawing:
 
 
 def make_assembled(name: str, experiment: Experiment) -> Assembled:
-    """Assembles a config, with a random decoder where its network draws latents."""
+    """Assembles a config, with a random decoder for latents of Stable Diffusion's shape."""
     if not experiment.autoencoder.name:
         return assemble(experiment, DataCard(name), section="sample")
     card = DataCard(
@@ -90,9 +90,7 @@ def make_assembled(name: str, experiment: Experiment) -> Assembled:
 def measure(
     name: str, experiment: Experiment, params: Any, repeats: int, ceiling: float
 ) -> Iterator[Row]:
-    """A row of the network alone and, for a network of latents, one with the decoder; `ceiling` of
-    one device.
-    """
+    """A row of the network and, for latents, one with the decoder; `ceiling` of one device."""
     assembled, size, interval = (
         make_assembled(name, experiment),
         experiment.sample.batch_size,
@@ -140,8 +138,9 @@ def sample_flops(experiment: Experiment) -> int:
 
 
 def evaluations(experiment: Experiment) -> int:
-    """Of the network a sample, a guided one counted once; a UserError where the solver chooses
-    them.
+    """Network evaluations to a sample, a guided one counted once.
+
+    Raises UserError where the solver chooses its steps.
     """
     found = experiment.sample.sampler().evaluations
     if found is None:
@@ -159,9 +158,7 @@ def random_params(experiment: Experiment) -> Any:
 
 
 def variants(experiment: Experiment, options: argparse.Namespace) -> Iterator[Experiment]:
-    """The experiment at each batch size; guided everywhere first, then within the interval asked
-    for.
-    """
+    """The experiment at each batch size; guided everywhere first, then within the interval."""
     intervals = [(0.0, 1.0)]
     if options.guidance_interval:
         low, high = (float(end) for end in options.guidance_interval.split(","))

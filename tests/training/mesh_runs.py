@@ -146,7 +146,7 @@ def interpret_mosaic() -> None:
 
 
 def compare(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How each case's training differs from that on one device."""
+    """Differences of each case's training from that on one device."""
     alone, results = {}, []
     for case in cases:
         config = UViTConfig(**SMALL | case["model"])

@@ -23,8 +23,7 @@ InitParams = Callable[[Array], Params]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The state after `step` updates: parameters, their exponential moving average and the
-    optimizer's moments.
+    """The state after `step` updates: parameters, their moving average, the optimizer's moments.
 
     Its leaves are arrays (step is an int32 scalar), or, after a `jax.tree.map`, their shapes or
     shardings.
@@ -72,4 +71,5 @@ def create_sharded(
     def init() -> TrainState:
         return create(init_params, optimizer, seed)
 
-    return init()
+    state: TrainState = init()
+    return state
