@@ -78,7 +78,7 @@ class Drawing:
 
 
 def make_assembled(name: str, experiment: Experiment) -> Assembled:
-    """Assembles a config, with a random decoder for latents of Stable Diffusion's shape."""
+    """Assembles a config, with a random decoder where its network draws latents."""
     if not experiment.autoencoder.name:
         return assemble(experiment, DataCard(name), section="sample")
     card = DataCard(
@@ -90,7 +90,9 @@ def make_assembled(name: str, experiment: Experiment) -> Assembled:
 def measure(
     name: str, experiment: Experiment, params: Any, repeats: int, ceiling: float
 ) -> Iterator[Row]:
-    """A row of the network and, for latents, one with the decoder; `ceiling` of one device."""
+    """A row of the network alone and, for a network of latents, one with the decoder; `ceiling` of
+    one device.
+    """
     assembled, size, interval = (
         make_assembled(name, experiment),
         experiment.sample.batch_size,

@@ -34,8 +34,8 @@ import numpy as np
 
 from uvit_jax.data.prepared.empty_context import save_empty_context
 from uvit_jax.data.prepared.manifest import Manifest
-from uvit_jax.data.prepared.record_source import ShardWriter
-from uvit_jax.data.sources import SOURCES
+from uvit_jax.data.prepared.shard_writer import ShardWriter
+from uvit_jax.data.training_data import BUILT_IN
 from uvit_jax.errors import Preempted, run_script
 from uvit_jax.experiment.config import Experiment, load_experiment, parse_settings
 from uvit_jax.files import atomic_write
@@ -281,7 +281,7 @@ def measure(
     experiment = dataclasses.replace(experiment, train=enough)
     with tempfile.TemporaryDirectory(dir=parent) as name:
         folder = pathlib.Path(name)
-        if not own_data and experiment.data.source not in SOURCES:
+        if not own_data and experiment.data.source not in BUILT_IN:
             write_data(experiment, folder / "data", examples)
             experiment = dataclasses.replace(
                 experiment,

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.sources import ArraySource
+from uvit_jax.data.training_data import ArrayData
 from uvit_jax.errors import UserError
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from uvit_jax.training import ema, posthoc_ema
@@ -248,7 +248,7 @@ def run(tmp_path_factory):
     """A small training on disk, a checkpoint each 10 steps up to 80, and an average of `LONG`."""
     directory = tmp_path_factory.mktemp("run")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    source = ArraySource("ramp", np.zeros((8, 1, 1, 1), np.float32), np.arange(8), ["0"] * 8)
+    source = ArrayData("ramp", np.zeros((8, 1, 1, 1), np.float32), np.arange(8), ["0"] * 8)
     batches = train_batches(
         source, fields=("label",), batch_size=2, seed=0, sharding=batch_sharding(mesh)
     )

@@ -1,6 +1,4 @@
-"""The layout of a network over the mesh: the constraints that keep the partitioner to the plan of
-`sharding.RULES`.
-"""
+"""Placement of a network over a mesh: constraints that keep the partitioner to the rules."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,69 +10,71 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from uvit_jax.parallel.mesh import BATCH_AXES, batch_parts
-from uvit_jax.parallel.sharding import partition_spec, path_name
+from uvit_jax.parallel.sharding import Rules, partition_spec, path_name
 
 _EXAMPLES = PartitionSpec(BATCH_AXES)
 _HIDDEN = PartitionSpec(BATCH_AXES, None, "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshLayout:
-    """What each array of a U-ViT does on the mesh, to be given to the network.
+class MeshPlacement:
+    """Placement of a network's arrays on a mesh (`models.placement.Placement`).
 
-    Examples are split over data and fsdp, heads and hidden channels over tensor, and nothing else:
-    left alone, the partitioner may as well split the channels of every token over fsdp, because
+    Examples are split over data and fsdp, heads and hidden channels over tensor, and nothing else.
+    Left alone, the partitioner may as well split the channels of every token over fsdp, because
     parameters are, and move activations instead of parameters.
 
-    Parameters that are split over fsdp are brought together (ZeRO-3, arXiv:1910.02054) block by
-    block, in the dtype they are computed with; their gradients go back to the parts by one
-    reduce-scatter.
+    Parameters that are split over fsdp are all-gathered (ZeRO-3, arXiv:1910.02054) block by block,
+    in the dtype they are computed with; their gradients are reduce-scattered.
+
+    Attributes:
+      mesh: axes data, fsdp and tensor.
+      rules: how parameters are split, a tuple.
     """
 
     mesh: Mesh
+    rules: Rules
 
     @property
     def platform(self) -> str:
-        """The devices': "cpu", "gpu" or "tpu"."""
+        """Platform of the devices: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
     @property
-    def alone(self) -> bool:
-        """Whether the mesh is of one device."""
+    def single_device(self) -> bool:
+        """True if the mesh is of one device."""
         return self.mesh.devices.size == 1
 
     @property
     def gathers(self) -> bool:
-        """Whether parameters are split over fsdp."""
+        """True if parameters are split over fsdp."""
         return self.mesh.shape["fsdp"] > 1
 
     @property
     def splits_channels(self) -> bool:
-        """Whether there is tensor parallelism."""
+        """True with tensor parallelism."""
         return self.mesh.shape["tensor"] > 1
 
     def stacked(self, params: Any) -> Any:
-        """The parameters of equal layers, `[layers, ...]` each, split as one layer's are."""
+        """Parameters stacked over layers, `[layers, ...]` each, split as one layer's are."""
 
         def constrain(path: tuple, leaf: Array) -> Array:
-            spec = partition_spec(path_name(path), leaf.shape[1:], self.mesh)
+            spec = self._spec(path, leaf.shape[1:])
             return self._constrain(leaf, PartitionSpec(None, *spec))
 
         return jax.tree_util.tree_map_with_path(constrain, params)
 
     def weights(self, params: Any, dtype: str) -> Any:
-        """Those split over fsdp in `dtype` and whole but for the tensor axis; the others as they
-        are.
-        """
+        """Parameters with those split over fsdp all-gathered in `dtype`; tensor's split remains."""
 
         def gather(path: tuple, leaf: Array) -> Array:
-            spec = partition_spec(path_name(path), leaf.shape, self.mesh)
+            spec = self._spec(path, leaf.shape)
             if "fsdp" not in spec:
                 return leaf
             whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
             if path_name(path).endswith("embedding"):
                 # A table that is looked up: scattering rows into parts of it would first reshuffle
-                # the rows. It stays in float32, in which the gradients of a row that is met often
+                # the rows. It stays in float32, in which the gradients of a row that occurs often
                 # are summed.
                 return self._constrain(leaf, whole)
             return _gather(
@@ -82,6 +82,9 @@ class MeshLayout:
             )
 
         return jax.tree_util.tree_map_with_path(gather, params) if self.gathers else params
+
+    def _spec(self, path: tuple, shape: tuple[int, ...]) -> PartitionSpec:
+        return partition_spec(path_name(path), shape, self.mesh, self.rules) or PartitionSpec()
 
     def tokens(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Examples split, tokens and channels whole."""
@@ -92,15 +95,13 @@ class MeshLayout:
         return self._constrain(x, _HIDDEN)
 
     def of_one_device(self, examples: Any, heads: int) -> tuple[Any, int]:
-        """How many of these examples and heads `attend` gives to a device, in the largest part."""
+        """Examples and heads that `attend` gives to a device, the most where parts differ."""
         return -(-examples // batch_parts(self.mesh)), -(-heads // self.mesh.shape["tensor"])
 
     def attend(
         self, kernel: Callable[[Array], Array], qkv: Float[Array, "b t 3 h k"]
     ) -> Float[Array, "b t h k"]:
-        """The kernel on each device's own examples and heads: the partitioner can't see inside of
-        it.
-        """
+        """The kernel on each device's own examples and heads: XLA can't partition a kernel."""
         packed, heads = (
             PartitionSpec(BATCH_AXES, None, None, "tensor"),
             PartitionSpec(BATCH_AXES, None, "tensor"),
@@ -110,17 +111,13 @@ class MeshLayout:
     def attend_planes(
         self, kernel: Callable[[Array], Array], planes: Float[Array, "3 b t c"]
     ) -> Float[Array, "b t c"]:
-        """As `attend`, with heads side by side in the last axis, which `tensor` divides into whole
-        ones.
-        """
+        """`attend` with heads side by side in the last axis; `tensor` splits between heads."""
         return self._map(kernel, (PartitionSpec(None, BATCH_AXES, None, "tensor"),), _HIDDEN)(
             planes
         )
 
     def rows(self, kernel: Callable[[tuple, tuple], Any], streams: tuple, weights: tuple) -> Any:
-        """The kernel on each device's own examples; the gradients of weights are added up over
-        devices.
-        """
+        """The kernel on each device's own examples; gradients of weights are all-reduced."""
         return self._map(kernel, (_EXAMPLES, PartitionSpec()), _EXAMPLES)(streams, weights)
 
     def columns(
@@ -143,7 +140,7 @@ class MeshLayout:
 
 
 def _gather(weight: Array, dtype: str, split: NamedSharding, whole: NamedSharding) -> Array:
-    """The weight brought together after its cast: half the bytes in bfloat16."""
+    """The weight all-gathered after its cast: half the bytes in bfloat16."""
 
     def forward(_: None, weight: Array) -> Array:
         return jax.lax.with_sharding_constraint(
@@ -151,7 +148,7 @@ def _gather(weight: Array, dtype: str, split: NamedSharding, whole: NamedShardin
         )
 
     def transpose(_: None, gradient: Array) -> Array:
-        # A constraint's own transpose would bring the whole gradient together first.
+        # A constraint's own transpose would all-reduce the whole gradient first.
         return jax.lax.with_sharding_constraint(gradient, split).astype(jnp.float32)
 
     return jax.custom_derivatives.linear_call(forward, transpose, None, weight)

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from uvit_jax.models.uvit_sharding import RULES
 from uvit_jax.parallel.sharding import tree_shardings
 from uvit_jax.randomness import Stream, stream_key
 
@@ -56,7 +57,7 @@ def abstract(
     state: TrainState = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        tree_shardings(shapes, mesh),
+        tree_shardings(shapes, mesh, RULES),
     )
     return state
 

@@ -16,6 +16,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_batch, check_mesh
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.jobs.forecast.program import Hardware, shard_bytes
+from uvit_jax.models.uvit_sharding import RULES
 from uvit_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from uvit_jax.parallel.sharding import tree_shardings
 
@@ -179,7 +180,7 @@ def estimate_meshes(
         placed = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             state,
-            tree_shardings(state, mesh),
+            tree_shardings(state, mesh, RULES),
         )
         kept, weights = shard_bytes(placed), base["model"]["parameters"] * size / tensor
         examples = total // (data * fsdp)
