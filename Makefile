@@ -43,7 +43,7 @@ QUICK := \
   tests/test_command_line.py \
   tests/test_errors.py \
   tests/test_randomness.py::test_no_seed_has_the_epochs_of_another \
-  'tests/training/test_step.py::test_eight_official_steps_give_the_official_losses_and_weights'
+  'tests/training/test_step.py::test_eight_official_steps_give_the_official_losses_and_weights[train_continuous-schedule1-1]'
 
 quick: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -q $(QUICK)
