@@ -16,6 +16,7 @@ ENVIRONMENT = {
     # Nearly all of a test's time is compilation, and small programs gain nothing from LLVM's
     # optimizations. HLO and the package's own options stay as users have them.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
 }
 for name, value in ENVIRONMENT.items():
@@ -30,10 +31,6 @@ import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("uvit_jax", "beartype.beartype")
-
-import jax  # noqa: E402
-
-jax.config.update("jax_default_matmul_precision", "highest")
 
 TESTS = pathlib.Path(__file__).parent
 SHARED = pathlib.Path(os.environ.get("UVIT_JAX_SHARED", TESTS.parent.parent / "shared"))
