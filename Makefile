@@ -21,7 +21,7 @@ QUICK := \
   tests/data/originals/test_crops.py \
   tests/data/prepared/test_manifest.py \
   tests/diffusion/test_schedules.py \
-  'tests/diffusion/test_golden_solvers.py::test_every_fixed_step_sample_to_1e_9_in_double_precision[v1]' \
+  'tests/diffusion/test_golden_solvers.py::test_every_fixed_step_sample_to_1e_9_in_double_precision[v1.fast]' \
   tests/experiment/test_config.py \
   tests/experiment/test_config_file.py \
   tests/faults \
