@@ -18,7 +18,7 @@ digits: $(VENV)/.core
 # marker would have every test file imported first.
 QUICK := \
   tests/compiled/test_hlo.py \
-  tests/data/originals/test_crops.py \
+  tests/data/image_sources/test_crops.py \
   tests/data/prepared/test_manifest.py \
   tests/diffusion/test_schedules.py \
   'tests/diffusion/test_golden_solvers.py::test_every_fixed_step_sample_to_1e_9_in_double_precision[v1.fast]' \

@@ -37,7 +37,7 @@ for split in json.loads(sys.argv[2]):
     sample.run(experiment, workdir)
     np.savez(workdir / "state.npz", **final_state(workdir))
 # A checkpoint of one split goes on under another.
-setup.make_mesh = make_mesh
+assembled.make_mesh = make_mesh
 experiment = tiny_experiment(mesh__data=8, train__steps=10, optimizer__warmup_steps=0)
 print(train.run(experiment, root / "1x8x1"))
 """
