@@ -239,7 +239,8 @@ def test_the_package_is_a_command_too():
     )
     assert (
         error_of(ended)
-        == "error: unexpected argument 'train', did you mean --job train --config configs/digits.py?\n"
+        == "error: unexpected argument 'train', "
+        "did you mean --job train --config configs/digits.py?\n"
     )
 
 
