@@ -1,13 +1,13 @@
-"""The job `preflight` for every paper config on slices of TPU v4, v5e, v5p and v6e, with none of
-them there.
+"""The job `preflight` for every paper config on slices of TPU v4, v5e, v5p and v6e.
 
-    python benchmarks/preflight.py --out preflight                       # everything; goes on where
-    it was stopped python benchmarks/preflight.py --out preflight --only cifar10 v6e    # what has
-    both in its name
+    # Everything; continues where it stopped.
+    python benchmarks/preflight.py --out preflight
+    # Only those with both words in their names.
+    python benchmarks/preflight.py --out preflight --only cifar10 v6e
 
-Needs `pip install -e '.[tpu]'`. Each config is compiled as it is, in a process of its own (a large
-model takes minutes), with a mesh of pure data parallelism; hours are those of the config's own
-steps and batch at 40 % MFU, or, where the roofline allows less, by the schedule. Writes
+Needs `pip install -e '.[tpu]'`, but no TPU. Each config is compiled as it is, in a process of its
+own (minutes for a large model), with a mesh of pure data parallelism. Hours are those of the
+config's own steps and batch at 40 % MFU, or by the schedule if the roofline is lower. Writes
 `OUT/table.md` and, for each, a `preflight.json` in `OUT/<config>/<slice>/`.
 """
 
@@ -51,13 +51,13 @@ HEADS = (
 
 
 def folder_of(out: pathlib.Path, config: str, topology: str) -> pathlib.Path:
-    """Where the figures of one config on one slice are."""
+    """Folder of the figures of one config on one slice."""
     name = pathlib.Path(config).name.replace(".py", "").replace(":", "-")
     return out / name / topology.replace(":", "-")
 
 
 def preflight(config: str, topology: str, folder: pathlib.Path, extra: list[str]) -> bool:
-    """Runs the job; whether it left figures (a config that doesn't fit has some too)."""
+    """Runs the job; True if it left figures, which a config that does not fit does too."""
     command = [
         sys.executable,
         "-m",
@@ -73,7 +73,7 @@ def preflight(config: str, topology: str, folder: pathlib.Path, extra: list[str]
 
 
 def row(config: str, report: dict[str, Any]) -> tuple[str, ...]:
-    """The cells of one line of the table."""
+    """Returns the cells of one line of the table."""
     memory, line, run = report["memory"], report["roofline"], report["run"]
     used = "?" if memory["total"] is None else f"{memory['total'] / 2**30:.2f}"
     return (
@@ -93,7 +93,7 @@ def row(config: str, report: dict[str, Any]) -> tuple[str, ...]:
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:
-    """A table of Markdown, columns aligned."""
+    """Formats a Markdown table, columns aligned."""
     lines = [HEADS, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADS))]
     rule = tuple("-" * width for width in widths)
@@ -105,7 +105,7 @@ def markdown(rows: list[tuple[str, ...]]) -> str:
 
 
 def main() -> None:
-    """Runs what isn't there yet, and writes the table after each."""
+    """Runs the missing configs, and writes the table after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

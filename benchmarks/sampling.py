@@ -10,7 +10,7 @@ Weights are random: no rate depends on them. TFLOP/s are the network's alone: on
 `models/flops.py` an evaluation, two where it is guided, which within an interval only some are. "Of
 matmul" is the share of what a large bfloat16 matrix product reaches, measured in the same run.
 --reference measures the official PyTorch code's latents on the same device, by its own DPM-Solver++
-with as many evaluations (`reference.py`).
+with as many evaluations (`official_code.py`).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from evaluate import autoencoder, rate
 from jaxtyping import Array, Float
-from reference import Row, add_arguments, finish, print_comparison, run_reference, show_rate
+from official_code import Row, add_arguments, finish, print_comparison, run_reference, show_rate
 from train_step import matmul_ceiling
 
 from uvit_jax.diffusion.sampler import Sampler

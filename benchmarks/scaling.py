@@ -1,17 +1,17 @@
-"""Scaling on paper: step time and communication of a config on slices of 8 to 1024 TPUs that are
-not there.
+"""Estimated scaling: step time and communication of a config on slices of 8 to 1024 TPUs.
 
-    python benchmarks/scaling.py configs/imagenet512.py --out scaling --chart scaling.png   # goes
-    on where it stopped python benchmarks/scaling.py configs/imagenet512.py --out scaling --only v5p
-    fsdp       # what has both in its name
+    # Continues where it stopped.
+    python benchmarks/scaling.py configs/imagenet512.py --out scaling --chart scaling.png
+    # Only the cases with both words in their names.
+    python benchmarks/scaling.py configs/imagenet512.py --out scaling --only v5p fsdp
 
-Needs `pip install -e '.[tpu]'`. The train step is compiled for each slice by the job preflight, in
-a process of its own (a large model takes minutes each). Weak scaling gives every chip `--per-chip`
-images, strong scaling splits the config's own batch. A step is what the compiler expects of its own
-schedule: the cycles it writes beside each operation, and the collectives that no computation hides,
-at the links' full speed (`uvit_jax/compiled/overlap.py`). Nothing is measured; read it for where
-communication begins to cost, not for milliseconds. Writes `OUT/table.md`, `OUT/scaling.json` and,
-for each compile, `OUT/<config>/<case>/preflight.json`.
+Needs `pip install -e '.[tpu]'`, but no TPU. The job preflight compiles the train step for each
+slice, in a process of its own (minutes each for a large model). Weak scaling gives every chip
+`--per-chip` images, strong scaling splits the config's own batch. A step is the compiler's estimate
+of its own schedule: the cycles that it writes beside each operation, and the collectives that no
+computation hides, at the links' full speed (`uvit_jax/compiled/overlap.py`). Nothing is measured;
+read it for where communication begins to cost, not for milliseconds. Writes `OUT/table.md`,
+`OUT/scaling.json` and, for each compile, `OUT/<config>/<case>/preflight.json`.
 """
 
 import argparse
@@ -25,15 +25,13 @@ from typing import Any
 from uvit_jax.errors import run_script
 from uvit_jax.experiment.config import load_experiment
 
-# Slices of each generation by their chips; v5e's pods end at 256, four of them are joined by the
-# data center's network.
+# Slices of each generation by their chips. A v5e pod has 256: the data center's network joins four.
 SLICES = {
     "v5p": {8: "2x2x2", 64: "4x4x4", 256: "4x8x8", 1024: "8x8x16"},
     "v5e": {8: "2x4", 64: "8x8", 256: "16x16", 1024: "4*16x16"},
 }
 MESHES = {"v5p": ("data", "data-sc", "fsdp"), "v5e": ("data", "fsdp")}
-# An fsdp axis divides the width of every model up to this; the rest of the chips are replicas of
-# such a group.
+# The largest fsdp axis, which divides the width of every model; further chips are replicas.
 MOST_FSDP = 64
 HEADS = (
     "slice",
@@ -55,10 +53,10 @@ HEADS = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One compile: so many chips of one kind, a mesh of pure data parallelism or with fsdp, and a
-    batch.
+    """One compile: a number of chips of one kind, a mesh and a batch.
 
-    "data-sc" is data parallelism with `train.overlap=sparsecore`.
+    Meshes are "data" (data parallelism), "data-sc" (the same with `train.overlap=sparsecore`) and
+    "fsdp".
     """
 
     chip: str
@@ -68,18 +66,18 @@ class Case:
 
     @property
     def slices(self) -> tuple[int, str]:
-        """How many slices, and each one's name."""
+        """Number of slices, and the name of each."""
         count, _, shape = SLICES[self.chip][self.chips].rpartition("*")
         return int(count or 1), f"{self.chip}:{shape}"
 
     @property
     def name(self) -> str:
-        """Unique among the cases of a config, and a folder's name."""
+        """Name of the case and its folder, unique within a config."""
         return f"{self.chip}-{self.chips}-{self.mesh}-batch{self.batch}"
 
     @property
     def flags(self) -> list[str]:
-        """The fields of the config that it changes."""
+        """Flags of the config's fields that the case changes."""
         count, topology = self.slices
         fsdp = min(self.chips, MOST_FSDP) if self.mesh == "fsdp" else 1
         return [
@@ -92,7 +90,7 @@ class Case:
 
 
 def cases(batch: int, per_chip: int) -> list[Case]:
-    """Weak scaling first, then what strong scaling adds, the smaller slices first."""
+    """Lists the cases of weak scaling, then those that strong scaling adds, small slices first."""
     made = [
         Case(chip, chips, mesh, size(chips))
         for size in (lambda chips: per_chip * chips, lambda chips: batch)
@@ -106,7 +104,7 @@ def cases(batch: int, per_chip: int) -> list[Case]:
 def preflight(
     config: str, case: Case, folder: pathlib.Path, extra: list[str]
 ) -> dict[str, Any] | None:
-    """The job's report; what doesn't fit has one too."""
+    """Runs the job; returns its report, which also exists for a step that does not fit."""
     file = folder / "preflight.json"
     if not file.exists():
         command = [sys.executable, "-m", "uvit_jax.main", "--job=preflight", f"--config={config}"]
@@ -115,9 +113,7 @@ def preflight(
 
 
 def figures(case: Case, report: dict[str, Any]) -> dict[str, Any]:
-    """What the table and the chart say of one compile; seconds, bytes and FLOPs of one chip in one
-    step.
-    """
+    """Returns a row for the table and the chart: seconds, bytes and FLOPs of a chip per step."""
     memory, schedule = report["memory"], report["schedule"]
     found: dict[str, Any] = dataclasses.asdict(case) | {
         "per_chip": case.batch / case.chips,
@@ -138,10 +134,10 @@ def figures(case: Case, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds images a second of each chip relative to the smallest slice that the same kind, mesh and
-    scaling fit on.
+    """Adds images per second and chip, relative to the smallest slice of the same kind that fits.
 
-    None for what doesn't fit, or has nothing to be compared with.
+    The same kind is the same chip, mesh and way of scaling. None for a row that does not fit, or
+    without another of its kind.
     """
     done = []
     for row in rows:
@@ -165,7 +161,7 @@ def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """One line of the table."""
+    """Formats one line of the table."""
     case = Case(*(row[field.name] for field in dataclasses.fields(Case)))
     count, topology = case.slices
     memory = "?" if row["memory"] is None else f"{row['memory'] / 2**30:.1f}"
@@ -190,7 +186,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A table of Markdown for each way of scaling."""
+    """Formats a Markdown table for each way of scaling."""
     text = []
     for scaling in ("weak", "strong"):
         lines = [cells(row) for row in rows if row["scaling"] == scaling]
@@ -203,10 +199,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def chart(rows: list[dict[str, Any]], title: str, path: str) -> None:
-    """What an image costs on each slice and mesh, and how efficient that is, weak scaling above
-    strong.
-    """
-    from matplotlib.figure import Figure  # only where a chart is asked for
+    """Draws the cost of an image on each slice and mesh, and its efficiency; weak above strong."""
+    from matplotlib.figure import Figure  # imported late: only for a chart
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = [row for row in rows if "step" in row]
@@ -250,14 +244,12 @@ def chart(rows: list[dict[str, Any]], title: str, path: str) -> None:
 
 
 def _cost(row: dict[str, Any], seconds: float) -> float:
-    """Chip-milliseconds an image: the same for any number of chips where scaling is perfect."""
+    """Chip-milliseconds per image, which perfect scaling keeps the same for any number of chips."""
     return 1e3 * seconds * row["chips"] / row["batch"]
 
 
 def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """A bar for each slice, from the bottom up: computation alone, both at once, communication
-    alone.
-    """
+    """Draws a bar per slice: computation alone, then both at once, then communication alone."""
     parts = {
         "computes": ("#4878a8", [r["compute"] - r["hidden"] for r in rows]),
         "computes and communicates": ("#8fc1b5", [r["hidden"] for r in rows]),
@@ -279,11 +271,11 @@ def _bars(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Compiles what isn't there yet; writes the table after each, and the chart at the end."""
+    """Compiles the missing cases; writes the table after each, and the chart at the end."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="configs/imagenet512.py, or with a variant behind a colon")
+    parser.add_argument("config", help="configs/imagenet512.py, or with a variant after a colon")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("scaling"))
     parser.add_argument("--per-chip", type=int, default=16, help="images a chip of weak scaling")
     parser.add_argument(
@@ -293,11 +285,11 @@ def main() -> None:
     parser.add_argument(
         "fields",
         nargs="*",
-        help="fields of the config, as --config.model.scan_blocks=True behind a --",
+        help="fields of the config, as --config.model.scan_blocks=True after a --",
     )
     options = parser.parse_intermixed_args()
     batch = load_experiment(options.config).train.batch_size
-    # What was compiled with other fields is not taken for this.
+    # Compiles with other fields have a folder of their own.
     parts = [
         pathlib.Path(options.config).name,
         *(field.removeprefix("--config.") for field in options.fields),

@@ -75,16 +75,15 @@ def moments(
     parts: int,
 ) -> dict[str, list[tuple[float, float]]]:
     """Mean and deviation of each solver's samples, a pair for each part of the rows."""
-    options: dict[str, Any] = {
-        "prediction": prediction,
-        "key": jax.random.key(7),
-        "return_trajectory": False,
-    }
+    key = jax.random.key(7)
 
     @jax.jit
     def draw(x: Any) -> Any:
-        samples = {
-            name: config.solve(predict, x, schedule, **options) for name, config in configs.items()
+        samples: dict[str, Any] = {
+            name: config.solve(
+                predict, x, schedule, prediction=prediction, key=key, return_trajectory=False
+            )
+            for name, config in configs.items()
         }
         return {
             name: [(p.mean(), p.std()) for p in jnp.split(y, parts)] for name, y in samples.items()

@@ -10,7 +10,7 @@ The step is the one that training compiles, on random examples; MFU counts 3 for
 `models/flops.py` an image, rematerialisation not counted; "of matmul" is the share of what a large
 bfloat16 matrix product reaches, measured in the same run. The hours are those of the config's own
 steps and batch at the rate measured, without pictures and checkpoints. --reference measures the
-official PyTorch code on the same device and prints the ratios (`reference.py`).
+official PyTorch code on the same device and prints the ratios (`official_code.py`).
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference import Row, add_arguments, finish, print_comparison, run_reference, show_rate
+from official_code import Row, add_arguments, finish, print_comparison, run_reference, show_rate
 
 from uvit_jax.errors import run_script
 from uvit_jax.experiment.assembled import assemble
@@ -32,6 +32,7 @@ from uvit_jax.experiment.config import Experiment, load_experiment, parse_settin
 from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.experiment.step_program import abstract_inputs, abstract_state, lower_train_step
 from uvit_jax.models.flops import forward_flops
+from uvit_jax.parallel.chips import peak_flops
 from uvit_jax.parallel.mesh import MeshConfig
 from uvit_jax.telemetry.throughput import Throughput
 from uvit_jax.training.state import create_sharded
@@ -130,7 +131,9 @@ def measure(
         jax.block_until_ready(metrics)
         seconds.append((time.monotonic() - began) / steps)
     rate = batch_size / float(np.median(seconds[1:]))
-    throughput = Throughput(forward_flops(model), devices)
+    throughput = Throughput(
+        forward_flops(model), peak_flops(device.device_kind for device in devices)
+    )
     mfu = throughput.window(steps=1, images=batch_size, seconds=batch_size / rate)["mfu"]
     memory = compiled.memory_analysis()
     gib = (

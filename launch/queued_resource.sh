@@ -1,9 +1,9 @@
-# What launch/tpu_vm.sh asks of Google and of the workers of a slice: sourced by it, after its flags became variables.
+# Requests to Google and to the workers of a slice. launch/tpu_vm.sh sources this file and sets the variables.
 # shellcheck shell=bash disable=SC2034 # some of its variables are read by tpu_vm.sh alone
 # Every command goes through `cloud`, so that a dry run prints them all (on descriptor 3) and runs none.
 
 POLL=${UVIT_POLL_SECONDS:-30}
-# What gcloud says where another try can't help.
+# Words in gcloud's errors for which another try can't help.
 FINAL="NOT_FOUND|PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|ALREADY_EXISTS|[Qq]uota"
 
 say() { printf '%s tpu_vm: %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
@@ -16,7 +16,7 @@ die() { # CODE MESSAGE
 
 pause() { [[ $DRY_RUN ]] || sleep "${1:-$POLL}"; }
 
-quoted() { # the arguments as one line that a shell reads as the same arguments
+quoted() { # prints the arguments as one line that a shell reads as the same arguments
   local argument line="" quote="'" escaped="'\\''"
   for argument in "$@"; do
     [[ $argument =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || argument="'${argument//$quote/$escaped}'"
@@ -33,12 +33,12 @@ tpus() { # GROUP COMMAND NAME FLAGS...
   cloud compute tpus "$@" --zone "$ZONE" ${PROJECT:+--project "$PROJECT"} --quiet
 }
 
-why() { # the last command's error: a worker's own words, or gcloud's without its preamble
+why() { # prints the last command's error: a worker's line, or gcloud's without its preamble
   sed -n 's/^uvit-worker: //p; s/^ERROR: *([^)]*) *//p' "$TEMPORARY/err" | tail -n 1 | grep . ||
     tail -n 1 "$TEMPORARY/err"
 }
 
-retry() { # TRIES COMMAND...: until it succeeds, ever less often; not where another try can't help
+retry() { # TRIES COMMAND...: tries with longer and longer pauses, unless another try can't help
   local tries=$1 try wait=$POLL code
   shift
   for ((try = 1; ; try++)); do
@@ -51,7 +51,7 @@ retry() { # TRIES COMMAND...: until it succeeds, ever less often; not where anot
   done
 }
 
-queue_state() { # into STATE
+queue_state() { # sets STATE
   if retry 20 tpus queued-resources describe "$NAME" --format 'value(state.state)' >"$TEMPORARY/out"; then
     if [[ $DRY_RUN ]]; then STATE=${STATE:-NOT_FOUND}; else STATE=$(<"$TEMPORARY/out"); fi
   elif grep -q NOT_FOUND "$TEMPORARY/err"; then
@@ -62,7 +62,7 @@ queue_state() { # into STATE
   [[ $STATE == ACTIVE ]] || MADE="" # the next machines of this name are others
 }
 
-nodes_ready() { # whether all TPUs of an active request are there; LOST where one won't be again
+nodes_ready() { # succeeds if all TPUs of an active request are ready; sets LOST if one is gone for good
   local node state
   LOST=""
   for node in "${NODES[@]}"; do
@@ -73,8 +73,8 @@ nodes_ready() { # whether all TPUs of an active request are there; LOST where on
     case $state in
       READY) ;;
       PREEMPTED | TERMINATED | STOPPED | STOPPING | DELETING | UNKNOWN) LOST=1 && return 1 ;;
-      NOT_FOUND) LOST=$MADE && return 1 ;; # taken away, or not made yet
-      *) return 1 ;;                       # repaired or started again and soon back, or Google doesn't answer
+      NOT_FOUND) LOST=$MADE && return 1 ;; # preempted, or not made yet
+      *) return 1 ;;                       # being repaired or restarted, or Google does not answer
     esac
   done
   MADE=1
@@ -88,7 +88,7 @@ create() {
   if retry 5 tpus queued-resources create "$NAME" "${flags[@]}" ${CREATE_FLAGS[@]+"${CREATE_FLAGS[@]}"} >&2; then
     OURS=1 LINE=1
     if [[ $DRY_RUN ]]; then STATE=ACTIVE; fi
-  elif ! grep -q ALREADY_EXISTS "$TEMPORARY/err"; then # still being deleted, or made by another terminal
+  elif ! grep -q ALREADY_EXISTS "$TEMPORARY/err"; then # still being deleted, or made from another terminal
     die 1 "Google refuses $SLICES x $TYPE in $ZONE: $(why)"
   fi
 }
@@ -99,7 +99,7 @@ delete() {
     die 1 "$NAME is NOT deleted and may go on costing: $(why); try launch/tpu_vm.sh down --name $NAME --zone $ZONE"
 }
 
-worker() { # WORKERS COMMAND NODE; without the two options a connection to a machine that is gone hangs for hours
+worker() { # WORKERS COMMAND NODE; without the two ssh options a connection to a lost machine hangs for hours
   tpus tpu-vm ssh "$3" --worker "$1" --command "$2" ${INTERNAL_IP:+--internal-ip} \
     --ssh-flag="-o ServerAliveInterval=15" --ssh-flag="-o ServerAliveCountMax=4"
 }
@@ -109,7 +109,7 @@ copy() { # NODE
     ${INTERNAL_IP:+--internal-ip} --scp-flag="-o ServerAliveInterval=15"
 }
 
-nodes() { # COMMAND...: with each TPU's name as last argument, all at once; fails where one fails
+nodes() { # COMMAND...: runs it for all TPUs at once, with the name as last argument; fails if one fails
   local node jobs=() job code=0
   if [[ $DRY_RUN || ${#NODES[@]} == 1 ]]; then
     for node in "${NODES[@]}"; do "$@" "$node" || return; done

@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Runs one command of uvit_jax on the GPUs of a Slurm cluster, and goes on after a time limit or a preemption.
+# Runs one command of uvit_jax on the GPUs of a Slurm cluster, and resumes it after a time limit or a preemption.
 #
 #   sbatch --nodes=4 launch/slurm.sh --config configs/imagenet512.py --workdir /shared/runs/in512
-#   launch/slurm.sh --dry-run --config ...     prints what the job would run, and runs nothing
+#   launch/slurm.sh --dry-run --config ...     prints the command that the job would run, and runs nothing
 #
-# Submit it from the checkout. Everything behind the script's name goes to `python -m uvit_jax.main`. Whatever stands
-# below in #SBATCH lines, sbatch's own flags and variables overrule: --partition or SBATCH_PARTITION, --account or
-# SBATCH_ACCOUNT, --qos, --time, --constraint. Where a node hasn't 8 GPUs, give both numbers:
-# --gpus-per-node=4 --ntasks-per-node=4. The workdir and the data are folders that all nodes see.
+# Submit it from the checkout. All arguments go to `python -m uvit_jax.main`. sbatch's own flags and variables override
+# the #SBATCH lines below: --partition or SBATCH_PARTITION, --account or SBATCH_ACCOUNT, --qos, --time, --constraint.
+# For nodes with other than 8 GPUs, give both numbers: --gpus-per-node=4 --ntasks-per-node=4. The workdir and the data
+# are folders that all nodes see.
 #
-# One process a GPU, each seeing all GPUs of its node, of which it takes the one that SLURM_LOCALID counts; those that
-# it alone sees, with --gpus-per-task or --gpu-bind, it takes all.
+# Each GPU has its own process, which sees all GPUs of its node and takes the one numbered SLURM_LOCALID. With
+# --gpus-per-task or --gpu-bind a process sees its own GPUs only, and takes all of them.
 #
-# UVIT_VENV      the virtual environment, .venv of the checkout by default; "none" for the python that is there
-# UVIT_SETUP     a shell line before anything else, as "module load cuda"
-# UVIT_MAX_RESTARTS  after crashes, within one allocation; 3
+# UVIT_VENV          the virtual environment, default .venv of the checkout; "none" for the python on PATH
+# UVIT_SETUP         a shell line that runs first, as "module load cuda"
+# UVIT_MAX_RESTARTS  restarts after crashes within one allocation, default 3
 #
-# Exit codes of the program: 0 is done, 2 a mistake in the command: neither is started again. 143 is a checkpoint saved
-# on notice: the job goes back into the queue where the time limit or a preemption gave the notice, and ends where
-# scancel did. Anything else is a crash: started again on the same nodes, by way of the queue where the notice has come.
-# --job sample saves nothing on notice and begins anew each time: one that takes longer than --time never ends.
+# Exit codes of the program: 0 (done) and 2 (a mistake in the command) end the job. 143 means that a checkpoint was
+# saved after a signal: the job is requeued if the signal came from the time limit or a preemption, and ends if it came
+# from scancel. Any other code is a crash: the program is restarted on the same nodes, or requeued if the time limit is
+# near. --job sample saves nothing after a signal and begins anew each time: one that takes longer than --time never ends.
 #
 #SBATCH --job-name=uvit
 #SBATCH --nodes=1
@@ -47,19 +47,19 @@ die() {
 [[ $MAX_RESTARTS =~ ^[0-9]+$ ]] || die "UVIT_MAX_RESTARTS is '$MAX_RESTARTS', expected a whole number from 0"
 # sbatch copies this file elsewhere; the job begins in the folder it was submitted from.
 cd "${SLURM_SUBMIT_DIR:-.}"
-[[ -e uvit_jax/main.py ]] || die "$PWD is no checkout of uvit_jax, expected to be submitted from one"
+[[ -e uvit_jax/main.py ]] || die "$PWD is not a checkout of uvit_jax, expected to be submitted from one"
 VENV=${UVIT_VENV:-.venv}
 [[ $VENV == none || $DRY_RUN || -e $VENV/bin/activate ]] ||
   die "there is no virtual environment $VENV, expected one with pip install '.[cuda]' done, or UVIT_VENV"
 
-# One task that ends doesn't take the others along (some sites let it): they may be writing the same checkpoint.
+# One task that ends does not end the others (as on some sites): they may be writing the same checkpoint.
 COMMAND=(srun --kill-on-bad-exit=0 bash launch/slurm_task.sh python -m uvit_jax.main "$@")
 if [[ $DRY_RUN ]]; then
   printf '%q ' "${COMMAND[@]}"
   echo
   exit
 fi
-[[ ${SLURM_JOB_ID:-} ]] || die "this is no Slurm job, expected: sbatch launch/slurm.sh ..., or --dry-run to see the command"
+[[ ${SLURM_JOB_ID:-} ]] || die "this is not a Slurm job, expected: sbatch launch/slurm.sh ..., or --dry-run to see the command"
 
 if [[ ${UVIT_SETUP:-} ]]; then eval "$UVIT_SETUP"; fi
 if [[ $VENV != none ]]; then
@@ -67,12 +67,11 @@ if [[ $VENV != none ]]; then
   source "$VENV/bin/activate"
 fi
 export PYTHONUNBUFFERED=1
-# Not handed on to steps by itself since Slurm 22.05.
+# Steps do not inherit this any more since Slurm 22.05.
 if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
-# The time limit's notice comes to this shell alone, so that it is told from scancel's, which goes to the program alone.
-# srun hands the signal on to every task, and each host saves. Of a preemption, too, only the program hears.
-# It may come when no step runs, or none any more.
+# USR1, before the time limit, comes to this shell only; scancel and a preemption signal the program only. srun passes
+# the signal on to every task, and each host saves. It may also come when no step is running.
 notice="" signalled=1 step=""
 trap 'notice=1 signalled=1; kill -TERM "$step" 2>/dev/null || true' USR1
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh runs on each worker of a TPU slice, over ssh: installs, starts, stops, shows the log.
+# Installs, starts and stops a run on one worker of a TPU slice, and shows its log. launch/tpu_vm.sh runs it over ssh.
 #
-#   worker.sh install RUN VERSION SOURCE REF BUCKET MOUNT   VERSION as installed, or RUN goes on: nothing to do
-#   worker.sh start RUN [NAME=VALUE ...] -- ARGS...         python -m uvit_jax.main ARGS, which outlives this connection
-#   worker.sh stop                                          SIGTERM, and SIGKILL to what is left a while later
-#   worker.sh follow LINE SECONDS                           the log from LINE on (0: its last lines), then how it ended
-#   worker.sh report [SECONDS]                              one line: how the run is, once it ended or SECONDS later
+#   worker.sh install RUN VERSION SOURCE REF BUCKET MOUNT   installs VERSION, unless it is there or RUN is running
+#   worker.sh start RUN [NAME=VALUE ...] -- ARGS...         starts python -m uvit_jax.main ARGS, detached from ssh
+#   worker.sh stop                                          sends SIGTERM, and later SIGKILL to remaining processes
+#   worker.sh follow LINE SECONDS                           prints the log from LINE on (0: its last lines), then the state
+#   worker.sh report [SECONDS]                              prints one line of state, when the run ends or after SECONDS
 #
-# Everything lies in ~/uvit: code/ venv/ run.log run.id run.pid run.exit (the code it ended with). Lines for the launcher
-# begin with "uvit-worker: "; exit code 3 means refused, for a reason that another try doesn't mend.
+# All files are in ~/uvit: code/ venv/ run.log run.id run.pid run.exit (the exit code). Lines for the launcher begin with
+# "uvit-worker: ". Exit code 3 means refused, for a reason that another try does not change.
 # shellcheck disable=SC2329 # functions are called by name, at the end
 set -euo pipefail
 
@@ -24,7 +24,7 @@ install() {
   if [[ -e installed && $(<installed) == "$version" ]]; then return; fi
   if running; then
     [[ $(<run.id) == "$run" ]] || refuse_beside
-    return # with the code it has: what is called main may be something else by now
+    return # the run keeps its code: a branch may have moved since it started
   fi
   if [[ $bucket != none ]] && ! command -v gcsfuse >/dev/null; then install_gcsfuse; fi
   # The images of TPU VMs have a Python older than 3.11.
@@ -49,14 +49,14 @@ install_gcsfuse() {
   curl -LsSf --retry 5 "$packages/doc/apt-key.gpg" | sudo tee "$keyring" >/dev/null
   echo "deb [signed-by=$keyring] $packages gcsfuse-$(lsb_release -cs) main" |
     sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-  # A fresh machine updates itself, and holds the lock while it does.
+  # A new machine updates itself, and holds the lock meanwhile.
   sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
   sudo apt-get -qq -y -o DPkg::Lock::Timeout=600 install gcsfuse
 }
 
-# Metadata isn't cached: gcsfuse keeps it a minute, and on most TPU machines for ever, but the hosts of a run wait for
-# each other's files. Writes are staged, not streamed: only then does fsync put a file into the bucket, and lines of
-# metrics.jsonl that aren't there yet go down with a preempted machine.
+# Without metadata caches: gcsfuse keeps metadata for a minute, on most TPU machines for ever, but the hosts of a run
+# wait for each other's files. Without streaming writes: only staged writes reach the bucket on fsync, and a preempted
+# machine loses lines of metrics.jsonl that have not.
 mount_bucket() {
   local bucket mount
   bucket=$(sed -n 1p bucket)
@@ -67,7 +67,7 @@ mount_bucket() {
   gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
     --enable-streaming-writes=false "$bucket" "$mount" >gcsfuse.log 2>&1 || {
     tail -n 5 gcsfuse.log >&2
-    refuse "bucket $bucket can't be mounted at $mount: has the machines' service account a role on it that may write?"
+    refuse "bucket $bucket can't be mounted at $mount: does the machines' service account have a role with write access to it?"
   }
 }
 
@@ -90,13 +90,13 @@ start() {
   echo $! >run.pid
 }
 
-# The program as a child: a signal reaches it alone, and its exit code is written down whatever happens.
+# Runs the program as a child, so that a signal reaches it alone and its exit code is always written down.
 supervise() {
   local child code=0 signalled=1
   cd code
   ../venv/bin/python -m uvit_jax.main "$@" &
   child=$!
-  # It may have ended already, and its code is yet to be written down.
+  # The child may have ended already, before its exit code is written down.
   trap 'signalled=1; kill -TERM "$child" 2>/dev/null || true' TERM
   # A signal ends `wait` too, while the program is still saving.
   while ((signalled)); do
@@ -108,7 +108,7 @@ supervise() {
 }
 
 running() {
-  # A number left over from before a reboot may be another process's now.
+  # After a reboot the number may belong to another process.
   [[ -e run.pid && ! -e run.exit ]] && grep -qa worker.sh "/proc/$(<run.pid)/cmdline" 2>/dev/null
 }
 
@@ -118,7 +118,7 @@ stop() {
   pid=$(<run.pid)
   kill -TERM "$pid" 2>/dev/null || true
   while running && ((SECONDS < deadline)); do sleep 0.2; done
-  # The whole session, processes that read data included.
+  # The whole session, with the processes that read data.
   kill -KILL -- "-$pid" 2>/dev/null || true
   [[ -e run.exit ]] || echo 137 >run.exit
 }
@@ -147,7 +147,7 @@ state() {
   elif [[ -e run.exit ]]; then
     echo "exit $(<run.exit)"
   else
-    echo "gone" # no process, no exit code: the machine was started anew, or nothing ever ran
+    echo "gone" # no process and no exit code: the machine was restarted, or nothing ever ran
   fi
 }
 
@@ -166,7 +166,7 @@ refuse() {
   exit 3
 }
 
-# Read as one: a newer copy of this file may take its place while a run is supervised.
+# One block, read as a whole: a newer copy of this file may replace it while a run is supervised.
 {
   "$@"
   exit

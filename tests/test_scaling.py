@@ -6,7 +6,7 @@ from uvit_jax.compiled.topology import parse_topology
 
 
 def report(model_flops, total, **schedule):
-    """As much of a preflight's report as is read; without a schedule it is of what doesn't fit."""
+    """The parts of a preflight's report that are read; without a schedule, of a step too large."""
     return {
         "memory": {"total": total},
         "hardware": {"peak_flops": 459e12},

@@ -174,9 +174,10 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
     from uvit_jax import failures
     from uvit_jax.experiment.saved_config import to_save
     from uvit_jax.experiment.workdir import agree_on_run
-    from uvit_jax.parallel import hosts
+    from uvit_jax.parallel import distributed, hosts
     from uvit_jax.parallel.compile_cache import keep_compiled_programs
     from uvit_jax.parallel.gpu_memory import use_cuda_allocator
+    from uvit_jax.parallel.process_exit import leave
 
     failures.quiet_libraries()
     # agreed: every process reaches this exit. every_host_prints: not only process 0 reports.
@@ -184,7 +185,12 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
     try:
         if name not in _SINGLE_HOST:
             use_cuda_allocator(os.environ)
-            hosts.start(experiment.distributed, os.environ, preemption=name == "train")
+            distributed.start(
+                experiment.distributed,
+                os.environ,
+                preemption=name == "train",
+                prefix="config.distributed.",
+            )
             if not hosts.is_first():
                 logging.getLogger("uvit_jax").setLevel(logging.WARNING)
             agree_on_run(name, to_save(experiment), workdir)
@@ -212,7 +218,7 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
         print(line, file=stream, flush=True)
     elif every_host_prints:
         print(f"process {hosts.index()}: {line}", file=stream, flush=True)
-    hosts.leave(code, agreed=agreed)
+    leave(code, agreed=agreed)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 Constructors = Callable[[str, str], Any]
 
 
-# `_Unpickler` is pickle's own reader in pure Python, kept for its use in subclasses. The public one,
-# in C, allows no override of an opcode, and allocates whatever size a damaged file asks for (its memo
-# is an array, ours a dict). To be replaced when pickle has a public way to restrict BUILD.
+# `_Unpickler` is pickle's own reader in pure Python, kept for its use in subclasses. The public
+# one, in C, allows no override of an opcode, and allocates whatever size a damaged file asks for
+# (its memo is an array, ours a dict). To be replaced when pickle has a public way to restrict
+# BUILD.
 class AllowListUnpickler(pickle._Unpickler):
     """An unpickler that calls only the constructors it is given, and changes no other object.
 
@@ -60,7 +61,7 @@ class AllowListUnpickler(pickle._Unpickler):
     dispatch[pickle.GLOBAL[0]] = load_global
 
     def load_build(self) -> None:
-        """Gives an object its state if its class takes one (`__setstate__`), and drops it if not."""
+        """Gives an object its state if its class has `__setstate__`, and drops it if not."""
         state = self.stack.pop()
         built = self.stack[-1]
         take = getattr(type(built), "__setstate__", None)

@@ -1,6 +1,4 @@
-"""Programs as the compilers for TPU and GPU (jax 0.10.2 and 0.11) wrote them, cut down and put
-together for tests.
-"""
+"""Excerpts of programs that the compilers for TPU and GPU wrote (jax 0.10.2 and 0.11)."""
 
 # A scanned block of a transformer's MLP on a v5e:2x4, mesh (data 2, fsdp 2, tensor 2). The loop
 # says nothing of its trip count; one gather is spread over three fusions; the gradients'

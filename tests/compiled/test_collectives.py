@@ -31,7 +31,8 @@ def array(shape, dtype, *spec):
 def every(x):
     pairs = [(0, 1), (1, 0)]
     return (jax.lax.psum(x, ("data", "tensor")), jax.lax.all_gather(x, "fsdp"),
-            jax.lax.psum_scatter(x, "tensor", tiled=True), jax.lax.all_to_all(x, "tensor", 0, 1, tiled=True),
+            jax.lax.psum_scatter(x, "tensor", tiled=True),
+            jax.lax.all_to_all(x, "tensor", 0, 1, tiled=True),
             jax.lax.ppermute(x, "fsdp", pairs))
 def loss(weights, x):
     def block(x, w):
@@ -197,7 +198,7 @@ def test_an_all_reduce_of_which_a_fusion_keeps_a_part_is_a_reduce_scatter():
     scatter = found["all-reduce.16"]
     assert (scatter.kind, scatter.count, scatter.inside_loop) == ("reduce-scatter", 1, False)
     assert (scatter.bytes, scatter.wire_bytes) == (2 * 2 * 512 * 1024, 2 * 512 * 1024)
-    # The fusion says where it comes from.
+    # The fusion has the place in the JAX program.
     assert scatter.op_name == "jit(step)/transpose(jvp())/btd,dh->bth/dot_general"
     assert (found["all-reduce.15"].kind, found["all-reduce.15"].count) == ("all-reduce", 14)
 
@@ -250,7 +251,7 @@ ENTRY %main (p: f32[8]) -> f32[2] {
   %update = ((f32[8]{0}), f32[2]{0}, u32[]) async-update(%start), calls=%async_computation
   ROOT %done = f32[2]{0} async-done(%update), calls=%async_computation
 }
-"""
+"""  # noqa: E501
     (found,) = collectives(parse(text))
     assert (found.kind, found.count, found.bytes, found.wire_bytes) == ("reduce-scatter", 1, 32, 24)
 
@@ -279,7 +280,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {{
   %p = f32[8]{{0}} parameter(0)
   ROOT %r = f32[8]{{0}} all-reduce(%p), channel_id=1, replica_groups={written}, use_global_device_ids=true
 }}
-""")
+""")  # noqa: E501
     assert replica_groups(module, module.computations["main"].instructions["r"]) == groups
 
 
@@ -296,13 +297,13 @@ def test_what_a_ring_sends():
     assert {wire_bytes(kind, 800, 1) for kind in EVERY} == {0}
 
 
-def test_a_device_alone_says_nothing():
+def test_a_collective_of_one_device_is_left_out():
     text = """HloModule m, num_partitions=2
 ENTRY %main (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
   ROOT %r = f32[8]{0} all-reduce(%p), channel_id=1, replica_groups={{0},{1}}, use_global_device_ids=true
 }
-"""
+"""  # noqa: E501
     assert collectives(parse(text)) == []
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from uvit_jax.compiled.roofline import Work, mfu, roofline
-from uvit_jax.parallel.chips import TPUS
+from uvit_jax.parallel.chips import TPUS, peak_flops
 from uvit_jax.telemetry.throughput import Throughput
 
 CHIP = TPUS["v5e"]
@@ -32,9 +32,6 @@ def test_a_network_of_unknown_speed_is_left_out_and_said_to_be():
 
 
 def test_mfu_is_the_one_that_training_reports():
-    @dataclasses.dataclass
-    class Device:
-        device_kind: str = "TPU v5e"
-
-    window = Throughput(2.66e11, [Device()] * 4).window(steps=10, images=1000, seconds=5.0)
+    peak = peak_flops(["TPU v5e"] * 4)
+    window = Throughput(2.66e11, peak).window(steps=10, images=1000, seconds=5.0)
     assert mfu(3 * 2.66e11 * 1000, 5.0, 4, CHIP) == pytest.approx(window["mfu"])

@@ -34,7 +34,7 @@ def test_a_slice_is_known_by_its_shape_and_by_its_accelerator_type(text, name, c
 
 
 @pytest.mark.parametrize("text", ["v7:2x2", "v5e", "256", "", "v5e:axb", "tpu v5e:2x2", "h100-8"])
-def test_an_unknown_chip_is_told_the_known_ones(text):
+def test_an_unknown_chip_is_refused_with_the_known_ones(text):
     with pytest.raises(UserError) as error:
         parse_topology(text)
     assert str(error.value) == f"topology is {text!r}, expected {KNOWN} with a shape, as v5e:16x16"
@@ -54,7 +54,7 @@ def test_an_unknown_chip_is_told_the_known_ones(text):
         ("v4-200", "counted by its cores"),
     ],
 )
-def test_a_slice_that_is_not_made_is_told_those_that_are(text, expected):
+def test_a_slice_that_is_not_made_is_refused_with_those_that_are(text, expected):
     with pytest.raises(UserError) as error:
         parse_topology(text)
     assert str(error.value).startswith(f"topology is {text!r}, expected ")

@@ -32,8 +32,8 @@ for split in json.loads(sys.argv[2]):
     data, fsdp, tensor = split
     # One device is a mesh of the first of the eight.
     devices = jax.devices()[: data * fsdp * tensor]
-    evaluate.make_mesh = lambda config: make_mesh(config, devices)
-    assembled.make_mesh = lambda config, _: make_mesh(config, devices)
+    evaluate.make_mesh = lambda config, **_: make_mesh(config, devices)
+    assembled.make_mesh = lambda config, *_, **__: make_mesh(config, devices)
     name = "x".join(map(str, split))
     common = dict(
         mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, evaluate__num_features=300,

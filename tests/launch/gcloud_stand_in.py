@@ -1,5 +1,4 @@
-"""A Cloud in a folder, as far as launch/tpu_vm.sh sees it: queued resources, and workers that are
-folders here.
+"""Stand-in for gcloud: a folder holds queued resources, and workers as folders.
 
 Run as `gcloud ...` with STAND_IN naming the folder. `scenario.json` there says what goes wrong;
 `calls.jsonl` gets every command line. What is sent over ssh really runs, in bash, with a home
@@ -109,7 +108,7 @@ def ssh(node, argv, scenario, cloud):
 
 
 def interrupt(event, home, number, cloud, scenario):
-    """The connection breaks after one line of the log: it alone, or with everything on the slice."""
+    """Breaks the connection after a line of the log, alone or with everything on the slice."""
     import time
 
     lines = []

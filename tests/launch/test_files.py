@@ -1,6 +1,4 @@
-"""The launchers' files themselves: shellcheck finds nothing, and what is said in several places is
-the same.
-"""
+"""The launchers' files: shellcheck finds nothing, and repeated values are the same everywhere."""
 
 import math
 import pathlib

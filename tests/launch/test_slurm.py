@@ -1,6 +1,4 @@
-"""launch/slurm.sh with stand-ins for srun and scontrol: when it starts again, goes back into the
-queue, or ends.
-"""
+"""launch/slurm.sh with stand-ins for srun and scontrol: when it restarts, requeues or ends."""
 
 import json
 import pathlib
@@ -32,7 +30,7 @@ exit $largest
 SCONTROL = """#!/bin/bash
 echo "scontrol $*" >>"$STAND_IN/slurm.log"
 [[ $* != *show* ]] || echo "JobId=7 PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=$(cat "$STAND_IN/preempted")"
-"""
+"""  # noqa: E501
 
 
 class Cluster:
@@ -189,8 +187,8 @@ def test_a_mistake_that_one_task_tells_while_the_others_are_aborted_counts_as_on
     ("args", "environ", "says"),
     [
         (("--job", "train"), {}, "--config is missing"),
-        (CONFIG, {"SLURM_JOB_ID": ""}, "this is no Slurm job"),
-        (CONFIG, {"SLURM_SUBMIT_DIR": "/"}, "/ is no checkout of uvit_jax"),
+        (CONFIG, {"SLURM_JOB_ID": ""}, "this is not a Slurm job"),
+        (CONFIG, {"SLURM_SUBMIT_DIR": "/"}, "/ is not a checkout of uvit_jax"),
         (CONFIG, {"UVIT_VENV": "missing"}, "there is no virtual environment missing"),
         (
             CONFIG,
@@ -199,7 +197,7 @@ def test_a_mistake_that_one_task_tells_while_the_others_are_aborted_counts_as_on
         ),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence(cluster, args, environ, says):
+def test_a_mistake_is_one_sentence(cluster, args, environ, says):
     cluster.environ.update(environ)
     code, _, err = cluster.run(*args)
     assert code == 2
@@ -210,9 +208,7 @@ def test_a_mistake_is_told_in_one_sentence(cluster, args, environ, says):
 
 
 def test_every_task_sees_all_gpus_of_its_node():
-    """JAX takes the GPU that SLURM_LOCALID counts, which is not there where Slurm shows each task
-    one GPU alone.
-    """
+    """JAX takes the GPU numbered SLURM_LOCALID, so each task must see all GPUs of its node."""
     lines = (ROOT / "launch" / "slurm.sh").read_text().splitlines()
     options = dict(
         line.removeprefix("#SBATCH --").partition("=")[::2]

@@ -1,6 +1,4 @@
-"""launch/tpu_vm.sh against a Cloud in a folder: what it asks for, and what it does when something
-goes wrong.
-"""
+"""launch/tpu_vm.sh against a stand-in for gcloud: its requests, and its answers to failures."""
 
 import json
 import os
@@ -111,9 +109,7 @@ class Cloud:
 
     @property
     def verbs(self) -> list[str]:
-        """create, describe, scp, install, start, stop, follow, report, delete, in the order of the
-        calls.
-        """
+        """Verbs of the calls in their order: create, describe, scp, install, start, follow, ..."""
         commands = [
             call[call.index("--command") + 1].split()[2] if "ssh" in call else call[3]
             for call in self.calls
@@ -239,7 +235,7 @@ def test_several_slices_are_one_run(cloud):
     assert len(cloud.starts()) == 2
 
 
-def test_a_quota_is_told_in_one_sentence_and_not_asked_again(cloud):
+def test_a_quota_is_one_sentence_and_not_asked_again(cloud):
     says = (
         "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepod' has been exceeded. Limit: 0 in zone "
         "us-west4-a."
@@ -254,7 +250,7 @@ def test_a_quota_is_told_in_one_sentence_and_not_asked_again(cloud):
     assert not cloud.verbs[1:]
 
 
-def test_a_request_that_fails_is_deleted_and_its_reason_told(cloud):
+def test_a_request_that_fails_is_deleted_and_its_reason_printed(cloud):
     cloud.goes(states=["ACCEPTED", "FAILED"], failure="valid_until passed")
     done = cloud.run()
     assert done.returncode == 1
@@ -464,18 +460,18 @@ def test_after_ctrl_c_the_run_goes_on_and_the_same_command_follows_it(cloud):
         (("--type", "h100"), "--type is 'h100', expected v5litepod-N, v4-N, v5p-N or v6e-N"),
         (("--slices", "0"), "--slices is '0', expected a whole number from 1"),
         (("--env", "TOKEN"), "--env is 'TOKEN', expected NAME=VALUE"),
-        (("--speed", "9"), "--speed is no flag of tpu_vm.sh"),
-        (("--spot=1",), "--spot=1 is no flag of tpu_vm.sh"),
-        (("train",), "'train' is no flag of tpu_vm.sh"),
+        (("--speed", "9"), "--speed is not a flag of tpu_vm.sh"),
+        (("--spot=1",), "--spot=1 is not a flag of tpu_vm.sh"),
+        (("train",), "'train' is not a flag of tpu_vm.sh"),
         (("--ref",), "--ref needs a value"),
-        (("--", "--job", "train"), "--config is missing behind --"),
+        (("--", "--job", "train"), "--config is missing after --"),
         (
             ("--", "--config", "configs/mine.py"),
             "has no config file configs/mine.py that git knows",
         ),
     ],
 )
-def test_a_mistake_in_the_flags_is_told_before_anything_is_asked(cloud, flags, says):
+def test_a_mistake_in_the_flags_is_refused_before_anything_is_asked(cloud, flags, says):
     done = cloud.launch("run", *flags)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
@@ -562,10 +558,10 @@ def test_a_run_that_goes_on_keeps_its_code_until_it_starts_anew(cloud, repositor
     assert again.stdout.readline() == "worker0 start 1\n"
     assert [(home / "code" / "README.md").read_text() for home in homes] == ["README.md\n"] * 2
     os.kill(int((homes[0] / "run.pid").read_text()), signal.SIGTERM)
-    told = again.communicate(timeout=60)[1]
+    output = again.communicate(timeout=60)[1]
     assert again.returncode == 0
     assert (
-        told.count(
+        output.count(
             f"the run goes on with its code, {begun_with}, and takes {fix} when it starts anew"
         )
         == 1
@@ -590,7 +586,7 @@ def test_a_run_that_goes_on_keeps_its_code_until_it_starts_anew(cloud, repositor
         ),
     ],
 )
-def test_a_repository_that_cannot_be_read_is_told_before_anything_is_asked(
+def test_a_repository_that_cannot_be_read_is_refused_before_anything_is_asked(
     cloud, checkout, flags, says
 ):
     done = cloud.run(*(flag.format(checkout) for flag in flags))
@@ -613,7 +609,7 @@ def test_flags_come_from_the_environment_too(cloud):
 def test_help_names_every_flag(cloud):
     done = cloud.launch("--help", flags=())
     assert done.returncode == 0
-    source = (ROOT / "launch" / "tpu_vm.sh").read_text()
+    source = (ROOT / "launch" / "tpu_vm_flags.sh").read_text()
     names = [
         line.split('"')[1].split()
         for line in source.splitlines()

@@ -19,9 +19,7 @@ def test_one_sharding_serves_a_whole_tree_and_a_tree_of_them_leaf_by_leaf():
 
 
 def test_no_process_looks_further_than_its_own_devices(monkeypatch):
-    """The part of several hosts, with one host's callback in the other's place (two real ones:
-    test_hosts.py).
-    """
+    """A stand-in for several hosts; test_hosts.py has two real processes."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     sharding = NamedSharding(mesh, PartitionSpec())
     monkeypatch.setattr(NamedSharding, "is_fully_addressable", property(lambda self: False))

@@ -1,15 +1,31 @@
+import jax
 import numpy as np
 import pytest
 
-from uvit_jax.parallel.chips import GPUS, TPUS, GiB, find_chip
-from uvit_jax.telemetry.throughput import PEAK_BF16_FLOPS
+from uvit_jax.parallel.chips import GPUS, PEAK_FLOPS, TPUS, GiB, find_chip, peak_flops
 
 CHIPS = (*TPUS.values(), *GPUS.values())
 
 
-def test_peaks_are_those_that_mfu_is_measured_against():
+def test_every_name_of_a_chip_has_the_same_peak():
     for chip in CHIPS:
-        assert {PEAK_BF16_FLOPS[kind] for kind in chip.device_kinds} == {chip.peak_flops}, chip.name
+        assert {PEAK_FLOPS[kind] for kind in chip.device_kinds} == {chip.peak_flops}, chip.name
+
+
+def test_a_peak_is_that_of_one_jax_device():
+    assert peak_flops(["TPU v5 lite"]) == 197e12  # not that of its prefix "TPU v5"
+    assert peak_flops(["TPU v5"]) == 459e12
+    assert peak_flops(["TPU v3"] * 2) == 123e12  # two devices a chip
+    assert peak_flops(["TPU7x"] * 2) == 2307e12  # two devices a chip
+    assert peak_flops(["NVIDIA H100 80GB HBM3"]) == 989.5e12  # dense, not the sheet's sparse 1,979
+    assert peak_flops(["NVIDIA H100 80GB HBM3"] * 8) == 8 * 989.5e12
+
+
+def test_one_unknown_device_makes_the_peak_unknown():
+    assert peak_flops(["TPU v4", "TPU v99"]) is None
+    assert peak_flops(["NVIDIA A100-SXM4-40GB MIG 1g.5gb"]) is None
+    assert peak_flops(device.device_kind for device in jax.devices("cpu")) is None
+    assert peak_flops([]) is None
 
 
 def test_a_chip_is_found_by_each_name_that_jax_gives_it_and_by_no_other():
@@ -42,7 +58,6 @@ def test_memory_leaves_the_runtime_its_part():
 @pytest.mark.parametrize("name", TPUS)
 def test_the_memory_of_a_tpu_is_its_compilers_own_limit(name):
     pytest.importorskip("libtpu")
-    import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from uvit_jax.compiled.topology import parse_topology, topology_devices
@@ -55,5 +70,5 @@ def test_the_memory_of_a_tpu_is_its_compilers_own_limit(name):
     refusal, _ = compile_program(jax.jit(lambda x: x[:, ::-1] + 1).lower(x))
     assert isinstance(refusal, Refusal)
     assert refusal.needed == 400 * 2**30
-    # It is told to a hundredth, and differs by one from version to version.
+    # The compiler prints it to a hundredth; versions differ by one in the last digit.
     assert refusal.limit / GiB == pytest.approx(TPUS[name].hbm / GiB, abs=0.015)

@@ -15,7 +15,7 @@ SUMS = "xla_tpu_enable_sparse_core_collective_offload_all_reduce"
 
 
 def mesh_of(kind, fsdp, platform="tpu"):
-    """As much of a mesh as the options depend on."""
+    """The parts of a mesh that the options depend on."""
     device = types.SimpleNamespace(platform=platform, device_kind=kind)
     return types.SimpleNamespace(
         devices=np.array([device]), shape=dict(zip(AXES, (2, fsdp, 1), strict=True))
@@ -51,7 +51,7 @@ def test_sparsecore_says_once_where_there_are_none(kind, platform, caplog):
         compiler_options.__wrapped__(mesh_of("TPU v5", 8), "sparsecore")
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"train.overlap is 'sparsecore', but {kind} is no v5p, whose SparseCores can sum "
+        f"overlap is 'sparsecore', but {kind} is not a v5p, whose SparseCores can sum "
         "gradients: compiled as with 'auto'"
     )
 
@@ -65,7 +65,7 @@ def test_gpus_leave_products_to_cublaslt(overlap):
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
-def test_other_platforms_are_told_nothing(overlap):
+def test_other_platforms_get_no_options(overlap):
     assert compiler_options(make_mesh(MeshConfig()), overlap) == {}
 
 

@@ -20,7 +20,7 @@ UNKNOWN = (
 
 
 @pytest.mark.parametrize(
-    ("variables", "told", "sentence"),
+    ("variables", "error", "sentence"),
     [
         (
             {"JAX_PLATFORMS": "cuda"},
@@ -89,8 +89,8 @@ UNKNOWN = (
         "the older variable",
     ],
 )
-def test_devices_that_cannot_be_opened_are_one_sentence(variables, told, sentence):
-    assert why_not(variables, told) == sentence
+def test_devices_that_cannot_be_opened_are_one_sentence(variables, error, sentence):
+    assert why_not(variables, error) == sentence
 
 
 @pytest.mark.parametrize("platforms", ["tpu", "cpu, tpu"])

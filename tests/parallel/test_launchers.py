@@ -118,7 +118,7 @@ def test_what_slurm_gave_to_mpiruns_daemon_is_shared_by_its_processes():
 
 
 def test_mpirun_says_the_place_and_before_version_5_where_it_runs():
-    # The job's number stands above the lowest 12 bits.
+    # The job's number is above the lowest 12 bits.
     port = 61440 + (1314521088 >> 12) % 4096
     assert launched(MPIRUN) == Place(f"10.96.0.1:{port}", 4, 2, (0, 1))
     version_6 = "1314521088.0;tcp6://[fe80::b9b:ac5d,2620:10d::2]:43370"

@@ -1,6 +1,4 @@
-"""What one of two processes does together with the other, for test_hosts.py: its answers end in a
-file of JSON.
-"""
+"""One of two processes that test_hosts.py starts; it writes its answers to a file of JSON."""
 
 import json
 import os
@@ -18,7 +16,9 @@ from uvit_jax.experiment import workdir
 from uvit_jax.models.uvit_sharding import RULES
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
+from uvit_jax.parallel.distributed import DistributedConfig, start
 from uvit_jax.parallel.mesh import AXES, batch_sharding
+from uvit_jax.parallel.process_exit import leave
 from uvit_jax.parallel.sharding import tree_shardings
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.state import TrainState
@@ -32,9 +32,7 @@ SOURCE = ArrayData("ramp", np.zeros((20, 1, 1, 1), np.float32), np.arange(20), [
 
 
 def make_state(mesh: Mesh, step: int) -> TrainState:
-    """A state without a network, in parts as the rules say: the weights are `step` more than they
-    were at 0.
-    """
+    """A state without a network, sharded by the rules, whose weights grow by 1 per step."""
     trees = [
         jax.tree.map(lambda array, i=i: np.float32(array + step + 100 * i), WEIGHTS)
         for i in range(3)
@@ -55,7 +53,7 @@ def values(state: TrainState) -> list:
 
 
 def labels(mesh: Mesh, batches) -> list:
-    """Of the next two batches."""
+    """Labels of the next two batches."""
     return [fetch(next(batches)["label"]).tolist() for _ in range(2)]
 
 
@@ -73,8 +71,8 @@ def fail_on(process: int) -> int:
 
 
 def main(port: str, process: int, folder: pathlib.Path) -> None:
-    config = hosts.DistributedConfig(coordinator=f"127.0.0.1:{port}", timeout=120)
-    hosts.start(config, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(process)})
+    config = DistributedConfig(coordinator=f"127.0.0.1:{port}", timeout=120)
+    start(config, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(process)})
     answers = {
         "place": [hosts.index(), hosts.is_first(), hosts.are_several(), jax.device_count()],
         "alike": attempt(hosts.agree, {"field": [1, None], "ü": "é" * process * 0}),
@@ -87,13 +85,16 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
         "own": attempt(hosts.on_all, fail_on, 7),
         "fault of 0": attempt(hosts.on_all, fail_on, 0),
         "fault of 1": attempt(hosts.on_all, fail_on, 1),
+        "first alone": hosts.on_first(lambda: 5 + hosts.index()),
+        "fault of the first": attempt(hosts.on_first, fail_on, 0),
+        "no fault of 1": attempt(hosts.on_first, fail_on, 1),
         "secret": hosts.same_secret(),
         "largest": [hosts.largest(process), hosts.largest(-process)],
         "shared": attempt(workdir.open_workdir, folder / "shared" / "run"),
     }
     workdir._SECONDS_UNTIL_SEEN = 0.3
     answers["unshared"] = attempt(workdir.open_workdir, folder / f"host{process}")
-    # The first process has cleaned up by now: it came through what both go through together.
+    # Process 0 has cleaned up by now: it came through the same collectives.
     answers["left"] = sorted(os.listdir(folder / "shared" / "run"))
 
     devices = np.array(jax.devices())
@@ -117,7 +118,7 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
         answers[f"{name} labels"] = labels(mesh, batches)
         batches.close()
 
-    # A checkpoint of one device goes on here, and one of here is for one device.
+    # A checkpoint of one device is resumed here, and one of here on one device.
     mesh = meshes["interleaved"]
     template = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
@@ -132,7 +133,7 @@ def main(port: str, process: int, folder: pathlib.Path) -> None:
     checkpoints.close()
     batches.close()
     (folder / f"{process}.json").write_text(json.dumps(answers))
-    hosts.leave(0, agreed=True)
+    leave(0, agreed=True)
 
 
 if __name__ == "__main__":

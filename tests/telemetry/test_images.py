@@ -17,7 +17,7 @@ def noise(*shape):
 
 
 def place(page, image, scale):
-    """(x, y) of the one spot of the page where the image stands, each pixel repeated `scale` times."""
+    """(x, y) of the image on the page, each of its pixels repeated `scale` times."""
     page = np.asarray(page)
     tile = np.broadcast_to(image, (*image.shape[:2], 3)).repeat(scale, 0).repeat(scale, 1)
     h, w = tile.shape[:2]
@@ -52,7 +52,7 @@ def test_to_uint8_maps_the_range_and_clips_outside_it():
 
 
 def test_to_uint8_rounds_to_nearest_and_a_half_upwards():
-    # 0 lies at 127.5 exactly; the others lie 0.4 and 0.6 above 100.
+    # 0 is 127.5 exactly; the others are 0.4 and 0.6 above 100.
     below, above = 100.4 / 127.5 - 1, 100.6 / 127.5 - 1
     assert to_uint8(values(0.0, below, above)).ravel().tolist() == [128, 100, 101]
 

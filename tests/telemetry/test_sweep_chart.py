@@ -39,7 +39,7 @@ def test_each_score_has_a_panel_with_its_best_value_marked_and_written(tmp_path,
     assert drawn[0].get_suptitle() == "60 samples"
 
 
-def test_no_value_is_best_where_they_can_not_be_told_apart(tmp_path, drawn):
+def test_no_value_is_best_where_they_are_too_close(tmp_path, drawn):
     series = {
         "flat": [0.0, 0.0, 0.0],
         "alike": [74.39, 74.38, 74.38],  # by less than 0.5 % of their size

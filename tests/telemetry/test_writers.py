@@ -24,9 +24,7 @@ def log(workdir, resume_step, up_to, every=10):
 
 
 def events(workdir):
-    """All events of a workdir, file by file in order of creation (the TFRecord framing, read by
-    hand).
-    """
+    """All events of a workdir, in order of creation; TFRecord's framing is read by hand."""
     found = []
     for file in sorted(
         (workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns
@@ -194,7 +192,7 @@ def test_images_become_tensorboard_events(tmp_path):
     ]
 
 
-def test_tensorboard_is_told_to_forget_steps_after_the_resumed_one(tmp_path):
+def test_tensorboard_drops_steps_after_the_resumed_one(tmp_path):
     log(tmp_path, 0, up_to=30)
     log(tmp_path, 20, up_to=30)
     starts = [event.step for event in events(tmp_path) if event.HasField("session_log")]

@@ -1,1 +1,1 @@
-"""Compiled programs, read: what they compute, move and wait for, and how long that takes on a chip."""
+"""Analysis of compiled programs: their FLOPs, collectives and schedule, and time on a chip."""

@@ -1,6 +1,4 @@
-"""What the devices of a compiled program say to each other: each collective's kind, bytes, groups
-and network.
-"""
+"""Collectives of a compiled program: the kind, bytes, groups and network of each."""
 
 import dataclasses
 import math
@@ -21,10 +19,9 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-# How a TPU program that is split by slice names what its runtime does between the slices.
+# Names that a TPU program split by slice gives to the transfers of its runtime between slices.
 _MEGASCALE_KINDS = {"ONE_TO_ONE": "collective-permute", "ONE_TO_ALL": "collective-broadcast"}
-# Device ids of a description of several slices are 100000 x the slice + the place in it, slices
-# from 1.
+# Device ids of a description of several slices are 100000 x the slice, from 1, + the place in it.
 _MEGASCALE_SLICE = 100_000
 
 
@@ -34,24 +31,24 @@ class Collective:
 
     Attributes:
       kind: one of KINDS (or a newer one's own name).
-      network: "dcn" where a group has devices of several slices, else "ici" (on GPUs and CPUs:
-        whatever joins them).
-      bytes: the whole buffer, unpadded: the larger of what a device gives and what it gets.
-        All-gather: the result; reduce-scatter: the operand; the others: the operand, which is as
-        large as the result.
-      wire_bytes: what one of the n devices sends at the least, as a ring of them does
+      network: "dcn" if a group has devices of several slices, else "ici" (on GPUs and CPUs: any
+        network between them).
+      bytes: size of the whole buffer without padding, which is the larger of a device's input and
+        output. All-gather: the result; reduce-scatter: the operand; the others: the operand, which
+        is as large as the result.
+      wire_bytes: the least that one of the n devices sends, as in a ring
         (doi:10.1016/j.jpdc.2008.09.002): all-reduce 2 (n-1)/n x bytes; all-gather, reduce-scatter
-        and all-to-all (n-1)/n x bytes; permute and broadcast bytes. A group over several slices
-        counts for DCN whole, though a ring's neighbours mostly share a slice.
-      group_size: n, the devices that take part together (for a permute 2: each sends to one other).
-      groups: the partition numbers of each group; source and target of each pair for a permute.
-        Those of a TPU program split by slice: device ids for what crosses slices, partitions of one
-        slice for the rest.
+        and all-to-all (n-1)/n x bytes; permute and broadcast bytes. All bytes of a group over
+        several slices count as DCN's, though most neighbours in a ring share a slice.
+      group_size: n, the number of devices in a group (2 for a permute: each sends to one other).
+      groups: the partition numbers of each group; source and target of each pair for a permute. In
+        a TPU program split by slice they are device ids where a collective crosses slices, and
+        partitions of one slice elsewhere.
       count: executions in one call of the program.
-      inside_loop: whether it runs in the body of a loop.
-      shapes: the whole buffer's arrays.
-      op_name: the place in the JAX program it comes from, as far as the compiler says.
-      name, computation: where it stands in the text.
+      inside_loop: True if it runs in the body of a loop.
+      shapes: the arrays of the whole buffer.
+      op_name: the place in the JAX program that it comes from, "" if the compiler gives none.
+      name, computation: names of the instruction and of its computation in the text.
     """
 
     kind: str
@@ -70,9 +67,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What all collectives of one kind over one network amount to for one device in one call of the
-    program.
-    """
+    """Totals of one kind of collective over one network, per device and call of the program."""
 
     kind: str
     network: Literal["ici", "dcn"]
@@ -82,19 +77,18 @@ class Traffic:
 
 
 def collectives(module: Module, *, slice_of: Sequence[int] | None = None) -> list[Collective]:
-    """Every collective that runs, in the order of the text, those of one device with itself left
-    out.
+    """Returns every collective that runs between devices, in the order of the text.
 
-    What the TPU compiler spreads over several fusions (it overlaps a gather with the products
-    beside it) is one collective, and an all-reduce of which a fusion keeps only this device's part
-    is a reduce-scatter, which is how TPUs do it.
+    A collective that the TPU compiler spreads over several fusions, to overlap it with products, is
+    returned once. An all-reduce of which a fusion keeps only this device's part is a
+    reduce-scatter: TPUs write it so.
 
     Args:
       module: the program.
       slice_of: the slice of each device in the order of the mesh the program was compiled for
-        (`[d.slice_index for d in mesh.devices.flat]`); None for one slice. The TPU compiler may
-        have split the program by slice (it has fewer partitions than there are devices): then its
-        groups lie within a slice each, and what crosses slices says so itself.
+        (`[d.slice_index for d in mesh.devices.flat]`); None for one slice. If the TPU compiler has
+        split the program by slice, it has fewer partitions than devices: then each group is within
+        a slice, and collectives across slices are marked in the text.
     """
     counts, in_loops = executions(module), loop_computations(module)
     if slice_of is None or len(slice_of) > module.num_partitions * module.num_replicas:
@@ -119,7 +113,7 @@ def collectives(module: Module, *, slice_of: Sequence[int] | None = None) -> lis
 
 
 def summary(found: Sequence[Collective]) -> list[Traffic]:
-    """One row for each kind and network, executions counted, most bytes sent first."""
+    """Returns the totals of each kind and network, most bytes sent first."""
     rows: defaultdict[tuple[str, Literal["ici", "dcn"]], list[Collective]] = defaultdict(list)
     for collective in found:
         rows[collective.kind, collective.network].append(collective)
@@ -138,9 +132,7 @@ def summary(found: Sequence[Collective]) -> list[Traffic]:
 
 
 def wire_bytes(kind: str, size: int, group_size: int) -> int:
-    """What one of a group's devices sends at the least for a whole buffer of this size
-    (`Collective.wire_bytes`).
-    """
+    """Returns the least bytes that one device sends for a buffer (`Collective.wire_bytes`)."""
     if group_size < 2:
         return 0
     if kind in ("collective-permute", "collective-broadcast"):
@@ -151,7 +143,7 @@ def wire_bytes(kind: str, size: int, group_size: int) -> int:
 def _read(
     module: Module, computation: Computation, instruction: Instruction, slice_of: Sequence[int]
 ) -> Collective | None:
-    """The collective this instruction is, or None; how often it runs is left open."""
+    """Returns the collective of an instruction, None if it is not one; `count` is not set yet."""
     kind = instruction.opcode.removesuffix("-start")
     if kind in ("send", "recv"):
         return _send(computation, instruction, slice_of) if kind == "send" else None
@@ -178,12 +170,9 @@ def _collective(
     groups: Groups,
     network: Literal["ici", "dcn"],
 ) -> Collective:
-    """The collective with the sizes that its operands and groups tell; how often it runs is left
-    open.
-    """
+    """Returns a collective with sizes from its operands and groups; `count` is not set yet."""
     group_size = max(map(len, groups), default=1)
-    # Operands tell the size whatever the form of the result, which an asynchronous start packs with
-    # other things.
+    # The size comes from the operands: the result of an asynchronous start holds other arrays too.
     shapes = computation.operand_shapes(instruction) or instruction.shapes
     size = sum(shape.bytes for shape in shapes)
     if kind == "all-gather":
@@ -199,10 +188,9 @@ def _collective(
 def _send(
     computation: Computation, instruction: Instruction, slice_of: Sequence[int]
 ) -> Collective | None:
-    """What a TPU program split by slice sends over DCN, named as the collective that its runtime
-    makes of it.
+    """Returns the collective over DCN of a TPU program split by slice, under its runtime's kind.
 
-    On a GPU a send is half of a permute that was taken apart; one that is neither goes to the host.
+    On a GPU a send is half of a permute that was split up. Any other send goes to the host: None.
     """
     if pairs := instruction.attribute("_xla_send_recv_source_target_pairs"):
         groups = braces(pairs)
@@ -220,8 +208,7 @@ def _send(
         groups = tuple(tuple(s * _MEGASCALE_SLICE + place for s in slices) for place in places)
     sent = _collective(computation, instruction, kind, groups, "dcn")
     rendezvous = (instruction.attribute("_xla_host_transfer_rendezvous") or "").strip('"')
-    # The first of a send's results is what it sends; the operands have the token besides, which
-    # takes no bytes.
+    # The first of a send's results is the array that it sends; the operands include a token.
     dtype, dims = next(iter(instruction.shapes), Shape("token", ()))
     whole = (dims[0] * sent.group_size, *dims[1:]) if kind == "all-gather" and dims else dims
     return dataclasses.replace(
@@ -230,9 +217,7 @@ def _send(
 
 
 def goes_on(instruction: Instruction) -> bool:
-    """Whether this is a later part of what a TPU overlaps with fusions: it is handed the first
-    part's flags.
-    """
+    """True for a later part of a collective that a TPU spreads over fusions, by its flags."""
     flags = re.search(
         r'"async_collective_fusion_config":\{"flag_start":"(-?\d+)"', instruction.attributes
     )
@@ -240,7 +225,7 @@ def goes_on(instruction: Instruction) -> bool:
 
 
 def _keeps_a_part(computation: Computation, instruction: Instruction) -> bool:
-    """Whether all that leaves this computation of a reduction are slices of its results."""
+    """True if a computation returns nothing of a reduction but slices of its results."""
     through = ("bitcast", "copy", "convert", "get-tuple-element")
     root = computation.origin(computation.root, through)
     names = root.operands if root is not None and root.opcode == "tuple" else (computation.root,)

@@ -1,6 +1,4 @@
-"""Reads a compiled program: what it consists of, how often each part runs, and what its matrix
-products cost.
-"""
+"""The parts of a compiled program, how often each runs, and the FLOPs of its matrix products."""
 
 from uvit_jax.compiled.hlo_flops import instruction_flops, matmul_flops
 from uvit_jax.compiled.hlo_loops import executions, loop_computations, unknown_loops

@@ -1,6 +1,4 @@
-"""The arithmetic of a compiled program that fills the matrix units: dots, convolutions and the
-kernels that do them.
-"""
+"""FLOPs of a compiled program on the matrix units: dots, convolutions and kernels with them."""
 
 import functools
 import math
@@ -14,14 +12,13 @@ from uvit_jax.compiled.hlo_text import Computation, Instruction, Module, Shape
 
 
 def matmul_flops(module: Module, *, loops: bool = True) -> int:
-    """Floating-point operations of one device in one call: two for every multiply-add of a matrix
-    product.
+    """Counts FLOPs of one device in one call: two for every multiply-add of a matrix product.
 
-    Counted are dot and convolution wherever they stand (TPUs write dots as convolutions inside
-    fusions, Triton keeps them inside its fusions), cuBLAS's and oneDNN's products, cuDNN's
-    convolutions and attention, and what a Pallas kernel says of itself. A convolution counts only
-    the places where its window covers the input, not padding or the zeros of a dilation: TPUs write
-    batched products as such windows. Elementwise work is not counted.
+    Counted are dots and convolutions, also inside fusions (where TPUs write dots as convolutions,
+    and Triton has them); products of cuBLAS and oneDNN; convolutions and attention of cuDNN; and
+    the FLOPs that a Pallas kernel states. A convolution counts only the places where its window
+    covers the input, not padding or the zeros of a dilation: TPUs write batched products as such
+    windows. Elementwise work is not counted.
 
     Args:
       module: the program.
@@ -36,9 +33,7 @@ def matmul_flops(module: Module, *, loops: bool = True) -> int:
 
 
 def instruction_flops(computation: Computation, instruction: Instruction) -> int:
-    """Two for every multiply-add of this instruction itself, 0 for what is no matrix product or
-    can't be read.
-    """
+    """Counts FLOPs of one instruction; 0 for one that is not a matrix product or can't be read."""
     operands, results = computation.operand_shapes(instruction), instruction.shapes
     if not operands or not results:
         return 0
@@ -51,7 +46,7 @@ def instruction_flops(computation: Computation, instruction: Instruction) -> int
             case "custom-call":
                 return _kernel(instruction, operands, results)
     except (KeyError, IndexError, ValueError):
-        # A compiler newer than this, whose words for windows and dimensions are others.
+        # A newer compiler, which writes windows and dimensions in another way.
         return 0
     return 0
 
@@ -61,7 +56,7 @@ def _product(result: Shape, lhs: Shape, contracted: Sequence[int]) -> int:
 
 
 def _kernel(instruction: Instruction, operands: Sequence[Shape], results: Sequence[Shape]) -> int:
-    """The operations of a library's or Pallas kernel, by its target."""
+    """Counts FLOPs of a library's or Pallas kernel, by its target."""
     target = (instruction.attribute("custom_call_target") or "").strip('"')
     if "fmha" in target:
         return _attention(instruction, operands[0], backward="Backward" in target)
@@ -81,9 +76,7 @@ def _kernel(instruction: Instruction, operands: Sequence[Shape], results: Sequen
 
 
 def _attention(instruction: Instruction, query: Shape, *, backward: bool) -> int:
-    """cuDNN's fused attention: two products forward; five backward, since it makes the scores
-    again.
-    """
+    """Counts FLOPs of cuDNN's attention: two products forward, five backward (scores again)."""
     scores = re.search(
         r'"intermediate_tensor_shape":\{.*?"dimensions":\[([^\]]*)\]', instruction.attributes
     )
@@ -99,8 +92,9 @@ def _config_ints(instruction: Instruction, key: str) -> tuple[int, ...]:
 
 
 def _convolution(instruction: Instruction, lhs: Shape, kernel: Shape, result: Shape) -> int:
-    """2 x batch x output features x input features of a group x pairs of (output place, kernel
-    place) within the input.
+    """Counts 2 x batch x output features x input features of a group x (output, kernel) pairs.
+
+    Only pairs of an output place and a kernel place that fall on the input count.
 
     The labels `b01f_01io->b01f` say which dimension of each array is the batch (b), the features
     (f; i and o for the kernel) and each of the spatial ones (0, 1, ...).
@@ -143,9 +137,7 @@ def _nth(window: dict[str, str], key: str, i: int) -> int:
 def _pairs(
     size: int, kernel: int, result: int, stride: int, low: int, lhs_dilate: int, rhs_dilate: int
 ) -> int:
-    """How many pairs of (place of the result, place of the kernel) fall on an element of the input,
-    along one axis.
-    """
+    """Counts pairs of an output and a kernel place that fall on an input element, on one axis."""
     place = np.arange(result)[:, None] * stride + np.arange(kernel) * rhs_dilate - low
     inside = (place >= 0) & (place < (size - 1) * lhs_dilate + 1) & (place % lhs_dilate == 0)
     return int(inside.sum())

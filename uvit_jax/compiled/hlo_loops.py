@@ -1,6 +1,4 @@
-"""How often each part of a compiled program runs: the trip counts of its loops, from the text
-alone.
-"""
+"""Number of executions of each part of a compiled program, from the trip counts of its loops."""
 
 import dataclasses
 import graphlib
@@ -15,15 +13,13 @@ _PASSED_ON = ("copy", "bitcast", "convert", "copy-start", "copy-done", "reshape"
 
 
 def executions(module: Module, *, loops: bool = True) -> dict[str, int]:
-    """How often each computation runs in one call of the program, for those that run.
+    """Counts how often each computation runs in one call of the program, for those that run.
 
-    A loop's body runs as often as the loop goes round, loops in loops multiplied, its condition
-    once more; a loop whose trip count can't be told is taken once (`unknown_loops` names them), and
-    every branch of a conditional as if it were taken. With loops=False each body runs once, which
-    is how `compiled.cost_analysis()` counts.
+    A loop's body counts once per trip, multiplied for nested loops, and its condition once more. A
+    loop with an unknown trip count (`unknown_loops`) counts once, and every branch of a conditional
+    counts as taken. With loops=False each body counts once, as in `compiled.cost_analysis()`.
     """
-    # Callers come before what they call, so that a computation's own count is whole when it is
-    # handed on.
+    # Callers come before their callees, so that a count is complete before it is passed on.
     calls = {
         name: {
             callee
@@ -50,7 +46,7 @@ def executions(module: Module, *, loops: bool = True) -> dict[str, int]:
 
 
 def unknown_loops(module: Module) -> tuple[str, ...]:
-    """Names of the `while` instructions that run and whose trip count the text doesn't tell."""
+    """Names the `while` instructions that run and whose trip count is not in the text."""
     running = executions(module, loops=False)
     return tuple(
         instruction.name
@@ -60,7 +56,7 @@ def unknown_loops(module: Module) -> tuple[str, ...]:
 
 
 def loop_computations(module: Module) -> frozenset[str]:
-    """The computations that run inside a loop, whatever its trip count."""
+    """Returns the computations that run inside a loop, whatever its trip count."""
     pending = [c for _, i in module.instructions() if i.opcode == "while" for c in i.called]
     inside: set[str] = set()
     while pending:
@@ -74,11 +70,10 @@ def loop_computations(module: Module) -> frozenset[str]:
 
 
 def trip_count(module: Module, computation: Computation, instruction: Instruction) -> int | None:
-    """How often the body of a `while` runs, None if the text doesn't tell; 1 for every other
-    instruction.
+    """Returns how often the body of a `while` runs; 1 for any other instruction, None if unknown.
 
-    The CPU and GPU compilers write it down; in the TPU's text it follows from the condition (`i <
-    14`), what i begins with, and what the body adds to it.
+    The CPU and GPU compilers write the number. In a TPU's text it follows from the condition
+    (`i < 14`), the first value of i, and what the body adds to it.
     """
     if instruction.opcode != "while":
         return 1
@@ -102,8 +97,9 @@ def trip_count(module: Module, computation: Computation, instruction: Instructio
 
 
 def _rounds(gap: int, step: int, direction: str) -> int | None:
-    """How often `0 < gap` (for another direction, another comparison) holds when each round takes
-    step off the gap.
+    """Counts the trips in which `0 < gap`, or the direction's comparison, holds.
+
+    Each trip takes `step` off the gap. None for a loop that would not end or can't be read.
     """
     if direction in ("GT", "GE"):
         gap, step, direction = -gap, -step, {"GT": "LT", "GE": "LE"}[direction]
@@ -118,24 +114,20 @@ def _rounds(gap: int, step: int, direction: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Affine:
-    """A whole number: `offset`, or that much more than an element of the loop's state at the
-    beginning of a round.
-    """
+    """A whole number: `offset`, plus an element of the loop's state at the start of a trip."""
 
     element: int | None
     offset: int
 
 
-# What the parameters of a computation stand for; None in a loop, whose one parameter is its state.
+# Values of a computation's parameters; None in a loop, whose one parameter is its state.
 _Arguments = Sequence[_Affine | None] | None
 
 
 def _course(
     module: Module, computation: Computation, loop: Instruction, body: Computation, value: _Affine
 ) -> tuple[int | None, int | None]:
-    """What a value is in the first round, and how much it grows in each; None where the text
-    doesn't tell.
-    """
+    """Returns a value in the first trip, and its growth in each; None for what is not known."""
     if value.element is None:
         return value.offset, 0
     begin = _element(module, computation, next(iter(loop.operands), ""), value.element, ())
@@ -147,9 +139,7 @@ def _course(
 def _comparison(
     module: Module, computation: Computation, name: str, arguments: _Arguments
 ) -> tuple[_Affine, _Affine, str] | None:
-    """Both sides and the direction ("LT", ...) of the comparison that an instruction is or that it
-    runs.
-    """
+    """Returns both sides and the direction ("LT", ...) of an instruction's comparison."""
     instruction = computation.instructions.get(name)
     if instruction is None:
         return None
@@ -170,7 +160,7 @@ def _comparison(
 def _element(
     module: Module, computation: Computation, name: str, index: int, arguments: _Arguments
 ) -> _Affine | None:
-    """What an element of a tuple is."""
+    """Returns the value of an element of a tuple, None if unknown."""
     source = computation.origin(name, _PASSED_ON)
     if source is None:
         return None
@@ -184,10 +174,10 @@ def _element(
 def _value(
     module: Module, computation: Computation, name: str, arguments: _Arguments
 ) -> _Affine | None:
-    """What an instruction that gives one whole number gives, as far as it can be followed."""
+    """Returns the value of an instruction whose result is one whole number, None if unknown."""
     instruction = computation.origin(name, _PASSED_ON)
-    # Arrays are not followed: a loop's counter doesn't depend on them, and they would lead through
-    # the whole program.
+    # Arrays are not followed: a loop's counter does not depend on them, and they lead through the
+    # whole program.
     if instruction is None or not (
         len(instruction.shapes) == 1 and instruction.shapes[0].is_whole_number
     ):

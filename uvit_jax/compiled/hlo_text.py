@@ -1,6 +1,4 @@
-"""Parses the text of a compiled program, as the CPU, GPU and TPU compilers of XLA write it, into
-its instructions.
-"""
+"""Parser of a compiled program's text, as XLA's compilers for CPU, GPU and TPU write it."""
 
 import dataclasses
 import math
@@ -8,8 +6,7 @@ import re
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
-# An assignment: "  ROOT %name = ", after which come the result's type, the opcode, the operands and
-# the attributes.
+# An assignment: "  ROOT %name = ", then the result's type, the opcode, operands and attributes.
 _ASSIGNMENT = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+)(?: \(.*)? \{\s*$")
 _SHAPE = re.compile(r"([a-z]\w*)\[([^\]]*)\]")
@@ -23,23 +20,19 @@ _VALUE_PART = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\](){},]')
 
 
 class Shape(NamedTuple):
-    """One array of an instruction's result or operands, in a program that is split over devices one
-    device's part.
-    """
+    """Shape of one array of an instruction's result or operands, as one device holds it."""
 
     dtype: str
     dims: tuple[int, ...]
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> int:
-        """What it takes without padding; the first number in a name like "bf16" or "f8e4m3fn" is
-        that of its bits.
-        """
+        """Size in bytes without padding, by the bits in the dtype's name ("bf16", "f8e4m3fn")."""
         if self.dtype == "pred":
             return self.elements
         bits = re.search(r"\d+", self.dtype)
@@ -47,7 +40,7 @@ class Shape(NamedTuple):
 
     @property
     def is_whole_number(self) -> bool:
-        """Whether it is a single integer."""
+        """True for a single integer."""
         return self.dims == () and self.dtype[:1] in "su"
 
 
@@ -60,11 +53,11 @@ class Instruction:
       opcode: "dot", "fusion", "all-gather-start", ...
       shapes: the result's arrays; a tuple's, nested ones too, in order.
       operands: names of instructions of the same computation.
-      literal: what stands for a constant's or a parameter's operands: its value or number.
-      called: the computations it runs; the scalar functions of reductions, sorts and scatters are
-        left out.
-      attributes: what follows the operands, as it was written.
-      op_name: the place in the JAX program it comes from, "" where the compiler doesn't say.
+      literal: the value of a constant or the number of a parameter, in the place of operands.
+      called: the computations that it runs, without the scalar functions of reductions, sorts and
+        scatters.
+      attributes: the text after the operands.
+      op_name: the place in the JAX program that it comes from, "" if the compiler gives none.
     """
 
     name: str
@@ -77,9 +70,7 @@ class Instruction:
     op_name: str
 
     def attribute(self, name: str) -> str | None:
-        """The value of `name=value`, also of one within frontend_attributes; None where there is
-        none.
-        """
+        """Returns the value of `name=value`, also within frontend_attributes; None without it."""
         start = re.search(rf"(?:^|[{{,\s]){re.escape(name)}=", self.attributes)
         if start is None:
             return None
@@ -91,31 +82,27 @@ class Instruction:
         return self.attributes[start.end() :]
 
     def ints(self, name: str) -> tuple[int, ...]:
-        """The whole numbers of an attribute such as `dimensions={1,2}`, () where there is none."""
+        """Returns the whole numbers of an attribute such as `dimensions={1,2}`, () without it."""
         return tuple(int(n) for n in re.findall(r"-?\d+", self.attribute(name) or ""))
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A function of a program: its instructions by name, in order, and the name of the one it
-    returns.
-    """
+    """A function of a program: its instructions by name, in order, and the name of its result."""
 
     name: str
     instructions: dict[str, Instruction]
     root: str
 
     def operand_shapes(self, instruction: Instruction) -> tuple[Shape, ...]:
-        """The arrays of its operands, of tuples too, in order."""
+        """Returns the arrays of an instruction's operands, those of tuples too, in order."""
         known = (
             self.instructions[name] for name in instruction.operands if name in self.instructions
         )
         return tuple(shape for operand in known for shape in operand.shapes)
 
     def origin(self, name: str, through: Container[str]) -> Instruction | None:
-        """The instruction whose result this is but for opcodes that pass their operand on; None for
-        a name unknown.
-        """
+        """Follows a name back through opcodes that pass their operand on; None if unknown."""
         found = self.instructions.get(name)
         while found is not None and found.opcode in through:
             found = self.instructions.get(next(iter(found.operands), ""))
@@ -128,10 +115,10 @@ class Module:
 
     Attributes:
       computations: its functions by name, in the order of the text.
-      entry: the name of the one that is the program.
-      num_partitions: parts the program's arrays are split into. A program for several TPU slices
-        that the compiler has split by slice counts the devices of one slice.
-      num_replicas: copies of the program that run together (1 for all that `jax.jit` makes).
+      entry: the name of the function that the program starts with.
+      num_partitions: number of parts that arrays are split into. In a program that the compiler has
+        split by TPU slice this is the number of devices of one slice.
+      num_replicas: copies of the program that run together (always 1 from `jax.jit`).
     """
 
     computations: dict[str, Computation]
@@ -140,17 +127,17 @@ class Module:
     num_replicas: int
 
     def instructions(self) -> Iterator[tuple[Computation, Instruction]]:
-        """Every instruction with the computation it stands in."""
+        """Yields every instruction with its computation."""
         for computation in self.computations.values():
             for instruction in computation.instructions.values():
                 yield computation, instruction
 
 
 def parse(text: str) -> Module:
-    """The program in `compiled.as_text()`: HLO after optimization, with one device's shapes.
+    """Parses `compiled.as_text()`: HLO after optimization, with one device's shapes.
 
-    Lines of a form that isn't known are passed over, so that a newer compiler's text is read as far
-    as it goes; of text that is no HLO at all comes a module without computations.
+    Lines of an unknown form are skipped, so that most of a newer compiler's text can be read. Text
+    that is not HLO gives a module without computations.
     """
     computations: dict[str, Computation] = {}
     entry = name = root = ""
@@ -183,7 +170,7 @@ def parse(text: str) -> Module:
 
 
 def _instruction(name: str, text: str) -> Instruction | None:
-    """The instruction after `name = `, None if it has no opcode."""
+    """Parses the instruction after `name = `, None if it has no opcode."""
     type_end = _closing(text) + 1 if text.startswith("(") else text.find(" ")
     opcode = _OPCODE.match(text, type_end)
     if opcode is None:
@@ -206,9 +193,7 @@ def _instruction(name: str, text: str) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-    """The place of the parenthesis that closes the one the text begins with, the text's end if none
-    does.
-    """
+    """Returns the place of the parenthesis that closes the first one; the text's end without it."""
     depth = 0
     for parenthesis in re.finditer(r"[()]", text):
         depth += 1 if parenthesis[0] == "(" else -1
@@ -225,7 +210,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """The names in "%a, /*index=1*/%b", in "f32[2,3]{1,0} %a" and in "a, b"."""
+    """Returns the names in "%a, /*index=1*/%b", in "f32[2,3]{1,0} %a" or in "a, b"."""
     if "%" in text:
         return tuple(re.findall(r"%([\w.\-]+)", text))
     parts = re.sub(r"/\*.*?\*/", "", text).split(", ")
@@ -233,7 +218,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _called(opcode: str, attributes: str) -> tuple[str, ...]:
-    # The end of something asynchronous names the computation that its start has run already.
+    # The end of an asynchronous operation names the computation that its start has already run.
     if opcode.endswith(("-done", "-update")):
         return ()
     found = (

@@ -1,4 +1,4 @@
-"""How long each instruction of a TPU's program takes, as the compiler that scheduled it reckons."""
+"""Seconds of each instruction of a TPU program, as estimated by the compiler that scheduled it."""
 
 import re
 
@@ -16,15 +16,13 @@ Seconds = dict[str, dict[str, float]]
 
 
 def instruction_seconds(module: Module, chip: Chip) -> Seconds:
-    """Seconds of one execution of every instruction on a chip, memory and vector units included,
-    networks left out.
+    """Estimates seconds of one execution of every instruction on a chip, without networks.
 
-    The TPU compiler writes beside each fusion the cycles that it expects of it, both cores of a
-    chip together; they are what its scheduler works with. They are no measurement. Where it gives
-    none, or `chip.clock` isn't known, an instruction takes its matrix products at the chip's peak
-    (a Pallas kernel the bytes that it says it moves, if they take longer), and everything else no
-    time. A loop takes its body and its condition as often as they run (once, where that can't be
-    told), a conditional all of its branches.
+    The TPU compiler writes beside each fusion the cycles that its scheduler expects, for both cores
+    of a chip together. They are estimates, not measurements. Without them, or without `chip.clock`,
+    an instruction takes the time of its matrix products at the chip's peak (a Pallas kernel that of
+    the bytes it states, if longer), and other instructions take none. A loop counts its body and
+    condition as often as they run (once if unknown), a conditional all of its branches.
     """
     known: Seconds = {}
     for name in module.computations:
@@ -33,9 +31,7 @@ def instruction_seconds(module: Module, chip: Chip) -> Seconds:
 
 
 def _computation(module: Module, chip: Chip, name: str, known: Seconds) -> float:
-    """Seconds of one execution of a computation; its instructions' are put into `known`, and its
-    callees'.
-    """
+    """Returns seconds of one execution of a computation; adds it and its callees to `known`."""
     if name not in module.computations:
         return 0.0
     if name not in known:

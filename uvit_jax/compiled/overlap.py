@@ -1,6 +1,4 @@
-"""How much of a program's communication its own computation can hide, read from the order it is
-scheduled in.
-"""
+"""Overlap of a program's communication with its computation, from its schedule."""
 
 import dataclasses
 from collections import defaultdict
@@ -20,13 +18,11 @@ class Span:
     """One collective in its place in the schedule; seconds are those of one execution.
 
     Attributes:
-      collective: what is sent.
-      asynchronous: whether the program does anything else between the collective's beginning and
-        its end.
-      seconds: what the bytes take on the network at its full speed, without the time of its first
-        one.
-      beside: the computation that is scheduled while it is under way.
-      hidden: the part of `seconds` that passes beside computation, each operation counted for one
+      collective: the collective.
+      asynchronous: True if other operations are scheduled between its start and its end.
+      seconds: time of its bytes on the network at full speed, without latency.
+      beside: time of the computation that is scheduled while it is under way.
+      hidden: the part of `seconds` that overlaps with computation. Each operation hides one
         collective of a network at a time.
     """
 
@@ -39,10 +35,10 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """A step's seconds on one chip: what it computes, and what its collectives add to that.
+    """Seconds of a step on one chip: its computation, and the time that collectives add.
 
     Attributes:
-      compute: all operations but the collectives, one after another.
+      compute: seconds of all operations but the collectives, one after another.
       spans: every collective.
     """
 
@@ -56,12 +52,12 @@ class Overlap:
 
     @property
     def hidden(self) -> float:
-        """Seconds of communication that pass beside computation."""
+        """Seconds of communication that overlap with computation."""
         return sum((span.collective.count * span.hidden for span in self.spans), start=0.0)
 
     @property
     def exposed(self) -> float:
-        """Seconds in which the chip only communicates."""
+        """Seconds of communication without computation beside it."""
         return self.communication - self.hidden
 
     @property
@@ -76,18 +72,18 @@ def overlap(
     chip: Chip,
     bandwidth: Callable[[Collective], float],
 ) -> Overlap:
-    """What a scheduled program computes, sends, and does of both at once.
+    """Splits a scheduled program's time into computation, hidden and exposed communication.
 
-    A collective that is one instruction stops the chip. One that has a beginning and an end
-    (`all-gather-start`, a `send` over DCN and the `recv-done` of its result) runs beside what is
+    A collective that is one instruction stops the chip. One with a start and an end
+    (`all-gather-start`, a `send` over DCN and the `recv-done` of its result) overlaps with what is
     scheduled between the two. One that the TPU compiler spreads over fusions makes progress only in
-    those that carry it on, so only they count beside it.
+    those fusions, so only they count.
 
     Args:
       module: the program, `is_scheduled=true`: its instructions are in the order in which they run.
       found: its collectives.
       chip: the hardware.
-      bandwidth: bytes a second that a chip sends in a collective (`link_bandwidth`).
+      bandwidth: bytes per second that a chip sends in a collective (`link_bandwidth`).
     """
     seconds = instruction_seconds(module, chip)
     callers = _callers(module)
@@ -100,7 +96,7 @@ def overlap(
     for name, group in placed.items():
         computation = module.computations[name]
         work = [seconds[name][instruction] for instruction in computation.instructions]
-        # Whoever ends first takes first: no other order hides more.
+        # Greedy, earliest end first: no other order hides more.
         left: dict[str, list[float]] = {network: list(work) for network in ("ici", "dcn")}
         for collective, place in sorted(group, key=lambda pair: pair[1].end):
             needed = collective.wire_bytes / bandwidth(collective)
@@ -115,11 +111,12 @@ def overlap(
 def link_bandwidth(
     topology: Topology, coords: Sequence[tuple[int, ...]]
 ) -> Callable[[Collective], float]:
-    """For `overlap`: bytes a second of a chip over the links to its group, or of its share of its
-    host's DCN.
+    """Returns a function for `overlap`: a collective's bytes per second out of one chip.
 
-    coords: each partition's place on the torus. A group's chips wait for the worst placed, and all
-    for the worst group.
+    These go over the chip's links to its group, or over its share of its host's DCN. The chips of a
+    group wait for the one with the fewest links, and all groups for the slowest.
+
+    coords: each partition's place on the torus.
     """
 
     def bandwidth(collective: Collective) -> float:
@@ -136,7 +133,7 @@ def link_bandwidth(
 
 
 def _take(left: list[float], places: Iterable[int], needed: float) -> float:
-    """Takes up to `needed` seconds from what is left at these places; returns how many there were."""
+    """Takes up to `needed` seconds out of `left` at these places; returns the seconds taken."""
     taken = 0.0
     for i in places:
         part = min(left[i], needed - taken)
@@ -147,9 +144,7 @@ def _take(left: list[float], places: Iterable[int], needed: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """The computation whose schedule a collective is in, where it ends there, and what runs beside
-    it, by position.
-    """
+    """Place of a collective: its computation, and positions of its end and of what overlaps."""
 
     computation: str
     end: int
@@ -157,9 +152,7 @@ class _Place:
 
 
 def _callers(module: Module) -> dict[str, tuple[Computation, Instruction]]:
-    """For what is called by a fusion or runs asynchronously: by which instruction of which
-    computation.
-    """
+    """Maps computations of fusions and asynchronous calls to the instruction that calls them."""
     return {
         callee: (computation, instruction)
         for computation, instruction in module.instructions()
@@ -198,7 +191,7 @@ def _has_target(computation: Computation, target: str) -> bool:
 
 
 def _carriers(module: Module, computation: Computation, channel: str | None) -> tuple[int, ...]:
-    """Positions of the fusions that carry a collective on, the one that ends it last."""
+    """Returns the positions of the fusions that a collective is spread over, its end last."""
     return tuple(
         position
         for position, instruction in enumerate(computation.instructions.values())
@@ -213,10 +206,10 @@ def _carriers(module: Module, computation: Computation, channel: str | None) -> 
 
 
 def _end(computation: Computation, start: Instruction) -> str | None:
-    """The instruction that waits for what this one began; None for one that waits itself."""
+    """Returns the instruction that waits for a start; None for one that waits itself."""
     kind = start.opcode.removesuffix("-start")
     if start.opcode == "send":
-        # What comes back of a collective over DCN is received under the name that it was sent by.
+        # The result of a collective over DCN is received under the name that it was sent with.
         name = start.attribute("_xla_host_transfer_rendezvous")
         received = {
             i.name

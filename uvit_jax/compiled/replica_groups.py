@@ -1,6 +1,4 @@
-"""Which devices of a compiled program take part in a collective together, from every form in which
-XLA writes it.
-"""
+"""Groups of devices in a collective of a compiled program, from every form that XLA writes."""
 
 import itertools
 import math
@@ -18,10 +16,10 @@ _AXIS = re.compile(r"'([^']*)'(?::\((\d+)\)(\d+))?")
 
 
 def replica_groups(module: Module, instruction: Instruction) -> Groups:
-    """The partition numbers of each group; for a permute the (source, target) of each pair.
+    """Returns the partition numbers of each group; for a permute the (source, target) of each pair.
 
-    Read are `{{0,1},{2,3}}`, `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`, `mesh['a'=2,'b'=2] {'a'}`, and
-    `{}` for all together, as which a form that isn't known counts too.
+    Forms are `{{0,1},{2,3}}`, `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`, `mesh['a'=2,'b'=2] {'a'}`, and
+    `{}` for one group of all. An unknown form counts as one group of all, too.
     """
     if pairs := instruction.attribute("source_target_pairs"):
         return braces(pairs)
@@ -37,11 +35,11 @@ def replica_groups(module: Module, instruction: Instruction) -> Groups:
 
 
 def _mesh_groups(axes: str, device_ids: str, grouped: str) -> Groups:
-    """Groups along some axes of a mesh of named ones.
+    """Returns the groups along some of a mesh's named axes.
 
-    `'a':(2)4` stands for a part of axis a: its length is split into 2 x 4 x the rest, and the 4 is
-    meant. Device ids are in order unless they are given, as a list or as `[2,4]T(1,0)`, counted
-    along a transposed array.
+    `'a':(2)4` is a part of axis a: its length is split into 2 x 4 x the rest, and the group runs
+    along the 4. Device ids are in order unless given, as a list or as `[2,4]T(1,0)`, counted along
+    a transposed array.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes)}
     total = math.prod(sizes.values())
@@ -55,8 +53,8 @@ def _mesh_groups(axes: str, device_ids: str, grouped: str) -> Groups:
         )
     elif device_ids:
         devices = np.asarray(numbers(device_ids))
-    # Each axis is cut where a part of it begins or ends: [name, elements before the cut] of every
-    # piece, and its size.
+    # Each axis is cut where a part of it begins or ends. Every piece has a name, the number of
+    # elements before its cut, and a size.
     pieces: list[tuple[str, int]] = []
     shape: list[int] = []
     for name, size in sizes.items():
@@ -81,7 +79,7 @@ def _mesh_groups(axes: str, device_ids: str, grouped: str) -> Groups:
 
 
 def braces(text: str) -> Groups:
-    """((0, 1), (2, 3)) of "{{0,1},{2,3}}", and of pairs written "{{0->1},{2->3}}"."""
+    """Parses "{{0,1},{2,3}}", or pairs written "{{0->1},{2->3}}", as ((0, 1), (2, 3))."""
     groups = (
         tuple(int(n) for n in re.findall(r"\d+", group))
         for group in re.findall(r"\{([^{}]*)\}", text)
@@ -90,7 +88,7 @@ def braces(text: str) -> Groups:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """(0, 1, 2, 5) of "0:2,5"."""
+    """Parses "0:2,5" as (0, 1, 2, 5)."""
     found: list[int] = []
     for part in filter(None, text.split(",")):
         first, _, last = part.partition(":")

@@ -1,6 +1,4 @@
-"""The least time a program can take, from what each chip computes, reads, writes and sends: a
-bound, no prediction.
-"""
+"""Lower bound on a program's time, from each chip's FLOPs, memory traffic and bytes sent."""
 
 import dataclasses
 
@@ -9,15 +7,14 @@ from uvit_jax.parallel.chips import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one chip does in one call of a program.
+    """Work of one chip in one call of a program.
 
     Attributes:
-      flops: of its matrix products, those of rematerialisation included.
-      hbm_bytes: that must pass between memory and chip: arguments read and results written, once
-        each. What else a program moves, its activations, depends on what the compiler keeps on the
-        chip.
-      ici_bytes: sent to the other chips of its slice (GPUs: of its host).
-      dcn_bytes: sent to other slices.
+      flops: FLOPs of its matrix products, with those of rematerialisation.
+      hbm_bytes: bytes that must pass between memory and chip: arguments read and results written,
+        once each. Activations are left out, since the compiler may keep them on the chip.
+      ici_bytes: bytes sent to the other chips of its slice (GPUs: of its host).
+      dcn_bytes: bytes sent to other slices.
     """
 
     flops: float | int
@@ -28,7 +25,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds that each of a chip's resources needs at least; None where its speed isn't known."""
+    """Least seconds that each of a chip's resources needs; None where its speed is not known."""
 
     compute: float
     hbm: float
@@ -37,12 +34,12 @@ class Roofline:
 
     @property
     def bound(self) -> float:
-        """Seconds of a call in which everything overlaps perfectly: no run is faster."""
+        """Seconds of a call with perfect overlap: no run is faster."""
         return max(self._known.values())
 
     @property
     def no_overlap(self) -> float:
-        """Seconds of a call in which nothing overlaps."""
+        """Seconds of a call without overlap."""
         return sum(self._known.values())
 
     @property
@@ -60,12 +57,12 @@ class Roofline:
 
 
 def roofline(work: Work, chip: Chip, ici_bandwidth: float | None) -> Roofline:
-    """Each part of the work at the chip's full speed (the roofline model,
-    doi:10.1145/1498765.1498785).
+    """Times each part of the work at the chip's full speed (doi:10.1145/1498765.1498785).
 
-    ici_bandwidth: bytes a second out of one chip, all its links at once (`Topology.ici_bandwidth`);
-    None where that isn't known. Bytes without a network of known speed take None seconds, and are
-    left out of the bound.
+    Bytes over a network of unknown speed take None seconds, and are left out of the bound.
+
+    ici_bandwidth: bytes per second out of one chip, over all its links (`Topology.ici_bandwidth`);
+      None if not known.
     """
     return Roofline(
         compute=work.flops / chip.peak_flops,
@@ -82,7 +79,8 @@ def _seconds(sent: float | int, bandwidth: float | None) -> float | None:
 
 
 def mfu(model_flops: float | int, seconds: float, chips: int, chip: Chip) -> float:
-    """The share of the chips' peak that a call of this many seconds reaches, its FLOPs counted
-    without rematerialisation (Sec. 4.1 of arXiv:2204.02311).
+    """Returns the share of the chips' peak that a call reaches (Sec. 4.1 of arXiv:2204.02311).
+
+    model_flops: FLOPs of the call on all chips, without those of rematerialisation.
     """
     return model_flops / (seconds * chips * chip.peak_flops)

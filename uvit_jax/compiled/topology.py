@@ -1,4 +1,4 @@
-"""TPU slices by name, and their devices to compile for on a machine that has none of them."""
+"""TPU slices by name, and their devices, to compile for on a machine without TPUs."""
 
 import dataclasses
 import importlib.util
@@ -16,16 +16,16 @@ from uvit_jax.parallel.chips import TPUS, Chip
 
 # https://cloud.google.com/tpu/docs/v5e and /v6e: every slice of a two-dimensional pod.
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-# https://cloud.google.com/tpu/docs/v4 and /v5p: parts of a cube of 4x4x4; larger slices are made of
-# whole cubes, sides in ascending order, up to the largest job that can be scheduled.
+# https://cloud.google.com/tpu/docs/v4 and /v5p: parts of a cube of 4x4x4. Larger slices are made
+# of whole cubes, with sides in ascending order, up to the largest job that can be scheduled.
 _PARTS_OF_CUBE = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 _MOST_CHIPS = {"v4": 4096, "v5p": 6144}
-# Chips are sold by other names too, and those of two cores by the core.
+# Accelerator types use other names for chips, and count chips with two cores by their cores.
 _ALIASES = {"v5litepod": "v5e"}
 _CORES_PER_CHIP = {"v4": 2, "v5p": 2}
 
-# libtpu asks the machine which TPU it is; these answer for a machine that is none. It is only
-# compiled with, so another process may have it loaded, or have a TPU in use.
+# libtpu asks the machine for its kind of TPU; these answer on a machine without one. Since it only
+# compiles here, another process may have it loaded, or have a TPU in use.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -36,10 +36,10 @@ _ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: chips of one kind, each joined to its neighbours.
+    """A slice: chips of one kind, each linked to its neighbours.
 
     Attributes:
-      chip: of which it is made.
+      chip: the kind of chip.
       shape: chips along each dimension.
     """
 
@@ -51,13 +51,14 @@ class Topology:
 
     @property
     def num_chips(self) -> int:
-        """Chips of one slice."""
+        """Number of chips of one slice."""
         return math.prod(self.shape)
 
     @property
     def wrap(self) -> tuple[bool, ...]:
-        """Which dimensions close to a ring: a flat pod's where they span it, all of a slice of
-        whole cubes.
+        """True for each dimension that closes to a ring.
+
+        In a flat pod these are the dimensions that span it; in a slice of whole cubes, all.
         """
         if self.chip.dimensions == 2:
             return tuple(side == 16 for side in self.shape)
@@ -65,20 +66,18 @@ class Topology:
 
     @property
     def ici_bandwidth(self) -> float:
-        """Bytes a second that the slice's worst placed chip can send to its neighbours, all its
-        links at once.
+        """Bytes per second over all links of the chip that has the fewest in the slice.
 
-        A chip at the end of a dimension that is no ring has one link there, and every ring over the
-        slice passes it.
+        A chip at the end of a dimension that is not a ring has one link there, and every ring of
+        chips over the slice passes it.
         """
         return self.group_bandwidth([range(side) for side in self.shape])
 
     def group_bandwidth(self, extent: Sequence[Collection[int]]) -> float:
-        """Bytes a second that the worst placed chip can send to the chips of its group, all links
-        to them at once.
+        """Bytes per second over all links within a group, of the chip that has the fewest.
 
-        extent: the places along each dimension that the group's chips have; a ring is one only
-        where they are all.
+        extent: the places of the group's chips along each dimension; a ring closes only if they are
+          all of them.
         """
         links = 0
         for places, side, wrap in zip(extent, self.shape, self.wrap, strict=True):
@@ -87,11 +86,10 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """The slice of a name as "v5e:16x16", or of an accelerator type as "v5litepod-256" or "v4-1024"
-    (cores).
+    """Parses a slice as "v5e:16x16", or an accelerator type as "v5litepod-256", "v4-1024" (cores).
 
     Raises:
-      UserError: for another chip, or a shape or size that isn't made.
+      UserError: for another chip, or a shape or size that does not exist.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)|(\w+)-(\d+)", text.strip())
     name = (match[1] or match[3]) if match else ""
@@ -99,7 +97,7 @@ def parse_topology(text: str) -> Topology:
     if match is None or name not in TPUS:
         raise UserError(
             f"topology is {text!r}, expected {', '.join([*TPUS][:-1])} or {[*TPUS][-1]} with a "
-            f"shape, as v5e:16x16"
+            "shape, as v5e:16x16"
         )
     chip = TPUS[name]
     if match[2]:
@@ -127,7 +125,7 @@ def _is_made(chip: Chip, shape: tuple[int, ...]) -> bool:
 
 
 def _usual_shape(chip: Chip, chips: int) -> tuple[int, ...] | None:
-    """The shape that a size stands for: of those made, the one nearest to a cube."""
+    """Returns the shape of a slice of this size: the one nearest to a cube, None if none exists."""
     if chip.dimensions == 2:
         return next((shape for shape in _FLAT if math.prod(shape) == chips), None)
     for shape in _PARTS_OF_CUBE:
@@ -156,26 +154,24 @@ def _shapes(chip: Chip) -> str:
 
 
 def topology_devices(topology: Topology, num_slices: int = 1) -> list[jax.Device]:
-    """The devices of these slices, which programs can be compiled for but not run on; one device a
-    chip.
+    """Returns devices to compile for but not to run on, one for each chip of these slices.
 
-    From here on this process computes on its CPU: a TPU that the machine may have is left to
-    others.
+    From here on this process computes on its CPU: a TPU of this machine stays free for others.
 
     Raises:
-      UserError: without libtpu, or where libtpu knows no such slice.
+      UserError: without libtpu, or if libtpu does not know the slice.
     """
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UserError(
-            f"topology is '{topology}', which needs TPU's compiler, libtpu, found none: pip "
-            f"install 'jax[tpu]'"
+            f"topology is '{topology}', which needs TPU's compiler, libtpu, found none: "
+            "pip install 'jax[tpu]'"
         )
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     shape = topology.shape + (1,) * (3 - len(topology.shape))
     options = {
-        # One device a chip: a v4's two cores driven as one.
+        # One device per chip: a v4's two cores driven as one.
         **({"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}),
         "chips_per_host_bounds": tuple(
             min(side, most) for side, most in zip(shape, (2, 2, 1), strict=True)

@@ -149,7 +149,7 @@ def assemble(
         doesn't fit the model.
     """
     model, train = experiment.model, experiment.train
-    mesh = make_mesh(experiment.mesh, devices)
+    mesh = make_mesh(experiment.mesh, devices, prefix="config.mesh.")
     sizes = experiment.mesh.sizes(mesh.size)
     if section == "train":
         check_batch("train", train.batch_size, sizes, train.microbatches)

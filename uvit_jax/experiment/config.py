@@ -27,7 +27,7 @@ from uvit_jax.experiment.sections import (
     TrainConfig,
 )
 from uvit_jax.models.uvit_config import UViTConfig
-from uvit_jax.parallel.hosts import DistributedConfig
+from uvit_jax.parallel.distributed import DistributedConfig
 from uvit_jax.parallel.mesh import MeshConfig
 from uvit_jax.training.ema_config import EMAConfig
 from uvit_jax.training.optimizer_config import OptimizerConfig

@@ -3,12 +3,12 @@
 import dataclasses
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from uvit_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from uvit_jax.experiment.config import Experiment
+# The experiment's class, whose module imports this one.
+Config = TypeVar("Config", bound=Any)
 
 # Every field that a file or a folder may be named in; some take other names, too (a hub's,
 # "tfds:<name>", "digits").
@@ -64,7 +64,7 @@ def local_path(field: str, value: str) -> str:
     return expanded
 
 
-def with_local_paths(experiment: "Experiment") -> "Experiment":
+def with_local_paths(experiment: Config) -> Config:
     """Returns the experiment with every path checked and expanded by `local_path`.
 
     Raises:

@@ -13,7 +13,7 @@ from uvit_jax.experiment.config import Experiment, default_config
 from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.files import atomic_write
 from uvit_jax.models.uvit_config import UViTConfig
-from uvit_jax.parallel.hosts import DistributedConfig
+from uvit_jax.parallel.distributed import DistributedConfig
 
 FILE = "config.json"
 # Fields of the model that say how it is computed: they may differ between a checkpoint and the

@@ -185,5 +185,7 @@ def lower_train_step(
         state,
         step.batch,
         step.frozen,
-        compiler_options=compiler_options(assembled.mesh, experiment.train.overlap),
+        compiler_options=compiler_options(
+            assembled.mesh, experiment.train.overlap, prefix="config.train."
+        ),
     )

@@ -55,6 +55,6 @@ def checked_array(name: str, value: Any, *shapes: tuple[int, ...]) -> np.ndarray
 
 
 def sha256_of(arrays: Arrays, head: str = "") -> str:
-    """Returns the SHA-256 of `head`, then of each array's name, shape and float32 bytes, by name."""
+    """SHA-256 of `head`, then of each array's name, shape and float32 bytes, by name."""
     named = {".".join(map(str, path)): array for path, array in arrays.items()}
     return sha256_of_arrays(sorted(named.items()), head)

@@ -49,10 +49,15 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     """
     evaluate, source = experiment.evaluate, reference_source(experiment)
     if evaluate.make_reference:
-        mesh, model_size = make_mesh(experiment.mesh), experiment.model.input_size
+        mesh, model_size = (
+            make_mesh(experiment.mesh, prefix="config.mesh."),
+            experiment.model.input_size,
+        )
         return _make_reference(evaluate, source, model_size, workdir, mesh)
     if evaluate.samples:
-        return _score_found(evaluate, source, workdir, make_mesh(experiment.mesh))
+        return _score_found(
+            evaluate, source, workdir, make_mesh(experiment.mesh, prefix="config.mesh.")
+        )
     return _score_drawn(experiment, workdir)
 
 

@@ -41,6 +41,7 @@ from uvit_jax.jobs.sampling.gallery import open_gallery
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.batches import Batch
+from uvit_jax.parallel.chips import peak_flops
 from uvit_jax.parallel.preemption import PreemptionNotice
 from uvit_jax.telemetry.curves import loss_curve
 from uvit_jax.telemetry.progress import Progress
@@ -167,11 +168,11 @@ def _train(
             ):
                 batches.start_prefetch()  # while the step compiles
                 train_step = _compile(experiment, opened, optimizer, template, progress)
-                devices = assembled.mesh.devices.flatten().tolist()
+                kinds = [device.device_kind for device in assembled.mesh.devices.flat]
                 log = MetricsLog(
                     writer,
                     progress,
-                    Throughput(forward_flops(experiment.model), devices),
+                    Throughput(forward_flops(experiment.model), peak_flops(kinds)),
                     experiment.optimizer,
                     batch_size=train.batch_size,
                     steps=train.steps,

@@ -21,9 +21,9 @@ class Block(nnx.Module):
         dtype, d = jnp.dtype(config.compute_dtype), config.embed_dim
         takes_skip = takes_skip and config.skip != "none"
         self.skip = LongSkip(config.skip, d, dtype=dtype, rngs=rngs) if takes_skip else None
-        self.norm1 = Norm(d, time=config.time, dtype=dtype, rngs=rngs)
+        self.norm1 = Norm(config, rngs=rngs)
         self.attn = Attention(d, config.num_heads, qkv_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.norm2 = Norm(d, time=config.time, dtype=dtype, rngs=rngs)
+        self.norm2 = Norm(config, rngs=rngs)
         self.mlp = MLP(d, int(d * config.mlp_ratio), dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -71,8 +71,9 @@ class Norm(nnx.Module):
     average at first. Statistics are in float32.
     """
 
-    def __init__(self, embed_dim: int, *, time: str, dtype: DTypeLike, rngs: nnx.Rngs):
-        adaptive, d = time == "adaln", embed_dim
+    def __init__(self, config: UViTConfig, *, rngs: nnx.Rngs):
+        adaptive, d = config.time == "adaln", config.embed_dim
+        dtype = jnp.dtype(config.compute_dtype)
         self.norm = nnx.LayerNorm(
             d,
             epsilon=EPSILON,

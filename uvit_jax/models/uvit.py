@@ -68,7 +68,7 @@ class UViT(nnx.Module):
         self.in_blocks = nnx.List(Block(config, takes_skip=False, rngs=rngs) for _ in range(half))
         self.mid_block = Block(config, takes_skip=False, rngs=rngs)
         self.out_blocks = nnx.List(Block(config, takes_skip=True, rngs=rngs) for _ in range(half))
-        self.norm = Norm(d, time=config.time, dtype=dtype, rngs=rngs)
+        self.norm = Norm(config, rngs=rngs)
         self.conv_before = (
             conv3x3(d, d, dtype=dtype, rngs=rngs) if config.conv == "before" else None
         )

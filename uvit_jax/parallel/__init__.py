@@ -1,1 +1,1 @@
-"""Where arrays live: the device mesh and the rules that place parameters and batches on it."""
+"""The device mesh, the rules that place arrays on it, and the hosts that it spans."""

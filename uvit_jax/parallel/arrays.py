@@ -1,4 +1,4 @@
-"""Between a host's memory and arrays that are spread over the devices of all hosts."""
+"""Copies between a host's memory and arrays sharded over the devices of all hosts."""
 
 from typing import Any
 
@@ -9,11 +9,14 @@ from jaxtyping import Array, Shaped
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays on the devices of a tree of host arrays, which every process holds whole and alike.
+    """Puts a tree of host arrays, which are equal on all processes, on the devices.
 
-    No process asks another one: where `jax.device_put` would compare the values over all hosts,
-    each only hands to its own devices what they need. `shardings` is one for all arrays, or a tree
-    of one for each.
+    No process communicates with another: `jax.device_put` would compare the values over all hosts,
+    while here each only copies to its own devices what they need.
+
+    Args:
+      tree: whole arrays in each process's memory.
+      shardings: one for all arrays, or a tree with one for each.
     """
     if isinstance(shardings, jax.sharding.Sharding):
         return jax.tree.map(lambda array: _place(array, shardings), tree)
@@ -28,8 +31,9 @@ def _place(array: Any, sharding: jax.sharding.Sharding) -> Array:
 
 
 def fetch(x: Shaped[Array, "..."] | Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-    """The whole array in every process's memory, wherever its parts are; where they are spread over
-    several hosts, all processes must call this together.
+    """Returns the whole array in every process's memory.
+
+    A collective if the array is sharded over several hosts: then all processes must call it.
     """
     if isinstance(x, np.ndarray) or x.is_fully_addressable:
         return np.asarray(x)

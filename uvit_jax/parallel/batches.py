@@ -1,4 +1,4 @@
-"""Batches of one shape, and one of them always under way on the devices."""
+"""Batches padded to one shape, and dispatched one ahead of their use."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -13,12 +13,12 @@ Item = TypeVar("Item")
 
 
 def round_up(count: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `count`."""
+    """Returns the smallest multiple of `multiple` that is at least `count`."""
     return -(-count // multiple) * multiple
 
 
 def padded(rows: Shaped[np.ndarray, "n ..."], size: int) -> Shaped[np.ndarray, "m ..."]:
-    """The rows, and zeros after them up to `size` rows: one shape, hence one compiled program.
+    """Appends zeros up to `size` rows: one shape, hence one compiled program.
 
     Raises:
       ValueError: for more rows than `size`.

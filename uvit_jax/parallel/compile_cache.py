@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that the same command starts within seconds the second time."""
+"""Cache of compiled programs on disk: the second start of a command compiles nothing."""
 
 import os
 import pathlib
@@ -8,12 +8,14 @@ import jax
 
 
 def keep_compiled_programs(environ: Mapping[str, str]) -> pathlib.Path | None:
-    """Lets JAX keep what it compiles for accelerators in `XDG_CACHE_HOME`/uvit_jax/xla (default
-    ~/.cache); the folder.
+    """Makes JAX keep programs for accelerators in `XDG_CACHE_HOME`/uvit_jax/xla (default ~/.cache).
 
-    None, and nothing is changed, on a CPU (which compiles in seconds, and whose programs are for
-    one kind of it alone), and where JAX_COMPILATION_CACHE_DIR or JAX's own config names a folder
-    already. JAX_ENABLE_COMPILATION_CACHE=false switches it off. Touches the devices.
+    Nothing is changed on a CPU, which compiles in seconds and whose programs run on one CPU model
+    only, or where JAX_COMPILATION_CACHE_DIR or JAX's config already names a folder.
+    JAX_ENABLE_COMPILATION_CACHE=false switches the cache off. Opens the devices.
+
+    Returns:
+      The folder; None where nothing was changed.
     """
     if jax.default_backend() == "cpu" or jax.config.values["jax_compilation_cache_dir"]:
         return None

@@ -1,4 +1,4 @@
-"""The devices that JAX computes on, and in one sentence why it can't open those it was asked for."""
+"""Opening of the devices that JAX computes on, with one sentence where that fails."""
 
 import contextlib
 import importlib.metadata
@@ -19,44 +19,47 @@ _WITHOUT = "or set JAX_PLATFORMS=cpu"
 
 
 def open_devices(environ: Mapping[str, str]) -> list[jax.Device]:
-    """All devices of the run, opened.
+    """Opens and returns all devices of the run.
 
     Raises:
-      UserError: where JAX can't open the platform that JAX_PLATFORMS names, or one that it found by
-        itself.
+      UserError: if JAX can't open the platform that JAX_PLATFORMS names, or one that it found.
     """
     variable, wanted = _asked(environ)
-    # Told before libtpu is loaded, which prints lines of its own where it finds none.
+    # Checked before libtpu is loaded, which prints lines of its own where it finds no TPU.
     if "tpu" in _names(wanted) and not tpu_chips() and "JAX_FORCE_TPU_INIT" not in environ:
         raise UserError(
             f"{variable} is {wanted!r}, but no TPU is in sight (neither /dev/accel0 nor "
             f"/dev/vfio/0 is there): expected a TPU machine, {_WITHOUT}"
         )
+    # A private logger's name: the only place where JAX says why a plugin failed.
     with _collected(logging.getLogger("jax._src.xla_bridge")) as logged:
         try:
             return jax.devices()
-        # JAX asserts that it found any: for JAX_PLATFORMS=cuda where no NVIDIA GPU is in sight
-        # there is none.
+        # JAX asserts that it found a device: JAX_PLATFORMS=cuda without a visible GPU fails that.
         except (RuntimeError, AssertionError) as error:
-            told = str(error)
+            reason = str(error)
             logged_by_plugins, logged[:] = " ".join(logged), []
-    raise UserError(why_not(environ, told, logged_by_plugins))
+    raise UserError(why_not(environ, reason, logged_by_plugins))
 
 
-def why_not(environ: Mapping[str, str], told: str, logged: str = "") -> str:
-    """The sentence for the devices that can't be opened.
+def why_not(environ: Mapping[str, str], error: str, logged: str = "") -> str:
+    """Returns the sentence for devices that can't be opened.
 
-    told: JAX's error; logged: what JAX logged of its plugins before.
+    Args:
+      error: JAX's message.
+      logged: lines that JAX logged about its plugins before.
     """
     variable, wanted = _asked(environ)
-    told = re.sub(r" \((set JAX_PLATFORMS|you may need to uninstall).*", "", " ".join(told.split()))
-    found = re.fullmatch(r"Unable to initialize backend '([^']*)': (.*)", told)
-    platform, reason = (found[1], found[2]) if found else (wanted, told)
+    error = re.sub(
+        r" \((set JAX_PLATFORMS|you may need to uninstall).*", "", " ".join(error.split())
+    )
+    found = re.fullmatch(r"Unable to initialize backend '([^']*)': (.*)", error)
+    platform, reason = (found[1], found[2]) if found else (wanted, error)
     asked = f"{variable} is {wanted!r}, but " if variable else ""
-    if holder := re.search(r"already in use by process with pid (\d+)", told):
+    if holder := re.search(r"already in use by process with pid (\d+)", error):
         return (
             f"the TPU is in use by process {holder[1]}: end that process or wait for its end, "
-            f"{_WITHOUT}"
+            + _WITHOUT
         )
     if "libtpu.so" in reason:
         return f"{asked}TPU's library, libtpu, can't be loaded: pip install 'jax[tpu]', {_WITHOUT}"
@@ -69,13 +72,13 @@ def why_not(environ: Mapping[str, str], told: str, logged: str = "") -> str:
         )
     check = " (does nvidia-smi see the GPUs?)" if platform in ("cuda", "gpu") else ""
     return (
-        f"{asked}the devices of platform {platform!r} can't be opened, {reason}{check}: mend "
-        f"that, {_WITHOUT}"
+        f"{asked}the devices of platform {platform!r} can't be opened, {reason}{check}: mend that, "
+        + _WITHOUT
     )
 
 
 def _unknown(variable: str, wanted: str, platform: str, logged: str) -> str:
-    """The sentence for a platform without a plugin, or for a word that is none."""
+    """Returns the sentence for a platform without a plugin, or for a word that names none."""
     names = _names(wanted)
     if {"cuda", "gpu"} & {*names, platform}:
         plugin = next((name for name in PLUGINS if importlib.util.find_spec(name)), None)
@@ -100,7 +103,7 @@ def _unknown(variable: str, wanted: str, platform: str, logged: str) -> str:
 
 
 def _asked(environ: Mapping[str, str]) -> tuple[str, str]:
-    """The variable that names platforms, and its value; both empty where there is none."""
+    """Returns the variable that names platforms, and its value; "" for both without one."""
     variable = next((name for name in _VARIABLES if environ.get(name)), "")
     return variable, environ.get(variable, "")
 
@@ -111,9 +114,7 @@ def _names(wanted: str) -> list[str]:
 
 @contextlib.contextmanager
 def _collected(logger: logging.Logger) -> Iterator[list[str]]:
-    """Holds what is logged, each record as one line without its traceback; what is left in the list
-    is logged after.
-    """
+    """Holds log records back, as lines without tracebacks; logs at the end those still listed."""
     lines: list[str] = []
 
     class Collecting(logging.Handler):

@@ -1,22 +1,21 @@
-"""How JAX takes memory of NVIDIA's GPUs."""
+"""The allocator that JAX takes memory of NVIDIA GPUs with."""
 
 import importlib.util
 from collections.abc import MutableMapping
 
-# The packages that bring JAX's CUDA backend, by CUDA's version.
+# The packages with JAX's CUDA backend, one for each CUDA version.
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def use_cuda_allocator(environ: MutableMapping[str, str]) -> None:
-    """Lets CUDA's stream-ordered allocator give out memory, unless `XLA_PYTHON_CLIENT_ALLOCATOR`
-    names another.
+    """Selects CUDA's stream-ordered allocator, unless `XLA_PYTHON_CLIENT_ALLOCATOR` names another.
 
-    A train step takes its temporary memory as one piece, tens of gigabytes. A run whose step took
-    45 GiB of 74 ended twice, after 48 and 85 steps, for want of it: JAX's own allocator had a small
-    block in the middle of what was free. CUDA's allocator maps pages and has no such want; steps on
-    an H100 are as fast.
+    A train step allocates its temporary memory as one block of tens of gigabytes. A run whose step
+    needed 45 GiB of 74 ran out of memory twice, after 48 and 85 steps: JAX's default allocator had
+    a small block in the middle of its free memory. CUDA's allocator maps pages, so fragments do not
+    matter; steps on an H100 are as fast.
 
-    Must come before devices are touched. Other accelerators know nothing of it.
+    Call it before the devices are opened. Other accelerators ignore it.
     """
     if any(importlib.util.find_spec(plugin) for plugin in PLUGINS):
         environ.setdefault("XLA_PYTHON_CLIENT_ALLOCATOR", "cuda_async")

@@ -1,6 +1,4 @@
-"""What launchers of several processes leave in the environment: Open MPI, MPICH, Slurm and TPU
-pods.
-"""
+"""Variables that launchers of several processes set: Open MPI, MPICH, Slurm and TPU pods."""
 
 import dataclasses
 import glob
@@ -11,21 +9,21 @@ from collections.abc import Mapping
 
 from uvit_jax.errors import UserError
 
-# Number of processes and number of this one.
+# Variables of the number of processes, and of this one's number.
 _OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
 _HYDRA = ("PMI_SIZE", "PMI_RANK")
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A process's place in a run of several; None is what JAX finds out itself, by `method`.
+    """Place of a process in a run of several; JAX finds out values that are None, by `method`.
 
     Attributes:
       coordinator: "host:port" of process 0.
-      num_processes: of the run.
-      process_id: of this one.
-      local_devices: numbers of the devices that it takes, of those that it sees; None for all.
-      method: JAX's name for a way to find out what is None; "deactivate" where nothing is.
+      num_processes: number of processes in the run.
+      process_id: number of this process, from 0.
+      local_devices: numbers of the visible devices that this process uses; None for all.
+      method: JAX's name of a way to detect the values that are None; "deactivate" for no way.
     """
 
     coordinator: str | None = None
@@ -36,13 +34,12 @@ class Place:
 
 
 def launched(environ: Mapping[str, str]) -> Place | None:
-    """The place of this process among those that a launcher started; None where it is alone. Reads
-    no network.
+    """Returns this process's place as its launcher set it; None for a run of one. Uses no network.
 
-    Asked in JAX's order (`jax._src.clusters`): Open MPI, Slurm, TPU pods. Inside a Slurm job mpirun
-    starts its daemons with srun, one a node, and its processes inherit the daemon's numbers: where
-    MPI says a place, Slurm is not asked, also for a run of one. MPICH's mpiexec (Hydra), which JAX
-    does not look for, does the same.
+    Launchers are tried in JAX's order (`jax._src.clusters`): Open MPI, Slurm, TPU pods. Inside a
+    Slurm job mpirun starts its daemons with srun, one per node, and its processes inherit the
+    daemon's numbers. So where MPI's variables are set, Slurm's are not read, also for a run of one.
+    MPICH's mpiexec (Hydra), which JAX does not detect, does the same.
     """
     if _is_set(environ, *_OPEN_MPI):
         return _open_mpi(environ)
@@ -52,7 +49,7 @@ def launched(environ: Mapping[str, str]) -> Place | None:
 
 
 def number_in(environ: Mapping[str, str], name: str) -> int | None:
-    """The whole number in a variable; None where it is not set."""
+    """Returns the whole number in a variable; None where it is not set."""
     text = environ.get(name)
     if text is None:
         return None
@@ -66,14 +63,12 @@ def _is_set(environ: Mapping[str, str], *names: str) -> bool:
 
 
 def _slurm(environ: Mapping[str, str]) -> Place | None:
-    """The place among the tasks that srun started; an salloc's shell or an sbatch's script is none
-    of them.
-    """
+    """Returns the place among srun's tasks; None in an salloc's shell or an sbatch's script."""
     tasks, nodes = number_in(environ, "SLURM_STEP_NUM_TASKS"), environ.get("SLURM_STEP_NODELIST")
     rank, job = number_in(environ, "SLURM_PROCID"), number_in(environ, "SLURM_JOB_ID")
     if not tasks or tasks == 1 or not nodes or rank is None or job is None:
         return None
-    # "4(x2),3": tasks on each node; all that matters is whether there are several on one.
+    # "4(x2),3": tasks on each node. It only matters if any node has several.
     on_node = max(
         map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "1")))
     )
@@ -83,20 +78,19 @@ def _slurm(environ: Mapping[str, str]) -> Place | None:
 
 
 def _first_node(nodes: str) -> str:
-    """The first of Slurm's list: "node[001-004,007],other" begins with node001."""
-    # Commas within brackets end nothing.
+    """Returns the first node of Slurm's list: "node[001-004,007],other" begins with node001."""
+    # Commas within brackets do not end a name.
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes).split(",")[0]
 
 
 def _slurm_binds_gpus(environ: Mapping[str, str]) -> bool:
-    """Whether each of srun's tasks sees no GPUs but its own.
+    """True if each of srun's tasks sees no GPUs but its own.
 
-    slurmd says the step's binding in SLURMD_TRES_BIND, from 19.05 on, whether it was asked for
-    (--gpu-bind, --tres-bind) or follows from --gpus-per-task (from 21.08 on; before that all tasks
-    see all GPUs) or from --ntasks-per-gpu: as "gres/gpu:per_task:2", without "gres/" in older
-    versions. SLURM_GPUS_PER_TASK says less: it stands beside --gpu-bind=none too, and is gone from
-    23.11 on. "closest" tasks may have the same GPUs in sight: those are shared as without a
-    binding.
+    slurmd sets the step's binding in SLURMD_TRES_BIND, from 19.05 on, as "gres/gpu:per_task:2"
+    (without "gres/" in older versions). It is set for --gpu-bind, --tres-bind, --ntasks-per-gpu and
+    --gpus-per-task (from 21.08 on; before that all tasks see all GPUs). SLURM_GPUS_PER_TASK does
+    not tell: it is also set with --gpu-bind=none, and no more from 23.11 on. Tasks bound "closest"
+    may see the same GPUs, so those are shared as without a binding.
     """
     return (
         re.search(
@@ -107,18 +101,18 @@ def _slurm_binds_gpus(environ: Mapping[str, str]) -> bool:
 
 
 def _open_mpi(environ: Mapping[str, str]) -> Place | None:
-    """The place among the processes that mpirun started.
+    """Returns the place among the processes that mpirun started; None for a run of one.
 
-    Before Open MPI 5 it says where it runs itself, which is process 0's host unless it was told
-    otherwise; from then on nothing is said of other hosts: see `_coordinator`.
+    Before Open MPI 5 a variable has mpirun's own host, which by default is process 0's host. Later
+    versions name no other host: see `_coordinator`.
     """
     size, rank = (number_in(environ, name) for name in _OPEN_MPI)
     if not size or size == 1:
         return None
     on_node = number_in(environ, "OMPI_COMM_WORLD_LOCAL_SIZE") or 1
     local = number_in(environ, "OMPI_COMM_WORLD_LOCAL_RANK") or 0
-    # "1314521088.0;tcp://10.96.0.1,10.148.0.1:34911" or "...;tcp6://[fe80::1,2620::2]:43370"; jobs
-    # count by 4096.
+    # "1314521088.0;tcp://10.96.0.1,10.148.0.1:34911" or "...;tcp6://[fe80::1,2620::2]:43370"; job
+    # numbers are multiples of 4096.
     uri = re.match(
         r"(\d+)\..*?tcp6?://(\[?[^,\]]+?)(?:,|\]|:\d+$)", environ.get("OMPI_MCA_orte_hnp_uri", "")
     )
@@ -129,13 +123,11 @@ def _open_mpi(environ: Mapping[str, str]) -> Place | None:
 
 
 def _hydra(environ: Mapping[str, str]) -> Place | None:
-    """The place among the processes that the mpiexec of MPICH, Intel MPI or Cray started (srun
-    --mpi=pmi2, too).
-    """
+    """Returns the place under the mpiexec of MPICH, Intel MPI or Cray, or srun --mpi=pmi2."""
     size, rank = (number_in(environ, name) for name in _HYDRA)
     slurm = _slurm(environ)
     if slurm is not None and (slurm.num_processes, slurm.process_id) == (size, rank):
-        return slurm  # srun's own numbers, which it gives as PMI's, too
+        return slurm  # srun --mpi=pmi2 sets its own numbers as PMI's
     if not size or size == 1:
         return None
     on_node = _first_number(environ, "MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")
@@ -149,11 +141,10 @@ def _hydra(environ: Mapping[str, str]) -> Place | None:
 def _coordinator(
     environ: Mapping[str, str], host: str | None, job: int, *, alone: bool
 ) -> str | None:
-    """The address of MPI's process 0: this host where all processes are on it, else `host`, else
-    the job's first node.
+    """Returns the address of MPI's process 0; None, for the config to name, if it is not known.
 
-    The last is where mpirun and mpiexec start process 0 in a Slurm job unless they are told
-    otherwise. None, to be given in the config, where nothing of this is known.
+    It is this host if all processes are on it (`alone`), else `host`, else the first node of the
+    Slurm job, where mpirun and mpiexec start process 0 by default.
     """
     nodes = environ.get("SLURM_JOB_NODELIST")
     host = "127.0.0.1" if alone else host or (_first_node(nodes) if nodes else None)
@@ -165,11 +156,10 @@ def _first_number(environ: Mapping[str, str], *names: str) -> int | None:
 
 
 def _tpu_pod(environ: Mapping[str, str]) -> Place | None:
-    """Whether JAX may find a TPU slice of several hosts: in GKE's variables, or at Google Cloud's
-    metadata server.
+    """Returns how JAX finds a TPU slice of several hosts: GKE's variables or the metadata server.
 
-    The server is asked on a host with TPU chips only: anywhere else the wait for it would hold up
-    every start.
+    Google Cloud's metadata server is only asked on a host with TPU chips: elsewhere the wait for it
+    would delay every start.
     """
     if "tpu" not in environ.get("JAX_PLATFORMS", "tpu") or not _has_tpu():
         return None
@@ -181,7 +171,7 @@ def _tpu_pod(environ: Mapping[str, str]) -> Place | None:
 
 
 def tpu_chips() -> list[str]:
-    """The device files of this host's TPU chips."""
+    """Returns the device files of this host's TPU chips."""
     return glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
 
 
@@ -190,9 +180,7 @@ def _has_tpu() -> bool:
 
 
 def _share_of_gpus(environ: Mapping[str, str], local: int, on_node: int) -> tuple[int, ...] | None:
-    """The GPUs of this process among those it sees; all where it is alone on the host or sees none
-    but its own.
-    """
+    """Returns the numbers of this process's GPUs among the visible ones; None for all of them."""
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     gpus = len(glob.glob("/dev/nvidia[0-9]*")) if visible is None else len(visible.split(","))
     share = gpus // on_node
@@ -202,5 +190,5 @@ def _share_of_gpus(environ: Mapping[str, str], local: int, on_node: int) -> tupl
 
 
 def _port(environ: Mapping[str, str], job: int) -> int:
-    """The coordinator's: JAX_COORDINATOR_PORT, or one of the 4096 highest by the number of the job."""
+    """Returns JAX_COORDINATOR_PORT, or one of the 4096 highest ports by the job's number."""
     return number_in(environ, "JAX_COORDINATOR_PORT") or 61440 + job % 4096

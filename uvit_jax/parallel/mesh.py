@@ -1,4 +1,4 @@
-"""The one mesh, axes ("data", "fsdp", "tensor"), for a core, a GPU or a pod slice."""
+"""The device mesh, axes ("data", "fsdp", "tensor"), the same for a CPU, a GPU or a pod slice."""
 
 import dataclasses
 import math
@@ -18,8 +18,9 @@ BATCH_AXES = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh; their product is the number of devices, and one of them may be -1, the
-    rest.
+    """Sizes of the mesh; their product is the number of devices.
+
+    One size may be -1, which takes the devices that are left.
 
     Attributes:
       data: replicas of the model, each with its own part of the batch.
@@ -38,15 +39,18 @@ class MeshConfig:
             if size < 1 and size != -1:
                 raise UserError(
                     f"{axis} is {size}, expected a positive number, or -1 for the rest of the "
-                    f"devices"
+                    "devices"
                 )
         if sum(getattr(self, axis) == -1 for axis in AXES) > 1:
             raise UserError(
                 "data, fsdp and tensor have more than one -1, expected at most one to take the rest"
             )
 
-    def sizes(self, num_devices: int) -> tuple[int, int, int]:
-        """The size of each axis on this many devices.
+    def sizes(self, num_devices: int, *, prefix: str = "") -> tuple[int, int, int]:
+        """Returns the size of each axis on this many devices.
+
+        Args:
+          prefix: goes before the names of the fields in errors, as "config.mesh.".
 
         Raises:
           UserError: if the sizes don't multiply to num_devices.
@@ -57,36 +61,44 @@ class MeshConfig:
         data, fsdp, tensor = (rest if size == -1 else size for size in wanted)
         if left_over or data * fsdp * tensor != num_devices:
             asked = ", ".join(
-                f"config.mesh.{axis} = {size}" for axis, size in zip(AXES, wanted, strict=True)
+                f"{prefix}{axis} = {size}" for axis, size in zip(AXES, wanted, strict=True)
             )
             raise UserError(
                 f"{asked} don't multiply to the number of devices, expected a product of "
-                f"{num_devices}: --config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1 "
-                "takes all there are"
+                f"{num_devices}: --{prefix}data=-1 --{prefix}fsdp=1 --{prefix}tensor=1 takes all "
+                "there are"
             )
         return data, fsdp, tensor
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over these devices (default: all there are), laid out along the hardware's own
-    topology.
+def make_mesh(
+    config: MeshConfig, devices: Sequence[jax.Device] | None = None, *, prefix: str = ""
+) -> Mesh:
+    """Returns the mesh over these devices, laid out along the hardware's topology.
 
-    Devices of several slices (of GPUs: of several NVLink domains) are joined by the slower network
-    of the data center: data goes over it, fsdp as far as data is too small, tensor never.
+    Several slices (of GPUs: several NVLink domains) are joined by the data center's network, which
+    is slower. The data axis goes over it, fsdp only as far as data is too small, tensor never.
+
+    Args:
+      devices: default all devices of the run.
+      prefix: goes before the names of the config's fields in errors, as "config.mesh.".
 
     Raises:
       UserError: if the sizes don't multiply to the number of devices, or can't be laid over the
         slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = config.sizes(len(devices))
+    sizes = config.sizes(len(devices), prefix=prefix)
     slices = len({slice_index(device) for device in devices})
-    laid_out = _lay_out(sizes, devices) if slices == 1 else _lay_over_slices(sizes, slices, devices)
-    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if slices == 1:
+        grid = _lay_out(sizes, devices)
+    else:
+        grid = _lay_over_slices(sizes, slices, devices, prefix)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def slice_index(device: jax.Device) -> int:
-    """The slice that a device is in; 0 where the platform knows no slices."""
+    """Returns the number of a device's slice; 0 on platforms without slices."""
     return getattr(device, "slice_index", 0) or 0
 
 
@@ -98,16 +110,16 @@ def _lay_out(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
 
 
 def _lay_over_slices(
-    sizes: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]
+    sizes: tuple[int, int, int], slices: int, devices: Sequence[jax.Device], prefix: str
 ) -> np.ndarray:
     data, fsdp, tensor = sizes
     over_data = math.gcd(data, slices)
     over_fsdp = slices // over_data
     if fsdp % over_fsdp:
         raise UserError(
-            f"config.mesh.data = {data}, .fsdp = {fsdp}, .tensor = {tensor} can't be laid over "
-            f"{slices} slices, expected data * fsdp to be a multiple of {slices}: tensor must stay "
-            "within a slice"
+            f"{prefix}data = {data}, {prefix}fsdp = {fsdp}, {prefix}tensor = {tensor} can't be "
+            f"laid over {slices} slices, expected data * fsdp to be a multiple of {slices}: tensor "
+            "must stay within a slice"
         )
     inner = (data // over_data, fsdp // over_fsdp, tensor)
     return mesh_utils.create_hybrid_device_mesh(
@@ -116,15 +128,15 @@ def _lay_over_slices(
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """The number of parts a batch is split into."""
+    """Number of parts a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Splits the first dimension over all devices that hold different examples."""
+    """Sharding that splits the first dimension over data and fsdp, which split a batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Sharding that keeps the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -52,11 +52,11 @@ class MeshPlacement:
 
     @property
     def splits_channels(self) -> bool:
-        """True with tensor parallelism."""
+        """True if hidden channels are split over tensor."""
         return self.mesh.shape["tensor"] > 1
 
     def stacked(self, params: Any) -> Any:
-        """Parameters stacked over layers, `[layers, ...]` each, split as one layer's are."""
+        """Splits the stacked parameters of equal layers, `[layers, ...]` each, as one layer's."""
 
         def constrain(path: tuple, leaf: Array) -> Array:
             spec = self._spec(path, leaf.shape[1:])
@@ -65,7 +65,7 @@ class MeshPlacement:
         return jax.tree_util.tree_map_with_path(constrain, params)
 
     def weights(self, params: Any, dtype: str) -> Any:
-        """Parameters with those split over fsdp all-gathered in `dtype`; tensor's split remains."""
+        """All-gathers parameters that fsdp splits, in `dtype`; others are returned as they are."""
 
         def gather(path: tuple, leaf: Array) -> Array:
             spec = self._spec(path, leaf.shape)
@@ -73,9 +73,8 @@ class MeshPlacement:
                 return leaf
             whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
             if path_name(path).endswith("embedding"):
-                # A table that is looked up: scattering rows into parts of it would first reshuffle
-                # the rows. It stays in float32, in which the gradients of a row that occurs often
-                # are summed.
+                # A lookup table: a scatter into parts of it would first reshuffle the rows. It
+                # stays in float32, in which the many gradients of a frequent row are summed.
                 return self._constrain(leaf, whole)
             return _gather(
                 leaf, dtype, NamedSharding(self.mesh, spec), NamedSharding(self.mesh, whole)
@@ -87,21 +86,21 @@ class MeshPlacement:
         return partition_spec(path_name(path), shape, self.mesh, self.rules) or PartitionSpec()
 
     def tokens(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Examples split, tokens and channels whole."""
+        """Splits examples; tokens and channels stay whole."""
         return self._constrain(x, _EXAMPLES)
 
     def hidden(self, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
-        """Examples and channels split."""
+        """Splits examples and channels."""
         return self._constrain(x, _HIDDEN)
 
     def of_one_device(self, examples: Any, heads: int) -> tuple[Any, int]:
-        """Examples and heads that `attend` gives to a device, the most where parts differ."""
+        """Largest numbers of examples and heads that `attend` gives to one device."""
         return -(-examples // batch_parts(self.mesh)), -(-heads // self.mesh.shape["tensor"])
 
     def attend(
         self, kernel: Callable[[Array], Array], qkv: Float[Array, "b t 3 h k"]
     ) -> Float[Array, "b t h k"]:
-        """The kernel on each device's own examples and heads: XLA can't partition a kernel."""
+        """Runs a kernel, opaque to the partitioner, on each device's own examples and heads."""
         packed, heads = (
             PartitionSpec(BATCH_AXES, None, None, "tensor"),
             PartitionSpec(BATCH_AXES, None, "tensor"),
@@ -111,13 +110,16 @@ class MeshPlacement:
     def attend_planes(
         self, kernel: Callable[[Array], Array], planes: Float[Array, "3 b t c"]
     ) -> Float[Array, "b t c"]:
-        """`attend` with heads side by side in the last axis; `tensor` splits between heads."""
+        """Runs a kernel as `attend` does, on heads side by side in the last axis.
+
+        The tensor axis splits that axis between heads, never within one.
+        """
         return self._map(kernel, (PartitionSpec(None, BATCH_AXES, None, "tensor"),), _HIDDEN)(
             planes
         )
 
     def rows(self, kernel: Callable[[tuple, tuple], Any], streams: tuple, weights: tuple) -> Any:
-        """The kernel on each device's own examples; gradients of weights are all-reduced."""
+        """Runs a kernel on each device's own examples; weights' gradients are all-reduced."""
         return self._map(kernel, (_EXAMPLES, PartitionSpec()), _EXAMPLES)(streams, weights)
 
     def columns(
@@ -126,11 +128,11 @@ class MeshPlacement:
         x: Float[Array, "b t f"],
         bias: Float[Array, " f"],
     ) -> Float[Array, "b t f"]:
-        """The kernel on each device's own examples and hidden channels."""
+        """Runs a kernel on each device's own examples and hidden channels."""
         return self._map(kernel, (_HIDDEN, PartitionSpec("tensor")), _HIDDEN)(x, bias)
 
     def _map(self, kernel: Callable, in_specs: tuple, out_specs: Any) -> Callable:
-        # No collective is inside, so there is no replication to be checked.
+        # A kernel contains no collective, so there is no replication to check.
         return jax.shard_map(
             kernel, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
@@ -140,7 +142,7 @@ class MeshPlacement:
 
 
 def _gather(weight: Array, dtype: str, split: NamedSharding, whole: NamedSharding) -> Array:
-    """The weight all-gathered after its cast: half the bytes in bfloat16."""
+    """All-gathers a weight after its cast, which halves the bytes in bfloat16."""
 
     def forward(_: None, weight: Array) -> Array:
         return jax.lax.with_sharding_constraint(
@@ -148,7 +150,8 @@ def _gather(weight: Array, dtype: str, split: NamedSharding, whole: NamedShardin
         )
 
     def transpose(_: None, gradient: Array) -> Array:
-        # A constraint's own transpose would all-reduce the whole gradient first.
+        # The constraint's own transpose would all-reduce the whole gradient first.
         return jax.lax.with_sharding_constraint(gradient, split).astype(jnp.float32)
 
+    # Experimental in JAX: the only way to choose a transpose and keep jvp, which custom_vjp lacks.
     return jax.custom_derivatives.linear_call(forward, transpose, None, weight)

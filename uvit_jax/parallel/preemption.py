@@ -1,6 +1,4 @@
-"""The notice that a machine is about to be taken away, and the step after which all hosts stop for
-it.
-"""
+"""Preemption: the notice of it, and the step after which all hosts stop."""
 
 import signal
 import types
@@ -11,12 +9,11 @@ from jax.experimental import multihost_utils
 
 
 class PreemptionNotice:
-    """Asked after every step, says whether to stop there: after a SIGTERM to any process of the
-    run.
+    """Tells after every step if the run is to stop there, because a process got a SIGTERM.
 
-    Where several processes form the run, `hosts.start` has told JAX to catch the signal; it has all
-    of them agree on the first step that none has passed (1.5 microseconds a step to ask). A process
-    on its own catches the signal itself, while this is open.
+    In a run of several processes JAX catches the signal (`distributed.start`), and all of them
+    agree on the first step that none has passed; asking takes 1.5 microseconds a step. A process on
+    its own catches the signal itself, while this is open as a context.
     """
 
     def __init__(self) -> None:
@@ -25,12 +22,10 @@ class PreemptionNotice:
         self._handler: Any = None
 
     def __call__(self, step: int) -> bool:
-        """Whether every process stops after this step; all must ask, after each step, with the same
-        number.
-        """
-        return (
-            multihost_utils.reached_preemption_sync_point(step) if self._several else self._noticed
-        )
+        """True if every process stops after this step; all must ask after every step."""
+        if self._several:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._noticed
 
     def __enter__(self) -> "PreemptionNotice":
         if not self._several:

@@ -1,1 +1,1 @@
-"""What a run tells people: metric files, progress, pictures, throughput and MFU."""
+"""Output of a run for people: metric files, progress, pictures, throughput and MFU."""

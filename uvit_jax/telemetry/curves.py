@@ -1,31 +1,35 @@
-"""The loss curve of a run, drawn from its metrics."""
+"""Chart of a run's loss, drawn from its metrics."""
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from uvit_jax.files import atomic_write
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _INK, _GREY, _BLUE, _TEAL = "#222222", "#888888", "#1f5fa8", "#2a8a7f"
 
 
 def loss_curve(metrics: Sequence[dict], path: str | os.PathLike[str]) -> None:
-    """Writes a PNG of loss against step, raw values light under their running mean, and images/s
-    below if logged.
+    """Writes a PNG of loss against step, and of images/s below it if logged.
 
-    `metrics` are the lines that `read_metrics` returns; those without a number there are left out.
-    The loss axis is logarithmic if the running mean spans more than a factor of four. Nothing
-    global of pyplot is touched, so that this needs no display and can run beside other plots. The
-    file appears whole or not at all.
+    Raw values are light, their running mean is dark. The loss axis is logarithmic if the running
+    mean spans more than a factor of four. No global state of pyplot is used, so this needs no
+    display and can run beside other plots. The file appears whole or not at all.
+
+    metrics: lines as `read_metrics` returns them; those without a number are left out.
 
     Raises:
       UserError: the folder can't be made or written to.
     """
-    from matplotlib.figure import Figure  # 0.4 s that processes which draw nothing don't pay
+    from matplotlib.figure import Figure  # imported late: 0.4 s, for processes that draw only
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     losses, rates = _series(metrics, "loss"), _series(metrics, "images_per_sec")
     figure = Figure(
@@ -42,34 +46,7 @@ def loss_curve(metrics: Sequence[dict], path: str | os.PathLike[str]) -> None:
     else:
         axes = lower = figure.subplots()
 
-    if len(losses) == 0:
-        axes.text(
-            0.5, 0.5, "no loss was logged", transform=axes.transAxes, ha="center", color=_GREY
-        )
-    else:
-        steps, mean = losses[:, 0], _running_mean(losses[:, 1])
-        axes.plot(
-            steps,
-            losses[:, 1],
-            color=_BLUE,
-            alpha=0.3,
-            linewidth=1,
-            marker="." if len(losses) == 1 else None,
-        )
-        axes.plot(steps, mean, color=_BLUE, linewidth=2)
-        axes.annotate(
-            f"{mean[-1]:.3g}",
-            (steps[-1], mean[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=_BLUE,
-        )
-        if losses[:, 1].min() > 0 and mean.max() / mean.min() > 4:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _draw_loss(axes, losses)
     axes.set_ylabel("loss")
     lower.set_xlabel("step")
     lower.xaxis.set_major_locator(
@@ -86,8 +63,42 @@ def loss_curve(metrics: Sequence[dict], path: str | os.PathLike[str]) -> None:
         figure.savefig(file, format="png")
 
 
+def _draw_loss(axes: "Axes", losses: Float[np.ndarray, "n 2"]) -> None:
+    """Draws (step, loss) light under their running mean, whose last value is written beside it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if len(losses) == 0:
+        axes.text(
+            0.5, 0.5, "no loss was logged", transform=axes.transAxes, ha="center", color=_GREY
+        )
+        return
+    steps, mean = losses[:, 0], _running_mean(losses[:, 1])
+    axes.plot(
+        steps,
+        losses[:, 1],
+        color=_BLUE,
+        alpha=0.3,
+        linewidth=1,
+        marker="." if len(losses) == 1 else None,
+    )
+    axes.plot(steps, mean, color=_BLUE, linewidth=2)
+    axes.annotate(
+        f"{mean[-1]:.3g}",
+        (steps[-1], mean[-1]),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        color=_BLUE,
+    )
+    if losses[:, 1].min() > 0 and mean.max() / mean.min() > 4:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def _series(metrics: Sequence[dict], key: str) -> Float[np.ndarray, "n 2"]:
-    """(step, value) of the lines that have a number under `key`."""
+    """Returns (step, value) of the lines that have a number under `key`."""
     points = [
         (line["step"], line[key])
         for line in metrics
@@ -97,7 +108,7 @@ def _series(metrics: Sequence[dict], key: str) -> Float[np.ndarray, "n 2"]:
 
 
 def _running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """The mean over a window of a twentieth of the values, or of eleven where that is more.
+    """Returns the mean over a window of a twentieth of the values, or of eleven if that is more.
 
     The window is centred, but narrower at the start, which is steep, and one-sided at the end,
     which is noisy.

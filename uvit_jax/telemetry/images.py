@@ -1,6 +1,4 @@
-"""Pictures of a run: samples on a labelled grid, a batch being denoised, a loss curve; and samples
-as files.
-"""
+"""Pictures of a run: samples on a labelled grid, and samples on their way from noise to image."""
 
 import functools
 import math
@@ -18,13 +16,13 @@ _MARGIN, _GAP, _LABEL_GAP = 14, 8, 3
 
 
 def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
-    """Images in [-1, 1] as bytes: clip((x + 1) / 2, 0, 1) * 255 rounded to nearest, a half upwards.
+    """Turns images in [-1, 1] into bytes: clip((x + 1) / 2, 0, 1) * 255, rounded, a half upwards.
 
     The arithmetic (float32: multiply by 255, add 0.5, clamp, truncate) is that of torchvision's
     `save_image`.
 
     Raises:
-      UserError: a value is NaN; clipping would show it as some colour.
+      UserError: a value is NaN, which clipping would turn into a colour.
     """
     images = images.astype(np.float32)
     bad = np.flatnonzero(np.isnan(images).any(axis=(1, 2, 3)))
@@ -36,9 +34,7 @@ def to_uint8(images: Float[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c
 
 
 def shown_channels(images: Shaped[np.ndarray, "*n c"]) -> Shaped[np.ndarray, "*n d"]:
-    """What a page shows of images: the first three channels, which are colours, or the first; alpha
-    is left out.
-    """
+    """Returns the channels that a page shows: the first three, or the first; never alpha."""
     return images[..., : 3 if images.shape[-1] >= 3 else 1]
 
 
@@ -49,16 +45,16 @@ def labelled_grid(
     scale: int | None = None,
     title: str | None = None,
 ) -> Image.Image:
-    """A page with the images row by row, `columns` to a row, each with its label below it.
+    """Draws a page of images row by row, `columns` to a row, each above its label.
 
-    Each pixel becomes `scale` x `scale` pixels; None takes the smallest scale that makes tiles at
-    least 64 pixels high and wide, or 128 or 192 where labels would be cut at 64. Labels wrap to the
-    tile's width in up to three lines and end in "…" where that isn't enough; a title does, too,
-    broken at its commas where it can be.
+    Each pixel becomes `scale` x `scale` pixels; None takes the smallest scale with tiles at least
+    64 pixels high and wide, or 128 or 192 if labels would be cut at 64. Labels wrap to the tile's
+    width in up to three lines, and end in "…" if that is not enough. A title wraps in the same way,
+    at its commas if possible.
 
     Raises:
-      ValueError: there are no images, no column or scale, not one label an image, or neither 1 nor
-        3 channels.
+      ValueError: there are no images, columns or scale is below 1, the labels are not one per
+        image, or channels are neither 1 nor 3.
     """
     _check(images, labels, columns, scale)
     n, h, w, _ = images.shape
@@ -101,11 +97,15 @@ def denoising_strip(
     columns: int,
     scale: int | None = None,
 ) -> Image.Image:
-    """A page with a sample a row and a time a column, from noise to image.
+    """Draws a page with a sample per row and a time per column, from noise to image.
 
-    `trajectory` holds `n` samples in [-1, 1] at the `k` `times`, in sampling order. The first
-    `rows` samples are shown at `columns` states spread evenly over the trajectory, its first and
-    last among them. `labels` name the samples.
+    Args:
+      trajectory: `n` samples in [-1, 1] at each of `k` times, in sampling order.
+      times: the times.
+      labels: names of the samples.
+      rows: number of samples shown, from the first.
+      columns: number of states shown, evenly spaced, with the first and the last.
+      scale: as in `labelled_grid`.
 
     Raises:
       UserError: a value shown is NaN.
@@ -166,12 +166,12 @@ def _check(
 
 
 def _scales(h: int, w: int) -> list[int]:
-    """The smallest scales that make tiles at least 64, 128 and 192 pixels high and wide."""
+    """Returns the smallest scales with tiles at least 64, 128 and 192 pixels high and wide."""
     return [math.ceil(side / min(h, w)) for side in (64, 128, 192)]
 
 
 def _time_heads(times: Float[np.ndarray, " k"]) -> list[str]:
-    """ "t = 1.00", with as many more decimals as keep neighbours apart, up to four in all."""
+    """Returns "t = 1.00", ... with two to four decimals, as many as keep neighbours apart."""
     heads: list[str] = []
     for decimals in (2, 3, 4):
         heads = [f"t = {time:.{decimals}f}" for time in times]
@@ -182,7 +182,7 @@ def _time_heads(times: Float[np.ndarray, " k"]) -> list[str]:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # matplotlib brings DejaVu Sans; the font inside Pillow has no letters beyond ASCII.
+    # matplotlib comes with DejaVu Sans; the font inside Pillow has no letters beyond ASCII.
     import matplotlib
 
     return ImageFont.truetype(
@@ -199,7 +199,7 @@ def _height(font: ImageFont.FreeTypeFont, lines: int) -> int:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float | int, max_lines: int) -> list[str]:
-    """The text in lines of at most `width` pixels, broken at spaces where there are any."""
+    """Breaks a text into lines of at most `width` pixels, at spaces where there are any."""
     rest, lines = " ".join(text.split()), list[str]()
     while rest:
         fits = next(
@@ -219,9 +219,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float | int, max_lines
 def _wrap_parts(
     text: str, font: ImageFont.FreeTypeFont, width: float | int, max_lines: int
 ) -> list[str]:
-    """As `_wrap`, but broken between the parts of a list "a, b, c" where none of them needs more
-    than a line.
-    """
+    """Breaks a list "a, b, c" between its parts if each of them fits a line, else as `_wrap`."""
     first, *rest = " ".join(text.split()).split(", ")
     lines = [first]
     for part in rest:
@@ -242,7 +240,7 @@ def _write(
     y: int,
     align: float,
 ) -> None:
-    """Lines from `y` down, whose left edge (align 0), middle (0.5) or right edge (1) is `x`."""
+    """Writes lines from `y` down; `x` is their left (align 0), middle (0.5) or right edge (1)."""
     for i, line in enumerate(lines):
         draw.text(
             (round(x - align * font.getlength(line)), y + _height(font, i)),
@@ -265,7 +263,6 @@ def _paste(
     y: int,
 ) -> None:
     h, w = image.shape[0] * scale, image.shape[1] * scale
-    draw.rectangle(
-        (x - 1, y - 1, x + w, y + h), outline=_FAINT
-    )  # around the tile: keeps white images off the paper
+    # A frame around the tile keeps white images apart from the page.
+    draw.rectangle((x - 1, y - 1, x + w, y + h), outline=_FAINT)
     page.paste(_picture(image).resize((w, h), Image.Resampling.NEAREST), (x, y))

@@ -1,6 +1,4 @@
-"""How far a job with a known number of steps is: a bar on a terminal, now and then a plain line in
-a log file.
-"""
+"""Progress of a job with a known number of steps: a bar on a terminal, plain lines elsewhere."""
 
 import shutil
 import sys
@@ -17,7 +15,7 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {n}/{total}"
 
 @runtime_checkable
 class Stream(Protocol):
-    """A text file, as far as it is needed here: `sys.stderr`, an open log, an `io.StringIO`."""
+    """The methods used of a text file: `sys.stderr`, an open log, an `io.StringIO`."""
 
     def write(self, text: str, /) -> object: ...
 
@@ -27,18 +25,23 @@ class Stream(Protocol):
 
 
 class Progress:
-    """Shows percent, step/total, loss, images/s and time left of a job that counts steps from
-    `start` to `total`.
+    """Shows percent, step/total, loss, images/s and time left of a job.
 
     On a terminal this is a tqdm bar. Elsewhere (a log file, CI) it is a plain line after the first
     update, then at most one every `interval` seconds, and one when the job is done; never a
     carriage return.
 
-    Time left is measured from the first update on: steps done since then over the seconds since
-    then. Steps of an earlier run, and the time before the first update, in which the first step is
-    compiled, don't count.
+    Time left follows from the pace since the first update: steps of an earlier run do not count,
+    nor does the time before that update, in which the first step is compiled.
 
-    With `active=False` (hosts other than the first) nothing is shown.
+    Args:
+      total: last step of the job.
+      start: step that the job begins after.
+      description: name of the job in the line.
+      active: False shows nothing, on processes other than the first.
+      file: default `sys.stderr`.
+      interval: seconds between lines where there is no bar.
+      clock: source of seconds, for tests.
 
     Raises:
       ValueError: `start` is not within 0..total.
@@ -85,10 +88,9 @@ class Progress:
         loss: float | int | None = None,
         images_per_sec: float | int | None = None,
     ) -> None:
-        """Says that `step` steps are done; a loss or rate not given stays the last one known. Cheap
-        at every step.
+        """Records that `step` steps are done; a loss or rate not given keeps its last value.
 
-        The numbers of a step that lies behind the last one may come late; they turn nothing back.
+        Cheap at every step. The numbers of an earlier step may come late: the bar never goes back.
         """
         if not self._active:
             return
@@ -102,9 +104,7 @@ class Progress:
             self._show(now)
 
     def seconds_left(self) -> float | None:
-        """The seconds the remaining steps will take at this run's pace; None until two updates were
-        seen.
-        """
+        """Estimates seconds for the remaining steps; None before the second update."""
         if self._first is None:
             return None
         step, at = self._first
@@ -112,7 +112,7 @@ class Progress:
         return (self._total - self._step) * seconds / steps if steps > 0 else None
 
     def write(self, message: str) -> None:
-        """A line of text of its own, above the bar where there is one."""
+        """Writes a line of text, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(message, file=self._file)
         elif self._active:
@@ -144,7 +144,7 @@ class Progress:
         self._shown_step, self._shown_at = self._step, now
         if self._bar is not None:
             self._bar.n, self._bar.ncols = self._step, _columns()
-            # tqdm's own rate and time left would count the compile step, so the numbers are ours.
+            # tqdm's own rate and time left would count the compile step.
             self._bar.bar_format = _BAR + self._numbers()
             self._bar.refresh()
         else:
@@ -163,9 +163,8 @@ class Progress:
 
 
 def _columns() -> int:
-    """The terminal's width now, 80 if it says 0.
+    """Returns the terminal's current width, 80 if it reports 0.
 
-    Terminals made by CI or `docker exec` may say 0 x 0, and where tqdm asks them itself, it then
-    shows nothing.
+    Terminals of CI or `docker exec` may report 0 x 0, for which tqdm itself shows nothing.
     """
     return shutil.get_terminal_size().columns

@@ -1,4 +1,4 @@
-"""Scores against the value that was swept, drawn as a chart."""
+"""Chart of scores against the value that a sweep varies."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 _INK, _GREY, _BLUE, _TEAL = "#222222", "#888888", "#1f5fa8", "#2a8a7f"
 # An axis is logarithmic where its values, all above 0, span more than this.
 _LOG_SPAN = 20
-# Scores without a deviation of their own are told apart where they differ by more than this share
-# of their size.
+# Scores without a standard deviation count as different if they differ by more than this share.
 _SHARE = 0.005
 
 
@@ -29,23 +28,25 @@ def sweep_chart(
     distances: Collection[str] = (),
     deviations: Mapping[str, Sequence[float | int]] | None = None,
 ) -> None:
-    """Writes a PNG with one panel a score, one below another, all against the swept values; where a
-    score's values can be told apart, the best is marked and written above the panel. The file
+    """Writes a PNG with one panel per score, one below another, against the swept values.
+
+    If a score's values differ clearly, the best is marked and written above the panel. The file
     appears whole or not at all.
 
     Args:
-      axis: what the values are.
-      values: swept.
+      axis: name of the swept value.
+      values: the swept values.
       series: scores by name, one for each value.
-      distances: names of those scores that are better the less they are.
-      deviations: of those scores that have one, by their names: drawn as a band. Values can be told
-        apart where they differ by more than the largest of them, or, without any, by more than 0.5
-        % of their size.
+      title: small text above the panels.
+      distances: names of the scores of which less is better.
+      deviations: standard deviations by the names of their scores, drawn as a band. Values differ
+        clearly if they differ by more than the largest of these, or, without any, by more than
+        0.5 % of their size.
 
     Raises:
       UserError: the folder can't be made or written to.
     """
-    from matplotlib.figure import Figure  # 0.4 s that processes which draw nothing don't pay
+    from matplotlib.figure import Figure  # imported late: 0.4 s, for processes that draw only
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
@@ -76,9 +77,7 @@ def sweep_chart(
 def _draw(
     panel: "Axes", x: np.ndarray, y: np.ndarray, deviation: np.ndarray | None, *, is_distance: bool
 ) -> None:
-    """One score, its deviations as a band; the best value is marked where it can be told from the
-    others.
-    """
+    """Draws one score and its band of deviations; marks the best value if it differs clearly."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     color, word = (_BLUE, "least") if is_distance else (_TEAL, "greatest")
@@ -92,22 +91,22 @@ def _draw(
     if np.ptp(y) > difference:
         best = int(np.argmin(y) if is_distance else np.argmax(y))
         panel.plot(x[best], y[best], marker="o", markersize=11, fillstyle="none", color=color)
-        said = f"{word} {y[best]:.4g} at {x[best]:,.10g}"
+        note = f"{word} {y[best]:.4g} at {x[best]:,.10g}"
         if _is_wide(y):
             panel.set_yscale("log")
             panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.yaxis.set_minor_locator(NullLocator())
     else:
-        if difference:  # What can't be told apart looks flat.
+        if difference:  # Values that do not differ clearly are drawn flat.
             panel.set_ylim(y.min() - 2 * difference, y.max() + 2 * difference)
         ends = [f"{end:.4g}" for end in (y.min(), y.max())]
-        said = (
+        note = (
             f"{ends[0]} throughout"
             if len(set(ends)) == 1
             else f"{' to '.join(ends)}, too close to tell"
         )
-    panel.set_title(said, loc="right", fontsize=10, color=color)
+    panel.set_title(note, loc="right", fontsize=10, color=color)
     panel.grid(color="#e8e8e8", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl`, one line a logged step whatever was killed, and
-TensorBoard events.
-"""
+"""Writers of a run's numbers: `metrics.jsonl` and TensorBoard events, resumable after a kill."""
 
 import json
 import math
@@ -26,25 +24,24 @@ _SECONDS_BETWEEN_FLUSHES = 10.0
 
 
 class MetricWriter:
-    """Appends a run's numbers, images and texts to its workdir, and takes up where a killed run
-    stopped.
+    """Appends a run's numbers and images to its workdir, and resumes where a killed run stopped.
 
-    `<workdir>/metrics.jsonl` gets one JSON object a line, `{"step": step, **scalars}` with the keys
-    as given; a number that isn't finite becomes null. `<workdir>/tensorboard/` gets every number,
-    image and text as events.
+    `<workdir>/metrics.jsonl` gets one JSON object per line, `{"step": step, **scalars}`; a number
+    that is not finite becomes null. `<workdir>/tensorboard/` gets every number and image as events.
 
-    Opening with `resume_step` means that the state of the run is the one after `resume_step` steps:
-    lines of later steps, and a last line torn by a kill, are dropped (the file is replaced in one
-    move), and TensorBoard is told to forget events of later steps. A line of a step up to
-    `resume_step` that is already there isn't written again. So there is exactly one line a logged
-    step, if the caller calls `flush()` before it saves a checkpoint. In between, what was written
-    is synced to the disk at the first write after every 10 seconds.
+    There is exactly one line for each logged step, if the caller calls `flush()` before it saves a
+    checkpoint. In between, lines are synced to the disk at the first write after every 10 seconds.
 
-    A process that isn't the main one passes `active=False`: nothing is read or written.
+    Args:
+      workdir: folder of the run.
+      resume_step: number of steps in the state that the run resumes from. Lines of later steps, and
+        a last line torn by a kill, are dropped (the file is replaced in one move); TensorBoard
+        drops events of later steps. Lines of earlier steps are not written again.
+      active: False reads and writes nothing, on processes other than the first.
 
     Raises:
       UserError: the workdir can't be written, or metrics.jsonl holds a line (not the last) that is
-        no JSON object.
+        not a JSON object.
     """
 
     def __init__(
@@ -64,7 +61,7 @@ class MetricWriter:
             raise UserError(
                 f"cannot write to {workdir}: {error.strerror}; expected a writable workdir"
             ) from error
-        # Every step's own line has a loss; others are evaluations.
+        # The line of a train step has a loss; other lines are evaluations.
         self._logged = {line["step"] for line in kept if "step" in line and "loss" in line}
         self._evaluated = {
             (line["step"], *sorted(line.keys() - {"step"}))
@@ -75,15 +72,12 @@ class MetricWriter:
         self._flushed = time.monotonic()
 
     def write(self, step: int, scalars: Mapping[str, Number]) -> None:
-        """One line of metrics.jsonl and one TensorBoard scalar a number; the line survives a
-        SIGKILL right after.
+        """Writes a line of metrics.jsonl, which survives a SIGKILL right after, and events.
 
-        `scalars` holds Python or NumPy numbers (bring device arrays to the host first) or None,
-        written as null.
+        scalars: Python or NumPy numbers (no device arrays), or None, written as null.
 
         Raises:
-          ValueError: `step` isn't greater than the last one written, or `scalars` names a "step" of
-            its own.
+          ValueError: `step` is not greater than the last one written, or `scalars` has a "step".
         """
         if not self.active or step in self._logged:
             return
@@ -95,11 +89,9 @@ class MetricWriter:
         self._write(step, scalars)
 
     def write_evaluation(self, step: int, scalars: Mapping[str, Number]) -> None:
-        """A line of its own for what is measured now and then, besides the step's; on the disk when
-        this returns.
+        """Writes a line of its own for a step's evaluation; it is on the disk on return.
 
-        Its names are not those of `write`. A line that is there already, of a run that was killed,
-        isn't written again.
+        Its names are not those of `write`. A line that a killed run already wrote is kept as it is.
         """
         if self.active and scalars and not self.has_evaluation(step, scalars):
             self._write(step, scalars)
@@ -107,7 +99,7 @@ class MetricWriter:
             self.flush()
 
     def has_evaluation(self, step: int, names: Collection[str]) -> bool:
-        """Whether such a line is there already; False on an inactive writer."""
+        """True if a line of this step with these names exists; False on an inactive writer."""
         return self.active and (step, *sorted(names)) in self._evaluated
 
     def _write(self, step: int, scalars: Mapping[str, Number]) -> None:
@@ -126,13 +118,13 @@ class MetricWriter:
         self._flush_if_due()
 
     def write_image(self, tag: str, step: int, image: UInt8[np.ndarray, "h w c"]) -> None:
-        """A TensorBoard image of 1, 3 or 4 channels."""
+        """Writes a TensorBoard image of 1, 3 or 4 channels."""
         if self.active:
             self._events.add(step, summary.image(tag, image, dataformats="HWC"))
             self._flush_if_due()
 
     def flush(self) -> None:
-        """Everything written so far is on the disk, not only with the operating system."""
+        """Syncs all lines and events to the disk, out of the operating system's cache."""
         if self.active:
             self._lines.flush()
             os.fsync(self._lines.fileno())
@@ -164,10 +156,10 @@ class MetricWriter:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict]:
-    """The lines of a metrics.jsonl as dicts, in file order, without a last line torn by a kill.
+    """Reads the lines of a metrics.jsonl as dicts, without a last line torn by a kill.
 
     Raises:
-      UserError: there is no such file, or a line that isn't the last is no JSON object.
+      UserError: there is no such file, or a line (not the last) is not a JSON object.
     """
     try:
         lines = pathlib.Path(path).read_bytes().split(b"\n")
@@ -187,15 +179,13 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict]:
             shown = line[:60].decode(errors="replace")
             raise UserError(
                 f"{path} line {number} is {shown!r}; expected a JSON object: delete the line to "
-                f"go on"
+                "go on"
             )
     return metrics
 
 
 def _truncate(path: pathlib.Path, resume_step: int) -> list[dict]:
-    """Leaves the whole lines up to `resume_step` in the file, replacing it only if that changes it;
-    returns them.
-    """
+    """Drops lines after `resume_step` and a torn one from the file; returns the lines it keeps."""
     if not path.exists():
         return []
     kept = [line for line in read_metrics(path) if line.get("step", 0) <= resume_step]
@@ -213,13 +203,13 @@ def _finite(value: float | int | None) -> float | int | None:
 class _EventFile:
     """One TensorBoard event file, written in the caller's thread.
 
-    tensorboardX's SummaryWriter hands events to a thread through a queue that its `flush` doesn't
-    wait for, so a kill after a flush can lose up to ten of them; its RecordWriter has no queue.
+    tensorboardX's SummaryWriter passes events to a thread through a queue that its `flush` does not
+    wait for, so a kill after a flush can lose up to ten of them. Its RecordWriter has no queue.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        # The random end keeps two runs started within a second apart: opening a file of the same
+        # The random end keeps apart two runs that start within a second: opening a file of the same
         # name would empty it.
         name = (
             f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
@@ -240,7 +230,7 @@ class _EventFile:
 
     def sync(self) -> None:
         self._records.flush()
-        # A bucket mounted as a folder gets what was written only when a file is synced or closed.
+        # A bucket mounted as a folder gets written data only when a file is synced or closed.
         with self._path.open("ab") as same:
             os.fsync(same.fileno())
 

@@ -1,6 +1,4 @@
-"""What a compiled program needs of each chip: memory by part, FLOPs, collectives, and the least
-time they take.
-"""
+"""Figures of a compiled program for each chip: memory, FLOPs, collectives, and least time."""
 
 import dataclasses
 import math
@@ -18,11 +16,12 @@ from uvit_jax.compiled.collectives import Collective, collectives, summary
 from uvit_jax.compiled.hlo import Module, matmul_flops, parse, unknown_loops
 from uvit_jax.compiled.overlap import link_bandwidth, overlap
 from uvit_jax.compiled.topology import Topology
+from uvit_jax.jobs.forecast.hardware import Hardware
 from uvit_jax.parallel.chips import Chip
 from uvit_jax.parallel.mesh import slice_index
 
-# "Used 17.20G of 15.75G hbm", "HLO temporaries (400.00G) exceeds available HBM (15.75G)": more than
-# there is.
+# A program that does not fit: "Used 17.20G of 15.75G hbm", "HLO temporaries (400.00G) exceeds
+# available HBM (15.75G)".
 _REFUSALS = (
     re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
     re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
@@ -31,36 +30,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
-class Hardware:
-    """The devices compiled for.
-
-    Attributes:
-      name: "v5e:16x16", or what the local devices are.
-      devices: all of them, of all slices.
-      chip: what is known of each; None for a CPU, or a GPU that isn't in the table.
-      capacity: bytes of memory that a program can fill on each; None where that isn't known.
-      ici_bandwidth: bytes a second out of each chip to the others of its slice or host.
-      num_slices: slices that the data center's network joins.
-      topology: of a TPU slice that was named; None for local devices.
-    """
-
-    name: str
-    devices: Sequence[jax.Device]
-    chip: Chip | None
-    capacity: int | None
-    ici_bandwidth: float | None
-    num_slices: int = 1
-    topology: Topology | None = None
-
-    def __str__(self) -> str:
-        slices = f"{self.num_slices} x " if self.num_slices > 1 else ""
-        return f"{slices}{self.name} ({len(self.devices):,} chip{'s' * (len(self.devices) > 1)})"
-
-
-@dataclasses.dataclass(frozen=True)
 class Refusal:
-    """The compiler's word that a program doesn't fit: bytes it needs (as far as it says) and bytes
-    there are.
+    """The compiler's refusal of a program that does not fit: bytes needed, and bytes available.
+
+    None for a number that the compiler does not state.
     """
 
     needed: int | None
@@ -68,15 +41,12 @@ class Refusal:
 
 
 def compile_program(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | Refusal, float]:
-    """The compiled program, or the compiler's refusal of one that doesn't fit, and the seconds it
-    took.
-    """
+    """Returns the compiled program, or the refusal of one that does not fit, and the seconds."""
     began = time.monotonic()
     result: jax.stages.Compiled | Refusal
     try:
         with warnings.catch_warnings():
-            # jax tries its cache of compiled programs, which can't hold one for devices that are
-            # not there.
+            # jax tries its cache, which can't hold programs for devices of another machine.
             warnings.filterwarnings(
                 "ignore", "Error (reading|writing) persistent compilation cache"
             )
@@ -89,7 +59,7 @@ def compile_program(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | 
 
 
 def read_refusal(message: str) -> Refusal:
-    """What a compiler's RESOURCE_EXHAUSTED says in numbers."""
+    """Reads the numbers in a compiler's RESOURCE_EXHAUSTED."""
     for pattern in _REFUSALS:
         if match := pattern.search(message):
             needed, limit = (int(float(match[i]) * _UNITS[match[i + 1]]) for i in (1, 3))
@@ -98,9 +68,7 @@ def read_refusal(message: str) -> Refusal:
 
 
 def shard_bytes(tree: Any) -> int:
-    """Bytes that the arrays of a tree (or their shapes, with shardings) take on one device, without
-    padding.
-    """
+    """Counts bytes of a tree's arrays (or of shapes with shardings) on one device, unpadded."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -110,12 +78,16 @@ def shard_bytes(tree: Any) -> int:
 def memory_of(
     compiled: jax.stages.Compiled | Refusal, arguments: dict[str, int], capacity: int | None
 ) -> dict[str, Any]:
-    """Bytes of one chip's memory by part.
+    """Counts bytes of one chip's memory, by part.
 
-    `arguments` are what the program is handed, by name, without padding. `padding` is what the
-    compiler's layouts add to them; `temporaries` (activations, gradients) are at their peak;
-    `results` is what doesn't take the place of an argument. Of a program that was refused only the
-    arguments and the sum are known.
+    `padding` is what the compiler's layouts add to the arguments; `temporaries` (activations,
+    gradients) are at their peak; `results` are those that do not reuse an argument's memory. Of a
+    refused program only the arguments and the sum are known.
+
+    Args:
+      compiled: the program, or the compiler's refusal.
+      arguments: bytes of the program's arguments, by name, without padding.
+      capacity: bytes that a program can fill; None if not known.
     """
     if isinstance(compiled, Refusal):
         total = compiled.needed
@@ -153,12 +125,15 @@ def examine(
     model_flops: float | int | None,
     per_chip_bytes: int,
 ) -> dict[str, Any]:
-    """FLOPs, collectives, roofline and, for a TPU slice, the schedule of one call of a compiled
-    program, for each chip.
+    """Returns FLOPs, collectives, roofline and a TPU slice's schedule of one call, for each chip.
 
-    model_flops: what the call is worth on all chips together, without rematerialisation; None where
-    that isn't known but from the program. per_chip_bytes: arguments and results, what must pass
-    between memory and chip.
+    Args:
+      compiled: the program.
+      hardware: the devices that it is compiled for.
+      mesh: the mesh of these devices.
+      model_flops: FLOPs of the call on all chips, without rematerialisation; None to count those of
+        the program.
+      per_chip_bytes: arguments and results, which must pass between memory and chip.
     """
     module = parse(compiled.as_text() or "")
     slices = (
@@ -176,7 +151,7 @@ def examine(
         "flops": {
             "model": None if model_flops is None else model_flops / mesh.size,
             "compiled": flops,
-            # What the compiler says counts a loop's body once, as this does; the two should agree.
+            # The compiler counts a loop's body once, as this does; the two should agree.
             "compiled_loops_once": matmul_flops(module, loops=False),
             "compiler_loops_once": cost.get("flops"),
             "unknown_loops": list(unknown_loops(module)),
@@ -193,28 +168,28 @@ def examine(
     }
     if hardware.chip is not None:
         work = roofline.Work(flops, per_chip_bytes, sent["ici"], sent["dcn"])
-        least = roofline.roofline(work, hardware.chip, hardware.ici_bandwidth)
-        figures["roofline"] = {
-            **dataclasses.asdict(least),
-            "bound": least.bound,
-            "no_overlap": least.no_overlap,
-            "limit": least.limit,
-            "highest_mfu": roofline.mfu(
-                flops * mesh.size if model_flops is None else model_flops,
-                least.bound,
-                mesh.size,
-                hardware.chip,
-            ),
-        }
+        counted = flops * mesh.size if model_flops is None else model_flops
+        figures["roofline"] = _roofline(work, hardware, hardware.chip, counted, mesh.size)
     return figures
+
+
+def _roofline(
+    work: roofline.Work, hardware: Hardware, chip: Chip, model_flops: float | int, chips: int
+) -> dict[str, Any]:
+    least = roofline.roofline(work, chip, hardware.ici_bandwidth)
+    return {
+        **dataclasses.asdict(least),
+        "bound": least.bound,
+        "no_overlap": least.no_overlap,
+        "limit": least.limit,
+        "highest_mfu": roofline.mfu(model_flops, least.bound, chips, chip),
+    }
 
 
 def _schedule(
     module: Module, found: Sequence[Collective], hardware: Hardware, mesh: Mesh
 ) -> dict[str, Any] | None:
-    """What the chips compute and send in the order of the program (`parallel.overlap`); None where
-    no TPU was named.
-    """
+    """Times computation and collectives (`compiled.overlap`); None without a named TPU slice."""
     if hardware.topology is None:
         return None
     bandwidth = link_bandwidth(hardware.topology, _coordinates(hardware.topology, mesh))
@@ -237,20 +212,16 @@ def _schedule(
 
 
 def _coordinates(topology: Topology, mesh: Mesh) -> list[tuple[int, ...]]:
-    """Each partition's place on the torus: of a program that was split by slice, those of one
-    slice.
-    """
-    first, dimensions = (
-        slice_index(mesh.devices.flat[0]),
-        len(topology.shape),
-    )  # a flat pod's coords have a 0 besides
+    """Returns each partition's place on the torus; in a program split by slice, those of one."""
+    first = slice_index(mesh.devices.flat[0])
+    dimensions = len(topology.shape)  # the coords of a flat pod's devices have a third number, 0
     devices = [device for device in mesh.devices.flat if slice_index(device) == first]
     whole = devices if len(devices) == topology.num_chips else mesh.devices.flat
     return [tuple(device.coords)[:dimensions] for device in whole]
 
 
 def _cost(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """The compiler's own account, empty where it gives none."""
+    """Returns the compiler's own cost analysis, empty without one."""
     try:
         cost = compiled.cost_analysis()
     except (jax.errors.JaxRuntimeError, NotImplementedError):

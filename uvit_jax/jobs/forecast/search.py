@@ -1,40 +1,42 @@
-"""The largest batch that fits, and the mesh with the best roofline: a few compiles, chosen by
-estimates.
-"""
+"""Search for the largest batch that fits and the fastest mesh, by estimates and a few compiles."""
 
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from uvit_jax.compiled.roofline import Work, roofline
+from uvit_jax.compiled.roofline import Roofline, Work, roofline
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_batch, check_mesh
-from uvit_jax.experiment.config import Experiment
-from uvit_jax.jobs.forecast.program import Hardware, shard_bytes
+from uvit_jax.experiment.sections import TrainConfig
+from uvit_jax.jobs.forecast.hardware import Hardware
+from uvit_jax.jobs.forecast.program import shard_bytes
+from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.models.uvit_sharding import RULES
-from uvit_jax.parallel.mesh import AXES, MeshConfig, make_mesh
+from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.parallel.sharding import tree_shardings
+from uvit_jax.training.state import TrainState
 
 LOG = logging.getLogger("uvit_jax")
 
 # Each compile of a large model takes minutes; the estimates in between cost nothing.
 BATCH_COMPILES = 4
 MESH_COMPILES = 2
-# The search for a batch ends when the next one up that doesn't fit is this near, or memory this
-# full.
+# The search for a batch ends when the smallest that does not fit is within this share, or memory
+# is this full.
 _NEAR, _FULL = 1 / 16, 0.97
 
-# measure(experiment) compiles a train step: "memory", "roofline", "mesh", "batch" as in the report.
-Measure = Callable[[Experiment], dict[str, Any]]
+# measure(mesh, batch_size) compiles a train step and returns its figures, as in the report.
+Measure = Callable[[MeshConfig, int], dict[str, Any]]
 
 
 def check_search(hardware: Hardware) -> None:
-    """Raises a UserError where there is nothing to search by."""
+    """Raises a UserError if the memory or the speed of the chips is not known."""
     if hardware.chip is None or hardware.capacity is None:
         raise UserError(
             f"config.preflight.search is True, but memory and speed of {hardware.name!r} are not "
@@ -43,23 +45,39 @@ def check_search(hardware: Hardware) -> None:
 
 
 def search(
-    experiment: Experiment, hardware: Hardware, state: Any, base: dict[str, Any], measure: Measure
+    model: UViTConfig,
+    train: TrainConfig,
+    mesh: MeshConfig,
+    hardware: Hardware,
+    state: TrainState,
+    base: dict[str, Any],
+    measure: Measure,
 ) -> dict[str, Any]:
-    """The largest batch that fits on the config's mesh, and the best mesh for the config's batch.
+    """Finds the largest batch that fits on the config's mesh, and the best mesh for its batch.
 
-    `state` is the training state's shapes; `base` the report of the config as it is, which is not
-    compiled again.
+    Args:
+      model, train, mesh: the config's sections.
+      hardware: the devices, of known speed and memory (`check_search`).
+      state: shapes of the training state.
+      base: the report of the config as it is, which is not compiled again.
+      measure: compiles a step on another mesh or of another batch.
     """
-    batch = largest_batch(experiment, base, measure)
-    return {"batch": batch, "mesh": best_mesh(experiment, hardware, state, base, batch, measure)}
+    batch = largest_batch(base, lambda size: measure(mesh, size))
+    line = memory_line(batch["tries"], base["memory"])
+    estimates = estimate_meshes(model, train, hardware, state, base, line)
+    best = best_mesh(estimates, base, lambda other: measure(other, train.batch_size))
+    return {"batch": batch, "mesh": best}
 
 
-def largest_batch(experiment: Experiment, base: dict[str, Any], measure: Measure) -> dict[str, Any]:
-    """The largest batch for each replica that was compiled and fits, the smallest that doesn't, and
-    every try.
+def largest_batch(base: dict[str, Any], measure: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    """Finds the largest batch for each replica that fits; returns every try.
 
-    Memory grows linearly with the batch, nearly: each try is where the line through two others
+    Memory grows nearly linearly with the batch: each try is where the line through two others
     meets the limit.
+
+    Args:
+      base: the report of the first try.
+      measure: compiles a step of another batch, given the size over all replicas.
     """
     replicas = base["batch"]["global"] // base["batch"]["per_replica"]
     tries = [_try(base)]
@@ -68,7 +86,7 @@ def largest_batch(experiment: Experiment, base: dict[str, Any], measure: Measure
         if size is None:
             break
         LOG.info("search: does a batch of %d for each of %d replicas fit?", size, replicas)
-        tries.append(_try(measure(_resized(experiment, size * replicas))))
+        tries.append(_try(measure(size * replicas)))
     fitting = [one["per_replica"] for one in tries if one["fits"]]
     others = [one["per_replica"] for one in tries if not one["fits"]]
     largest = max(fitting, default=None)
@@ -81,7 +99,7 @@ def largest_batch(experiment: Experiment, base: dict[str, Any], measure: Measure
 
 
 def next_batch(tries: list[dict[str, Any]], memory: dict[str, Any]) -> int | None:
-    """The batch to try next; None where the answer is near enough, or no batch can fit."""
+    """Returns the batch to try next; None if the answer is near enough, or no batch can fit."""
     capacity = memory["capacity"]
     low = max((one["per_replica"] for one in tries if one["fits"]), default=0)
     high = min((one["per_replica"] for one in tries if not one["fits"]), default=None)
@@ -93,14 +111,12 @@ def next_batch(tries: list[dict[str, Any]], memory: dict[str, Any]) -> int | Non
     if high is not None and not low < guess < high:
         guess = (low + high) // 2
     guess = _round(max(guess, low + 1))
-    # Rounded to what is asked already, the answer is between two numbers that nobody would choose.
+    # If rounding gives a batch that was tried, the answer is between two odd sizes.
     return None if guess in (low, high) or guess < 1 else guess
 
 
 def memory_line(tries: list[dict[str, Any]], memory: dict[str, Any]) -> tuple[float, float]:
-    """Bytes without a batch, and for each example: the line through the two tries nearest to the
-    limit.
-    """
+    """Returns bytes without a batch and per example, from the two tries nearest to the limit."""
     known = sorted(
         ((one["per_replica"], one["total"]) for one in tries if one["total"] is not None),
         key=lambda point: abs(point[1] - memory["capacity"]),
@@ -116,119 +132,137 @@ def memory_line(tries: list[dict[str, Any]], memory: dict[str, Any]) -> tuple[fl
             return y0 - slope * x0, slope
     if not distinct:
         return float(state), 0.0
-    # One try: gradients beside the state, the rest grows with the batch.
+    # With one try: gradients are as large as parameters, the rest grows with the batch.
     x, y = distinct[0]
     fixed = state + (memory["parts"].get("parameters") or 0)
     return (float(fixed), (y - fixed) / x) if y > fixed else (float(state), (y - state) / x)
 
 
 def best_mesh(
-    experiment: Experiment,
-    hardware: Hardware,
-    state: Any,
+    estimates: Sequence[dict[str, Any]],
     base: dict[str, Any],
-    batch: dict[str, Any],
-    measure: Measure,
+    measure: Callable[[MeshConfig], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The mesh of the best compiled step: the config's own, and those with the best estimates, are
-    compiled.
+    """Compiles the meshes with the best estimates; returns the best of them and the config's own.
+
+    Args:
+      estimates: rows of `estimate_meshes`, the best first.
+      base: the report of the config's own mesh.
+      measure: compiles a step on another mesh.
     """
-    line = memory_line(batch["tries"], base["memory"])
-    estimates = estimate_meshes(experiment, hardware, state, base, line)
     rows = [_row(base, None)]
     for estimate in [one for one in estimates if one["mesh"] != base["mesh"]][:MESH_COMPILES]:
         LOG.info(
             "search: compiling for mesh %s",
             " x ".join(f"{axis} {n}" for axis, n in estimate["mesh"].items()),
         )
-        config = dataclasses.replace(experiment, mesh=MeshConfig(**estimate["mesh"]))
-        rows.append(_row(measure(config), estimate["bound"]))
+        rows.append(_row(measure(MeshConfig(**estimate["mesh"])), estimate["bound"]))
     fitting = [row for row in rows if row["fits"]]
     best = min(fitting, key=_preference, default=None)
     return {"best": best and best["mesh"], "estimated": len(estimates), "compiled": rows}
 
 
 def estimate_meshes(
-    experiment: Experiment,
+    model: UViTConfig,
+    train: TrainConfig,
     hardware: Hardware,
-    state: Any,
+    state: TrainState,
     base: dict[str, Any],
     line: tuple[float, float],
 ) -> list[dict[str, Any]]:
-    """Every mesh that divides devices, heads and batch and may fit, with an estimate of its bound
-    in seconds, the best first (`_preference` says what that is).
+    """Estimates the bound in seconds of every mesh that may fit, the best first (`_preference`).
 
-    Counted for each chip: the arithmetic; the state read and written once; of data parallelism an
-    all-reduce of the gradients; of fsdp two gathers of the parameters and a reduce-scatter of the
-    gradients in the compute dtype, and the all-reduce on what is left; of tensor parallelism four
-    all-reduces of the tokens a block. Between slices go sums of gradients alone: gathering
-    parameters over the data center's network is never the better way.
+    The meshes are those that divide devices, heads and batch. Counted for each chip: the
+    arithmetic; the state read and written once; for data parallelism an all-reduce of the
+    gradients; for fsdp two all-gathers of the parameters and a reduce-scatter of the gradients in
+    the compute dtype, and the all-reduce of what is left; for tensor parallelism four all-reduces
+    of the tokens per block. Only sums of gradients go between slices, since to gather parameters
+    over the data center's network is never faster.
     """
-    chip, model = hardware.chip, experiment.model
-    assert chip is not None
-    assert hardware.capacity is not None  # check_search has said so
-    total, size = experiment.train.batch_size, jnp.dtype(model.compute_dtype).itemsize
-    whole = base["memory"]["parts"]
-    static = sum(whole[name] or 0 for name in ("parameters", "optimizer", "EMA"))
-    intercept, slope = line
-    compute = 3 * base["model"]["forward_flops"] * total / (len(hardware.devices) * chip.peak_flops)
+    assert hardware.capacity is not None  # check_search checked it
     found = []
-    for data, fsdp, tensor in possible_meshes(experiment, len(hardware.devices)):
-        if data % hardware.num_slices:
+    for sizes in possible_meshes(model, train, len(hardware.devices)):
+        if sizes[0] % hardware.num_slices:
             continue
-        mesh = make_mesh(MeshConfig(data, fsdp, tensor), hardware.devices)
-        placed = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            state,
-            tree_shardings(state, mesh, RULES),
-        )
-        kept, weights = shard_bytes(placed), base["model"]["parameters"] * size / tensor
-        examples = total // (data * fsdp)
-        sent = 2 * (data - 1) / data * weights / fsdp
-        sent += 3 * (fsdp - 1) / fsdp * weights
-        tokens = examples * model.num_tokens * model.embed_dim * size
-        sent += 4 * model.depth * 2 * (tensor - 1) / tensor * tokens
-        needed = kept + slope * examples / tensor + max(intercept - static, 0.0) / (fsdp * tensor)
-        # The estimate of what is not the state is rough: only what is far off is left out.
-        if needed <= 1.1 * hardware.capacity:
-            across = (
-                2 * (1 - 1 / hardware.num_slices) * weights / (fsdp * data / hardware.num_slices)
-            )
-            least = roofline(
-                Work(compute * chip.peak_flops, 2 * kept, sent, across),
-                chip,
-                hardware.ici_bandwidth,
-            )
-            sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-            found.append({"mesh": sizes, "bound": least.bound, "no_overlap": least.no_overlap})
+        mesh = MeshConfig(*sizes)
+        kept = _state_bytes(state, make_mesh(mesh, hardware.devices))
+        # The estimate of activations is rough: only meshes that are far too large are left out.
+        if _needed(mesh, train.batch_size, kept, base, line) <= 1.1 * hardware.capacity:
+            least = _bound(mesh, model, train.batch_size, kept, hardware, base)
+            row = {"bound": least.bound, "no_overlap": least.no_overlap}
+            found.append({"mesh": dataclasses.asdict(mesh), **row})
     return sorted(found, key=_preference)
 
 
-def _preference(row: dict[str, Any]) -> tuple[int, ...]:
-    """Sorts meshes: by the bound, then by the parts of a layer; of those that need about the same
-    time without overlap, the one with the fewest parts of the parameters. Bounds count as the same
-    within a twentieth, sums within a fifth.
-    """
-    bound, total = (
-        math.floor(20 * math.log(row["bound"])),
-        math.floor(5 * math.log(row["no_overlap"])),
+def _state_bytes(state: TrainState, mesh: Mesh) -> int:
+    """Counts bytes of the state on one chip of this mesh."""
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        tree_shardings(state, mesh, RULES),
     )
+    return shard_bytes(placed)
+
+
+def _needed(
+    mesh: MeshConfig, batch_size: int, kept: int, base: dict[str, Any], line: tuple[float, float]
+) -> float:
+    """Estimates bytes of memory that a chip needs: the state, gradients and activations."""
+    whole = base["memory"]["parts"]
+    static = sum(whole[name] or 0 for name in ("parameters", "optimizer", "EMA"))
+    intercept, slope = line
+    examples = batch_size // (mesh.data * mesh.fsdp)
+    fixed = max(intercept - static, 0.0)
+    return kept + slope * examples / mesh.tensor + fixed / (mesh.fsdp * mesh.tensor)
+
+
+def _bound(
+    mesh: MeshConfig,
+    model: UViTConfig,
+    batch_size: int,
+    kept: int,
+    hardware: Hardware,
+    base: dict[str, Any],
+) -> Roofline:
+    """Estimates the roofline of a step on this mesh; kept: bytes of the state on one chip."""
+    chip, slices = hardware.chip, hardware.num_slices
+    assert chip is not None  # check_search checked it
+    data, fsdp, tensor = mesh.data, mesh.fsdp, mesh.tensor
+    itemsize = jnp.dtype(model.compute_dtype).itemsize
+    chips = len(hardware.devices)
+    compute = 3 * base["model"]["forward_flops"] * batch_size / (chips * chip.peak_flops)
+    weights = base["model"]["parameters"] * itemsize / tensor
+    sent = 2 * (data - 1) / data * weights / fsdp
+    sent += 3 * (fsdp - 1) / fsdp * weights
+    tokens = batch_size // (data * fsdp) * model.num_tokens * model.embed_dim * itemsize
+    sent += 4 * model.depth * 2 * (tensor - 1) / tensor * tokens
+    across = 2 * (1 - 1 / slices) * weights / (fsdp * data / slices)
+    work = Work(compute * chip.peak_flops, 2 * kept, sent, across)
+    return roofline(work, chip, hardware.ici_bandwidth)
+
+
+def _preference(row: dict[str, Any]) -> tuple[int, ...]:
+    """Sort key of meshes: the bound, then tensor, then the time without overlap, then fsdp.
+
+    Bounds within 5 % count as equal, times without overlap within 20 %.
+    """
+    bound = math.floor(20 * math.log(row["bound"]))
+    total = math.floor(5 * math.log(row["no_overlap"]))
     return bound, row["mesh"]["tensor"], total, row["mesh"]["fsdp"]
 
 
-def possible_meshes(experiment: Experiment, devices: int) -> list[tuple[int, int, int]]:
-    """(data, fsdp, tensor) that multiply to the devices and divide what they split: batch, heads
-    and channels.
-    """
+def possible_meshes(
+    model: UViTConfig, train: TrainConfig, devices: int
+) -> list[tuple[int, int, int]]:
+    """Lists (data, fsdp, tensor) of this many devices that divide batch, heads and channels."""
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
     found = []
     for tensor in divisors:
         for fsdp in (n for n in divisors if (devices // tensor) % n == 0):
             sizes = devices // (fsdp * tensor), fsdp, tensor
             try:
-                train = experiment.train
                 check_batch("train", train.batch_size, sizes, train.microbatches)
-                check_mesh(experiment.model, sizes)
+                check_mesh(model, sizes)
             except UserError:
                 continue
             found.append(sizes)
@@ -236,14 +270,8 @@ def possible_meshes(experiment: Experiment, devices: int) -> list[tuple[int, int
 
 
 def _round(size: int) -> int:
-    """A number that fills a TPU's rows of eight, where that is near."""
+    """Rounds down to a multiple of 8, a TPU's rows, from 16 on."""
     return size if size < 16 else size // 8 * 8
-
-
-def _resized(experiment: Experiment, batch_size: int) -> Experiment:
-    return dataclasses.replace(
-        experiment, train=dataclasses.replace(experiment.train, batch_size=batch_size)
-    )
 
 
 def _try(figures: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""The official PyTorch U-ViT's own speed: one JSON row a line for the job on stdin; `reference.py`
-starts it.
+"""Speed of the official PyTorch U-ViT: one JSON row a line for the job on stdin.
+
+`official_code.py` starts it.
 
 It runs in a process of its own, whose GPU memory is free when it ends, and needs torch, einops and
 a checkout of the official code, of which `libs/uvit.py` and `dpm_solver_pp.py` are imported as they
@@ -26,7 +27,7 @@ EMA_RATE = 0.9999
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the official network is run; the defaults are its authors' way.
+    """Settings that the official network runs with, by default its authors' own.
 
     Attributes:
       half: autocast's dtype; with float16 the loss is scaled.
@@ -53,13 +54,13 @@ FORMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """The device and the autocast of one form on it."""
+    """Device of the run, and autocast of one form on it."""
 
     form: Form
 
     @property
     def device(self) -> str:
-        """The GPU where there is one."""
+        """The GPU if there is one, else the CPU."""
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
@@ -68,7 +69,7 @@ class Machine:
         return getattr(torch, self.form.half if self.device == "cuda" else "bfloat16")
 
     def autocast(self) -> torch.autocast:
-        """A context in which the network runs."""
+        """Context in which the network runs."""
         return torch.autocast(self.device, dtype=self.half)
 
     def synchronize(self) -> None:
@@ -78,7 +79,7 @@ class Machine:
 
     @contextlib.contextmanager
     def attention(self) -> Iterator[str]:
-        """Within it attention runs in the dtype that the form asks for; yields the dtype's name."""
+        """Runs attention in the form's dtype within this context; yields the dtype's name."""
         functional = torch.nn.functional
         plain = functional.scaled_dot_product_attention
 
@@ -99,7 +100,7 @@ class Machine:
 def train_step(
     network: torch.nn.Module, machine: Machine, batch: int, job: dict[str, Any]
 ) -> Callable[[], Any]:
-    """One whole step on random examples: noise-prediction loss, gradients, AdamW, EMA."""
+    """Builds one whole step on random examples: noise-prediction loss, gradients, AdamW, EMA."""
     form, device = machine.form, machine.device
     average = copy.deepcopy(network).requires_grad_(False)
     old: list[torch.Tensor] = list(average.parameters())
@@ -136,10 +137,10 @@ def train_step(
 def sampling(
     network: torch.nn.Module, machine: Machine, batch: int, job: dict[str, Any]
 ) -> Callable[[int], Any]:
-    """`run(evaluations)`: latents by the official DPM-Solver++, third order, uniform in time, down
-    to t = 1/1000.
+    """Builds `run(evaluations)`: latents by the official DPM-Solver++ of third order.
 
-    A guided evaluation is two calls of the network, as published, or one on twice the batch.
+    Steps are uniform in time, down to t = 1/1000. A guided evaluation is two calls of the network,
+    as published, or one on twice the batch.
     """
     form, device = machine.form, machine.device
     official = importlib.import_module("dpm_solver_pp")
@@ -176,7 +177,7 @@ def sampling(
 
 
 def betas(device: str) -> torch.Tensor:
-    """Stable Diffusion's: square roots evenly from 0.00085 to 0.012, 1000 of them."""
+    """Returns Stable Diffusion's 1000 betas, their square roots evenly spaced."""
     return (
         torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device=device)
         .square()
@@ -187,7 +188,7 @@ def betas(device: str) -> torch.Tensor:
 def examples(
     batch: int, device: str, job: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Random latents [b, c, h, w], and labels [b] where the network has them."""
+    """Returns random latents [b, c, h, w], and labels [b] if the network has them."""
     network = job["network"]
     classes, side = network["num_classes"], network["img_size"]
     labels = torch.randint(0, classes, (batch,), device=device) if classes > 0 else None
@@ -195,9 +196,7 @@ def examples(
 
 
 def measure(name: str, batch: int, job: dict[str, Any]) -> dict[str, Any]:
-    """Images/s (the median of `job["repeats"]`), seconds of the first call and peak memory of one
-    form at a batch.
-    """
+    """Measures images/s (median of `job["repeats"]`), first call and peak memory of one form."""
     machine = Machine(FORMS[name])
     with contextlib.redirect_stdout(sys.stderr):  # the module prints how it attends
         uvit: Any = importlib.import_module("libs.uvit")

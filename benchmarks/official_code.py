@@ -1,5 +1,4 @@
-"""What scripts beside this one share to compare with the official PyTorch U-ViT: its rows, ratios
-and a bar chart.
+"""Comparison with the official PyTorch U-ViT, shared by benchmarks: its rows, ratios and a chart.
 
 `--reference DIR` names a checkout of https://github.com/baofff/U-ViT. The forms: "published", its
 code as it is (float16 autocast, gradient scaler, EMA parameter by parameter); "float32", the same
@@ -25,7 +24,7 @@ from uvit_jax.models.uvit_config import UViTConfig
 Row = dict[str, Any]
 FORMS = ("published", "float32", "tuned", "compiled")
 _INK, _GREY, _BLUE, _TEAL = "#222222", "#888888", "#1f5fa8", "#2a8a7f"
-# What the official network can't be told, and the only value it has.
+# Fields that the official network does not have, and the only value it computes.
 _FIXED = {
     "skip": "concat",
     "time": "token",
@@ -36,9 +35,7 @@ _FIXED = {
 
 
 def add_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """The options of a comparison, and where its rows and chart go; `batch_size` is the reference's
-    default.
-    """
+    """Adds the options of a comparison; batch_size: the official code's, by default."""
     parser.add_argument(
         "--reference", metavar="DIR", help="a checkout of the official PyTorch code to compare with"
     )
@@ -54,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
 
 
 def official_network(config: UViTConfig) -> dict[str, Any]:
-    """Arguments of the official `UViT` that make the network of a config.
+    """Returns arguments of the official `UViT` that make the network of a config.
 
     Raises:
-      UserError: for what the official network can't be.
+      UserError: for fields that the official network does not have.
     """
     for field, only in _FIXED.items():
         if getattr(config, field) != only:
@@ -76,7 +73,7 @@ def official_network(config: UViTConfig) -> dict[str, Any]:
         "patch_size": config.patch_size,
         "in_chans": config.in_channels,
         "embed_dim": config.embed_dim,
-        "depth": config.depth - 1,  # the block in the middle is not counted there
+        "depth": config.depth - 1,  # without the block in the middle
         "num_heads": config.num_heads,
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias,
@@ -89,8 +86,7 @@ def official_network(config: UViTConfig) -> dict[str, Any]:
 def run_reference(
     options: argparse.Namespace, name: str, experiment: Experiment, what: str, steps: int
 ) -> list[Row]:
-    """Rows of the official network in each form at each batch, measured in a process that has ended
-    on return.
+    """Measures the official network in each form at each batch, in a process of its own.
 
     Call it before JAX takes the GPU's memory.
 
@@ -101,7 +97,7 @@ def run_reference(
       steps: train steps a repeat, or evaluations a sample.
 
     Raises:
-      UserError: there is no such checkout, or the official network can't be that of the experiment.
+      UserError: there is no such checkout, or the official network lacks a field's value.
     """
     checkout = pathlib.Path(options.reference).resolve()
     if not (checkout / "libs" / "uvit.py").exists():
@@ -125,10 +121,10 @@ def run_reference(
         "steps": steps if what == "train" else 1,
         "repeats": options.repeats,
     }
-    script = pathlib.Path(__file__).with_name("reference_torch.py")
+    script = pathlib.Path(__file__).with_name("official_code_torch.py")
     rows = []
     with subprocess.Popen(
-        # -P: this folder's names must not stand before the checkout's.
+        # -P: modules of this folder must not hide those of the checkout.
         [options.reference_python, "-P", str(script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -142,18 +138,18 @@ def run_reference(
         for line in process.stdout:
             if line.startswith("{"):
                 rows.append({"config": name, **json.loads(line)})
-                # At once: minutes of work must not be lost with what comes after.
+                # Printed at once: a later failure must not lose minutes of work.
                 print(reference_line(rows[-1]), flush=True)
     if process.returncode:
         print(
-            f"the reference ended with status {process.returncode}; its rows up to there count",
+            f"the official code ended with status {process.returncode}; its rows so far count",
             file=sys.stderr,
         )
     return rows
 
 
 def reference_line(row: Row) -> str:
-    """What a row of the reference says, with its TFLOP/s where they are known."""
+    """Formats a row of the official code, with its TFLOP/s if known."""
     what = f"  official, {row['form']:10} batch {row['batch']:4}: "
     if "error" in row:
         return what + row["error"]
@@ -171,26 +167,31 @@ def reference_line(row: Row) -> str:
 
 
 def best(rows: Sequence[Row]) -> Row | None:
-    """The fastest of some rows, for each device; None where no row has a rate."""
+    """Returns the row with the highest rate per device; None if no row has a rate."""
     return max((row for row in rows if row.get("images_per_sec")), key=rate_of_one, default=None)
 
 
 def rate_of_one(row: Row) -> float:
-    """Images/s for each device."""
+    """Images/s per device."""
     return row["images_per_sec"] / row.get("devices", 1)
 
 
 def show_rate(rate: float) -> str:
-    """A rate to three digits or more."""
+    """Formats a rate to three digits or more."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def print_comparison(
     ours: Sequence[Row], theirs: Sequence[Row], flops: float, ceiling: float
 ) -> None:
-    """A line for each row of the reference, then our best over the best of each of its forms.
+    """Prints the official code's rows, then our best rate over the best of each of its forms.
 
-    Rows get their TFLOP/s and share of the ceiling (FLOP/s); flops: of one image.
+    Rows get their TFLOP/s and share of the ceiling.
+
+    Args:
+      ours, theirs: rows; `theirs` is changed.
+      flops: FLOPs of one image.
+      ceiling: highest FLOP/s of a matrix product.
     """
     for row in theirs:
         if "error" not in row:
@@ -209,7 +210,7 @@ def print_comparison(
 
 
 def finish(options: argparse.Namespace, rows: Sequence[Row], title: str) -> None:
-    """Writes the rows and the chart that were asked for."""
+    """Writes the rows and the chart to the files in the options, if any."""
     if options.out:
         pathlib.Path(options.out).write_text(json.dumps(rows, indent=1))
     if options.chart:
@@ -217,11 +218,12 @@ def finish(options: argparse.Namespace, rows: Sequence[Row], title: str) -> None
 
 
 def bar_chart(rows: Sequence[Row], path: str, *, title: str) -> None:
-    """Writes a PNG with one panel a config and one bar a row: images/s for each device, ours in
-    colours, the reference grey; behind each bar its rate and share of the ceiling. The file appears
-    whole or not at all.
+    """Writes a PNG with a panel per config and a bar per row: images/s per device.
+
+    Our rows are coloured, the official code's grey; after each bar come its rate and share of the
+    ceiling. The file appears whole or not at all.
     """
-    from matplotlib.figure import Figure  # only where a chart is asked for
+    from matplotlib.figure import Figure  # imported late: only for a chart
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     panels: dict[str, list[Row]] = {}
