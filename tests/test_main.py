@@ -238,13 +238,8 @@ def test_the_package_is_a_command_too():
         [sys.executable, "-m", "uvit_jax", "train", "configs/digits.py"], timeout=60
     )
     assert (
-<<<<<<< HEAD
-        error_of(ended) == "error: unexpected argument 'train', "
-        "did you mean --job train --config configs/digits.py?\n"
-=======
         error_of(ended) == "error: unexpected argument 'train', did you mean "
         "--job train --config configs/digits.py?\n"
->>>>>>> house
     )
 
 
