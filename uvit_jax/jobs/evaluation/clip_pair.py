@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from uvit_jax.errors import UserError
-from uvit_jax.interop.clip import TextEncoder, open_text_encoder
+from uvit_jax.interop.clip_text import TextEncoder, open_text_encoder
 from uvit_jax.interop.clip_vision import ImageEncoder, open_image_encoder
 from uvit_jax.interop.tokenizer import open_tokenizer
 from uvit_jax.metrics.feature_network import Extraction, FeatureNetwork, FutureFeatures
