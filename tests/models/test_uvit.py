@@ -102,7 +102,7 @@ def assert_same(found, expected, tolerance):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_ablation_has_the_loss_and_gradients_of_the_plain_forward_pass(name):
-    tiny = tiny_model(**ABLATIONS[name])
+    tiny = tiny_model(**{"depth": 3} | ABLATIONS[name])  # one block of each structure
     found = jax.value_and_grad(tiny.loss)(tiny.params)
     expected = jax.value_and_grad(tiny.loss)(tiny.params, tiny.plain_output)
     assert_same(found, expected, 2e-5)
