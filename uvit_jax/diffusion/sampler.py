@@ -76,7 +76,7 @@ class Sampler:
         self._prediction, self._null_condition = prediction, null_condition
         self._sharding, self._return_trajectory = sharding, return_trajectory
         self._program = jax.jit(
-            self._sample, static_argnames="guided", compiler_options=compiler_options
+            self._draw, static_argnames="guided", compiler_options=compiler_options
         )
 
     def __call__(
@@ -150,7 +150,7 @@ class Sampler:
                 f"evenly"
             )
 
-    def _sample(
+    def _draw(
         self,
         params: Any,
         weak_params: Any,

@@ -48,11 +48,9 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         return adamw
     clip = optax.clip_by_global_norm(config.grad_clip)
 
-    def update(
-        grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(grads: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         clipped, _ = clip.update(grads, optax.EmptyState())
-        updated: tuple[optax.Updates, optax.OptState] = adamw.update(clipped, state, params)
+        updated: tuple[Any, optax.OptState] = adamw.update(clipped, state, params)
         return updated
 
     return optax.GradientTransformation(adamw.init, update)
@@ -68,9 +66,7 @@ def _array_by_array(optimizer: optax.GradientTransformation) -> optax.GradientTr
     # the update otherwise without it, so that a run's weights differ in their last bits.
     update_one = jax.jit(optimizer.update)
 
-    def update(
-        grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
+    def update(grads: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         like_grads: Any = jax.tree.structure(grads)  # jax's stubs have no == of structures
 
         def is_tree_of_all(node: Any) -> bool:

@@ -22,7 +22,7 @@ from uvit_jax.training.inputs import Inputs, pixels
 from uvit_jax.training.network import Network
 from uvit_jax.training.state import Params, TrainState
 
-Metrics = dict[str, Array]  # scalars on the devices
+Metrics = dict[str, Any]  # scalars on the devices
 # train_step(state, batch, frozen) -> (state, metrics); frozen: an autoencoder's parameters, or None
 TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
 Condition = Int[Array, " b"] | Float[Array, "b l d"]
