@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG := configs/digits.py
 WORKDIR := runs/digits
 
-.PHONY: digits test test-torch test-tpu test-slow lint clean
+.PHONY: digits quick test test-torch test-tpu test-slow lint clean
 
 # Trains on real handwritten digits, draws pictures of what was learned and scores 1,000 samples of it.
 digits: $(VENV)/.core
@@ -14,7 +14,41 @@ digits: $(VENV)/.core
 	  --config.sample.format=npz --config.sample.out=$(WORKDIR)/samples/scored
 	$(BIN)/python benchmarks/digits.py $(WORKDIR)/samples/scored/samples.npz
 
-# The default tests: a few minutes, no network, no accelerator.
+# A few tests of each room, for while one works: under a minute on two idle cores. They are named by file, because a
+# marker would have every test file imported first.
+QUICK := \
+  tests/compiled/test_hlo.py \
+  tests/data/originals/test_crops.py \
+  tests/data/prepared/test_manifest.py \
+  tests/diffusion/test_schedules.py \
+  'tests/diffusion/test_golden_solvers.py::test_every_fixed_step_sample_to_1e_9_in_double_precision[v1.fast]' \
+  tests/experiment/test_config.py \
+  tests/experiment/test_config_file.py \
+  tests/faults \
+  'tests/interop/test_official.py::test_network_and_gradients_equal_the_official_ones[uvit_uncond_pixel-unrolled]' \
+  tests/interop/test_file_kinds.py \
+  tests/jobs/test_train.py::test_a_run_leaves_config_metrics_checkpoints_and_pictures \
+  tests/jobs/test_train.py::test_metrics_hold_what_users_plot \
+  tests/jobs/test_train.py::test_the_same_command_again_trains_no_further \
+  tests/jobs/test_train.py::test_samples_are_files_named_by_label_and_a_grid \
+  tests/launch/test_files.py \
+  tests/metrics/test_frechet.py \
+  tests/metrics/test_kid.py \
+  tests/metrics/test_moments.py \
+  tests/models/test_embeddings.py \
+  tests/models/test_flops.py \
+  tests/parallel/test_batches.py \
+  tests/parallel/test_launchers.py \
+  tests/telemetry/test_progress.py \
+  tests/test_command_line.py \
+  tests/test_errors.py \
+  tests/test_randomness.py::test_no_seed_has_the_epochs_of_another \
+  'tests/training/test_step.py::test_eight_official_steps_give_the_official_losses_and_weights[train_continuous-schedule1-1]'
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q $(QUICK)
+
+# The default tests: a few minutes, no network, no accelerator, and nothing of PyTorch.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 

@@ -1,5 +1,4 @@
-"""Packed self-attention on a GPU: Triton's and Hopper's kernels by tiling, cuDNN's with and without
-copies, and XLA's.
+"""Times of packed self-attention on a GPU: Triton's and Hopper's kernels by tiling, cuDNN, XLA.
 
     python benchmarks/attention.py --out attention.json   # two minutes on an H100
 
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uvit_jax.models.kernels import hopper_blocks
+from uvit_jax.models.kernels import hopper_tiling
 from uvit_jax.models.kernels.attention import hopper_attention, packed_attention, triton_attention
 from uvit_jax.models.kernels.attention_triton import Tiling, Tuning
 
@@ -54,7 +53,7 @@ KEY_VALUE_GRAD = (
     Tiling(64, 64, 64, 8, 2),
     Tiling(128, 32, 128, 8, 2),
 )
-HOPPER = [hopper_blocks.Tiling(programs, stages) for programs, stages in ((1, 2), (2, 2), (2, 3))]
+HOPPER = [hopper_tiling.Tiling(programs, stages) for programs, stages in ((1, 2), (2, 2), (2, 3))]
 KERNELS = {"forward": FORWARD, "query_grad": QUERY_GRAD, "key_value_grad": KEY_VALUE_GRAD}
 SETS = 3  # of inputs, in turn: one alone could stay in the cache
 Row = dict[str, Any]
@@ -78,9 +77,7 @@ def median_ms(function: Callable[..., Any], inputs: list[tuple], budget: float) 
 
 
 def gradient(attend: Callable) -> Callable:
-    """The forward and the backward pass together: (inputs ..., d_out) to the output and the inputs'
-    gradients.
-    """
+    """Forward and backward pass: (inputs ..., d_out) to the output and the inputs' gradients."""
 
     def run(*args: Any) -> Any:
         out, vjp = jax.vjp(attend, *args[:-1])
@@ -111,7 +108,7 @@ def ends(x: Any) -> Any:
 
 
 def errors(both: Callable, qkv: Any, d_out: Any) -> list[float]:
-    """Of the output and of the gradients of q, k and v, on the first examples and the last."""
+    """Errors of the output and the gradients of q, k and v, on the first and the last examples."""
     out, (d_qkv,) = jax.tree.map(ends, both(qkv, d_out))
     with jax.default_matmul_precision("highest"):
         wanted, (d_wanted,) = EXACT(ends(qkv).astype(jnp.float32), ends(d_out))
@@ -119,9 +116,7 @@ def errors(both: Callable, qkv: Any, d_out: Any) -> list[float]:
 
 
 def apart(tokens: int) -> Callable:
-    """cuDNN's attention on three separate arrays, padded to an even number of tokens beforehand:
-    nothing to copy.
-    """
+    """cuDNN's attention on three arrays, padded to an even number of tokens: nothing to copy."""
 
     def attend(query: Any, key: Any, value: Any) -> Any:
         lengths = (
@@ -140,9 +135,7 @@ def apart(tokens: int) -> Callable:
 
 
 def measured(row: Row, forward: Callable, inputs: list[tuple], flops: float, budget: float) -> Row:
-    """The row with errors (of packed inputs), times and TFLOP/s of the passes; d_out is the last of
-    the inputs.
-    """
+    """A row of errors (packed inputs), times and TFLOP/s of the passes; d_out is the last input."""
     both = jax.jit(gradient(forward))
     if len(inputs[0]) == 2:
         row["errors"] = errors(both, *inputs[0])
@@ -218,7 +211,7 @@ def compare(
             lambda qkv, tuning: triton_attention(qkv, tuning, False), tuning=tuning
         )
     for tiling in HOPPER:
-        tuned = hopper_blocks.Tuning(tiling, tiling)
+        tuned = hopper_tiling.Tuning(tiling, tiling)
         cases[f"hopper {tiling.programs} programs {tiling.stages} stages"] = functools.partial(
             lambda qkv, tuned: hopper_attention(qkv, tuned, False), tuned=tuned
         )
@@ -246,7 +239,7 @@ def compare(
 
 
 def table(rows: list[Row]) -> str:
-    """What the run found, a line a case."""
+    """The measurements as text, a line a case."""
     lines = [
         f"{'shape':9} {'fwd ms':>7} {'bwd ms':>7} {'both':>7} {'TF fwd':>6} {'TF bwd':>6} "
         f"{'worst error':>11}  what"

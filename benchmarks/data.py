@@ -1,5 +1,4 @@
-"""How fast prepared data is read: records a second on one core and on all, growth of memory, time
-to open.
+"""Reading of prepared data: records a second on one core and on all, memory, time to open.
 
 python benchmarks/data.py [--records 200000] [--folder /tmp]
 
@@ -23,8 +22,10 @@ import jax
 import numpy as np
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.prepared.manifest import Manifest, Shard
-from uvit_jax.data.prepared.record_source import RecordSource, ShardWriter
+from uvit_jax.data.prepared.manifest import Manifest
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.prepared.shard import Shard
+from uvit_jax.data.prepared.shard_writer import ShardWriter
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 
 MOMENTS, TINY = (32, 32, 8), (1, 1, 2)
@@ -72,14 +73,14 @@ def write(folder: str, records: int, shape: tuple[int, int, int]) -> float:
 def open_seconds(folder: str) -> float:
     """The time to open a data set and read one record of it."""
     start = time.perf_counter()
-    RecordSource(folder).read(np.arange(1), np.zeros(1, bool))
+    PreparedData(folder).read(np.arange(1), np.zeros(1, bool))
     return time.perf_counter() - start
 
 
 def source_rate(folder: str, seconds: float, cores: int = 1) -> float:
-    """Records a second of `RecordSource.read` alone, random batches, on as many cores and no more."""
+    """Records a second of `PreparedData.read` alone, random batches, on that many cores."""
     _use_cores(cores)
-    source, rng = RecordSource(folder), np.random.default_rng(0)
+    source, rng = PreparedData(folder), np.random.default_rng(0)
     mirrored = np.zeros(BATCH, bool)
 
     def read() -> None:
@@ -91,9 +92,7 @@ def source_rate(folder: str, seconds: float, cores: int = 1) -> float:
 def pipeline_rate(
     folder: str, seconds: float, cores: int, workers: int, prefetch: int = 2
 ) -> float:
-    """Records a second of `train_batches`, shuffled, batched, stacked and as arrays on JAX's CPU
-    device.
-    """
+    """Records a second of `train_batches`, shuffled, as arrays on JAX's CPU device."""
     _use_cores(cores)
     batches = _batches(folder, workers, prefetch)
     rate = _rate(lambda: next(batches), seconds)
@@ -102,11 +101,9 @@ def pipeline_rate(
 
 
 def memory(folder: str) -> list[dict[str, float]]:
-    """MiB of this process after a warm-up of a tenth of an epoch and after each epoch: anonymous,
-    and all resident.
-    """
+    """MiB of this process, anonymous and resident, after a tenth of an epoch and each epoch."""
     batches = _batches(folder, workers=0, prefetch=2)
-    epoch = max(10, len(RecordSource(folder)) // BATCH)
+    epoch = max(10, len(PreparedData(folder)) // BATCH)
     found, done = [], 0
     for until in (max(1, epoch // 10), *(epoch * n for n in range(1, EPOCHS + 1))):
         for _ in range(done, until):
@@ -121,7 +118,7 @@ def memory(folder: str) -> list[dict[str, float]]:
 
 def _batches(folder: str, workers: int, prefetch: int) -> Any:
     return train_batches(
-        RecordSource(folder),
+        PreparedData(folder),
         fields=("x", "label"),
         batch_size=BATCH,
         seed=0,
@@ -142,14 +139,12 @@ def _rate(step: Callable[[], Any], seconds: float) -> float:
 
 
 def _use_cores(count: int) -> None:
-    """Keeps this process to its first cores; threads that XLA and NumPy start later follow, so call
-    it before them.
-    """
+    """Keeps this process to its first cores; call it before XLA and NumPy start threads."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def alone(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """The measurement in a fresh process: no memory, thread or affinity of another is left in it."""
+    """The measurement in a fresh process: without another's memory, threads or affinity."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(measure, *arguments).result()
@@ -170,7 +165,7 @@ def run(parent: str, records: int, tiny_records: int, seconds: float) -> None:
         def show(what: str, rate: float) -> None:
             print(f"  {what:58s} {rate:10,.0f} records/s  {rate * size / records / 1e9:6.2f} GB/s")
 
-        show("one core, RecordSource.read", alone(source_rate, large, seconds))
+        show("one core, PreparedData.read", alone(source_rate, large, seconds))
         show("one core, train_batches", alone(pipeline_rate, large, seconds, 1, 0))
         show(
             f"{cores} cores, train_batches, {cores} threads",

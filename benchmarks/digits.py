@@ -1,5 +1,4 @@
-"""How good the digits run is: do its samples read as the digit asked for, and are they as varied as
-the data?
+"""Quality of the digits run: agreement with the digit asked for, and distance to the data.
 
 python benchmarks/digits.py runs/digits/samples/benchmark/samples.npz
 """
@@ -11,7 +10,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from uvit_jax.data.originals.npz_images import open_npz_images
+from uvit_jax.data.image_sources.npz_images import open_npz_images
 from uvit_jax.errors import UserError, run_script
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.moments import Moments
@@ -28,8 +27,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def scores(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Agreement of an SVM trained on the real digits with the asked labels, and the distance to the
-    real pixels.
+    """Agreement of an SVM trained on real digits with the labels, and distance to real pixels.
 
     Args:
       images: uint8 `[n, 8, 8, 1]`.

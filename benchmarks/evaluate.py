@@ -1,9 +1,9 @@
-"""What an evaluation of 50,000 samples costs, part by part: network, decoder, features, metrics;
-and its overhead.
+"""Cost of an evaluation of 50,000 samples by part: network, decoder, features, metrics.
 
-    python benchmarks/evaluate.py                                   # all parts, U-ViT-H/2 at
-    256x256 python benchmarks/evaluate.py extraction --out extraction.json  # one part: extraction,
-    decoder, whole or metrics
+    python benchmarks/evaluate.py                       # all parts, U-ViT-H/2 at 256x256
+    python benchmarks/evaluate.py extraction --out extraction.json
+
+The parts are extraction, decoder, whole and metrics.
 
 Weights are random: no rate depends on them. `whole` draws, decodes and scores samples by the job's
 own code, and again without scoring: the difference is the evaluation's overhead.
@@ -29,15 +29,15 @@ from uvit_jax.experiment.config import load_experiment, parse_settings
 from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
-from uvit_jax.jobs.evaluation.scored_images import Evaluation
+from uvit_jax.jobs.evaluation.resumable_evaluation import Evaluation
 from uvit_jax.jobs.sampling.conditions import open_conditions
 from uvit_jax.jobs.sampling.generation import Generation, make_generation
-from uvit_jax.metrics.features import Extraction, FeatureExtractor
+from uvit_jax.metrics.feature_network import Extraction, FeatureNetwork
 from uvit_jax.metrics.frechet import FrechetReference, frechet_bias
 from uvit_jax.metrics.kid import kid
 from uvit_jax.metrics.moments import SplitMoments
 from uvit_jax.metrics.precision_recall import density_coverage, precision_recall
-from uvit_jax.metrics.reference import Reference
+from uvit_jax.metrics.reference_file import Reference
 from uvit_jax.models.frozen.autoencoder import AutoencoderConfig, AutoencoderKL
 from uvit_jax.models.frozen.inception import WIDTHS, Inception, preprocess
 from uvit_jax.models.latents import Normalization
@@ -57,7 +57,7 @@ EXTRACTIONS = (
 )
 
 
-def extractor(dtype: str) -> FeatureExtractor:
+def network(dtype: str) -> FeatureNetwork:
     """An Inception-v3 with random weights."""
     graphdef, state = nnx.split(Inception(dtype, rngs=nnx.Rngs(0)))
 
@@ -68,7 +68,7 @@ def extractor(dtype: str) -> FeatureExtractor:
     widths = {kind: WIDTHS[name] for kind, name in KINDS.items()}
     params = nnx.to_pure_dict(state)
     settings = {"dtype": dtype}
-    return FeatureExtractor(
+    return FeatureNetwork(
         name="random",
         sha256="",
         prefix="random_",
@@ -106,10 +106,10 @@ def rate(run: Callable[[], Any], images: int, *, repeats: int = 5) -> float:
 
 
 def measure_extraction(rows: list[dict[str, Any]]) -> None:
-    """Inception features of uint8 images, from the host's memory to float32 features on the host."""
+    """Inception features of uint8 images, from and to the host's memory."""
     mesh = make_mesh(MeshConfig())
     for dtype, side, chunk in EXTRACTIONS:
-        extraction = Extraction(extractor(dtype), mesh, ("pool", "spatial", "logits"), chunk=chunk)
+        extraction = Extraction(network(dtype), mesh, ("pool", "spatial", "logits"), chunk=chunk)
         count = 8 * extraction.rows
         images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
         found = rate(functools.partial(extraction, images), count)
@@ -191,12 +191,10 @@ def measure_whole(rows: list[dict[str, Any]], options: argparse.Namespace) -> No
 
 
 def whole(assembled: Assembled, generation: Generation, params: Any, count: int) -> float:
-    """Seconds of drawing and scoring with FID, sFID and IS, without the final metrics; compiled
-    before.
-    """
-    extraction = Extraction(extractor("bfloat16"), assembled.mesh, ("pool", "spatial", "logits"))
+    """Seconds to draw and score with FID, sFID and IS, after compiling, without final metrics."""
+    extraction = Extraction(network("bfloat16"), assembled.mesh, ("pool", "spatial", "logits"))
     extraction(np.zeros((1, *assembled.image_shape), np.uint8))
-    widths = {kind: extraction.extractor.widths[kind] for kind in ("pool", "spatial")}
+    widths = {kind: extraction.network.widths[kind] for kind in ("pool", "spatial")}
     zero = {kind: (np.zeros(width), np.eye(width)) for kind, width in widths.items()}
     mean, covariance = zero["pool"]
     reference = Reference(
@@ -206,7 +204,7 @@ def whole(assembled: Assembled, generation: Generation, params: Any, count: int)
         covariance=covariance,
         spatial=zero["spatial"],
     )
-    evaluation = Evaluation(("fid", "sfid", "is"), {}, extraction, reference, None, "")
+    evaluation = Evaluation(("fid", "sfid", "is"), {}, extraction, reference)
     stream = ImageStream(
         "random",
         count,
@@ -219,9 +217,7 @@ def whole(assembled: Assembled, generation: Generation, params: Any, count: int)
 
 
 def measure_metrics(rows: list[dict[str, Any]]) -> None:
-    """Metrics of 50,000 samples from their features: FID's moments, KID, precision and recall
-    against 10,000.
-    """
+    """Times the metrics of 50,000 samples' features, against 10,000 of a reference."""
     rng = np.random.default_rng(0)
     fake = rng.standard_normal((SAMPLES, 2048), np.float32)
     real = rng.standard_normal((10_000, 2048), np.float32) + np.float32(0.1)

@@ -1,10 +1,8 @@
-"""The fused kernels of `models/kernels` against their XLA twins on a GPU: ms, GB/s and errors, over a
-grid of tunings.
+"""Fused kernels against their XLA twins on a GPU: ms, GB/s and errors over a grid of tunings.
 
-    python benchmarks/kernels.py --out kernels.json          # S/2, L/2 and H/2 at batch 128, under
-    90 seconds python benchmarks/kernels.py --models H/2 --batch-size 192 --seconds 300 python
-    benchmarks/kernels.py --interpret                 # does it run at all: tiny, on a CPU, no times
-    to trust
+    python benchmarks/kernels.py --out kernels.json   # S/2, L/2, H/2 at batch 128, under 90 s
+    python benchmarks/kernels.py --models H/2 --batch-size 192 --seconds 300
+    python benchmarks/kernels.py --interpret          # tiny, on a CPU: does it run; no real times
 
 Calls follow one another without a wait between them; one under some 20 us (row_sums of S/2) is
 timed by its launch. GB/s counts each large input read once and each large output written once. The
@@ -37,9 +35,7 @@ WIDE, SMS = 4, 132
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One operation on one shape: how often a large array is read or written, and which tunings to
-    try.
-    """
+    """One operation on one shape: reads and writes of large arrays, and tunings to try."""
 
     twin: Callable[..., Any]
     kernel: Callable[..., Any]
@@ -52,7 +48,7 @@ class Case:
 def norm_gradients(
     dr: jax.Array, dh: jax.Array, r: jax.Array, mean: jax.Array, rstd: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """What the norm's backward kernel makes, by XLA: the transpose of the norm's tangent."""
+    """Results of the norm's backward kernel by XLA: the transpose of the norm's tangent."""
 
     def tangent(dx: jax.Array, dscale: jax.Array, dshift: jax.Array) -> tuple[jax.Array, jax.Array]:
         return dx.astype(r.dtype), norm.norm_tangent(r, mean, rstd, scale, dx, dscale, dshift)
@@ -63,10 +59,10 @@ def norm_gradients(
 
 
 def cases(d: int = 1152) -> dict[str, Case]:
-    """Every operation; first in a list of tunings stands the kernel's default for that width."""
+    """Every operation; the first tuning is the kernel's default for that width."""
     norms = [norm_triton.FORWARD]
     norms += [Tuning(rows=r, warps=w) for r, w in ((1, 4), (2, 4), (4, 8), (8, 8), (8, 4))]
-    norms += [Tuning(rows=4, warps=4, layout="pad"), Tuning(rows=4, warps=4, programs=SMS * 8)]
+    norms += [Tuning(rows=4, warps=4, row_pieces="pad"), Tuning(rows=4, warps=4, programs=SMS * 8)]
     back = [norm_triton.backward_tuning(d)]
     back += [
         Tuning(rows=r, warps=w, programs=SMS * k)
@@ -75,7 +71,7 @@ def cases(d: int = 1152) -> dict[str, Case]:
     back += [Tuning(rows=2, warps=8, programs=SMS * 4), Tuning(rows=4, warps=16, programs=SMS * 2)]
     back += [
         Tuning(rows=8, warps=16, programs=SMS),
-        Tuning(rows=1, warps=4, programs=SMS * 4, layout="pad"),
+        Tuning(rows=1, warps=4, programs=SMS * 4, row_pieces="pad"),
     ]
     gelu_forward = [gelu_triton.FORWARD]
     gelu_forward += [
@@ -144,9 +140,7 @@ def make_inputs(kinds: tuple[str, ...], n: int, d: int, seed: int) -> list[jax.A
 def milliseconds(
     function: Callable[..., Any], sets: list[list[jax.Array]], calls: int, repeats: int = 3
 ) -> float:
-    """The median over repeats of the time of one of `calls` calls in a row, over several sets of
-    inputs in turn.
-    """
+    """Median time of one of `calls` calls in a row, over several sets of inputs in turn."""
     jax.block_until_ready(function(*sets[0]))
     seconds = []
     for _ in range(repeats):
@@ -173,7 +167,7 @@ def wide(arrays: list[jax.Array]) -> list[jax.Array]:
 
 
 def last_line(error: Exception) -> str:
-    """What kind of error it is and the last line that it says."""
+    """The error's type and the last line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1][:200] if lines else ''}"
 
@@ -200,9 +194,7 @@ def measure(
 
 
 def public_gradients(implementation: norm.Implementation, batch: int, tokens: int, d: int) -> float:
-    """The worst relative error of a sublayer's gradients through the public functions against XLA
-    in float32.
-    """
+    """Worst relative error of a sublayer's gradients, public functions against XLA in float32."""
     arrays = make_inputs(("x", "x", "p", "p", "p", "x"), batch * tokens, d, 7)
     shape = (batch, tokens, d)
 
@@ -236,7 +228,7 @@ def row(name: str, op: str, what: str, result: dict) -> str:
 def describe(tuning: Tuning) -> str:
     """The tuning in short."""
     programs = f" programs {tuning.programs // SMS}x{SMS}" if tuning.programs else ""
-    cols = f"x{tuning.cols}" if tuning.cols else f" {tuning.layout}"
+    cols = f"x{tuning.cols}" if tuning.cols else f" {tuning.row_pieces}"
     return f"rows {tuning.rows}{cols} warps {tuning.warps}{programs}"
 
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.sources import SOURCES, ArraySource, Source, load_source
+from uvit_jax.data.training_data import BUILT_IN, ArrayData, TrainingData, load_built_in
 from uvit_jax.errors import run_script
 from uvit_jax.experiment.assembled import assemble
 from uvit_jax.experiment.config import load_experiment, parse_settings
@@ -73,10 +73,10 @@ def losses(config: str, batch_size: int, steps: int, overrides: dict[str, str]) 
     return np.asarray(jax.device_get(found))
 
 
-def _source(experiment: Any) -> Source:
+def _source(experiment: Any) -> TrainingData:
     """The config's data where a package brings them, else images of random colours and waves."""
-    if experiment.data.source in SOURCES:
-        return load_source(experiment.data.source)
+    if experiment.data.source in BUILT_IN:
+        return load_built_in(experiment.data.source)
     h, w, c = experiment.model.sample_shape
     rng = np.random.default_rng(0)
     phase = rng.uniform(0, 2 * np.pi, (2048, 1, 1, c))
@@ -84,7 +84,7 @@ def _source(experiment: Any) -> Source:
     rows, columns = np.arange(h)[None, :, None, None], np.arange(w)[None, None, :, None]
     images = np.sin(waves[0] * rows + waves[1] * columns + phase).astype(np.float32)
     classes = max(experiment.num_real_classes, 1)
-    return ArraySource(
+    return ArrayData(
         "waves", images, rng.integers(0, classes, 2048), [str(i) for i in range(classes)]
     )
 

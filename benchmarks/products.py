@@ -1,8 +1,7 @@
-"""Matrix products of a block apart: in bfloat16 and in 8 bits, and a weight's gradient as several
-partial sums.
+"""Times of a block's matrix products: bfloat16, 8 bits, weight gradients in partial sums.
 
-    python benchmarks/products.py                                   # U-ViT-H/2 at batch 192, half a
-    minute on an H100 python benchmarks/products.py --width 1024 --batch 256 --parts 1 2 3 4 6
+    python benchmarks/products.py    # U-ViT-H/2 at batch 192, half a minute on an H100
+    python benchmarks/products.py --width 1024 --batch 256 --parts 1 2 3 4 6
 
 A row is a product with all that it takes: casts and scales in 8 bits, the sum of the partial sums.
 TFLOP/s count the product alone. "8-bit" says whether the compiled program holds cuBLASLt's 8-bit
@@ -16,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from attention import median_ms
 
-from uvit_jax.models.kernels.products import product
-from uvit_jax.models.kernels.weight_gradient import weight_tangent
+from uvit_jax.models.kernels.products import product, weight_tangent
 
 TOKENS = 258
 

@@ -1,9 +1,7 @@
-"""Where the time of a train step goes: kernels by kind, from a trace of the compiled step on this
-machine's device.
+"""Time of a train step by kind of kernel, from a trace of the compiled step on this device.
 
     python benchmarks/profile_step.py configs/imagenet256.py:huge --batch-size 96 --out profile
-    python benchmarks/profile_step.py configs/imagenet256.py:huge --batch-size 96 --set
-    model.remat=none
+    python benchmarks/profile_step.py CONFIG --batch-size 96 --set model.remat=none
 
 --out keeps the optimized HLO (step.txt) and the table (kernels.json) in a folder.
 """
@@ -39,9 +37,7 @@ KINDS = (
 
 
 def kernel_times(folder: pathlib.Path) -> dict[tuple[str, str], tuple[float, int]]:
-    """Of each kernel (its name, and the HLO operation without its number): milliseconds and
-    launches.
-    """
+    """Milliseconds and launches by kernel name and HLO operation (without its number)."""
     times: dict[tuple[str, str], tuple[float, int]] = collections.defaultdict(lambda: (0.0, 0))
     for path in folder.rglob("*.xplane.pb"):
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
@@ -60,9 +56,7 @@ def kernel_times(folder: pathlib.Path) -> dict[tuple[str, str], tuple[float, int
 
 
 def busy_and_idle(folder: pathlib.Path) -> tuple[float, float]:
-    """Milliseconds from the first kernel's start to the last one's end: with one running, and with
-    none.
-    """
+    """Milliseconds with and without a running kernel, between the first start and the last end."""
     spans = sorted(
         (event.start_ns, event.end_ns)
         for path in folder.rglob("*.xplane.pb")

@@ -140,8 +140,9 @@ def sample_flops(experiment: Experiment) -> int:
 
 
 def evaluations(experiment: Experiment) -> int:
-    """Of the network a sample, a guided one counted once; a UserError where the solver chooses
-    them.
+    """Network evaluations to a sample, a guided one counted once.
+
+    Raises UserError where the solver chooses its steps.
     """
     found = experiment.sample.sampler().evaluations
     if found is None:
@@ -159,9 +160,7 @@ def random_params(experiment: Experiment) -> Any:
 
 
 def variants(experiment: Experiment, options: argparse.Namespace) -> Iterator[Experiment]:
-    """The experiment at each batch size; guided everywhere first, then within the interval asked
-    for.
-    """
+    """The experiment at each batch size; guided everywhere first, then within the interval."""
     intervals = [(0.0, 1.0)]
     if options.guidance_interval:
         low, high = (float(end) for end in options.guidance_interval.split(","))

@@ -1,9 +1,8 @@
-"""Solvers against what they should draw: mean and deviation of samples, for every schedule and
-prediction.
+"""Mean and deviation of the samples of every solver, schedule and prediction, against the data's.
 
-    python benchmarks/solver_bias.py exact                  # perfect networks, 100 evaluations,
-    float32 python benchmarks/solver_bias.py exact --steps 50 --spacing logsnr python
-    benchmarks/solver_bias.py trained                # a small trained network, 50 evaluations
+    python benchmarks/solver_bias.py exact      # perfect networks, 100 evaluations, float32
+    python benchmarks/solver_bias.py exact --steps 50 --spacing logsnr
+    python benchmarks/solver_bias.py trained    # a small trained network, 50 evaluations
 
 Ten minutes each on two CPU cores, most of it compilation. `exact` has two data sets whose noise
 prediction is known: one Gaussian, N(0.7, 0.4^2), and a mixture of two. It prints the errors of the
@@ -75,19 +74,16 @@ def moments(
     configs: dict[str, SamplerConfig],
     parts: int,
 ) -> dict[str, list[tuple[float, float]]]:
-    """Mean and deviation of the samples of each solver, one pair for each of so many parts of the
-    rows.
-    """
-    options: dict[str, Any] = {
-        "prediction": prediction,
-        "key": jax.random.key(7),
-        "return_trajectory": False,
-    }
+    """Mean and deviation of each solver's samples, a pair for each part of the rows."""
+    key = jax.random.key(7)
 
     @jax.jit
     def draw(x: Any) -> Any:
-        samples = {
-            name: config.solve(predict, x, schedule, **options) for name, config in configs.items()
+        samples: dict[str, Any] = {
+            name: config.solve(
+                predict, x, schedule, prediction=prediction, key=key, return_trajectory=False
+            )
+            for name, config in configs.items()
         }
         return {
             name: [(p.mean(), p.std()) for p in jnp.split(y, parts)] for name, y in samples.items()
@@ -114,9 +110,9 @@ def exact(steps: int, spacing: str) -> None:
                     count += 1
                     if not max(map(abs, errors)) <= limit:
                         outside += 1
-                        told = "mean {:+.1%}, deviation {:+.1%}".format(*errors)
+                        text = "mean {:+.1%}, deviation {:+.1%}".format(*errors)
                         print(
-                            f"{schedule_name:16s} {prediction:5s} {data:9s} {name:42s} {told}",
+                            f"{schedule_name:16s} {prediction:5s} {data:9s} {name:42s} {text}",
                             flush=True,
                         )
     print(
@@ -150,9 +146,7 @@ def perfect(schedule: Schedule, prediction: str) -> Callable:
 
 
 def trained(steps: int, spacing: str) -> None:
-    """Prints the solvers whose samples of a small trained network have another deviation than the
-    data.
-    """
+    """Prints the solvers whose samples of a small trained network have another deviation."""
     true_std = float(examples(jax.random.key(9), 20_000).std())
     x_T, outside, count = jax.random.normal(jax.random.key(3), (1000, CENTRES.shape[1])), 0, 0
     for schedule_name, schedule in SCHEDULES.items():

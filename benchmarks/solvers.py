@@ -1,9 +1,7 @@
-"""Solvers against each other and against their cost: error over network evaluations, overhead,
-compile time.
+"""Solvers compared: error over network evaluations, overhead, compile time.
 
-    python benchmarks/solvers.py accuracy --out docs/solvers.png   # 40 s on two CPU cores python
-    benchmarks/solvers.py overhead                          # a few minutes on a CPU: 50 steps of
-    U-ViT-S
+    python benchmarks/solvers.py accuracy --out docs/solvers.png   # 40 s on two CPU cores
+    python benchmarks/solvers.py overhead    # minutes on a CPU: 50 steps of U-ViT-S
 
 Accuracy is measured in double precision on data whose noise prediction is known exactly: in each
 dimension a mixture of two Gaussians, with Stable Diffusion's discrete schedule.
@@ -183,9 +181,7 @@ def plot(errors: dict[str, Any], distances: dict[str, Any], out: str) -> None:
 
 
 def overhead(repeats: int) -> None:
-    """Times 50-step U-ViT-S samplers (batch 1, 32x32x3), the same samplers around no network, and
-    their compilation.
-    """
+    """Times 50-step samplers (1x32x32x3) of U-ViT-S and of no network, and their compilation."""
     from flax import nnx
 
     from uvit_jax.models.uvit import UViT

@@ -1,11 +1,9 @@
-"""Whether text steers: a tiny model learns 16 captioned images by heart and is asked for each by
-its caption.
+"""Does text steer? A tiny model learns 16 captioned images by heart, then draws each caption.
 
-    python benchmarks/text.py COCO --tokenizer bpe_simple_vocab_16e6.txt.gz   # some five minutes on
-    2 cores
+    python benchmarks/text.py COCO --tokenizer bpe_simple_vocab_16e6.txt.gz   # 5 minutes on 2 cores
 
 COCO is a folder of COCO's layout. Its first 16 images are prepared as 32x32 pixels with the states
-of their captions (by default of a CLIP ViT-L/14 tower that was never trained: `--text-encoder`
+of their captions (by default of a CLIP ViT-L/14 tower with random weights: `--text-encoder`
 names another), a small U-ViT is trained, and each image's first caption drawn once. Counted are the
 samples whose nearest training image, in pixels, is the caption's own: with its own caption, and
 with the next image's, where it should be the next image.
@@ -18,8 +16,8 @@ import tempfile
 
 import numpy as np
 
-from uvit_jax.data.originals.coco import coco_splits
-from uvit_jax.data.prepared.record_source import RecordSource
+from uvit_jax.data.image_sources.coco import coco_splits
+from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.errors import UserError, run_script
 from uvit_jax.experiment.config import default_config, resolve
 from uvit_jax.jobs import prepare, sample, train
@@ -28,10 +26,10 @@ IMAGES = 16
 
 
 def subset(source: pathlib.Path, split: str, out: pathlib.Path, count: int) -> None:
-    """The first images of a COCO folder with the first caption of each, as a COCO folder.
+    """Makes a COCO folder of another's first images, with the first caption of each.
 
     Raises:
-      UserError: for a folder that is none, or `out` where there is something already.
+      UserError: for a folder of another layout, or an `out` that exists.
     """
     if split not in coco_splits(source):
         raise UserError(
@@ -56,14 +54,17 @@ def subset(source: pathlib.Path, split: str, out: pathlib.Path, count: int) -> N
 def overfit(
     source: pathlib.Path, split: str, folder: pathlib.Path, fields: dict[str, object]
 ) -> tuple[int, int, int]:
-    """How many samples are nearest to the image of their caption: own captions, the next image's;
-    and to the own image in spite of the next one's caption.
+    """Trains on the folder's images and draws their captions; counts nearest training images.
 
     Args:
-      source: a COCO folder with as few images as can be learned by heart.
-      split: of it.
+      source: a COCO folder with few enough images to learn by heart.
+      split: its split.
       folder: for data, checkpoints and pictures.
-      fields: of the config, by dotted name: the text encoder at least.
+      fields: config fields by dotted name, the text encoder at least.
+
+    Returns:
+      Of the samples drawn with their own captions, how many are nearest to their own image; of
+      those drawn with the next image's caption, how many to the next image, and to their own.
     """
     config = default_config()
     own = {
@@ -102,7 +103,7 @@ def overfit(
     print(prepare.run(resolve(config), folder / "run"))
     print(train.run(resolve(config), folder / "run"))
 
-    data = RecordSource(folder / "data")
+    data = PreparedData(folder / "data")
     real = data.read(np.arange(len(data)), np.zeros(len(data), bool))["x"].astype(np.float64)
     captions = [data.captions(i)[0] for i in range(len(data))]
 
@@ -147,7 +148,7 @@ def main() -> None:
         own, following, stayed = overfit(folder / "coco", options.split, folder, fields)
     print(
         f"asked with its own caption, the nearest image is its own: {own} of {IMAGES} (asked: at "
-        f"least 14)"
+        "least 14)"
     )
     print(
         f"asked with the next image's caption, it is the next one: {following} of {IMAGES}; still "

@@ -1,8 +1,8 @@
-"""What the train loop costs beside its steps: data, logging and checkpoints, measured in the job
-`train` itself.
+"""Cost of the train loop beside its steps: data, logging, checkpoints, in the job `train` itself.
 
-    python benchmarks/train_loop.py configs/digits.py --steps 300 python benchmarks/train_loop.py
-    configs/imagenet256.py:large --batch-size 256 --steps 60 --set model.remat=none
+    python benchmarks/train_loop.py configs/digits.py --steps 300
+    python benchmarks/train_loop.py configs/imagenet256.py:large --batch-size 256 --steps 60 \\
+        --set model.remat=none
 
 The job runs as a user's does, in a temporary folder, until the steps are made. Prepared data are
 written there first, random numbers of the config's shapes, unless --set data.source=FOLDER names
@@ -34,8 +34,8 @@ import numpy as np
 
 from uvit_jax.data.prepared.empty_context import save_empty_context
 from uvit_jax.data.prepared.manifest import Manifest
-from uvit_jax.data.prepared.record_source import ShardWriter
-from uvit_jax.data.sources import SOURCES
+from uvit_jax.data.prepared.shard_writer import ShardWriter
+from uvit_jax.data.training_data import BUILT_IN
 from uvit_jax.errors import Preempted, run_script
 from uvit_jax.experiment.config import Experiment, load_experiment, parse_settings
 from uvit_jax.files import atomic_write
@@ -54,9 +54,7 @@ _OWN_SHARES = ("log_share", "save_blocking_share", "save_share", "share")
 
 
 def write_data(experiment: Experiment, folder: pathlib.Path, examples: int) -> None:
-    """Writes a prepared data set of random numbers for this config, moments where it names an
-    autoencoder.
-    """
+    """Writes a prepared data set of random numbers: moments where the config has an autoencoder."""
     model, section = experiment.model, experiment.autoencoder
     rng, classes = np.random.default_rng(0), experiment.num_real_classes
     height, width, channels = model.sample_shape
@@ -120,8 +118,7 @@ class _Once(Hook):
 
 @dataclasses.dataclass
 class Measured:
-    """A `fit` that measures: the bare step first, then the loop itself, up to so many steps after a
-    window of warm-up.
+    """A `fit` that measures the bare step, then the loop, for some steps after a warm-up window.
 
     Attributes:
       steps: to measure; a whole number of windows, so perhaps some more.
@@ -198,7 +195,7 @@ class Measured:
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps were measured."""
+        """True if all steps were measured."""
         return bool(self.last) and self.last in self.windows
 
     def after(self) -> None:
@@ -284,7 +281,7 @@ def measure(
     experiment = dataclasses.replace(experiment, train=enough)
     with tempfile.TemporaryDirectory(dir=parent) as name:
         folder = pathlib.Path(name)
-        if not own_data and experiment.data.source not in SOURCES:
+        if not own_data and experiment.data.source not in BUILT_IN:
             write_data(experiment, folder / "data", examples)
             experiment = dataclasses.replace(
                 experiment,
@@ -312,7 +309,7 @@ def show(row: dict[str, Any]) -> None:
         row["checkpoint_bytes"] / 2**20,
         {name: f"{row[f'own_{name}']:.2%}" for name in _OWN_SHARES},
     )
-    for name, field, told in (
+    for name, field, note in (
         ("bare step", "bare", f"{before:.2f} before the job's loop, {after:.2f} after the job"),
         ("in the loop", "loop", f"{row['share']:+.2%}, {row['steps']} steps"),
         (
@@ -328,7 +325,7 @@ def show(row: dict[str, Any]) -> None:
             f"blocking; {1e3 * row['save_seconds']:.0f} ms in all, of {mib:,.0f} MiB",
         ),
     ):
-        print(f"  {name:24}{1e3 * row[f'{field}_seconds']:10.2f} ms   {told}")
+        print(f"  {name:24}{1e3 * row[f'{field}_seconds']:10.2f} ms   {note}")
     print(
         f"  log_every={row['own_log_every']}, save_every={row['own_save_every']}: logs "
         f"{own['log_share']} (host time), checkpoints {own['save_blocking_share']} blocking and "

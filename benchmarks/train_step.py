@@ -1,11 +1,10 @@
-"""One whole train step (loss, gradients, AdamW, EMA) of the paper's models: images/s, MFU, memory,
-hours of the run.
+"""The whole train step (loss, gradients, AdamW, EMA) of the paper's models: speed, memory, hours.
 
-    python benchmarks/train_step.py                                                # every paper
-    config python benchmarks/train_step.py configs/imagenet256.py:huge --batch-size 64    # one, at
-    another batch a device python benchmarks/train_step.py configs/imagenet256.py:huge --mesh 1,1,1
-    2,1,1 1,2,1    # one device, and two python benchmarks/train_step.py configs/imagenet256.py:huge
-    --batch-size 128 192 --reference U-ViT --chart step.png
+    python benchmarks/train_step.py    # every paper config
+    H=configs/imagenet256.py:huge
+    python benchmarks/train_step.py $H --batch-size 64    # one, at another batch a device
+    python benchmarks/train_step.py $H --mesh 1,1,1 2,1,1 1,2,1    # one device, and two
+    python benchmarks/train_step.py $H --batch-size 128 192 --reference U-ViT --chart step.png
 
 The step is the one that training compiles, on random examples; MFU counts 3 forward passes of
 `models/flops.py` an image, rematerialisation not counted; "of matmul" is the share of what a large
@@ -86,10 +85,9 @@ def compile_step(
     mesh: MeshConfig | None = None,
     devices: list[jax.Device] | None = None,
 ) -> Step:
-    """The step of a config at another batch size, with fields replaced as on the command line
-    ("model.remat": "none").
+    """The step of a config at another batch size, compiled for a mesh (default: one device).
 
-    mesh, devices: one device of its own where they are not given.
+    overrides: fields replaced as on the command line ("model.remat": "none").
     """
     experiment = load_experiment(name, {"train.batch_size": str(batch_size), **(overrides or {})})
     experiment = dataclasses.replace(experiment, mesh=mesh or MeshConfig())
@@ -119,8 +117,9 @@ def measure(
     repeats: int,
     ceiling: float,
 ) -> Row:
-    """The median rate of `repeats` times `steps` steps, after one of warm-up; `ceiling` of one
-    device, in FLOP/s.
+    """The median rate of `repeats` times `steps` steps, after one of warm-up.
+
+    ceiling: of one device, in FLOP/s.
     """
     step = compile_step(name, batch_size, overrides, mesh, devices)
     state, compiled, model = step.state, step.compiled, step.experiment.model
@@ -176,8 +175,9 @@ def _random(shape: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def matmul_ceiling() -> float:
-    """FLOP/s of one device in products of two bfloat16 matrices of 8192x8192 (1024x1024 on a CPU):
-    the median of 5 times some 0.1 s.
+    """FLOP/s of one device in products of bfloat16 matrices, 8192x8192 (1024x1024 on a CPU).
+
+    The median of 5 runs of about 0.1 s.
     """
     size, products = (1024, 2) if jax.default_backend() == "cpu" else (8192, 64)
     a, b = (

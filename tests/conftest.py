@@ -2,29 +2,35 @@
 numbers.
 """
 
+import atexit
 import os
 import pathlib
+import shutil
 import tempfile
 
-# Two workers on two cores: more threads only wait for each other. Read when NumPy is first
-# imported.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# JAX and NumPy read these when they are first imported; workers and the processes that tests start
+# inherit them.
+ENVIRONMENT = {
+    # Two workers on two cores: more threads only wait for each other.
+    "OPENBLAS_NUM_THREADS": "1",
+    # Nearly all of a test's time is compilation, and small programs gain nothing from LLVM's
+    # optimizations. HLO and the package's own options stay as users have them.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
+for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Several tests run the same small job: its programs are compiled once a session, for all of
+    # its workers and processes. Name a folder to keep them for the next session.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="uvit_jax_xla_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-import pytest
-from jaxtyping import install_import_hook
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("uvit_jax", "beartype.beartype")
-
-import jax  # noqa: E402
-
-jax.config.update("jax_default_matmul_precision", "highest")
-# Several tests run the same small job: its programs are compiled once a session, for all of its
-# workers.
-SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}")
-jax.config.update(
-    "jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir(), f"uvit_jax_xla_{SESSION}"))
-)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 TESTS = pathlib.Path(__file__).parent
 SHARED = pathlib.Path(os.environ.get("UVIT_JAX_SHARED", TESTS.parent.parent / "shared"))

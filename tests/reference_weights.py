@@ -1,4 +1,4 @@
-"""Golden files and their weights: arrays drawn from a formula by the reference's parameter names."""
+"""Golden files, and their weights: arrays drawn by a formula from the reference's names."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from safetensors import safe_open
 
-from uvit_jax.interop import official
+from uvit_jax.interop import official, official_layout
 from uvit_jax.models.uvit import UViTConfig
 
 
@@ -42,7 +42,7 @@ def uvit_weights(config: UViTConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """The golden state dict of a U-ViT, official names and layouts."""
     return {
         key: formula_weight(key, entry.shape, seed)
-        for key, entry in official._layout(config).items()
+        for key, entry in official_layout.uvit_layout(config).items()
     }
 
 

@@ -49,7 +49,8 @@ def test_of_a_field_that_is_set_twice_the_last_counts():
         ),
         (
             "--config = x.py",
-            "unexpected argument 'x.py'; flags are --config, --job, --workdir, --config.SECTION.FIELD",
+            "unexpected argument 'x.py'; flags are --config, --job, --workdir, "
+            "--config.SECTION.FIELD",
         ),
         (
             "--config x.py train.steps=3",

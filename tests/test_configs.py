@@ -7,7 +7,7 @@ import pytest
 
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment, resolve
-from uvit_jax.interop import official
+from uvit_jax.interop import official_layout
 
 # Of the official configs: patch, width, all blocks, heads, classes, conv; batch, steps, lr,
 # warm-up, betas; p_uncond, schedule, steps of sampling, guidance; parameters.
@@ -172,7 +172,7 @@ def test_a_config_holds_the_papers_numbers(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_a_config_has_the_papers_number_of_parameters(name):
     # Of the arrays in the published file, to which the network is held in tests/interop.
-    shapes = [entry.shape for entry in official._layout(experiment(name).model).values()]
+    shapes = [entry.shape for entry in official_layout.uvit_layout(experiment(name).model).values()]
     assert sum(map(math.prod, shapes)) == PAPER[name][-1]
 
 

@@ -238,8 +238,8 @@ def test_the_package_is_a_command_too():
         [sys.executable, "-m", "uvit_jax", "train", "configs/digits.py"], timeout=60
     )
     assert (
-        error_of(ended)
-        == "error: unexpected argument 'train', did you mean --job train --config configs/digits.py?\n"
+        error_of(ended) == "error: unexpected argument 'train', did you mean "
+        "--job train --config configs/digits.py?\n"
     )
 
 
@@ -253,7 +253,7 @@ def test_help_needs_no_jax():
 
 def test_a_process_ends_though_a_thread_does_not(monkeypatch):
     ended = threading.Event()
-    monkeypatch.setattr(main, "_SECONDS_TO_END", 0.01)
+    monkeypatch.setattr(main, "_SECONDS_TO_EXIT", 0.01)
     monkeypatch.setattr(main.os, "_exit", lambda code: ended.set() if code == 2 else None)
-    main._end_soon(2)
+    main._exit_soon(2)
     assert ended.wait(10)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import norm
 
-from uvit_jax.data.pipeline import _shuffled
+from uvit_jax.data.example_order import shuffled
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.diffusion.schedules import VPLinear
@@ -44,7 +44,7 @@ def test_a_training_step_and_a_sample_of_the_same_number_draw_other_noise():
 def test_no_seed_has_the_epochs_of_another():
     size = 50
     epochs = {
-        tuple(_shuffled(np.arange(epoch * size, (epoch + 1) * size), size, seed).tolist())
+        tuple(shuffled(np.arange(epoch * size, (epoch + 1) * size), size, seed).tolist())
         for seed in range(4)
         for epoch in range(4)
     }

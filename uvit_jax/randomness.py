@@ -1,4 +1,4 @@
-"""Every use of randomness, in a stream of its own: no two share numbers at any seed."""
+"""A stream for each use of randomness: no two of them share numbers at any seed."""
 
 import enum
 from typing import Any
@@ -9,17 +9,17 @@ from jaxtyping import Array, Key
 
 
 class Stream(enum.IntEnum):
-    """The uses of random numbers. A value is part of what a seed means and never changes."""
+    """Purposes of random numbers. A value is part of the meaning of a seed: none ever changes."""
 
     INIT = 1  # the first weights
     STEP = 2  # a training step: times, noises, dropped conditions, latents drawn from moments
     SAMPLE = 3  # a sample: its initial noise and all that is drawn on its way
     EPOCH = 4  # the order of the examples in an epoch
-    LABEL = 0x1AB  # whose label of a data set a sample has
-    IMAGE = 0x1AC  # whose captions of a data set samples have
+    LABEL = 0x1AB  # the example of a data set whose label a sample has
+    IMAGE = 0x1AC  # the example of a data set whose captions a sample has
     CAPTION = 0x1AD  # which of an image's captions a sample has
     TRAIN_CAPTION = 0x63617074  # which of its captions a visit of an example shows
-    FLIP = 0x666C6970  # whether a visit of an example shows its mirror image
+    FLIP = 0x666C6970  # if a visit of an example shows its mirror image
 
 
 def stream_key(seed: Any, stream: Stream, impl: str | None = None) -> Key[Array, ""]:

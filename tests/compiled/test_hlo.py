@@ -102,7 +102,7 @@ main {
   b = f32[3,4]{1,0} parameter(1)
   ROOT c = f32[2,4]{1,0} dot(f32[2,3]{1,0} a, f32[3,4]{1,0} b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
-"""  # noqa: E501
+"""
     assert matmul_flops(parse(text)) == matmul_flops(
         parse(text.replace("f32[2,3]{1,0} a, f32[3,4]{1,0} b", "a, b"))
     )

@@ -5,7 +5,7 @@ import numpy as np
 
 from uvit_jax.data.prepared.empty_context import save_empty_context
 from uvit_jax.data.prepared.manifest import Manifest
-from uvit_jax.data.prepared.record_source import ShardWriter
+from uvit_jax.data.prepared.shard_writer import ShardWriter
 
 CONTEXT = (5, 6)  # tokens and width of the captions' states
 
@@ -19,9 +19,7 @@ def arrays(count, shape, dtype, seed=0):
 
 
 def captions_of(example, dtype="float16"):
-    """The captions of this example, 1 to 4: states full of 10 times its number plus the caption's,
-    and texts.
-    """
+    """The captions of this example, 1 to 4: states full of 10 * example + caption, and texts."""
     return [
         (
             np.full(CONTEXT, 10 * example + which, np.dtype(dtype)),

@@ -12,14 +12,11 @@ import pytest
 from tests.data.prepared_sets import CONTEXT, arrays, captions_of, prepare
 from uvit_jax.data.prepared.empty_context import save_empty_context
 from uvit_jax.data.prepared.manifest import Manifest
-from uvit_jax.data.prepared.record_source import (
-    RecordSource,
-    ShardWriter,
-    encode_caption,
-    encode_example,
-    verify,
-)
-from uvit_jax.data.sources import Source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.prepared.records import encode_caption, encode_example
+from uvit_jax.data.prepared.shard_writer import ShardWriter
+from uvit_jax.data.prepared.verification import verify
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError
 
 SHAPE = (4, 4, 8)
@@ -90,8 +87,8 @@ def test_the_captions_written_are_read_across_shards_in_any_order(
     x, labels = prepare(
         tmp_path, kind=kind, dtype=dtype, mirror=mirror, context_dtype=context_dtype
     )
-    source = RecordSource(tmp_path)
-    assert isinstance(source, Source)
+    source = PreparedData(tmp_path)
+    assert isinstance(source, TrainingData)
     assert source.context_shape == CONTEXT
     rng = np.random.default_rng(1)
     order, draws = rng.permutation(15), rng.integers(2**64, size=15, dtype=np.uint64)
@@ -118,7 +115,7 @@ def test_the_captions_written_are_read_across_shards_in_any_order(
 
 def test_without_draws_it_is_the_first_caption(tmp_path):
     prepare(tmp_path, context_dtype="float16")
-    context = read(RecordSource(tmp_path), np.arange(15))["context"]
+    context = read(PreparedData(tmp_path), np.arange(15))["context"]
     np.testing.assert_array_equal(context[:, 0, 0], 10 * np.arange(15))
 
 
@@ -126,7 +123,7 @@ def test_every_caption_of_an_example_is_drawn_as_often(tmp_path):
     prepare(tmp_path, context_dtype="float16")
     draws = np.random.default_rng(0).integers(2**64, size=3000, dtype=np.uint64)
     for example, count in ((4, 1), (5, 2), (6, 3)):
-        context = read(RecordSource(tmp_path), np.full(3000, example), False, draws)["context"]
+        context = read(PreparedData(tmp_path), np.full(3000, example), False, draws)["context"]
         counts = np.bincount(context[:, 0, 0].astype(int) - 10 * example, minlength=count)
         assert len(counts) == count
         assert np.abs(counts - 3000 / count).max() < 4 * np.sqrt(3000 / count)
@@ -136,7 +133,7 @@ def test_only_the_fields_asked_for_are_read_and_without_context_no_file_of_capti
     x, _ = prepare(tmp_path, context_dtype="float16")
     for shard in Manifest.load(tmp_path).shards:
         (tmp_path / shard.captions_name).write_bytes(bytes(shard.captions_bytes))
-    source = RecordSource(tmp_path)
+    source = PreparedData(tmp_path)
     found = read(source, [14, 2], fields=("label", "x"))
     assert list(found) == ["label", "x"]
     np.testing.assert_array_equal(found["x"], x[[14, 2], 0])
@@ -149,7 +146,7 @@ def test_only_the_fields_asked_for_are_read_and_without_context_no_file_of_capti
 
 def test_a_data_set_without_text_has_no_captions(tmp_path):
     prepare(tmp_path)
-    source = RecordSource(tmp_path)
+    source = PreparedData(tmp_path)
     assert (source.context_shape, source.captions(3)) == ((), [])
     assert read(source, [3], draws=[7]).keys() == {"x", "label"}
     said = rf"^{tmp_path} holds no captions, expected a data set prepared with a text encoder$"
@@ -164,7 +161,7 @@ def test_a_data_set_without_text_has_no_captions(tmp_path):
 
 def test_an_empty_batch_and_a_caption_that_is_not_there(tmp_path):
     prepare(tmp_path, context_dtype="float16")
-    source = RecordSource(tmp_path)
+    source = PreparedData(tmp_path)
     assert read(source, np.arange(0), draws=np.arange(0))["context"].shape == (0, *CONTEXT)
     for which in (-1, 3):
         with pytest.raises(IndexError, match=rf"got caption {which} of the 3 of example 6$"):
@@ -175,7 +172,7 @@ def test_an_empty_batch_and_a_caption_that_is_not_there(tmp_path):
 
 def test_a_shard_without_examples_and_a_data_set_without_labels(tmp_path):
     prepare(tmp_path, sizes=(0, 2, 0, 3), classes=0, context_dtype="float16")
-    source = RecordSource(tmp_path)
+    source = PreparedData(tmp_path)
     np.testing.assert_array_equal(read(source, np.arange(5))["context"][:, 0, 0], 10 * np.arange(5))
     assert set(read(source, np.arange(5))["label"]) == {-1}
     verify(tmp_path)
@@ -183,7 +180,7 @@ def test_a_shard_without_examples_and_a_data_set_without_labels(tmp_path):
 
 def test_a_source_can_be_pickled_after_it_has_read(tmp_path):
     prepare(tmp_path, context_dtype="float16")
-    source = RecordSource(tmp_path)
+    source = PreparedData(tmp_path)
     read(source, [1])
     again = pickle.loads(pickle.dumps(source))
     assert again.captions(7) == source.captions(7)
@@ -193,7 +190,7 @@ def test_a_source_can_be_pickled_after_it_has_read(tmp_path):
 def test_images_and_captions_share_the_files_that_may_be_open(tmp_path, monkeypatch):
     prepare(tmp_path, sizes=(2,) * 12, context_dtype="float16")
     monkeypatch.setattr("resource.getrlimit", lambda which: (12, 12))
-    source = RecordSource(tmp_path)
+    source = PreparedData(tmp_path)
     np.testing.assert_array_equal(
         read(source, np.arange(24))["context"][:, 0, 0], 10 * np.arange(24)
     )
@@ -211,7 +208,7 @@ def test_the_empty_context_is_numpys_own_file_in_floats(tmp_path, context_dtype)
     prepare(tmp_path, context_dtype=context_dtype)
     stored = np.load(tmp_path / "empty_context.npy", allow_pickle=False)
     assert stored.dtype == np.dtype("float32" if context_dtype == "bfloat16" else context_dtype)
-    found = RecordSource(tmp_path).empty_context
+    found = PreparedData(tmp_path).empty_context
     assert found.dtype == np.dtype(context_dtype)
     np.testing.assert_array_equal(found, np.full(CONTEXT, -0.5))
 
@@ -222,7 +219,7 @@ def test_another_empty_context_is_refused_when_the_data_set_is_opened(tmp_path):
     expected = Manifest.load(tmp_path).empty_context_sha256
 
     def refused(said):
-        for opened in (RecordSource, verify):
+        for opened in (PreparedData, verify):
             with pytest.raises(UserError, match=rf"^{said}$"):
                 opened(tmp_path)
 
@@ -237,7 +234,7 @@ def test_another_empty_context_is_refused_when_the_data_set_is_opened(tmp_path):
         (np.full(CONTEXT, np.inf, np.float32), "holds NaN or infinity, expected finite numbers"),
         (
             np.array([[{}]]),
-            r"is no array \(.*allow_pickle=False.*\), expected the states of the empty caption",
+            r"is not an array \(.*allow_pickle=False.*\), expected the states of the empty caption",
         ),
     ):
         buffer = io.BytesIO()
@@ -258,7 +255,7 @@ def test_a_missing_or_truncated_file_of_captions_is_named_when_the_data_set_is_o
     path = tmp_path / "00001.captions.array_record"
     size = path.stat().st_size
     os.truncate(path, size - 1)
-    for opened in (RecordSource, verify):
+    for opened in (PreparedData, verify):
         with pytest.raises(
             UserError,
             match=rf"^{path} has {size - 1} bytes, expected {size}: copy or prepare it again$",
@@ -268,7 +265,7 @@ def test_a_missing_or_truncated_file_of_captions_is_named_when_the_data_set_is_o
     with pytest.raises(
         UserError, match=rf"^cannot read {path}: No such file.*; expected a shard of the manifest$"
     ):
-        RecordSource(tmp_path)
+        PreparedData(tmp_path)
 
 
 def test_altered_bytes_end_in_an_error_with_the_captions_file_and_record(tmp_path):
@@ -276,7 +273,7 @@ def test_altered_bytes_end_in_an_error_with_the_captions_file_and_record(tmp_pat
     path = tmp_path / "00001.captions.array_record"
     # Example 7 is this shard's third: before it come 2 + 3 captions.
     alter(path, path.read_bytes().index("Žába 7, said 2".encode()), bits=1)
-    source = RecordSource(tmp_path)
+    source = PreparedData(tmp_path)
     assert read(source, [7, 7, 7], draws=[0, 1, 3])["context"][:, 0, 0].tolist() == [70, 71, 73]
     said = (
         rf"^{path} record 7 is damaged \(Corrupted .*hash mismatch.*\): prepare the data set again$"
@@ -291,7 +288,7 @@ def test_altered_bytes_end_in_an_error_with_the_captions_file_and_record(tmp_pat
             ask()
 
 
-def test_captions_of_another_text_data_set_are_told(tmp_path):
+def test_captions_of_another_text_data_set_are_refused(tmp_path):
     x, _ = prepare(tmp_path, sizes=(3,), context_dtype="float16")
     spans = (range(1), range(1, 3), range(3, 6))
     head = [encode_example(0, array, span) for array, span in zip(x[:, 0], spans, strict=True)]
@@ -308,13 +305,13 @@ def test_captions_of_another_text_data_set_are_told(tmp_path):
         with pytest.raises(
             UserError, match=rf"^{path} record {number} is damaged \({said}\): prepare"
         ):
-            read(RecordSource(tmp_path), [0, number])
+            read(PreparedData(tmp_path), [0, number])
     rewrite_examples(tmp_path, 0, [*head[:2], encode_example(0, x[2, 0], range(6, 9))])
     captions = tmp_path / "00000.captions.array_record"
     with pytest.raises(
         UserError, match=rf"^{captions} record 6 is damaged \(.*\): prepare the data set again$"
     ):
-        read(RecordSource(tmp_path), [2])
+        read(PreparedData(tmp_path), [2])
 
 
 def test_verify_names_images_whose_captions_do_not_follow_each_other(tmp_path):
@@ -364,7 +361,7 @@ def test_verify_names_a_caption_that_is_not_as_it_should_be(tmp_path):
         ),
         (
             [*good[:3], good[3] + b"\xe9", *good[4:]],
-            r"record 3 is damaged \(its text has the byte 0xe9, which is no UTF-8\): prepare the "
+            r"record 3 is damaged \(its text has the byte 0xe9, which is not UTF-8\): prepare the "
             r"data set again",
         ),
         (

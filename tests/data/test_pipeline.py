@@ -12,16 +12,17 @@ import pytest
 
 from tests.data.prepared_sets import CONTEXT, prepare
 from uvit_jax.data import pipeline
+from uvit_jax.data.example_order import flips, random_words, shuffled
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import ArraySource
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import ArrayData
 from uvit_jax.errors import UserError
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from uvit_jax.randomness import Stream, seed_sequence
 
 SIZE = 20
-# Example i is an image full of i, so that a batch tells which examples it holds.
-SOURCE = ArraySource(
+# Example i is an image full of i, so that a batch shows which examples it holds.
+SOURCE = ArrayData(
     "numbers",
     np.arange(SIZE, dtype=np.float32).reshape(-1, 1, 1, 1) * np.ones((1, 2, 2, 1), np.float32),
     np.arange(SIZE, dtype=np.int32) % 7,
@@ -139,7 +140,7 @@ def test_a_running_iterator_can_be_set_back(batches):
 
 
 @dataclasses.dataclass(frozen=True)
-class CountingSource(ArraySource):
+class CountingSource(ArrayData):
     """Keeps a list of what was read."""
 
     reads: list[int] = dataclasses.field(default_factory=list)
@@ -208,7 +209,7 @@ def test_a_position_that_counts_batches_is_read_with_the_size_that_they_had(batc
 
 
 @dataclasses.dataclass(frozen=True)
-class MirrorSource(ArraySource):
+class MirrorSource(ArrayData):
     """Example i is full of i, and its mirror image of i + shift."""
 
     shift: int = 100
@@ -268,7 +269,7 @@ def test_worker_processes_hand_out_the_same_batches_and_end_when_closed(batches)
 
 
 @dataclasses.dataclass(frozen=True)
-class FailingSource(ArraySource):
+class FailingSource(ArrayData):
     def read(self, indices, mirrored, *rest):
         raise UserError("a.array_record record 7 is damaged")
 
@@ -283,11 +284,11 @@ def test_a_fault_in_the_data_reaches_the_caller_as_it_is(batches, workers):
 
 def test_records_are_batches_in_their_own_dtype(batches, tmp_path):
     x, labels = prepare(tmp_path, dtype="bfloat16", mirror=True)
-    iterator = batches(RecordSource(tmp_path), batch_size=15, flip=True)
+    iterator = batches(PreparedData(tmp_path), batch_size=15, flip=True)
     batch = next(iterator)
     assert batch["x"].dtype == jnp.bfloat16
-    indices = pipeline._shuffled(np.arange(15), 15, 0)
-    mirrored = pipeline._flips(np.arange(15), 0)
+    indices = shuffled(np.arange(15), 15, 0)
+    mirrored = flips(np.arange(15), 0)
     assert 0 < mirrored.sum() < 15
     np.testing.assert_array_equal(batch["x"], x[indices, mirrored.astype(int)])
     np.testing.assert_array_equal(batch["label"], labels[indices])
@@ -301,20 +302,16 @@ CAPTIONS = [3740187040, 1674070230, 3836412313, 428783249, 3003175713]
 
 @pytest.mark.parametrize("first", [0, 1, 4])
 def test_the_random_words_of_a_seed_stay_what_they_are(first):
-    words = pipeline._words(np.arange(first, 5), 3, Stream.TRAIN_CAPTION)
+    words = random_words(np.arange(first, 5), 3, Stream.TRAIN_CAPTION)
     assert [int(word) >> 32 for word in words] == CAPTIONS[first:]
-    words = pipeline._words(np.arange(first, 5), 3, Stream.FLIP)
+    words = random_words(np.arange(first, 5), 3, Stream.FLIP)
     assert [int(word) >> 32 for word in words] == FLIPS[first:]
-    assert pipeline._flips(np.arange(first, 5), 3).tolist() == [
-        word >= 2**31 for word in FLIPS[first:]
-    ]
+    assert flips(np.arange(first, 5), 3).tolist() == [word >= 2**31 for word in FLIPS[first:]]
 
 
 @dataclasses.dataclass(frozen=True)
-class TextSource(ArraySource):
-    """A caption's states are its number among an example's `captions`; keeps whether captions were
-    drawn.
-    """
+class TextSource(ArrayData):
+    """Captions whose states are their number; records if captions were drawn."""
 
     captions: int = 3
     drawn: list[bool] = dataclasses.field(default_factory=list)
@@ -378,8 +375,8 @@ def test_captions_are_drawn_apart_from_flips(batches):
     np.testing.assert_array_equal(
         drawn(batches(source, batch_size=100, fields=fields, flip=True), 8), plain
     )
-    flips = pipeline._flips(np.arange(800), 0)
-    assert 0.4 < np.mean(flips == plain.ravel()) < 0.6
+    mirrored = flips(np.arange(800), 0)
+    assert 0.4 < np.mean(mirrored == plain.ravel()) < 0.6
 
 
 @pytest.mark.parametrize(("batch_size", "prefetch"), [(2, 2), (10, 1), (20, 0)])
@@ -399,7 +396,7 @@ def test_no_caption_is_drawn_where_none_is_wanted(batches):
     assert not any(source.drawn)
 
 
-def test_where_there_are_no_captions_a_context_is_refused_before_anything_is_read(batches):
+def test_without_captions_a_context_is_refused_before_anything_is_read(batches):
     with pytest.raises(
         UserError,
         match=r"^'numbers' holds no captions, expected a data set prepared with a text encoder$",
@@ -410,12 +407,12 @@ def test_where_there_are_no_captions_a_context_is_refused_before_anything_is_rea
 @pytest.mark.parametrize("workers", [0, 1])
 def test_prepared_captions_are_batches_in_their_own_dtype(batches, tmp_path, workers):
     prepare(tmp_path, context_dtype="bfloat16")
-    source = RecordSource(tmp_path)
+    source = PreparedData(tmp_path)
     batch = next(batches(source, fields=TEXT_FIELDS, batch_size=15, workers=workers))
     assert batch.keys() == {"x", "context"}
     assert (batch["context"].dtype, batch["context"].shape) == (jnp.bfloat16, (15, *CONTEXT))
-    draws = pipeline._words(np.arange(15), 0, Stream.TRAIN_CAPTION)
-    order = pipeline._shuffled(np.arange(15), 15, 0).tolist()
+    draws = random_words(np.arange(15), 0, Stream.TRAIN_CAPTION)
+    order = shuffled(np.arange(15), 15, 0).tolist()
     for i, draw, context in zip(order, draws.tolist(), np.asarray(batch["context"]), strict=True):
         np.testing.assert_array_equal(context, source.context(i, draw % (1 + i % 4)))
 
@@ -435,12 +432,12 @@ def test_closing_stops_the_threads_and_a_closed_iterator_says_so(batches):
         next(iterator)
 
 
-def test_what_cannot_be_is_told_before_anything_is_read(batches, tmp_path, monkeypatch):
+def test_bad_input_is_refused_before_anything_is_read(batches, tmp_path, monkeypatch):
     prepare(tmp_path)
     with pytest.raises(UserError, match=r"^flip is True, but 'random' holds no mirror images"):
-        batches(RecordSource(tmp_path), flip=True)
+        batches(PreparedData(tmp_path), flip=True)
     with pytest.raises(UserError, match=r"^seed is -1, expected a number from 0 to 4294967295$"):
         batches(seed=-1)
-    empty = ArraySource("nothing", np.zeros((0, 2, 2, 1), np.float32), np.zeros(0, np.int32), ["a"])
+    empty = ArrayData("nothing", np.zeros((0, 2, 2, 1), np.float32), np.zeros(0, np.int32), ["a"])
     with pytest.raises(UserError, match=r"^'nothing' has 0 examples, expected at least one$"):
         batches(empty)

@@ -1,6 +1,4 @@
-"""What the tests of the solvers share: double precision, the golden samples, the analytic noise
-model behind them.
-"""
+"""Fixtures of the solvers' tests: double precision, golden samples, their analytic noise model."""
 
 import pathlib
 
@@ -34,9 +32,7 @@ def stable_diffusion():
 
 @pytest.fixture(scope="session")
 def analytic_noise():
-    """analytic_noise(schedule) -> noise_fn of a Gaussian mixture of one, bent a little; images are
-    NCHW.
-    """
+    """analytic_noise(schedule) -> noise_fn of one Gaussian, bent a little; images are NCHW."""
 
     def make(schedule):
         def noise_fn(x, t):

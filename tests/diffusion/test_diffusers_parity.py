@@ -12,9 +12,7 @@ SOLVER_TYPE = {"dpmsolver": "midpoint", "taylor": "heun"}  # ours, and what diff
 
 @pytest.fixture
 def scheduler():
-    """scheduler(...) -> diffusers' scheduler on the 20 integer times it spaces evenly, ending at
-    its first one.
-    """
+    """scheduler(...) -> diffusers' scheduler on its 20 even integer times, down to its first."""
     pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
 
@@ -36,7 +34,7 @@ def scheduler():
 
 
 def network(x):
-    """What either side's network says, whatever the time."""
+    """The network of either side, the same at all times."""
     return 0.4 * x + 0.2 * np.sin(3 * x)
 
 
@@ -55,11 +53,11 @@ def both(scheduler, schedule, *, algorithm, order, solver_type, prediction="nois
     noises = rng.standard_normal((STEPS, *x_T.shape)).astype(np.float32)
     x = torch.from_numpy(x_T)
     for time, noise in zip(theirs.timesteps, noises, strict=True):
-        said = torch.from_numpy(network(x.numpy()))
+        out = torch.from_numpy(network(x.numpy()))
         stochastic = (
             {"variance_noise": torch.from_numpy(noise)} if algorithm.startswith("sde") else {}
         )
-        x = theirs.step(said, time, x, **stochastic).prev_sample
+        x = theirs.step(out, time, x, **stochastic).prev_sample
     times = (
         np.append(theirs.timesteps.numpy(), 0) + 1
     ) / 1000  # diffusers counts from 0, the paper from 1

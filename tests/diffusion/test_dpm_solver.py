@@ -148,8 +148,8 @@ def test_any_prediction_gives_the_same_sample(algorithm, x64):
     x = X.astype(jnp.float64)
     expected = sample(noise_fn, x, SCHEDULE, steps=6, algorithm=algorithm)
     for name in PREDICTIONS[1:]:
-        said = lambda x, t: convert(noise_fn(x, t), x, t, SCHEDULE, source="noise", target=name)  # noqa: B023, E731
-        found = sample(said, x, SCHEDULE, steps=6, algorithm=algorithm, prediction=name)
+        out = lambda x, t: convert(noise_fn(x, t), x, t, SCHEDULE, source="noise", target=name)  # noqa: B023, E731
+        found = sample(out, x, SCHEDULE, steps=6, algorithm=algorithm, prediction=name)
         np.testing.assert_allclose(found, expected, atol=1e-10, err_msg=name)
 
 

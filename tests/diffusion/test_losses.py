@@ -45,11 +45,11 @@ def test_min_snr_weighs_every_prediction_alike(schedule, x64):
     guess = lambda x, time: jnp.cos(x)  # noqa: E731
 
     def loss(prediction):
-        said = lambda x, time: convert(  # noqa: E731
+        out = lambda x, time: convert(  # noqa: E731
             guess(x, time), x, t, schedule, source="noise", target=prediction
         )
         options = {"prediction": prediction, "weighting": "min_snr", "min_snr_gamma": 5.0}
-        return denoising_loss(said, x0, t, noise, schedule, **options)
+        return denoising_loss(out, x0, t, noise, schedule, **options)
 
     plain = denoising_loss(guess, x0, t, noise, schedule)
     snr = schedule.snr(t)

@@ -12,19 +12,19 @@ def truths(schedule, t):
     keys = jax.random.split(jax.random.key(3))
     x0, noise = (jax.random.normal(key, (4, 2, 2, 3)) for key in keys)
     alpha, sigma = (value[:, None, None, None] for value in (schedule.alpha(t), schedule.sigma(t)))
-    said = {"noise": noise, "x0": x0, "v": alpha * noise - sigma * x0, "flow": noise - x0}
-    return alpha * x0 + sigma * noise, said
+    truth = {"noise": noise, "x0": x0, "v": alpha * noise - sigma * x0, "flow": noise - x0}
+    return alpha * x0 + sigma * noise, truth
 
 
 @pytest.mark.parametrize("schedule", [VPLinear(), RectifiedFlow()], ids=["vp", "flow"])
 def test_every_prediction_converts_to_every_other(schedule, x64):
     t = jnp.asarray([0.01, 0.3, 0.7, 0.99])
-    x_t, said = truths(schedule, t)
+    x_t, truth = truths(schedule, t)
     for source in PREDICTIONS:
         for target in PREDICTIONS:
-            found = convert(said[source], x_t, t, schedule, source=source, target=target)
+            found = convert(truth[source], x_t, t, schedule, source=source, target=target)
             np.testing.assert_allclose(
-                found, said[target], atol=1e-11, err_msg=f"{source} to {target}"
+                found, truth[target], atol=1e-11, err_msg=f"{source} to {target}"
             )
 
 

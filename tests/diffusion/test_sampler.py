@@ -20,12 +20,12 @@ PARAMS = {"w": jnp.asarray(0.3)}
 
 def network(params, x, time, condition):
     """A network whose prediction depends on its weight, its label or context, and its time."""
-    said = params["w"] * x + 1e-4 * time[:, None, None, None]
+    out = params["w"] * x + 1e-4 * time[:, None, None, None]
     if condition is None:
-        return said
+        return out
     if jnp.issubdtype(condition.dtype, jnp.integer):
-        return said + 0.02 * condition[:, None, None, None]
-    return said + condition.mean((1, 2))[:, None, None, None]
+        return out + 0.02 * condition[:, None, None, None]
+    return out + condition.mean((1, 2))[:, None, None, None]
 
 
 def sampler(null_condition=10, schedule=VPLinear(), **options):  # noqa: B008
@@ -297,7 +297,7 @@ def test_a_bad_call_is_named(null_condition, options, words):
 
 
 def evaluations(**options):
-    """How often a solver asks its network, counted, and how often the config says."""
+    """Network evaluations of a solve: counted, and as the config reports them."""
     asked = []
 
     def predict(x, t):

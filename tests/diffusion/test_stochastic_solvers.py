@@ -96,9 +96,7 @@ SOLVERS = {
 
 @pytest.mark.parametrize("schedule", [VPLinear(), RectifiedFlow()], ids=["vp", "flow"])
 def test_every_solver_draws_from_the_datas_distribution(schedule):
-    """For data N(MEAN, STD^2) the noise is known exactly, so samples must have that mean and
-    standard deviation.
-    """
+    """For data N(MEAN, STD^2) the noise is known exactly, so samples must have its moments."""
 
     @jax.jit
     def exact(x, t):

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.jobs.digits_config import experiment
+from tests.jobs.runs import tiny_experiment
 from uvit_jax.experiment.assembled import assemble
 from uvit_jax.experiment.data_card import DataCard
 
 
 @pytest.mark.parametrize("remat", ["matmuls", "full"])
 def test_only_training_computes_anything_twice(remat):
-    assembled = assemble(experiment(model__remat=remat), DataCard("none"))
+    assembled = assemble(tiny_experiment(model__remat=remat), DataCard("none"))
     networks = {"train": assembled.network, "sample": assembled.sampling_network}
     params = jax.jit(assembled.init_params)(jax.random.key(0))
     given = (
@@ -32,7 +32,7 @@ def test_only_training_computes_anything_twice(remat):
 
 def test_a_sampler_is_the_same_program_whatever_training_computes_twice():
     def program(remat: str) -> str:
-        made = experiment(model__remat=remat)
+        made = tiny_experiment(model__remat=remat)
         assembled = assemble(made, DataCard("none"))
         labels = jax.ShapeDtypeStruct((10,), jnp.int32, sharding=assembled.batch_sharding)
         sampler = assembled.sampler(made.diffusion, made.sample, made.null_label)

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from tests.jobs.digits_config import KEEPING, UNCONDITIONAL, experiment
-from uvit_jax.data.sources import ArraySource
+from uvit_jax.data.training_data import ArrayData
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_batch, check_mesh, check_source
 
 
-def source(shape=(8, 8, 1), classes=10) -> ArraySource:
+def source(shape=(8, 8, 1), classes=10) -> ArrayData:
     names = [str(i) for i in range(classes)]
-    return ArraySource("toy", np.zeros((2, *shape), np.float32), np.zeros(2, np.int32), names)
+    return ArrayData("toy", np.zeros((2, *shape), np.float32), np.zeros(2, np.int32), names)
 
 
 def test_a_model_that_fits_the_data_passes():

@@ -8,8 +8,8 @@ from flax import nnx
 from tests.data.prepared_sets import prepare
 from tests.jobs.digits_config import UNCONDITIONAL, experiment
 from uvit_jax.data.prepared.manifest import Manifest
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import ArraySource
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import ArrayData
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.data_card import DataCard, card_of_source, read_card
 from uvit_jax.interop.autoencoder import Autoencoder
@@ -33,7 +33,7 @@ TAESD = Autoencoder(
 
 
 def images(*class_names):
-    return ArraySource(
+    return ArrayData(
         "images", np.zeros((3, 8, 8, 1), np.float32), np.zeros(3, np.int64), class_names
     )
 
@@ -56,7 +56,7 @@ def latents(folder, **changes):
         "std": (0.3,) * 4,
     }
     dataclasses.replace(manifest, **same | changes).save(folder)
-    return RecordSource(folder)
+    return PreparedData(folder)
 
 
 @pytest.mark.parametrize("names", [("cat", "dog", "owl"), ()])

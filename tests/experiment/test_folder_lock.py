@@ -23,7 +23,8 @@ _HOLDER = """
 import fcntl, json, os, sys
 lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o666)
 fcntl.flock(lock, fcntl.LOCK_EX)
-os.write(lock, json.dumps({"host": sys.argv[2], "pid": os.getpid(), "job": "train", "since": "noon"}).encode())
+holder = {"host": sys.argv[2], "pid": os.getpid(), "job": "train", "since": "noon"}
+os.write(lock, json.dumps(holder).encode())
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -101,7 +102,8 @@ with locked(pathlib.Path({str(tmp_path)!r}), "train"):
     child = os.fork()
     if not child:
         time.sleep(60)
-    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.DEVNULL)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    started = subprocess.Popen(sleep, stdout=subprocess.DEVNULL)
     print(child, started.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """

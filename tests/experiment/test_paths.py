@@ -1,4 +1,4 @@
-"""Paths in configs and on the command line: no URL is taken for a folder, and ~ is a person's home."""
+"""Paths in configs and flags: a URL is not taken for a folder, and ~ is a person's home."""
 
 import pytest
 

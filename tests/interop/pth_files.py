@@ -26,7 +26,7 @@ class Storage:
 
 
 class TorchPickler(pickle._Pickler):
-    """Writes what torch.save writes, with torch's names as plain text, so that no torch is needed."""
+    """Writes what torch.save writes, with torch's names as plain text, without torch."""
 
     def persistent_id(self, obj):
         if isinstance(obj, Storage):
@@ -97,9 +97,7 @@ def as_torch(weights):
 
 
 def write_tree(path: pathlib.Path, tree) -> pathlib.Path:
-    """A `.pth` of dictionaries in each other, whose arrays become tensors; all else is pickled as
-    it is.
-    """
+    """A `.pth` of nested dictionaries; arrays become tensors, all else is pickled as it is."""
     storages = []
 
     def converted(value):

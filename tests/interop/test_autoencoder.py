@@ -7,7 +7,7 @@ from flax import nnx
 from PIL import Image
 
 from tests.reference_weights import formula_weight, nhwc, read_golden
-from uvit_jax.data.originals.crops import adm
+from uvit_jax.data.image_sources.crops import adm
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import load_autoencoder, load_tiny_autoencoder
 from uvit_jax.interop.official import read_weights
@@ -132,7 +132,7 @@ def test_what_only_training_needs_is_left_out(tiny_weights, tiny_params):
     assert jax.tree.structure(nnx.state(loaded)) == jax.tree.structure(tiny_params)
 
 
-def test_a_network_without_attention_is_told_by_its_names(tiny_weights):
+def test_a_network_without_attention_is_known_by_its_names(tiny_weights):
     weights = {key: array for key, array in tiny_weights.items() if "attn_1" not in key}
     assert not load_autoencoder(weights).config.middle_attention
 

@@ -36,7 +36,7 @@ def make(torch, name, options):
 
 
 def check_parity(torch, model, folder, factor):
-    """What is in the folder encodes and decodes as diffusers does; gives it back."""
+    """Checks that the folder's network encodes and decodes as diffusers' does; returns it."""
     x = np.tanh(draw("x", (2, 3, 4 * factor, 6 * factor)))
     z = draw("z", (2, model.config.latent_channels, 4, 6))
     with torch.no_grad():

@@ -8,12 +8,12 @@ from huggingface_hub import constants
 from PIL import Image
 from scipy.special import erf
 
-from tests.interop.test_clip import without, write
+from tests.interop.test_clip_text import without, write
 from tests.reference_weights import formula_weight
 from uvit_jax.errors import UserError
-from uvit_jax.interop.clip import open_text_encoder
+from uvit_jax.interop.clip_text import open_text_encoder
 from uvit_jax.interop.clip_vision import open_image_encoder
-from uvit_jax.interop.clip_vision_layouts import hub_vision_shapes, read_vision_config
+from uvit_jax.interop.clip_vision_layouts import read_vision_config, vision_layout
 from uvit_jax.models.frozen.clip_vision import MEAN, STD, CLIPVisionConfig, preprocess
 
 HUB, OPEN_CLIP = "model.safetensors", "open_clip_model.safetensors"
@@ -69,7 +69,7 @@ PREPROCESSOR = {
 @pytest.fixture(scope="module")
 def weights():
     """A small tower under the hub's names."""
-    keys = hub_vision_shapes(SMALL)
+    keys = {name: entry.shape for name, entry in vision_layout(SMALL).items()}
     names = {
         key: key if key == "visual_projection.weight" else f"vision_model.{key}" for key in keys
     }
@@ -121,7 +121,7 @@ def assert_same_tower(first, second):
 
 
 def numpy_forward(weights, pixels, config, activation):
-    """CLIP's image tower as the paper's code has it, patch by patch and head by head, in float64."""
+    """CLIP's image tower as in the paper's code, patch by patch and head by head, in float64."""
     w = {
         key.removeprefix("vision_model."): array.astype(np.float64)
         for key, array in weights.items()

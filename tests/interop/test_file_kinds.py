@@ -74,7 +74,7 @@ KINDS = {
     "7z": (b"7z\xbc\xaf\x27\x1c\x00", "it is a 7z archive"),
     "a zip archive": (
         zipped(**{"dir__nnet.pth": b""}),
-        r"is a zip archive of dir/nnet\.pth, none of torch\.save's: unpack it",
+        r"is a zip archive of dir/nnet\.pth, not one of torch\.save's: unpack it",
     ),
     "npz": (npz(), r"is an \.npz of NumPy arrays \(mu\.npy\): expected the weights alone"),
     "TorchScript": (
@@ -103,7 +103,7 @@ def test_what_is_not_weights_is_named_by_its_content(tmp_path, name, content, sa
     assert "\n" not in str(refused.value)
 
 
-def test_a_kind_is_told_whatever_the_name_ends_in(tmp_path):
+def test_a_kind_is_found_whatever_the_suffix(tmp_path):
     save_file(WEIGHTS, tmp_path / "w.pth")
     write_pth(tmp_path / "w.safetensors", *as_torch(WEIGHTS))
     assert weights_kind(tmp_path / "w.pth") == "safetensors"
@@ -114,7 +114,7 @@ def test_a_kind_is_told_whatever_the_name_ends_in(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_download_that_broke_off_anywhere_is_told_as_such(tmp_path, suffix):
+def test_a_download_that_broke_off_anywhere_is_refused_as_one(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     if suffix == "pth":
         write_pth(path, *as_torch(WEIGHTS))
@@ -132,7 +132,7 @@ def test_a_download_that_broke_off_anywhere_is_told_as_such(tmp_path, suffix):
 def test_a_header_that_no_library_reads_is_left_to_it(tmp_path):
     for header in (b"{", b'{"a": 3}', b"{" * 2000):
         (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-        with pytest.raises(UserError, match="no whole safetensors file"):
+        with pytest.raises(UserError, match="not a whole safetensors file"):
             official.read_weights(tmp_path / "w.safetensors")
 
 
@@ -141,11 +141,11 @@ def test_shapes_beyond_all_memory_are_refused(tmp_path):
         {"b": {"dtype": "F32", "shape": [1, 0, 2**63], "data_offsets": [0, 0]}}
     ).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a whole safetensors file"):
         official.read_weights(tmp_path / "w.safetensors")
 
 
-def test_folders_and_absent_files_are_told(tmp_path):
+def test_folders_and_absent_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="is a folder, expected a file of weights"):
         weights_kind(tmp_path)
     with pytest.raises(UserError, match=r"there is no weights file .*w\.pth"):

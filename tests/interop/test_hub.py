@@ -138,12 +138,12 @@ def test_of_a_model_on_the_hub_only_the_files_needed_are_downloaded_and_only_onc
     assert len(hub.downloads) == 3
 
 
-def test_a_star_stands_for_nothing_in_other_folders(hub):
+def test_a_star_matches_nothing_in_other_folders(hub):
     find_model("org/model", ("*.bin",))
     assert hub.downloads == ["weights.bin"]
 
 
-def test_a_weights_file_comes_with_what_must_lie_beside_it(hub):
+def test_a_weights_file_comes_with_the_files_it_needs_beside_it(hub):
     path = find_model("org/model/weights.bin", ("config.json",))
     assert (path.name, path.with_name("config.json").is_file()) == ("weights.bin", True)
 
@@ -154,12 +154,12 @@ def test_a_cached_model_that_lacks_a_file_is_completed(hub, cache):
     assert hub.downloads == ["weights.bin"]
 
 
-def test_a_hub_that_fails_before_the_download_is_told(hub, cache):
+def test_a_hub_that_fails_before_the_download_is_named(hub, cache):
     put_in_cache(cache, "config.json")
     hub.fails.add("/api/models/org/model/revision/main")
     with pytest.raises(
         UserError,
-        match=r"can't be had from \S+ \(ConnectionError: the download of config.json and "
+        match=r"the download from \S+ failed \(ConnectionError: the download of config.json and "
         r"weights.bin",
     ):
         find_model("org/model", ("config.json", "weights.bin"))
@@ -183,7 +183,7 @@ def test_a_model_that_is_not_on_the_hub_is_refused(hub, cache):
     assert "no model of that name on http://127.0.0.1" in str(refused.value)
 
 
-def test_an_unreachable_hub_is_told_quickly_with_all_that_was_tried(unreachable):
+def test_an_unreachable_hub_fails_quickly_with_all_that_was_tried(unreachable):
     start = time.monotonic()
     with pytest.raises(UserError) as refused:
         find_model("org/model", ("config.json",))
@@ -226,7 +226,7 @@ def test_a_name_that_can_be_no_models_is_refused_without_asking(unreachable, nam
         find_model(name, ("config.json",))
 
 
-def test_an_address_is_refused_with_the_name_it_stands_for(unreachable):
+def test_an_address_is_refused_with_its_hub_name(unreachable):
     with pytest.raises(
         UserError,
         match=r"is an address, expected a file or folder .* or the hub's name 'org/model': do",
@@ -238,7 +238,7 @@ def test_an_address_is_refused_with_the_name_it_stands_for(unreachable):
         find_model("gs://bucket/model", ("config.json",))
 
 
-def test_a_slip_in_a_path_that_could_be_a_hubs_name_is_told_both_ways(unreachable, tmp_path):
+def test_a_typo_in_a_path_that_could_be_a_hubs_name_is_explained_both_ways(unreachable, tmp_path):
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / "sd-vae-mse").mkdir()

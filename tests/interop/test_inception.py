@@ -61,7 +61,7 @@ def features(opened):
     return jax.jit(lambda params, images: opened.features(params, images, names))
 
 
-def test_a_web_page_or_a_pointer_in_the_place_of_the_weights_is_told_as_such(tmp_path):
+def test_a_web_page_or_a_pointer_in_place_of_the_weights_is_named(tmp_path):
     path = tmp_path / FILE
     for content, said in (
         (b"<html>Sign in", "is a web page"),
@@ -94,9 +94,7 @@ def sha256_of(path):
 
 @contextlib.contextmanager
 def served(content, monkeypatch, *, length=None):
-    """Puts these bytes at the published address; the times they were asked for are counted in the
-    list given.
-    """
+    """Serves these bytes at the published address; returns the list of the requests."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -185,7 +183,7 @@ def test_weights_of_another_hash_are_refused_by_both_hashes(file):
         open_inception(str(path))
     with pytest.raises(
         UserError,
-        match=rf"has the SHA-256 {sha256}, expected {SHA256} \(config.evaluate.inception_sha",
+        match=rf"has the SHA-256 {sha256}, expected {SHA256} \(inception_sha",
     ):
         open_inception(str(path), sha256=SHA256)
 
@@ -273,7 +271,7 @@ def test_the_published_weights_are_downloaded_once(weights, opened, caches, tmp_
 
 @pytest.mark.parametrize("content", [b"<html>Sign in</html>", b""])
 @pytest.mark.parametrize("length", [None, 1000])
-def test_a_wrong_download_is_told_and_not_kept(content, length, caches, monkeypatch):
+def test_a_wrong_download_is_refused_and_not_kept(content, length, caches, monkeypatch):
     with (
         served(content, monkeypatch, length=length),
         pytest.raises(
@@ -286,7 +284,7 @@ def test_a_wrong_download_is_told_and_not_kept(content, length, caches, monkeypa
     assert list((caches / "uvit_jax").iterdir()) == []
 
 
-def test_offline_it_is_said_where_the_weights_were_looked_for_and_where_to_get_them(caches):
+def test_offline_the_places_searched_and_the_address_are_named(caches):
     folders = f"{caches}/torch/hub/checkpoints and {caches}/uvit_jax"
     reason = r"can't be downloaded \(.*refused.*\), expected http://127.0.0.1:9/.* copied to"
     with pytest.raises(

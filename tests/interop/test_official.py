@@ -180,7 +180,7 @@ def test_weights_of_another_precision_become_float32(tiny, dtype):
         ),
     ],
 )
-def test_weights_that_are_no_numbers_are_refused(tiny, change, message):
+def test_weights_that_are_not_numbers_are_refused(tiny, change, message):
     config, weights = tiny
     with pytest.raises(UserError, match=message):
         official.params(weights | {"norm.bias": change(weights["norm.bias"])}, config)
@@ -214,7 +214,7 @@ def test_the_fields_in_which_weights_are_of_another_architecture_are_named(tiny,
         official.params(uvit_weights(others), config)
     told = str(refused.value).partition("; the weights are of ")[2].split("), ")
     expected = {
-        name: f"{name} = {value} (config.model.{name} is {getattr(config, name)}"
+        name: f"{name} = {value} (the model's {name} is {getattr(config, name)}"
         for name, value in dataclasses.asdict(others).items()
         if value != getattr(config, name)
     }

@@ -12,7 +12,7 @@ from tests.interop.test_autoencoder import DIFFUSERS, golden_weights
 from tests.reference_weights import formula_weight, nhwc, read_golden
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder import open_autoencoder
-from uvit_jax.models.frozen.autoencoder import decode_tiled
+from uvit_jax.models.frozen.tiled_decoding import decode_tiled
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KL_CONFIG = {
@@ -236,10 +236,10 @@ def test_a_config_that_contradicts_the_weights_is_refused(diffusers, tmp_path, c
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", "\xff"])
-def test_a_config_that_is_none_is_refused(diffusers, tmp_path, content):
+def test_a_config_that_is_not_one_is_refused(diffusers, tmp_path, content):
     folder = write(tmp_path, diffusers)
     (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"config\.json.*(no JSON|_class_name is)"):
+    with pytest.raises(UserError, match=r"config\.json.*(not JSON|_class_name is)"):
         open_autoencoder(folder)
 
 
@@ -366,7 +366,7 @@ def test_weights_in_several_files_are_put_together(compvis, diffusers, tmp_path)
     assert_same_network(open_autoencoder(str(tmp_path)), expected)
 
 
-def test_a_pointer_in_the_place_of_a_config_is_told(diffusers, tmp_path):
+def test_a_pointer_in_place_of_a_config_is_named(diffusers, tmp_path):
     folder = write(tmp_path, diffusers)
     (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(UserError, match=r"config\.json is a git-LFS pointer"):
@@ -383,7 +383,7 @@ def test_a_pointer_in_the_place_of_a_config_is_told(diffusers, tmp_path):
         (lambda a: a.astype(np.int8), r"conv_in\.bias is of dtype int8, expected floating point"),
     ],
 )
-def test_weights_that_are_no_numbers_are_refused(compvis, tmp_path, change, message):
+def test_weights_that_are_not_numbers_are_refused(compvis, tmp_path, change, message):
     name = "encoder.conv_in.bias"
     write(tmp_path, compvis | {name: change(compvis[name])}, name="kl.safetensors")
     with pytest.raises(UserError, match=message):

@@ -74,7 +74,7 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"text\.pth can't be read .* torch\.save"):
         official.read_weights(tmp_path / "text.pth")
     (tmp_path / "short.safetensors").write_bytes(struct.pack("<Q", 1000) + b"{}")
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a whole safetensors file"):
         official.read_weights(tmp_path / "short.safetensors")
     with pytest.raises(UserError, match="holds dict, expected a state dict"):
         official.read_weights(write_pth(tmp_path / "numbers.pth", {"step": 3}))

@@ -1,6 +1,4 @@
-"""The tokenizer against an independent, slow and plain one, on a small vocabulary made here and on
-OpenAI's.
-"""
+"""The tokenizer against a plain, slow one, on a small vocabulary made here and on OpenAI's."""
 
 import collections
 import functools
@@ -22,8 +20,10 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop.tokenizer import clean, open_tokenizer
 
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-CORPUS = """a red bus is parked beside a brick building. two cats asleep on a blue sofa! it's the dog's 3rd ball;
-they've 1024 more... naïve café — 北京 北京 🚌 🚌🚌 москва ѐ ½ ² 京都 it's we're I'd you'll !!! ??? the there then theme
+CORPUS = """a red bus is parked beside a brick building. two cats asleep on a blue \
+sofa! it's the dog's 3rd ball;
+they've 1024 more... naïve café — 北京 北京 🚌 🚌🚌 москва ѐ ½ ² 京都 it's we're I'd \
+you'll !!! ??? the there then theme
 photograph of a photographer, and the other brother bathing in the weather"""
 FRAGMENTS = [
     *(
@@ -113,9 +113,7 @@ def random_text(rng):
 
 
 def pieces_of(text):
-    """CLIP's pieces of a cleaned text: contractions, runs of letters, single numbers, runs of
-    anything but blanks.
-    """
+    """CLIP's pieces of a cleaned text: contractions, runs of letters, digits, runs of others."""
     whole = re.compile("|".join([*map(re.escape, SPECIAL), "'(?:s|t|re|ve|m|ll|d)"]), re.IGNORECASE)
 
     def kind(character):
@@ -144,9 +142,7 @@ def pieces_of(text):
 
 
 def byte_letters():
-    """Which letter stands for each byte: itself where it is printed, else the next one from U+0100
-    on.
-    """
+    """The letter of each byte: itself if it is printed, else the next one from U+0100 on."""
     printed = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -176,9 +172,7 @@ def merge(word, pair):
 
 
 class PlainTokenizer:
-    """Byte pair encoding as its description reads: of all pairs in a word, the earliest merge
-    first.
-    """
+    """Byte pair encoding by its definition: of all pairs in a word, the earliest merge first."""
 
     def __init__(self, merges):
         tokens = [
@@ -328,7 +322,7 @@ def test_texts_that_clean_alike_have_the_same_ids(small):
     assert np.array_equal(ids[0], ids[1])
 
 
-def test_a_long_text_keeps_its_end_and_is_said_once(small, plain, caplog):
+def test_a_long_text_keeps_its_end_and_is_logged_once(small, plain, caplog):
     tokenizer = open_tokenizer(small, context_length=8)
     start, end = tokenizer.start, tokenizer.end
     texts = ["x y", "x " * 6, "x " * 7, "y " * 50]
@@ -354,7 +348,7 @@ def test_no_texts_have_no_ids(small):
     assert open_tokenizer(small).tokenize([]).shape == (0, 77)
 
 
-def test_one_string_is_no_sequence_of_texts(small):
+def test_one_string_is_not_a_sequence_of_texts(small):
     with pytest.raises(TypeError, match="texts is one string"):
         open_tokenizer(small).tokenize("a cat")
 

@@ -1,4 +1,4 @@
-"""What the pickles of checkpoints hold beside tensors, and what hostile ones try."""
+"""Pickles of checkpoints: what they hold beside tensors, and what hostile ones try."""
 
 import argparse
 import collections
@@ -118,7 +118,7 @@ def test_a_whole_model_is_refused_and_its_state_dict_asked_for(tmp_path):
         official.read_weights(path)
 
 
-def test_the_state_of_an_optimizer_is_told_as_such(tmp_path):
+def test_the_state_of_an_optimizer_is_named(tmp_path):
     state = {"state": {0: {"exp_avg": np.zeros(3, np.float32)}}, "param_groups": []}
     with pytest.raises(UserError, match="holds the state of an optimizer, expected a state dict"):
         official.read_weights(write_tree(tmp_path / "optimizer.pth", state))

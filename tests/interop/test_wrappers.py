@@ -76,7 +76,7 @@ def test_what_is_around_the_only_network_is_left_out(tmp_path, tree):
     ],
     ids=lambda tree: ",".join(list(tree)[:2]),
 )
-def test_of_trained_and_averaged_weights_those_asked_for_are_read_and_it_is_said(
+def test_of_trained_and_averaged_weights_those_asked_for_are_read_and_logged(
     tmp_path, tree, caplog
 ):
     path = write_tree(tmp_path / "w.pt", tree)
@@ -163,7 +163,7 @@ def test_weights_in_several_files_are_read_by_their_index_or_one_of_them(index):
     assert_same(official.read_weights(index.with_name("w-00001-of-00002.safetensors")), OWN)
 
 
-def test_an_index_that_leads_nowhere_is_told(index):
+def test_an_index_that_leads_nowhere_is_refused(index):
     index.with_name("w-00002-of-00002.safetensors").unlink()
     with pytest.raises(
         UserError, match=r"names 2 files, of which w-00002-of-00002\.safetensors is not beside it"
@@ -171,7 +171,7 @@ def test_an_index_that_leads_nowhere_is_told(index):
         official.read_weights(index)
     for content, said in (
         ('{"weight_map": {"a": "../x.pth"}}', "expected names of files beside it"),
-        ("[]", "is no index of weights"),
+        ("[]", "is not an index of weights"),
         ("<!doctype html>", "is a web page"),
     ):
         index.write_text(content)

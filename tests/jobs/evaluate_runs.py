@@ -1,6 +1,4 @@
-"""Runs to evaluate, made in a second: checkpoints of weights that were drawn from a formula, not
-trained.
-"""
+"""Runs to evaluate, made in a second: checkpoints of weights from a formula, not trained."""
 
 import json
 import pathlib
@@ -23,7 +21,7 @@ from uvit_jax.experiment.opened import open_experiment_autoencoder, open_source
 from uvit_jax.experiment.saved_config import save_config, to_save
 from uvit_jax.experiment.weights import Weights, open_weights
 from uvit_jax.interop import official
-from uvit_jax.interop.clip_vision_layouts import hub_vision_shapes
+from uvit_jax.interop.clip_vision_layouts import vision_layout
 from uvit_jax.parallel.arrays import place
 from uvit_jax.training.checkpoint import Checkpoints
 from uvit_jax.training.state import TrainState
@@ -61,9 +59,7 @@ def weights_of(experiment: Experiment, workdir: pathlib.Path) -> Weights:
 def write_run(
     workdir: pathlib.Path, experiment: Experiment | None = None, steps: Sequence[int] = (STEP,)
 ) -> pathlib.Path:
-    """A workdir with checkpoints of these steps, the raw and the averaged weights of each others
-    than all others.
-    """
+    """A workdir with checkpoints of these steps, raw and averaged weights all different."""
     experiment = experiment or evaluation()
     assembled = assembled_of(experiment)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, assembled.abstract_params)
@@ -89,13 +85,11 @@ def write_run(
 
 
 def write_whole_clip(folder: pathlib.Path) -> str:
-    """A tiny CLIP with both towers and a tokenizer of single bytes; returns its name for
-    `config.evaluate.clip`.
-    """
+    """A tiny CLIP with both towers and a tokenizer of bytes; returns its name."""
     write_clip(folder)
     text = json.loads((folder / "config.json").read_text())
     state = official.read_weights(folder / "model.safetensors")
-    shapes = hub_vision_shapes(SMALL_IMAGE_TOWER)
+    shapes = {name: entry.shape for name, entry in vision_layout(SMALL_IMAGE_TOWER).items()}
     names = {
         key: key if key == "visual_projection.weight" else f"vision_model.{key}" for key in shapes
     }

@@ -25,11 +25,12 @@ make_mesh = meshes.make_mesh
 for split in json.loads(sys.argv[2]):
     data, fsdp, tensor = split
     # One device is a mesh of the first of the eight.
-    setup = sys.modules["uvit_jax.experiment.assembled"]
-    setup.make_mesh = lambda config, devices, **_: make_mesh(config, jax.devices()[: data * fsdp * tensor])
+    assembled, taken = sys.modules["uvit_jax.experiment.assembled"], data * fsdp * tensor
+    assembled.make_mesh = lambda config, _, **__: make_mesh(config, jax.devices()[:taken])
     workdir = root / "x".join(map(str, split))
     experiment = tiny_experiment(
-        mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, sample__format="npz", sample__out=str(workdir / "out"),
+        mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, sample__format="npz",
+        sample__out=str(workdir / "out"),
         model__scan_blocks=bool(fsdp > 1), optimizer__warmup_steps=0,
     )
     train.run(experiment, workdir)

@@ -1,6 +1,4 @@
-"""Samples of a model drawn and scored: what the report says, that its numbers are right, that none
-is made twice.
-"""
+"""Samples of a model: the report's content, correct numbers, and nothing made twice."""
 
 import hashlib
 import json
@@ -12,13 +10,13 @@ import pytest
 from PIL import Image
 
 from tests.jobs.evaluate_runs import COUNT, STEP, evaluation, weights_of, write_run
-from uvit_jax.data.sources import load_source
+from uvit_jax.data.training_data import load_built_in
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import evaluate, sample
 from uvit_jax.jobs.sampling.generation import Generation
-from uvit_jax.metrics.features import Extraction
+from uvit_jax.metrics.feature_network import Extraction
 from uvit_jax.metrics.frechet import frechet_distance
-from uvit_jax.metrics.own_features import own_features
+from uvit_jax.metrics.random_filters import random_filters
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.telemetry.images import to_uint8
 
@@ -127,9 +125,9 @@ def test_samples_are_those_of_the_job_sample_and_their_distance_is_that_of_the_t
     np.testing.assert_array_equal(saved["arr_0"], drawn["images"])
     np.testing.assert_array_equal(saved["arr_1"], drawn["labels"])
 
-    digits = load_source("digits")
+    digits = load_built_in("digits")
     x = digits.read(np.arange(len(digits)), np.zeros(len(digits), bool), fields=["x"])["x"]
-    extraction = Extraction(own_features(), make_mesh(MeshConfig()), ["pool"])
+    extraction = Extraction(random_filters(), make_mesh(MeshConfig()), ["pool"])
     moments = []
     for images in (drawn["images"], to_uint8(x)):
         features = extraction(images)["pool"].astype(np.float64)

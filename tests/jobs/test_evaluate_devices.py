@@ -1,6 +1,4 @@
-"""Found samples have the same numbers on any devices and with any batch; drawn ones are the same
-images there.
-"""
+"""Samples on any devices: found ones have the same numbers, drawn ones the same images."""
 
 import json
 import pathlib
@@ -22,35 +20,39 @@ import json, pathlib, sys, jax, numpy as np
 from tests.jobs.evaluate_runs import write_run
 from tests.jobs.runs import tiny_experiment
 from uvit_jax.errors import UserError
-from uvit_jax.jobs import evaluate, setup, train
+from uvit_jax.experiment import assembled
+from uvit_jax.jobs import evaluate, train
 from uvit_jax.parallel import mesh as meshes
 root, count = pathlib.Path(sys.argv[1]), int(sys.argv[3])
 make_mesh = meshes.make_mesh
 write_run(root / "run", tiny_experiment())
-np.savez(root / "found.npz", images=np.random.default_rng(0).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8))
+images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+np.savez(root / "found.npz", images=images)
 for split in json.loads(sys.argv[2]):
     data, fsdp, tensor = split
     # One device is a mesh of the first of the eight.
     devices = jax.devices()[: data * fsdp * tensor]
     evaluate.make_mesh = lambda config, **_: make_mesh(config, devices)
-    setup.make_mesh = lambda config, *_, **__: make_mesh(config, devices)
+    assembled.make_mesh = lambda config, *_, **__: make_mesh(config, devices)
     name = "x".join(map(str, split))
     common = dict(
-        mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, evaluate__num_features=300, evaluate__save="npz",
-        evaluate__num_samples=count,
+        mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor, evaluate__num_features=300,
+        evaluate__save="npz", evaluate__num_samples=count,
     )
-    work = root / f"work_{name}"  # each makes a reference of its own
+    work = root / f"work_{name}"  # a reference for each split
     for batch in (16, 64):
-        out = root / f"{name}_found_{batch}"
         evaluate.run(tiny_experiment(
-            evaluate__samples=str(root / "found.npz"), evaluate__out=str(out), sample__batch_size=batch, **common
+            evaluate__samples=str(root / "found.npz"), sample__batch_size=batch,
+            evaluate__out=str(root / f"{name}_found_{batch}"), **common
         ), work)
-    drawn = tiny_experiment(evaluate__out=str(root / f"{name}_drawn"), sample__batch_size=32, **common)
-    evaluate.run(drawn, root / "run")
-evaluate.make_mesh, setup.make_mesh = make_mesh, make_mesh
-# Batches of samples that the devices don't divide are told before a step is made.
+    evaluate.run(tiny_experiment(
+        evaluate__out=str(root / f"{name}_drawn"), sample__batch_size=32, **common
+    ), root / "run")
+evaluate.make_mesh, assembled.make_mesh = make_mesh, make_mesh
+# Batches of samples that the devices don't divide are refused before a step is made.
+refused = tiny_experiment(mesh__data=8, sample__batch_size=12, evaluate__every=1)
 try:
-    train.run(tiny_experiment(mesh__data=8, sample__batch_size=12, evaluate__every=1), root / "train")
+    train.run(refused, root / "train")
 except UserError as error:
     print(error)
 """

@@ -1,6 +1,4 @@
-"""Samples that somebody else drew, and references: scored, made, and every way in which they can't
-be.
-"""
+"""Found samples and references: scored, made, and refused for every fault."""
 
 import json
 import pathlib
@@ -12,12 +10,12 @@ import pytest
 from PIL import Image
 
 from tests.jobs.evaluate_runs import evaluation
-from uvit_jax.data.sources import load_source
+from uvit_jax.data.training_data import load_built_in
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import evaluate
 from uvit_jax.main import open_experiment
-from uvit_jax.metrics.own_features import own_features
-from uvit_jax.metrics.reference import read_reference
+from uvit_jax.metrics.random_filters import random_filters
+from uvit_jax.metrics.reference_file import read_reference
 from uvit_jax.telemetry.images import to_uint8
 
 FD = "own_feature_fd"
@@ -25,7 +23,7 @@ COUNT = 60
 
 
 def digits(first: int, count: int) -> np.ndarray:
-    x = load_source("digits").read(
+    x = load_built_in("digits").read(
         np.arange(first, first + count), np.zeros(count, bool), fields=["x"]
     )["x"]
     return to_uint8(x)
@@ -40,7 +38,7 @@ def write_folder(folder: pathlib.Path, images: np.ndarray) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> pathlib.Path:
-    """Sixty digits as an .npz of ours and of ADM's and as a folder, and statistics of all digits."""
+    """Sixty digits as an .npz of ours, one of ADM's and a folder, and statistics of all digits."""
     root, images = tmp_path_factory.mktemp("found"), digits(100, COUNT)
     np.savez(root / "ours.npz", images=images)
     np.savez_compressed(root / "adm.npz", arr_0=images, arr_1=np.zeros(COUNT, np.int64))
@@ -74,7 +72,7 @@ def score(root: pathlib.Path, samples: str, out: pathlib.Path, **changes) -> dic
 
 
 def test_a_reference_is_made_of_images_and_says_what_it_is_of(root):
-    reference = read_reference(root / "digits.npz", own_features())
+    reference = read_reference(root / "digits.npz", random_filters())
     assert (
         reference.record.items() >= {"source": "digits", "count": 1797, "shape": [8, 8, 1]}.items()
     )
@@ -243,7 +241,7 @@ def test_only_what_is_asked_for_is_computed(root, tmp_path):
         ),
     ],
 )
-def test_what_can_not_be_scored_is_told_in_one_sentence(root, tmp_path, changes, message):
+def test_what_can_not_be_scored_is_refused_in_one_sentence(root, tmp_path, changes, message):
     paths = {"samples": "ours.npz", "reference": "digits.npz"} | changes
     fields = paths | {name: str(root / paths[name]) for name in ("samples", "reference")}
     with pytest.raises(UserError, match=message) as caught:
@@ -275,7 +273,9 @@ def test_what_can_not_be_scored_is_told_in_one_sentence(root, tmp_path, changes,
         ),
     ],
 )
-def test_what_no_reference_can_be_made_of_is_told_in_one_sentence(root, tmp_path, changes, message):
+def test_what_no_reference_can_be_made_of_is_refused_in_one_sentence(
+    root, tmp_path, changes, message
+):
     if changes["evaluate__reference"]:
         changes = changes | {"evaluate__reference": str(root / changes["evaluate__reference"])}
     with pytest.raises(UserError, match=message):
@@ -286,7 +286,7 @@ def test_what_no_reference_can_be_made_of_is_told_in_one_sentence(root, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_inception_without_its_file_and_without_a_network_is_told_before_anything_is_scored(
+def test_inception_without_its_file_and_without_a_network_is_refused_before_anything_is_scored(
     root, tmp_path, monkeypatch
 ):
     def offline(*arguments, **options):

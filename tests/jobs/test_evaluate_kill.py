@@ -1,6 +1,4 @@
-"""An evaluation killed at any moment and started again gives the numbers and images of one never
-killed.
-"""
+"""An evaluation killed at any moment and started again gives the same numbers and images."""
 
 import json
 import pathlib
@@ -61,8 +59,8 @@ def result(out: pathlib.Path) -> tuple[dict, bytes]:
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory) -> tuple[pathlib.Path, tuple]:
     workdir = write_run(tmp_path_factory.mktemp("run"), tiny_experiment())
-    told = finish(evaluate(workdir, workdir / "straight")).stdout  # makes the reference, too
-    assert told.startswith(f"evaluated {COUNT} images: own_feature_fd ")
+    line = finish(evaluate(workdir, workdir / "straight")).stdout  # makes the reference, too
+    assert line.startswith(f"evaluated {COUNT} images: own_feature_fd ")
     return workdir, result(workdir / "straight")
 
 
@@ -85,8 +83,8 @@ def test_what_was_saved_before_a_kill_is_not_drawn_again(never_killed, tmp_path)
     killed(evaluate(workdir, tmp_path), call=COUNT // 2 // BATCH)
     saved = count_of(tmp_path / ".evaluation" / "state.npz")
     assert 0 < saved < COUNT
-    told = finish(evaluate(workdir, tmp_path)).stderr
-    assert f"going on: {saved} of {COUNT} are scored already" in told
+    error = finish(evaluate(workdir, tmp_path)).stderr
+    assert f"going on: {saved} of {COUNT} are scored already" in error
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["seconds"]["samples of this run"] == COUNT - saved
     assert result(tmp_path) == expected
@@ -96,8 +94,8 @@ def test_half_of_another_evaluation_is_not_gone_on_with(never_killed, tmp_path):
     workdir, _ = never_killed
     killed(evaluate(workdir, tmp_path), call=2)
     assert (tmp_path / ".evaluation" / "state.npz").exists()
-    told = finish(evaluate(workdir, tmp_path, "--config.sample.seed=1"), 2).stderr
-    assert told.splitlines()[-1] == (
+    error = finish(evaluate(workdir, tmp_path, "--config.sample.seed=1"), 2).stderr
+    assert error.splitlines()[-1] == (
         f"error: {tmp_path} holds half of another evaluation (samples sampler seed = 0 there, 1 "
         f"now): expected another config.evaluate.out, or {tmp_path}/.evaluation deleted"
     )

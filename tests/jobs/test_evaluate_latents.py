@@ -1,6 +1,4 @@
-"""Samples of a latent model scored: decoded, against images at their size or against the data set's
-own, decoded.
-"""
+"""Samples of a latent model, decoded and scored against images or decoded latents."""
 
 import json
 import pathlib
@@ -17,8 +15,8 @@ from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.jobs import evaluate, prepare, sample
-from uvit_jax.metrics.own_features import own_features
-from uvit_jax.metrics.reference import read_reference
+from uvit_jax.metrics.random_filters import random_filters
+from uvit_jax.metrics.reference_file import read_reference
 
 FD = "own_feature_fd"
 
@@ -75,8 +73,8 @@ def test_the_data_s_own_latents_are_the_reference_decoded_and_a_folder_of_images
     assert folder["reference"]["shape"] == [16, 16, 3]
     assert folder["metrics"][FD] != own["metrics"][FD]
     assert any(
-        "the reference's 12 images are fewer than the 336 features" in said
-        for said in own["warnings"]
+        "the reference's 12 images are fewer than the 336 features" in warning
+        for warning in own["warnings"]
     )
 
 
@@ -98,7 +96,7 @@ def test_a_reference_of_the_folder_is_made_at_the_size_that_is_asked_for_and_com
     statistics = report_of(root, tmp_path / "out", evaluate__reference=str(tmp_path / "16.npz"))
     assert (
         statistics["reference"]["sha256"]
-        == read_reference(tmp_path / "16.npz", own_features()).sha256
+        == read_reference(tmp_path / "16.npz", random_filters()).sha256
     )
     direct = report_of(root, tmp_path / "direct", evaluate__reference=str(root / "images"))
     assert statistics["metrics"] == direct["metrics"]
@@ -145,7 +143,7 @@ def test_a_sweep_compiles_the_decoder_once(root, tmp_path, caplog):
     assert names.count("jit(decode)") == 1
 
 
-def test_latents_without_their_autoencoder_are_told(root, tmp_path):
+def test_latents_without_their_autoencoder_are_refused(root, tmp_path):
     with pytest.raises(
         UserError,
         match=r"^config\.autoencoder\.name is empty, expected '.*kl\.safetensors' or another",

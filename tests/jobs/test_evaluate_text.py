@@ -1,6 +1,4 @@
-"""Samples of a text model scored: of prompts or of a data set's captions, and how well CLIP finds
-that they fit.
-"""
+"""Samples of a text model: of prompts or of captions, with their CLIP score."""
 
 import json
 import pathlib
@@ -19,7 +17,7 @@ from tests.jobs.test_text import experiment as text_experiment
 from tests.reference_weights import uvit_weights
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
-from uvit_jax.interop.clip import open_text_encoder
+from uvit_jax.interop.clip_text import open_text_encoder
 from uvit_jax.interop.clip_vision import open_image_encoder
 from uvit_jax.interop.official import read_weights
 from uvit_jax.interop.tokenizer import open_tokenizer
@@ -183,7 +181,7 @@ def test_while_training_samples_are_of_the_data_s_captions(root, tmp_path):
         ),
     ],
 )
-def test_texts_that_can_not_be_drawn_or_scored_are_told(
+def test_texts_that_can_not_be_drawn_or_scored_are_refused(
     root, tmp_path, changes, message, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -54,10 +54,10 @@ def root(tmp_path_factory):
 
 
 def test_eight_devices_prepare_what_one_does(root):
-    from uvit_jax.data.prepared.record_source import RecordSource
+    from uvit_jax.data.prepared.prepared_data import PreparedData
 
     for name in ("kl", "pixels"):
-        sources = [RecordSource(root / f"{name}{devices}") for devices in (1, 8)]
+        sources = [PreparedData(root / f"{name}{devices}") for devices in (1, 8)]
         one, other = (source.read(np.arange(12), np.zeros(12, bool)) for source in sources)
         assert np.array_equal(one["label"], other["label"])
         np.testing.assert_allclose(

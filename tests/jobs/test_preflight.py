@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from uvit_jax.data.sources import load_source
 
 from tests.jobs.runs import tiny_experiment
-from uvit_jax.data.sources import load_source
 from uvit_jax.errors import Failed, UserError
 from uvit_jax.experiment.step_program import abstract_inputs, batch_fields
 from uvit_jax.jobs import preflight

@@ -1,6 +1,4 @@
-"""`prepare`, killed at any moment and started again, leaves the bytes that a run never killed
-leaves.
-"""
+"""`prepare`, killed at any moment and run again, leaves the bytes of an unbroken run."""
 
 import pathlib
 import random

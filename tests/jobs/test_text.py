@@ -13,7 +13,7 @@ from tests.jobs.images import write_clip, write_coco, write_images, write_kl
 from tests.jobs.runs import TINY
 from tests.reference_weights import uvit_weights
 from uvit_jax.data.prepared.manifest import Manifest
-from uvit_jax.data.prepared.record_source import RecordSource
+from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment, resolve
 from uvit_jax.experiment.text_states import open_text_states
@@ -79,7 +79,7 @@ def trained(root) -> pathlib.Path:
 
 
 def test_captions_are_stored_with_their_images_and_the_empty_one_once(root):
-    source, manifest = RecordSource(root / "data"), Manifest.load(root / "data")
+    source, manifest = PreparedData(root / "data"), Manifest.load(root / "data")
     assert (manifest.num_examples, manifest.num_captions, manifest.context_shape) == (
         6,
         12,

@@ -61,7 +61,7 @@ def test_an_embedding_without_direction_is_refused_and_nothing_added(value, leng
     spoilt[2] = value
     with pytest.raises(
         UserError,
-        match=f"^the text embedding in row 2 has the length {length}, expected a finite one",
+        match=f"^the text embedding in row 2 has length {length}, expected a finite length above 0",
     ):
         score.update(image, spoilt)
     with pytest.raises(UserError, match=r"^the image embedding in row 2"):

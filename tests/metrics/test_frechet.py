@@ -28,9 +28,7 @@ def distance(a, b):
 
 
 def from_the_rows(a, b):
-    """The distance without any covariance: Tr (A B)^(1/2) is the nuclear norm of the rows' own
-    product.
-    """
+    """The distance by the nuclear norm of the rows' product, which is Tr (A B)^(1/2)."""
     deviations = [(rows - rows.mean(axis=0)) / np.sqrt(len(rows) - 1) for rows in (a, b)]
     root = np.linalg.svd(deviations[0] @ deviations[1].T, compute_uv=False).sum()
     means = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
@@ -120,12 +118,12 @@ def test_the_bias_is_what_a_larger_sample_has_less():
     assert np.mean(biases) == pytest.approx(np.mean(distances), rel=0.1)
 
 
-def test_what_is_no_gaussian_is_told():
+def test_what_is_not_a_gaussian_is_refused():
     mean, cov = np.zeros(3), np.eye(3)
     reference = FrechetReference(mean, cov)
     crooked, wrong, nan = cov.copy(), cov.copy(), cov.copy()
     crooked[0, 1], wrong[2, 2], nan[1, 1] = 0.5, -1, np.nan
-    for arguments, said in (
+    for arguments, message in (
         ((np.zeros(4), np.eye(4)), "the compared mean has width 4, expected 3, the reference's"),
         (
             (mean, np.eye(4)),
@@ -139,8 +137,8 @@ def test_what_is_no_gaussian_is_told():
         ),
         ((mean, wrong), "the compared covariance has the eigenvalue -1, expected none below 0"),
     ):
-        with pytest.raises(UserError, match=rf"^{said}$"):
+        with pytest.raises(UserError, match=rf"^{message}$"):
             reference.distance(*arguments)
-        if "width" not in said:
-            with pytest.raises(UserError, match=f"^{said.replace('compared', 'reference')}$"):
+        if "width" not in message:
+            with pytest.raises(UserError, match=f"^{message.replace('compared', 'reference')}$"):
                 FrechetReference(*arguments)

@@ -65,7 +65,7 @@ def test_scores_merge_and_go_on_from_a_file():
     np.testing.assert_allclose(resumed.result(), by_definition(LOGITS, 10), rtol=1e-12)
 
 
-def test_missing_and_repeated_samples_are_told():
+def test_missing_and_repeated_samples_are_refused():
     score = InceptionScore(N)
     score.update(LOGITS[:50], 0)
     with pytest.raises(UserError, match=r"^50 samples were seen, expected each of 203 once$"):
@@ -75,7 +75,7 @@ def test_missing_and_repeated_samples_are_told():
         score.result()
 
 
-def test_bad_input_is_told():
+def test_bad_input_is_refused():
     with pytest.raises(
         UserError, match=r"^num_samples is 9, expected at least one for each of 10 splits$"
     ):

@@ -46,11 +46,11 @@ def test_equal_distributions_are_at_zero_on_average():
     ] > 4 * std / np.sqrt(20)
 
 
-def test_bad_input_is_told():
+def test_bad_input_is_refused():
     a, b = features(0, 40), features(1, 30)
     bad = b.copy()
     bad[3, 3] = np.nan
-    for arguments, options, said in (
+    for arguments, options, message in (
         (
             (a, b),
             {"subset_size": 31},
@@ -66,5 +66,5 @@ def test_bad_input_is_told():
             "features_b hold NaN or infinity in 1 of 30 rows, expected finite numbers",
         ),
     ):
-        with pytest.raises(UserError, match=rf"^{said}$"):
+        with pytest.raises(UserError, match=rf"^{message}$"):
             kid(*arguments, **options)

@@ -100,7 +100,7 @@ def test_rows_that_are_not_finite_are_counted():
     assert moments.count == 0
 
 
-def test_other_widths_and_too_few_samples_are_told():
+def test_other_widths_and_too_few_samples_are_refused():
     moments = Moments(WIDTH)
     with pytest.raises(UserError, match=r"^features have 6 columns, expected 7$"):
         moments.update(ROWS[:, :6])

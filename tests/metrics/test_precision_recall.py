@@ -17,7 +17,7 @@ def distances(x, y):
 
 
 def inside(points, centres, k):
-    """Whether each point lies in each centre's ball."""
+    """True for each point inside each centre's ball."""
     own = distances(centres, centres)
     np.fill_diagonal(own, np.inf)
     return distances(points, centres) <= np.sort(own, axis=1)[:, k - 1]
@@ -72,9 +72,7 @@ def test_duplicates_have_balls_of_no_radius_that_hold_themselves_alone(blocks, o
 
 
 def clusters(seed, n, count=2, width=1024):
-    """Samples one float32 apart in clusters so far from each other that no common centre is near
-    them.
-    """
+    """Samples one float32 apart, in clusters too far from each other for a common centre."""
     rng = np.random.default_rng(seed)
     rows = (
         np.random.default_rng(99)
@@ -85,7 +83,7 @@ def clusters(seed, n, count=2, width=1024):
     return rows
 
 
-def test_neighbours_an_ulp_apart_are_told_from_others_in_clusters_far_from_each_other(blocks):
+def test_neighbours_an_ulp_apart_are_separated_in_clusters_far_from_each_other(blocks):
     real, k = clusters(0, 80), 3
     squared = ((real.astype(np.float64)[:, None] - real) ** 2).sum(axis=-1)
     np.fill_diagonal(squared, np.inf)
@@ -125,12 +123,12 @@ def test_one_program_serves_all_blocks_and_the_default_precision_stays(monkeypat
     assert not jax.config.jax_enable_x64
 
 
-def test_bad_input_is_told():
+def test_bad_input_is_refused():
     real, fake = features(0, 20), features(1, 20)
     bad = fake.copy()
     bad[4] = np.inf
     for call in (precision_recall, density_coverage):
-        for arguments, said in (
+        for arguments, message in (
             ((real[:3], fake, 3), "there are 3 real samples, expected at least 4 for k = 3"),
             ((real, fake, 0), "k is 0, expected at least 1"),
             ((real, fake[:, :4]), "fake features have 4 columns, expected 5"),
@@ -139,7 +137,7 @@ def test_bad_input_is_told():
                 "fake features hold NaN or infinity in 1 of 20 rows, expected finite numbers",
             ),
         ):
-            with pytest.raises(UserError, match=rf"^{said}$"):
+            with pytest.raises(UserError, match=rf"^{message}$"):
                 call(*arguments)
     with pytest.raises(
         UserError, match=r"^there are 3 fake samples, expected at least 4 for k = 3$"

@@ -3,14 +3,14 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.metrics.small_extractor import WIDTHS, random_features, small_extractor
+from tests.metrics.small_network import WIDTHS, random_features, small_network
 from uvit_jax.errors import UserError
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.inception_score import InceptionScore
 from uvit_jax.metrics.kid import kid
 from uvit_jax.metrics.metric_names import METRICS
 from uvit_jax.metrics.precision_recall import density_coverage, precision_recall
-from uvit_jax.metrics.reference import Reference
+from uvit_jax.metrics.reference_file import Reference
 from uvit_jax.metrics.scores import Scores, kinds, metric_name
 
 COUNT = 137
@@ -46,7 +46,7 @@ def feed(scores, start, end, size):
 
 
 def whole(folder, metrics=ALL, size=32):
-    scores = Scores(metrics, small_extractor(), COUNT, folder)
+    scores = Scores(metrics, small_network(), COUNT, folder)
     feed(scores, 0, COUNT, size)
     return scores.results(reference())
 
@@ -113,32 +113,32 @@ def test_the_scores_are_the_same_however_the_samples_are_cut(tmp_path, size):
 def test_a_run_killed_after_a_save_ends_with_the_same_bits(tmp_path, stop):
     expected = whole(tmp_path / "never stopped")
     folder = tmp_path / "killed"
-    killed = Scores(ALL, small_extractor(), COUNT, folder)
+    killed = Scores(ALL, small_network(), COUNT, folder)
     feed(killed, 0, stop, 32)
     killed.save()
     # What came after the save is lost, though its rows may be in the file.
     feed(killed, stop, min(stop + 40, COUNT), 32)
     killed._rows.sync()
-    again = Scores(ALL, small_extractor(), COUNT, folder)
+    again = Scores(ALL, small_network(), COUNT, folder)
     assert again.count == stop
     feed(again, stop, COUNT, 32)
     assert again.results(reference()) == expected
     again.save()
-    assert Scores(ALL, small_extractor(), COUNT, folder).results(reference()) == expected
+    assert Scores(ALL, small_network(), COUNT, folder).results(reference()) == expected
 
 
 def test_a_run_killed_before_its_first_save_starts_again(tmp_path):
-    killed = Scores(ALL, small_extractor(), COUNT, tmp_path)
+    killed = Scores(ALL, small_network(), COUNT, tmp_path)
     feed(killed, 0, 64, 32)
     killed.close()
-    again = Scores(ALL, small_extractor(), COUNT, tmp_path)
+    again = Scores(ALL, small_network(), COUNT, tmp_path)
     assert again.count == 0
     feed(again, 0, COUNT, 32)
     assert again.results(reference()) == whole(tmp_path / "other")
 
 
 def test_a_save_that_is_killed_leaves_the_one_before(tmp_path, monkeypatch):
-    scores = Scores(["fid"], small_extractor(), COUNT, tmp_path)
+    scores = Scores(["fid"], small_network(), COUNT, tmp_path)
     feed(scores, 0, 32, 32)
     scores.save()
     feed(scores, 32, 64, 32)
@@ -149,11 +149,11 @@ def test_a_save_that_is_killed_leaves_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez", fail)
     with pytest.raises(KeyboardInterrupt):
         scores.save()
-    assert Scores(["fid"], small_extractor(), COUNT, tmp_path).count == 32
+    assert Scores(["fid"], small_network(), COUNT, tmp_path).count == 32
 
 
 def saved(folder, metrics=ALL):
-    scores = Scores(metrics, small_extractor(), COUNT, folder)
+    scores = Scores(metrics, small_network(), COUNT, folder)
     feed(scores, 0, 64, 32)
     scores.save()
     scores.close()
@@ -161,7 +161,7 @@ def saved(folder, metrics=ALL):
 
 
 @pytest.mark.parametrize(
-    ("metrics", "extractor", "count", "message"),
+    ("metrics", "network", "count", "message"),
     [
         (
             ("fid",),
@@ -190,13 +190,13 @@ def saved(folder, metrics=ALL):
         ),
     ],
 )
-def test_a_state_of_other_scores_is_refused(tmp_path, metrics, extractor, count, message):
+def test_a_state_of_other_scores_is_refused(tmp_path, metrics, network, count, message):
     saved(tmp_path, ("fid", "is"))
     with pytest.raises(UserError, match=message):
-        Scores(metrics, small_extractor(**extractor), count, tmp_path)
+        Scores(metrics, small_network(**network), count, tmp_path)
 
 
-def test_a_damaged_state_is_told_wherever_the_damage_is(tmp_path):
+def test_a_damaged_state_is_refused_wherever_the_damage_is(tmp_path):
     path = saved(tmp_path)
     whole_file = path.read_bytes()
     names = (
@@ -212,54 +212,54 @@ def test_a_damaged_state_is_told_wherever_the_damage_is(tmp_path):
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=names):
-            Scores(ALL, small_extractor(), COUNT, tmp_path)
+            Scores(ALL, small_network(), COUNT, tmp_path)
     damaged = bytearray(whole_file)
     damaged[whole_file.index(b"half0_mean.npy") + 150] ^= 1  # inside the array, behind its header
     path.write_bytes(damaged)
     with pytest.raises(UserError, match=r"state\.npz can't be read \(Bad CRC-32"):
-        Scores(ALL, small_extractor(), COUNT, tmp_path)
+        Scores(ALL, small_network(), COUNT, tmp_path)
     np.save(path.with_suffix(".npy"), np.zeros(3))
     path.with_suffix(".npy").rename(path)
     with pytest.raises(UserError, match=r"can't be read \(it is a single array\)"):
-        Scores(ALL, small_extractor(), COUNT, tmp_path)
+        Scores(ALL, small_network(), COUNT, tmp_path)
 
 
 @pytest.mark.parametrize(
     "lost", ["about", "count", "pool/half0_mean", "spatial/mean", "logits/p", "clip/total"]
 )
-def test_a_state_that_lacks_something_is_told(tmp_path, lost):
+def test_a_state_that_lacks_something_is_refused(tmp_path, lost):
     path = saved(tmp_path)
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files if name != lost}
     np.savez(path, **arrays)
     with pytest.raises(
-        UserError, match=r"state\.npz is no state of an evaluation \(KeyError\(.*\), expected one"
+        UserError, match=r"state\.npz is not the state of an evaluation \(KeyError\(.*\), expected"
     ):
-        Scores(ALL, small_extractor(), COUNT, tmp_path)
+        Scores(ALL, small_network(), COUNT, tmp_path)
 
 
-def test_rows_cut_short_are_told(tmp_path):
+def test_rows_cut_short_are_refused(tmp_path):
     saved(tmp_path)
     with (tmp_path / "pool.rows").open("r+b") as file:
         file.truncate(63 * 4 * WIDTHS["pool"])
     with pytest.raises(
         UserError, match=r"pool\.rows has 63 rows, expected at least 64: delete its folder"
     ):
-        Scores(ALL, small_extractor(), COUNT, tmp_path)
+        Scores(ALL, small_network(), COUNT, tmp_path)
 
 
 def test_nothing_stands_in_a_folder_where_none_is_needed(tmp_path):
-    scores = Scores(["fid", "is"], small_extractor(), COUNT, None)
+    scores = Scores(["fid", "is"], small_network(), COUNT, None)
     feed(scores, 0, COUNT, 32)
     assert scores.results(reference())["small_fd"] == whole(tmp_path, ["fid"])["small_fd"]
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="need a folder for the samples' features, found none"):
-        Scores(["kid"], small_extractor(), COUNT, None)
+        Scores(["kid"], small_network(), COUNT, None)
 
 
 @pytest.mark.parametrize("end", [0, 100])
 def test_scores_of_some_of_the_samples_are_none(tmp_path, end):
-    scores = Scores(["fid"], small_extractor(), COUNT, tmp_path)
+    scores = Scores(["fid"], small_network(), COUNT, tmp_path)
     feed(scores, 0, end, 32)
     with pytest.raises(UserError, match=rf"^{end} samples were seen, expected 137$"):
         scores.results(reference())
@@ -267,8 +267,8 @@ def test_scores_of_some_of_the_samples_are_none(tmp_path, end):
 
 @pytest.mark.parametrize("kind", ["pool", "spatial", "logits"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_feature_that_is_no_number_is_told(tmp_path, kind, value):
-    scores = Scores(ALL, small_extractor(), COUNT, tmp_path)
+def test_a_feature_that_is_not_a_number_is_refused(tmp_path, kind, value):
+    scores = Scores(ALL, small_network(), COUNT, tmp_path)
     features = {name: array[:10].copy() for name, array in FAKE.items()}
     features[kind][3, 2] = value
     with pytest.raises(UserError, match="hold NaN or infinity in 1 of 10 rows"):
@@ -290,7 +290,7 @@ def test_only_what_is_asked_for_is_reported_and_extracted(tmp_path):
 @pytest.mark.parametrize("prefix", ["own_feature_", "other_inception_"])
 def test_no_other_network_gives_a_fid(tmp_path, prefix):
     names = {
-        metric_name(name, small_extractor(prefix=prefix))
+        metric_name(name, small_network(prefix=prefix))
         for name in (*METRICS, "fid_bias", "kid_std", "is_std")
     }
     rest = {name.removeprefix(prefix) for name in names if name != "clip_score"}
@@ -303,7 +303,7 @@ def test_no_other_network_gives_a_fid(tmp_path, prefix):
 
 
 def test_the_published_network_gives_the_published_names():
-    published = small_extractor(prefix="")
+    published = small_network(prefix="")
     names = (
         "fid",
         "fid_bias",
@@ -329,7 +329,7 @@ def test_the_bias_is_of_the_size_that_more_samples_would_take_away(tmp_path):
     of_many = Reference(path=pathlib.Path("r.npz"), sha256="", mean=mean, covariance=covariance)
     distances, biases = [], []
     for seed in range(20):
-        scores = Scores(["fid"], small_extractor(), 500, None)
+        scores = Scores(["fid"], small_network(), 500, None)
         scores.update(random_features(500, seed=seed))
         found = scores.results(of_many)
         distances.append(found["small_fd"])

@@ -46,7 +46,7 @@ def test_what_was_appended_after_the_count_noted_is_forgotten(tmp_path):
     )
 
 
-def test_a_file_cut_short_is_told_and_left_as_it_is(tmp_path):
+def test_a_file_cut_short_is_refused_and_left_as_it_is(tmp_path):
     path = tmp_path / "a.rows"
     path.write_bytes(ROWS[:7].tobytes()[:-1])
     with pytest.raises(

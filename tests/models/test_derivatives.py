@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import export
 
-from tests.models.test_uvit import FAST_COMPILE, LABEL_TOKEN, LABELS, TEXT_TOKENS, tiny_model
+from tests.models.tiny_uvit import FAST_COMPILE, LABEL_TOKEN, LABELS, TEXT_TOKENS, tiny_model
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.diffusion.schedules import VPLinear

@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.models.test_uvit import ABLATIONS, TINY, Tiny, equations, tiny_model
+from tests.models.test_uvit import equations
+from tests.models.tiny_uvit import ABLATIONS, TINY, Tiny, tiny_model
 from uvit_jax.models.flops import forward_flops
 from uvit_jax.models.uvit_config import UViTConfig
 

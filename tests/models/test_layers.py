@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from uvit_jax.models.embeddings import conv3x3
-from uvit_jax.models.layers import convolution, linear, lookup, spread
+from uvit_jax.models.layers import broadcast_like, convolve, linear, lookup
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.network import abstract_network
@@ -33,8 +33,8 @@ def layers(dtype):
             linear,
             (6, 4, 5),
         ),
-        "conv": (conv3x3(3, 4, dtype=dtype, rngs=rngs), convolution, (2, 8, 6, 3)),
-        "strided": (conv3x3(3, 4, strides=2, dtype=dtype, rngs=rngs), convolution, (2, 8, 6, 3)),
+        "conv": (conv3x3(3, 4, dtype=dtype, rngs=rngs), convolve, (2, 8, 6, 3)),
+        "strided": (conv3x3(3, 4, strides=2, dtype=dtype, rngs=rngs), convolve, (2, 8, 6, 3)),
     }
 
 
@@ -71,7 +71,7 @@ def test_what_is_spread_over_many_rows_has_the_sum_of_their_gradients(row, shape
         jax.random.normal(jax.random.key(0), row),
         jax.random.normal(jax.random.key(1), shape).astype(HALF),
     )
-    y, gradient = jax.vjp(lambda row: spread(row, dy), value)
+    y, gradient = jax.vjp(lambda row: broadcast_like(row, dy), value)
     np.testing.assert_array_equal(y, jnp.broadcast_to(value.astype(HALF), shape))
     aligned = (1,) * (len(shape) - len(row)) + row
     axes = tuple(i for i in range(len(shape)) if aligned[i] == 1)

@@ -1,5 +1,3 @@
-import importlib
-import math
 import re
 
 import jax
@@ -7,134 +5,77 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.parallel.test_mesh import fake_mesh
-from uvit_jax.experiment.config import resolve
-from uvit_jax.models.uvit import UViTConfig
-from uvit_jax.parallel.sharding import partition_spec, path_name
-from uvit_jax.training.network import abstract_network
-from uvit_jax.training.optimizer import make_optimizer
-from uvit_jax.training.optimizer_config import OptimizerConfig
-from uvit_jax.training.state import abstract
+from uvit_jax.parallel.sharding import LARGE, partition_spec, tree_shardings
 
-SMALL = {"image_size": 8, "in_channels": 3, "embed_dim": 64, "depth": 3, "num_heads": 4}
-LABELS, TEXT = {"num_classes": 1001}, {"context_dim": 12, "context_length": 5}
-
-
-def state_of(mesh, **fields):
-    init = abstract_network(UViTConfig(**SMALL | fields))[2]
-    return abstract(init, make_optimizer(OptimizerConfig(grad_clip=1.0), 10), mesh)
-
-
-def by_path(tree):
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-@pytest.fixture(scope="module")
-def state():
-    return state_of(fake_mesh(2, 2, 2), **LABELS, qkv_bias=True)
-
-
-@pytest.mark.parametrize(
-    ("path", "shape", "spec"),
-    [
-        ("in_blocks/0/attn/qkv/kernel", (64, 3, 4, 16), ("fsdp", None, "tensor", None)),
-        ("in_blocks/0/attn/qkv/bias", (3, 4, 16), (None, "tensor", None)),
-        ("mid_block/attn/proj/kernel", (4, 16, 64), ("tensor", None, "fsdp")),
-        ("mid_block/mlp/fc1/kernel", (64, 256), ("fsdp", "tensor")),
-        ("mid_block/mlp/fc1/bias", (256,), ("tensor",)),
-        ("mid_block/mlp/fc2/kernel", (256, 64), ("tensor", "fsdp")),
-        ("out_blocks/0/skip/kernel", (2, 64, 64), (None, "fsdp", "tensor")),
-        ("label_embed/embedding", (1001, 64), (None, "fsdp")),
-        ("pos_embed", (18, 64), (None, "fsdp")),
-        ("head/kernel", (64, 12), ("fsdp", None)),
-        ("patch_embed/proj/kernel", (12, 64), (None, "fsdp")),
-        # 3 channels are no multiple of 2, and vectors stay whole.
-        ("conv_after/kernel", (3, 3, 3, 3), (None, None, None, None)),
-        ("mid_block/attn/proj/bias", (64,), ()),
-        ("mid_block/norm1/norm/scale", (64,), ()),
-    ],
+RULES = (
+    (r"qkv/kernel$", ("fsdp", None, "tensor", None)),
+    (r"proj/kernel$", ("tensor", None, "fsdp")),
+    (r"kernel$", ("fsdp", None)),
 )
-def test_each_parameter_of_a_u_vit_is_split_as_the_table_says(state, path, shape, spec):
-    leaf = by_path(state.params)[path]
-    assert leaf.shape == shape
-    assert leaf.sharding.spec == PartitionSpec(*spec)
 
 
-def test_a_block_on_four_devices_holds_a_quarter_of_every_kernel(state):
-    kernels = {
-        path: leaf
-        for path, leaf in by_path(state.params).items()
-        if re.search("block.*kernel", path)
-    }
-    assert len(kernels) == 3 * 4 + 1
-    for path, leaf in kernels.items():
-        assert 4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) == math.prod(leaf.shape), path
+def array(*shape):
+    return jax.ShapeDtypeStruct(shape, "float32")
 
 
-def test_moments_and_average_lie_where_their_parameters_do(state):
-    params = by_path(state.params)
-    assert {path: leaf.sharding for path, leaf in by_path(state.ema).items()} == {
-        path: leaf.sharding for path, leaf in params.items()
-    }
-    moments = {
-        path: leaf
-        for path, leaf in by_path(state.opt_state).items()
-        if re.search("/(mu|nu)/", path)
-    }
-    assert len(moments) == 2 * len(params)
-    for path, leaf in moments.items():
-        param = params[re.split("/(?:mu|nu)/", path)[1]]
-        assert (leaf.shape, leaf.sharding) == (param.shape, param.sharding), path
-
-
-def test_counters_are_whole_everywhere(state):
-    counters = [leaf for leaf in jax.tree.leaves((state.step, state.opt_state)) if leaf.shape == ()]
-    assert len(counters) >= 2
-    assert all(leaf.sharding.spec == PartitionSpec() for leaf in counters)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        TEXT | {"skip": "linear_then_add", "conv": "before"},
-        LABELS | {"time": "adaln", "time_mlp": True},
-    ],
-    ids=["text_skip_linear_conv_before", "adaln_time_mlp"],
-)
-def test_every_large_parameter_of_every_ablation_is_split_over_fsdp(fields):
-    state = state_of(fake_mesh(1, 4, 1), **fields)
-    large = {
-        path: leaf for path, leaf in by_path(state).items() if math.prod(leaf.shape) >= 64 * 12
-    }
-    assert len(large) > 50
-    for path, leaf in large.items():
-        assert 4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) == math.prod(leaf.shape), path
-
-
-@pytest.mark.parametrize("name", ["imagenet512", "mscoco256"])
-def test_fsdp_over_eight_devices_leaves_each_an_eighth_of_a_paper_model(name):
-    config = resolve(importlib.import_module(f"configs.{name}").get_config())
-    mesh = fake_mesh(1, 8, 1)
-    state = abstract(abstract_network(config.model)[2], make_optimizer(config.optimizer, 10), mesh)
-    leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
-    whole = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    part = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
-    )
-    assert part <= 1.1 / 8 * whole
+def test_the_first_rule_that_matches_path_and_rank_gives_the_spec():
+    mesh = fake_mesh(1, 2, 2)
+    specs = [
+        partition_spec(path, shape, mesh, RULES)
+        for path, shape in (
+            ("attn/qkv/kernel", (64, 3, 4, 16)),
+            ("attn/qkv/kernel", (64, 48)),
+            ("ema/head/kernel", (64, 12)),
+        )
+    ]
+    assert specs == [
+        PartitionSpec("fsdp", None, "tensor", None),
+        PartitionSpec("fsdp", None),
+        PartitionSpec("fsdp", None),
+    ]
 
 
 def test_a_dimension_that_does_not_divide_stays_whole_and_the_others_are_split():
     mesh = fake_mesh(1, 2, 3)
-    assert partition_spec("attn/qkv/kernel", (64, 3, 4, 16), mesh) == PartitionSpec(
+    assert partition_spec("attn/qkv/kernel", (64, 3, 4, 16), mesh, RULES) == PartitionSpec(
         "fsdp", None, None, None
     )
-    assert partition_spec("attn/proj/kernel", (6, 16, 63), mesh) == PartitionSpec(
+    assert partition_spec("attn/proj/kernel", (6, 16, 63), mesh, RULES) == PartitionSpec(
         "tensor", None, None
     )
-    assert partition_spec("head/kernel", (63, 12), mesh) == PartitionSpec(None, None)
+    assert partition_spec("head/kernel", (63, 12), mesh, RULES) == PartitionSpec(None, None)
 
 
 def test_what_no_rule_names_or_what_has_another_rank_stays_whole():
     mesh = fake_mesh(2, 2, 2)
-    assert partition_spec("some/new/array", (64, 64), mesh) == PartitionSpec()
-    assert partition_spec("head/kernel", (64, 64, 64), mesh) == PartitionSpec()
+    tree = {"some/new/array": array(64, 64), "head/kernel": array(64, 64, 64)}
+    assert [partition_spec(path, x.shape, mesh, RULES) for path, x in tree.items()] == [None, None]
+    assert {s.spec for s in tree_shardings(tree, mesh, RULES).values()} == {PartitionSpec()}
+
+
+@pytest.fixture
+def warnings_of(caplog):
+    def warnings(tree, mesh):
+        caplog.clear()
+        with caplog.at_level("WARNING", "uvit_jax"):
+            tree_shardings(tree, mesh, RULES)
+        return [record.getMessage() for record in caplog.records]
+
+    return warnings
+
+
+def test_large_arrays_that_no_rule_names_are_said_once(warnings_of):
+    tree = {"a": {"new": array(256, LARGE // 256)}, "b": array(LARGE, 2), "kernel": array(LARGE, 2)}
+    [message] = warnings_of(tree, fake_mesh(1, 2, 1))
+    assert re.fullmatch(
+        r"2 large arrays matched by no sharding rule, whole on every device: "
+        rf"a/new \(256, {LARGE // 256}\), \.\.\.",
+        message,
+    )
+    assert warnings_of(tree, fake_mesh(1, 2, 1)) == []
+
+
+def test_small_arrays_vectors_and_meshes_that_split_nothing_need_no_rule(warnings_of):
+    small = {"c": array(255, LARGE // 256), "vector": array(2 * LARGE)}
+    assert warnings_of(small, fake_mesh(1, 2, 1)) == []
+    assert warnings_of({"d": array(LARGE, 2)}, fake_mesh(4, 1, 1)) == []

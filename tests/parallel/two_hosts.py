@@ -10,9 +10,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.sources import ArraySource
+from uvit_jax.data.training_data import ArrayData
 from uvit_jax.errors import UserError
 from uvit_jax.experiment import workdir
+from uvit_jax.models.uvit_sharding import RULES
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.distributed import DistributedConfig, start
@@ -27,7 +28,7 @@ WEIGHTS = {
         "fc1": {"kernel": np.arange(32, dtype=np.float32).reshape(4, 8), "bias": np.arange(8.0)}
     }
 }
-SOURCE = ArraySource("ramp", np.zeros((20, 1, 1, 1), np.float32), np.arange(20), ["0"] * 20)
+SOURCE = ArrayData("ramp", np.zeros((20, 1, 1, 1), np.float32), np.arange(20), ["0"] * 20)
 
 
 def make_state(mesh: Mesh, step: int) -> TrainState:
@@ -37,7 +38,7 @@ def make_state(mesh: Mesh, step: int) -> TrainState:
         for i in range(3)
     ]
     host = TrainState(np.int32(step), *trees)
-    return place(host, tree_shardings(host, mesh))
+    return place(host, tree_shardings(host, mesh, RULES))
 
 
 def make_batches(mesh: Mesh):

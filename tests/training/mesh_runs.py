@@ -24,7 +24,7 @@ from uvit_jax.compiled.collectives import collectives
 from uvit_jax.compiled.hlo import parse
 from uvit_jax.compiled.topology import parse_topology, topology_devices
 from uvit_jax.diffusion.schedules import VPLinear
-from uvit_jax.models import attention
+from uvit_jax.models.kernels import fused_attention
 from uvit_jax.models.kernels.attention import mosaic_attention
 from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
@@ -141,12 +141,12 @@ def traffic(case: dict[str, Any], devices: list[jax.Device] | None = None) -> li
 
 def interpret_mosaic() -> None:
     """Makes attention = "mosaic" TPU's kernels by Pallas's interpreter, and any other XLA's."""
-    attention.resolve = lambda name, *_: "mosaic" if name == "mosaic" else "xla"
-    attention.mosaic_attention = functools.partial(mosaic_attention, interpret=True)
+    fused_attention.resolve = lambda name, *_: "mosaic" if name == "mosaic" else "xla"
+    fused_attention.mosaic_attention = functools.partial(mosaic_attention, interpret=True)
 
 
 def compare(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How each case's training differs from that on one device."""
+    """Differences of each case's training from that on one device."""
     alone, results = {}, []
     for case in cases:
         config = UViTConfig(**SMALL | case["model"])

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.sources import ArraySource
+from uvit_jax.data.training_data import ArrayData
 from uvit_jax.errors import UserError
 from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh
@@ -28,7 +28,7 @@ def mesh():
 
 @pytest.fixture
 def batches(mesh):
-    source = ArraySource(
+    source = ArrayData(
         "ramp", np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1), np.arange(10), ["0"] * 10
     )
     iterator = train_batches(

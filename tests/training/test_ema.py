@@ -9,9 +9,7 @@ RATES = [0.9, 0.998, 0.9999, 0.99999]
 
 
 def after(steps, average, params, rate):
-    """The average after so many steps, compiled as one loop; `params(i)` are the parameters of step
-    i.
-    """
+    """The average after `steps` steps, as one compiled loop; step i has parameters params(i)."""
     body = lambda i, e: ema.update(e, params(i), rate)  # noqa: E731
     return jax.jit(lambda e: jax.lax.fori_loop(0, steps, body, e))(average)
 

@@ -12,7 +12,7 @@ STEP_SECONDS = 2.0
 
 
 class Clock:
-    """Stands in for the module `time`; moves only when told."""
+    """A fake module `time`, which moves only when a test moves it."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
@@ -46,9 +46,7 @@ class Value:
 
 
 class Device:
-    """A fake device that does one step after the other, each in STEP_SECONDS, while the host does
-    something else.
-    """
+    """A fake device that runs steps in turn, STEP_SECONDS each, while the host does other work."""
 
     def __init__(self, clock: Clock):
         self.clock, self.free, self.idle, self.steps, self.most_behind = (
@@ -68,9 +66,7 @@ class Device:
 
 
 class Run:
-    """A fit over fake steps, whose loss is the batch's number and whose accounts are kept as a list
-    of events.
-    """
+    """A fit over fake steps: the loss is the batch's number, and `events` lists what happened."""
 
     def __init__(self, clock: Clock):
         self.clock, self.events, self.windows, self.batches = clock, [], {}, []

@@ -40,8 +40,7 @@ def program(task: str, cases: list[dict[str, Any]], timeout: float = 600) -> lis
         timeout=timeout,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    # What the partitioner says where it finds no way from one sharding to another but through the
-    # whole array.
+    # The partitioner's words where it goes from one sharding to another through the whole array.
     assert "full rematerialization" not in result.stderr, result.stderr[-3000:]
     return json.loads(result.stdout)
 
@@ -162,7 +161,7 @@ def test_tensor_parallelism_reduces_twice_a_block_and_pass():
         found for found in collectives if found["kind"] == "all-reduce" and moves_activations(found)
     ]
     assert sum(found["count"] for found in reduced) == 2 * 2 * 5
-    # A skip's product is split by its output, which is brought together; in the backward pass its
+    # A skip's product is split by its output, which is all-gathered; in the backward pass its
     # weights are.
     gathered = [found for found in collectives if found["kind"] == "all-gather"]
     assert sum(found["count"] for found in gathered if moves_activations(found)) == 2

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.sources import ArraySource
+from uvit_jax.data.training_data import ArrayData
 from uvit_jax.errors import UserError
 from uvit_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 from uvit_jax.training import ema, posthoc_ema
@@ -61,9 +61,7 @@ def test_long_averages_lose_no_digits():
 
 
 def by_interval(weights, steps):
-    """The sums of a profile's weights: on step 0, and on the steps after each checkpoint up to the
-    next.
-    """
+    """Sums of a profile's weights: on step 0, and from each checkpoint to the next."""
     edges = [0, 1, *(step + 1 for step in steps if step > 0)]
     return np.array([weights[a:b].sum() for a, b in itertools.pairwise(edges)])
 
@@ -201,9 +199,7 @@ def test_with_every_step_kept_any_average_is_exact():
 
 
 def simulate(params, rates, kept):
-    """(raw, averages of all rates) at the steps kept, of a training that takes these parameters
-    step by step.
-    """
+    """(raw, averages of all rates) at the steps kept, of a training with these parameters."""
     averages = {rate: {"w": params[0]} for rate in rates}
     found = {0: (params[0], {rate: params[0] for rate in rates})} if 0 in kept else {}
     for step, now in enumerate(params[1:], 1):
@@ -249,12 +245,10 @@ RATE, LONG = 0.95, 40
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A small training on disk, with a checkpoint each 10 steps up to 80, and an average of length
-    `LONG` beside it.
-    """
+    """A small training on disk, a checkpoint each 10 steps up to 80, and an average of `LONG`."""
     directory = tmp_path_factory.mktemp("run")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    source = ArraySource("ramp", np.zeros((8, 1, 1, 1), np.float32), np.arange(8), ["0"] * 8)
+    source = ArrayData("ramp", np.zeros((8, 1, 1, 1), np.float32), np.arange(8), ["0"] * 8)
     batches = train_batches(
         source, fields=("label",), batch_size=2, seed=0, sharding=batch_sharding(mesh)
     )

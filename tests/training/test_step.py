@@ -219,7 +219,7 @@ def test_a_batch_in_parts_gives_the_whole_batchs_loss_and_gradients():
         "x": rng.standard_normal((12, 4, 4, 1), np.float32),
         "label": rng.integers(0, 3, 12).astype(np.int32),
     }
-    state = create(init_params, optimizer, 0)
+    state = jax.jit(lambda: create(init_params, optimizer, 0))()
     found = {}
     for microbatches in (1, 3):
         step = make_train_step(

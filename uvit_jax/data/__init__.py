@@ -1,1 +1,1 @@
-"""What a model learns from: sources of examples and the pipeline that feeds them to the devices."""
+"""Data for training: image sources, prepared data sets, and the pipeline to the devices."""

@@ -13,8 +13,9 @@ from uvit_jax.files import atomic_write
 
 
 def save_png(image: Image.Image | UInt8[np.ndarray, "h w c"], path: str | os.PathLike[str]) -> None:
-    """Writes `path` as a PNG, whole or not at all; an array has 1 (grey) or 3 (RGB) channels, or
-    2 or 4 with alpha.
+    """Writes `path` as a PNG, whole or not at all.
+
+    An array has 1 (grey) or 3 (RGB) channels, or 2 or 4 with alpha.
 
     Raises:
       UserError: the folder can't be made or written to.
@@ -32,10 +33,11 @@ def npz_writer(
     labels: Int[np.ndarray, " n"] | None = None,
     names: tuple[str, str] = ("images", "labels"),
 ) -> Iterator[Callable[[UInt8[np.ndarray, "k h w c"]], None]]:
-    """A function that appends images to the array `images` of `path`, an .npz that appears whole or
-    not at all.
+    """Yields a function that appends images to the array `images` of an .npz.
 
-    Fifty thousand images never stand in memory at once. The file has uint8 `images` [count, h, w,
+    The file appears whole or not at all.
+
+    The images need not be in memory at once. The file has uint8 `images` [count, h, w,
     c] and, where there are any, `labels` (int64); or arrays of these two other `names`: ADM's are
     arr_0 and arr_1.
 

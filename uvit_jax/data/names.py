@@ -1,6 +1,4 @@
-"""Names of files and folders as text for people: one line, in UTF-8, still different for different
-names.
-"""
+"""Names of files and folders as printable text: one line of UTF-8, different if they differ."""
 
 import os
 import unicodedata
@@ -9,11 +7,10 @@ _ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # Control characters, surrogates, line and 
 
 
 def printable(name: str) -> str:
-    r"""The name with what can't be printed on a line as a backslash and its code, and a backslash
-    doubled.
+    r"""The name with each unprintable character as a backslash and its code.
 
     Bytes that are not UTF-8, which Python has as surrogates, become `\xe9`, a line break `\n`: a
-    folder named in Latin-1 can stand in a JSON file and in a log. Different names stay different;
+    folder named in Latin-1 can be written to a JSON file and a log. Different names stay different;
     ordinary ones stay as they are.
     """
     if "\\" not in name and all(unicodedata.category(letter) not in _ESCAPED for letter in name):

@@ -1,6 +1,4 @@
-"""From a source to batches on the devices: shuffled, repeated, split over hosts, prefetched and
-resumable.
-"""
+"""Training data to batches on the devices: shuffled, split over hosts, prefetched, resumable."""
 
 import dataclasses
 import functools
@@ -14,16 +12,17 @@ import jax
 import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding
-from jaxtyping import Bool, Int, UInt64
+from jaxtyping import Int
 
-from uvit_jax.data.sources import Source
+from uvit_jax.data.example_order import flips, random_words, shuffled
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError
 from uvit_jax.parallel.batches import Batch
-from uvit_jax.randomness import Stream, seed_sequence
+from uvit_jax.randomness import Stream
 
 
 def train_batches(
-    source: Source,
+    source: TrainingData,
     *,
     fields: Sequence[str],
     batch_size: int,
@@ -33,90 +32,100 @@ def train_batches(
     prefetch: int = 2,
     workers: int = 0,
 ) -> grain.DatasetIterator[Batch]:
-    """An endless iterator over batches `{name: array [batch_size, ...]}`, global arrays split as
-    `sharding` says.
+    """An endless iterator over global batches `{name: array [batch_size, ...]}`, sharded.
 
-    Every epoch is another permutation, drawn from (seed, epoch), and the epochs are one endless
-    stream of examples, cut into batches. It holds the same examples in the same order whatever the
-    size of the batches, the number of hosts (each reads what its own devices hold), of workers and
-    of batches fetched ahead. The iterator's `get_state` is the number of examples handed out, on
-    every host the same, so it can be saved at any step; `set_state` goes there without reading what
-    lies before, and batches of another size go on with the example after the last one.
+    Every epoch is another permutation, drawn from (seed, epoch); the epochs are one endless stream
+    of examples, cut into batches. The stream is the same for any batch size and any number of hosts
+    (each reads what its own devices hold), workers and prefetched batches. The iterator's
+    `get_state` is the number of examples handed out, the same on every host, so it can be saved at
+    any step. `set_state` goes there without reading what comes before; batches of another size go
+    on with the example after the last one.
 
     Args:
       source: random access to examples.
-      fields: the names of an example's arrays that are wanted. With "context", every visit of an
+      fields: names of the arrays of an example that are wanted. With "context", every visit of an
         example shows one of its captions, drawn anew; without, no caption is read.
       batch_size: examples in a global batch.
       seed: of the shuffle, the flips and the captions drawn.
       sharding: of the batches; splits the first dimension.
-      flip: whether every visit of an example shows it or its mirror image, at even odds.
+      flip: True to show each visited example or its mirror image at even odds.
       prefetch: batches made ready on the devices ahead of time; as many are read at once (by each
         worker).
-      workers: processes that read; 0 for threads of this one, which is faster wherever a source
+      workers: processes that read; 0 for threads of this process, which is faster for a source that
         reads without the interpreter's lock, as records do.
 
     Raises:
       UserError: the source is empty, or has no mirror images to flip or no captions; or batches
         don't divide over the devices. While iterating: what the source raises.
     """
+    _check(source, fields, seed, flip=flip)
+    rows = _local_rows(sharding, batch_size)
+    if workers and not flags.FLAGS.is_parsed():
+        # Grain passes absl's flags to its workers; a program without a command line parsed none.
+        flags.FLAGS.mark_as_parsed()
+
+    def start(first: int) -> grain.DatasetIterator[Batch]:
+        read = _BatchReader(source, tuple(fields), batch_size, seed, flip, rows, first)
+        to_devices = functools.partial(_to_devices, sharding, batch_size, rows)
+        return _prefetched(read, to_devices, prefetch, workers)
+
+    return _ResumableBatches(start, batch_size)
+
+
+def _check(source: TrainingData, fields: Sequence[str], seed: int, *, flip: bool) -> None:
     if len(source) == 0:
         raise UserError(f"{source.name!r} has 0 examples, expected at least one")
     if flip and not source.can_mirror:
         raise UserError(
             f"flip is True, but {source.name!r} holds no mirror images and its examples can't be "
-            f"mirrored"
+            "mirrored"
         )
     if "context" in fields and not source.context_shape:
         raise UserError(
             f"{source.name!r} holds no captions, expected a data set prepared with a text encoder"
         )
-    rows = _local_rows(sharding, batch_size)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}, expected a number from 0 to {2**32 - 1}")
-    if workers and not flags.FLAGS.is_parsed():
-        # Grain hands its flags to the workers, and who uses this without a command line has parsed
-        # none.
-        flags.FLAGS.mark_as_parsed()
+
+
+def _prefetched(
+    read: "_BatchReader",
+    to_devices: Callable[[dict[str, np.ndarray]], Batch],
+    prefetch: int,
+    workers: int,
+) -> grain.DatasetIterator[Batch]:
+    """A running iterator of batches on the devices, `prefetch` of them made ahead."""
     reading = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
-
-    def start(first: int) -> grain.DatasetIterator[Batch]:
-        read = _BatchReader(source, tuple(fields), batch_size, seed, flip, rows, first)
-        batches = grain.MapDataset.range(0, sys.maxsize).map(read).to_iter_dataset(reading)
-        if workers:
-            # Through pipes: shared memory is no faster here, leaks what is under way when closed,
-            # and Docker has 64 MB.
-            options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-            batches = grain.experimental.WithOptionsIterDataset(batches, options)
-            processes = grain.MultiprocessingOptions(
-                num_workers=workers, per_worker_buffer_size=max(prefetch, 1)
-            )
-            batches = batches.mp_prefetch(processes, _ignore_interrupts)
-        on_devices = batches.map(functools.partial(_to_devices, sharding, batch_size, rows))
-        iterator = iter(
-            grain.experimental.ThreadPrefetchIterDataset(on_devices, prefetch_buffer_size=prefetch)
+    batches = grain.MapDataset.range(0, sys.maxsize).map(read).to_iter_dataset(reading)
+    if workers:
+        # Through pipes: shared memory is not faster here, leaks batches under way when closed, and
+        # Docker has 64 MB. Grain has no public option for it yet.
+        options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        batches = grain.experimental.WithOptionsIterDataset(batches, options)
+        processes = grain.MultiprocessingOptions(
+            num_workers=workers, per_worker_buffer_size=max(prefetch, 1)
         )
-        if prefetch:  # Grain would start a thread without bounds for 0.
-            iterator.start_prefetch()
-        return iterator
-
-    return _Batches(start, batch_size)
+        batches = batches.mp_prefetch(processes, _ignore_interrupts)
+    # The thread that keeps batches on the devices; grain has it under `experimental` alone.
+    ahead = grain.experimental.ThreadPrefetchIterDataset(
+        batches.map(to_devices), prefetch_buffer_size=prefetch
+    )
+    iterator = iter(ahead)
+    if prefetch:  # With 0, grain would start a thread whose buffer has no bound.
+        iterator.start_prefetch()
+    return iterator
 
 
 def _ignore_interrupts(worker: int, workers: int) -> None:
-    """Leaves Ctrl-C, which a terminal sends to all processes, to the one that started this worker
-    and ends it.
-    """
+    """Leaves Ctrl-C, which a terminal sends to all processes, to this worker's parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)
 class _BatchReader:
-    """This host's rows of batch k from the example `first` of the stream on; sent to worker
-    processes as a whole.
-    """
+    """Reads this host's rows of batch k, counted from example `first`; pickled for workers."""
 
-    source: Source
+    source: TrainingData
     fields: tuple[str, ...]
     batch_size: int
     seed: int
@@ -126,10 +135,12 @@ class _BatchReader:
 
     def __call__(self, k: int) -> dict[str, np.ndarray]:
         positions = self.first + k * self.batch_size + self.rows
-        indices = _shuffled(positions, len(self.source), self.seed)
-        mirrored = _flips(positions, self.seed) if self.flip else np.zeros(len(positions), bool)
+        indices = shuffled(positions, len(self.source), self.seed)
+        mirrored = flips(positions, self.seed) if self.flip else np.zeros(len(positions), bool)
         draws = (
-            _words(positions, self.seed, Stream.TRAIN_CAPTION) if "context" in self.fields else None
+            random_words(positions, self.seed, Stream.TRAIN_CAPTION)
+            if "context" in self.fields
+            else None
         )
         return self.source.read(indices, mirrored, draws, self.fields)
 
@@ -137,9 +148,9 @@ class _BatchReader:
 def _local_rows(sharding: NamedSharding, batch_size: int) -> Int[np.ndarray, " rows"]:
     """The rows of a batch that this host's devices hold, each once, in order.
 
-    These need not be a host's share of them, nor neighbours: where layers are split over hosts
-    several need the same rows, and a mesh follows the wires between the chips, not the numbers of
-    their hosts.
+    They need not be neighbours, nor 1/n of the batch for n hosts: where layers are split over
+    hosts, several need the same rows, and a mesh follows the links between the chips, not the
+    numbers of their hosts.
     """
     try:
         parts = sharding.addressable_devices_indices_map((batch_size,)).values()
@@ -150,48 +161,13 @@ def _local_rows(sharding: NamedSharding, batch_size: int) -> Int[np.ndarray, " r
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in parts]))
 
 
-def _shuffled(positions: Int[np.ndarray, " n"], size: int, seed: int) -> Int[np.ndarray, " n"]:
-    """The examples at these positions of the endless stream of epochs.
-
-    An epoch's order is that of Grain's `MapDataset.shuffle`, whose layers take more than twice as
-    long. Its seed is drawn from (seed, epoch): with seed + epoch, as in Grain's `repeat`, the
-    second epoch of seed 0 would be the first of seed 1.
-    """
-    shuffle = grain.experimental.index_shuffle
-    epochs, places = np.divmod(positions, size)
-    drawn = {
-        e: int(seed_sequence(seed, Stream.EPOCH, e).generate_state(1)[0])
-        for e in set(epochs.tolist())
-    }
-    seeds = np.array([drawn[e] for e in epochs.tolist()])
-    pairs = zip(places.tolist(), seeds.tolist(), strict=True)
-    return np.array(
-        [shuffle(position, max_index=size - 1, seed=s, rounds=4) for position, s in pairs]
-    )
-
-
-def _flips(positions: Int[np.ndarray, " n"], seed: int) -> Bool[np.ndarray, " n"]:
-    """For the same positions whether a mirror image is shown: the top bit of a random word."""
-    return _words(positions, seed, Stream.FLIP) >= 2**63
-
-
-def _words(positions: Int[np.ndarray, " n"], seed: int, stream: Stream) -> UInt64[np.ndarray, " n"]:
-    """For the same (rising) positions a random word each, of the Philox stream of this seed and
-    this number.
-    """
-    block = int(positions[0]) // 4  # Philox counts blocks of four words.
-    places = positions - 4 * block
-    random = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=block)
-    return random.random_raw(int(places[-1]) + 1)[places]
-
-
 def _to_devices(
     sharding: NamedSharding,
     batch_size: int,
     rows: Int[np.ndarray, " rows"],
     batch: dict[str, np.ndarray],
 ) -> Batch:
-    """The global batch of which this host holds these rows."""
+    """The global batch, of which this host holds these rows."""
 
     def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
         start, stop, _ = index[0].indices(batch_size)
@@ -206,10 +182,8 @@ def _to_devices(
     }
 
 
-class _Batches(grain.DatasetIterator[Batch]):
-    """Counts the examples handed out; `start(n)` gives the running iterator from example n of the
-    stream on.
-    """
+class _ResumableBatches(grain.DatasetIterator[Batch]):
+    """Counts the examples handed out; `start(n)` runs an iterator from example n on."""
 
     def __init__(self, start: Callable[[int], grain.DatasetIterator[Batch]], batch_size: int):
         super().__init__()
@@ -237,10 +211,10 @@ class _Batches(grain.DatasetIterator[Batch]):
         return {"next_example": self._next_example}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on as after that many examples.
+        """Goes on after that many examples.
 
-        A position of before examples were counted, `next_index`, counts batches of `batch_size`, by
-        default of this iterator's own size.
+        Positions of earlier versions, `next_index`, count batches of `batch_size` (by default this
+        iterator's own size).
         """
         self._stop()
         if "next_example" in state:

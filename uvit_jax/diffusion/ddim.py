@@ -27,7 +27,7 @@ class Ddim(Solver):
     thresholds = True
 
     def check(self, options: SolverOptions) -> None:
-        """As `Solver.check`; UserError also for eta outside [0, 1]."""
+        """Raises UserError for too few steps or eta outside [0, 1]."""
         super().check(options)
         check_eta(options.eta)
 

@@ -70,7 +70,7 @@ class DpmSolver(Solver):
             )
 
     def evaluations(self, options: SolverOptions) -> int | None:
-        """As `Solver.evaluations`; None for the method "adaptive"."""
+        """Network evaluations of a solve; None for the method "adaptive"."""
         if options.method == "adaptive":
             return None
         steps, fixed = options.steps, options.method == "singlestep_fixed"
@@ -101,7 +101,7 @@ class DpmSolver(Solver):
         noises: Float[Array, "n b *rest"] | None = None,
         return_trajectory: bool = False,
     ) -> Samples | tuple[Samples, Trajectory]:
-        """As `Solver.solve`, and the method "adaptive", whose steps are not a table."""
+        """Samples [b, ...] as of `Solver.solve`; the method "adaptive" runs without a table."""
         if options.method != "adaptive":
             return super().solve(
                 noise_fn,

@@ -17,7 +17,8 @@ exp(-2h)) noise.
 import math
 from typing import Any, NamedTuple
 
-from uvit_jax.diffusion.schedules import Schedule, Times, namespace
+from uvit_jax.diffusion.elementwise import Times, namespace
+from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.diffusion.tableau import Form
 
 # The form of the network's output m, by solver.

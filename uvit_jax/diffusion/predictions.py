@@ -5,7 +5,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Array, Float
 
-from uvit_jax.diffusion.schedules import Schedule, Times
+from uvit_jax.diffusion.elementwise import Times
+from uvit_jax.diffusion.schedules import Schedule
 from uvit_jax.errors import UserError
 
 Prediction = Literal["noise", "x0", "v", "flow"]

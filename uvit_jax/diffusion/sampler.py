@@ -100,11 +100,13 @@ class Sampler:
         guided = guidance_scale != 0.0
         self._check(seed, indices, condition, guided)
         arrays = jax.tree.map(self._on_devices, (indices, condition))
-        result = self._program(
+        result: Array | tuple[Array, Trajectory] = self._program(
             params, weak_params, np.uint32(seed), *arrays, np.float32(guidance_scale), guided=guided
         )
-        if self._config.adaptive and bool(jnp.any(jnp.isnan(result))):
-            raise did_not_converge(self._config.options.tolerances)
+        if self._config.adaptive:
+            assert not isinstance(result, tuple)  # an adaptive solve has no trajectory
+            if bool(jnp.any(jnp.isnan(result))):
+                raise did_not_converge(self._config.options.tolerances)
         return result
 
     def _on_devices(self, rows: Any) -> Any:

@@ -4,39 +4,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from uvit_jax.diffusion.elementwise import Times, log_one_minus_exp, namespace
 from uvit_jax.errors import UserError
-
-# Times and what is computed from them: float64 NumPy stays NumPy (coefficient tables), a JAX array
-# keeps its dtype.
-if TYPE_CHECKING:
-    Times = Any  # the operators of the two have no common type
-else:
-    Times = Float[Array, "*shape"] | Float[np.ndarray, "*shape"] | float
 
 # Length of the stretch before t = 1, where alpha would vanish, that runs at half speed.
 SLOW_COSINE, SLOW_FLOW = 1e-3, 1e-4
 # Networks trained in continuous time get t * 999 (score_sde's convention).
 CONTINUOUS_TIME = 999.0
-
-
-def namespace(*values: Any) -> Any:
-    """The module, NumPy or jax.numpy, that computes with `values`."""
-    return jnp if any(isinstance(value, jax.Array) for value in values) else np
-
-
-def log_one_minus_exp(x: Times) -> Times:
-    """log(1 - exp(x)) for x < 0, elementwise, with no digits lost at either end."""
-    xp = namespace(x)
-    near_zero = x > -math.log(2.0)
-    safe_near, safe_far = xp.where(near_zero, x, -1.0), xp.where(near_zero, -1.0, x)
-    return xp.where(near_zero, xp.log(-xp.expm1(safe_near)), xp.log1p(-xp.exp(safe_far)))
 
 
 class Schedule:
@@ -207,11 +188,11 @@ class VPCosine(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class VPDiscrete(Schedule):
-    """A discrete schedule of N betas, log alpha interpolated linearly between the times n/N
-    (arXiv:2206.00927, appendix D).
+    """A discrete schedule of N betas (arXiv:2206.00927, appendix D).
 
-    Below 1/N it goes on along its first segment, kept just under 0. The network is given n = t N.
-    Raises UserError for a beta outside (0, 1) or fewer than two of them.
+    log alpha is linear between the times n/N. Below 1/N it goes on along its first segment, kept
+    just under 0. The network gets n = t N. Raises UserError for a beta outside (0, 1) or fewer than
+    two of them.
     """
 
     betas: Sequence[float] | np.ndarray

@@ -19,6 +19,7 @@ from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.models.uvit_config import UViTConfig
+from uvit_jax.models.uvit_sharding import RULES
 from uvit_jax.parallel.arrays import fetch
 from uvit_jax.parallel.compiler import compiler_options
 from uvit_jax.parallel.mesh import batch_sharding, make_mesh
@@ -68,7 +69,7 @@ class Assembled:
         placed: Params = jax.tree.map(
             lambda leaf, sharding: leaf.update(sharding=sharding),
             shapes,
-            tree_shardings(shapes, self.mesh),
+            tree_shardings(shapes, self.mesh, RULES),
         )
         return placed
 

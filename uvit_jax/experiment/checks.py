@@ -1,14 +1,14 @@
 """Checks before any device works: model against data, batch against mesh."""
 
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import Source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError, counted
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.interop.autoencoder import Autoencoder
 from uvit_jax.models.uvit_config import UViTConfig
 
 
-def check_source(experiment: Experiment, source: Source) -> None:
+def check_source(experiment: Experiment, source: TrainingData) -> None:
     """Raises a UserError where the model's input or labels are not the data's."""
     model = experiment.model
     if model.context_dim:
@@ -18,7 +18,7 @@ def check_source(experiment: Experiment, source: Source) -> None:
                 f"captions"
             )
         check_context(model, source.context_shape, f"the captions of {source.name!r} have")
-    manifest = source.manifest if isinstance(source, RecordSource) else None
+    manifest = source.manifest if isinstance(source, PreparedData) else None
     latents = manifest is not None and manifest.kind != "pixels"
     # Pixels are encoded in the step where there is an autoencoder: `check_latents` knows their
     # shape then.
@@ -61,7 +61,7 @@ def check_latents(model: UViTConfig, autoencoder: Autoencoder) -> None:
         )
 
 
-def check_encoded(model: UViTConfig, source: Source, autoencoder: Autoencoder) -> None:
+def check_encoded(model: UViTConfig, source: TrainingData, autoencoder: Autoencoder) -> None:
     """Raises a UserError where images encoded in the train step don't fit the model."""
     h, w, c = source.sample_shape
     factor = autoencoder.factor

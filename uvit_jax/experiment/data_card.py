@@ -1,7 +1,6 @@
 """The card of a model's data, kept in its workdir: sampling needs no copy of the data."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
@@ -9,12 +8,13 @@ import pathlib
 from typing import Any
 
 from uvit_jax.data.prepared.manifest import FILE_NAME as MANIFEST
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import Source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError
 from uvit_jax.files import atomic_write
+from uvit_jax.fingerprints import sha256_of_file
 from uvit_jax.interop.autoencoder import Autoencoder
-from uvit_jax.interop.clip import TextEncoder
+from uvit_jax.interop.clip_text import TextEncoder
 from uvit_jax.models.latents import Normalization
 from uvit_jax.models.uvit_config import UViTConfig
 
@@ -85,7 +85,7 @@ class DataCard:
             f"{self.name!r} are scaled by {_in_words(self.normalization)}: leave it at None"
         )
 
-    def check_names(self, source: Source) -> None:
+    def check_names(self, source: TrainingData) -> None:
         """Raises a UserError naming the first class that a data set has under another name.
 
         Names that are unknown on one side are not compared.
@@ -137,11 +137,11 @@ def read_card(workdir: pathlib.Path) -> DataCard | None:
         ) from None
 
 
-def known_names(source: Source) -> tuple[str, ...]:
+def known_names(source: TrainingData) -> tuple[str, ...]:
     """Names of a data set's classes; empty for classes that have only numbers."""
     return (
         source.manifest.class_names
-        if isinstance(source, RecordSource)
+        if isinstance(source, PreparedData)
         else tuple(source.class_names)
     )
 
@@ -197,19 +197,19 @@ def _in_words(normalization: Normalization) -> str:
     return parts[0] if parts[1] == "0" else f"{parts[0]} (shifted by {parts[1]})"
 
 
-def identity(card: DataCard, source: Source | None = None) -> dict[str, Any]:
+def identity(card: DataCard, source: TrainingData | None = None) -> dict[str, Any]:
     """Values that must be equal on all hosts, each of which reads its own copy of the data."""
     values = {f"the data's {name}": value for name, value in dataclasses.asdict(card).items()}
     if source is not None:
         values["the number of examples"] = len(source)
-    if isinstance(source, RecordSource):
-        digest = hashlib.sha256((source.folder / MANIFEST).read_bytes()).hexdigest()
+    if isinstance(source, PreparedData):
+        digest = sha256_of_file(source.folder / MANIFEST)
         values["the SHA-256 of the data's manifest.json"] = digest
     return values
 
 
 def card_of_source(
-    source: Source,
+    source: TrainingData,
     autoencoder: Autoencoder | None,
     scale: float | None,
     model: UViTConfig,
@@ -227,7 +227,7 @@ def card_of_source(
       UserError: where the config names another autoencoder or scale than the one the data were made
         with, or, as `carried_on`, where the weights of that run would mean something else.
     """
-    manifest = source.manifest if isinstance(source, RecordSource) else None
+    manifest = source.manifest if isinstance(source, PreparedData) else None
     card = _card_of_images(source, autoencoder, scale, learned.normalization if learned else None)
     if manifest is not None:
         card = dataclasses.replace(
@@ -248,13 +248,13 @@ def card_of_source(
 
 
 def _card_of_images(
-    source: Source,
+    source: TrainingData,
     autoencoder: Autoencoder | None,
     wanted: float | None,
     learned: Normalization | None,
 ) -> DataCard:
     names = known_names(source)
-    manifest = source.manifest if isinstance(source, RecordSource) else None
+    manifest = source.manifest if isinstance(source, PreparedData) else None
     if manifest is None or manifest.kind == "pixels":
         return card_of_config(autoencoder, wanted, source.name, names, learned)
     if wanted is not None and wanted != manifest.scale:

@@ -6,12 +6,12 @@ Each is a frozen dataclass that checks its own fields; each field is a command l
 import dataclasses
 import math
 
-from uvit_jax.data.originals.crops import CROPS, Size, sides
-from uvit_jax.data.originals.decoding import MAX_PIXELS
+from uvit_jax.data.image_sources.crops import CROPS, Size, sides
+from uvit_jax.data.image_sources.decoding import MAX_PIXELS, Decoding
 from uvit_jax.diffusion.sampler_config import SamplerConfig
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.experiment.sections import check_at_least, check_seed
-from uvit_jax.metrics.metric_names import METRICS
+from uvit_jax.metrics.metric_names import FEATURE_NETWORKS, METRICS
 from uvit_jax.models.frozen.resize import RESIZES
 from uvit_jax.models.uvit_config import DTYPES
 
@@ -133,7 +133,7 @@ class EvaluateConfig:
         # The sixth is the fifth neighbour of the first (density, coverage).
         check_at_least(self, 6, "num_features")
         check_at_least(self, 0, "every")
-        check_choice("features", self.features, ("own", "inception"))
+        check_choice("features", self.features, FEATURE_NETWORKS)
         check_choice("resize", self.resize, tuple(RESIZES))
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("save", self.save, ("", "png", "npz"))
@@ -212,6 +212,16 @@ class PrepareConfig:
             raise UserError(
                 f"crop is 'celeba', which makes squares, but image_size is {self.image_size}"
             )
+
+    def decoding(self, channels: int) -> Decoding:
+        """The settings by which image files become pixels of this many channels."""
+        return Decoding(
+            channels,
+            self.max_pixels,
+            self.exif,
+            channels_field="config.model.in_channels",
+            max_pixels_field="config.prepare.max_pixels",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

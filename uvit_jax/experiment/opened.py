@@ -5,8 +5,8 @@ import pathlib
 
 from jax.sharding import Mesh
 
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import SOURCES, Source, load_source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import BUILT_IN, TrainingData, load_built_in
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.assembled import Assembled, assemble
 from uvit_jax.experiment.checks import check_context, check_encoded, check_source
@@ -46,7 +46,7 @@ class OpenedForTraining(Opened):
       source: the data set.
     """
 
-    source: Source
+    source: TrainingData
 
 
 def open_for_training(experiment: Experiment, workdir: pathlib.Path) -> OpenedForTraining:
@@ -72,7 +72,7 @@ def open_for_training(experiment: Experiment, workdir: pathlib.Path) -> OpenedFo
 
 
 def open_for_sampling(
-    experiment: Experiment, workdir: pathlib.Path, captions: RecordSource | None = None
+    experiment: Experiment, workdir: pathlib.Path, captions: PreparedData | None = None
 ) -> Opened:
     """Opens the autoencoder and, for a model of text, the text encoder.
 
@@ -114,25 +114,25 @@ def open_for_sampling(
     return Opened(assembled, text)
 
 
-def open_source(name: str) -> Source:
+def open_source(name: str) -> TrainingData:
     """Opens the data set that `config.data.source` names.
 
     Raises:
       UserError: for a name that is neither built in nor the folder of a prepared data set.
     """
-    if name in SOURCES:
-        return load_source(name)
+    if name in BUILT_IN:
+        return load_built_in(name)
     if not pathlib.Path(name).is_dir():
         raise UserError(
-            f"config.data.source is {name!r}, expected {', '.join(map(repr, SOURCES))} or the "
+            f"config.data.source is {name!r}, expected {', '.join(map(repr, BUILT_IN))} or the "
             "folder of a prepared data set: --job prepare makes one from images"
         )
-    return RecordSource(pathlib.Path(name))
+    return PreparedData(pathlib.Path(name))
 
 
-def stored_kind(source: Source) -> str:
+def stored_kind(source: TrainingData) -> str:
     """Kind of a source's arrays: "pixels", "moments" or "latents"."""
-    return source.manifest.kind if isinstance(source, RecordSource) else "pixels"
+    return source.manifest.kind if isinstance(source, PreparedData) else "pixels"
 
 
 def open_experiment_autoencoder(section: AutoencoderSection) -> Autoencoder | None:
@@ -145,14 +145,14 @@ def open_experiment_autoencoder(section: AutoencoderSection) -> Autoencoder | No
         raise UserError(f"config.autoencoder.name is {section.name!r}: {error}") from None
 
 
-def open_captions(name: str) -> RecordSource:
+def open_captions(name: str) -> PreparedData:
     """Opens the prepared data set that `config.evaluate.captions` names.
 
     Raises:
       UserError: for a folder that is not a prepared data set, or one without captions.
     """
     try:
-        captions = RecordSource(name)
+        captions = PreparedData(name)
     except UserError as error:
         raise UserError(f"config.evaluate.captions is {name!r}: {error}") from None
     if not captions.manifest.num_captions:
@@ -163,7 +163,7 @@ def open_captions(name: str) -> RecordSource:
     return captions
 
 
-def check_captions(model: UViTConfig, card: DataCard, captions: RecordSource) -> None:
+def check_captions(model: UViTConfig, card: DataCard, captions: PreparedData) -> None:
     """Raises a UserError where prepared captions are not encoded as the model learned them."""
     check_context(model, captions.context_shape, f"the captions of {str(captions.folder)!r} have")
     manifest = captions.manifest
@@ -201,6 +201,6 @@ def _learned_card(
     if card is not None:
         card.check_scale(scale)
         return card
-    if source in SOURCES or pathlib.Path(source, "manifest.json").exists():
+    if source in BUILT_IN or pathlib.Path(source, "manifest.json").exists():
         return card_of_source(open_source(source), autoencoder, scale, model)
     return card_of_config(autoencoder, scale)

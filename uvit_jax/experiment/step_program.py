@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import SOURCES, Source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import BUILT_IN, TrainingData
 from uvit_jax.experiment.assembled import Assembled
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.opened import stored_kind
@@ -72,7 +72,7 @@ def abstract_inputs(experiment: Experiment, sharding: NamedSharding) -> StepInpu
         )
     else:
         # The digits come as floats, stored images as bytes.
-        dtype = jnp.dtype(jnp.float32 if experiment.data.source in SOURCES else jnp.uint8)
+        dtype = jnp.dtype(jnp.float32 if experiment.data.source in BUILT_IN else jnp.uint8)
         shape, inputs = model.sample_shape, pixels
     arrays = {
         "x": _shape(shape, dtype),
@@ -86,7 +86,7 @@ def abstract_inputs(experiment: Experiment, sharding: NamedSharding) -> StepInpu
 
 
 def source_inputs(
-    assembled: Assembled, source: Source, *, batch_size: int, drops_conditions: bool
+    assembled: Assembled, source: TrainingData, *, batch_size: int, drops_conditions: bool
 ) -> StepInputs:
     """The inputs of a step on batches of a data set.
 
@@ -101,7 +101,7 @@ def source_inputs(
         assert codec is not None  # a card of pixels has a normalization only with an autoencoder
         inputs, frozen = encoded(codec.encode, codec.kind, normalization), codec.params
     null = None
-    if model.context_dim and drops_conditions and isinstance(source, RecordSource):
+    if model.context_dim and drops_conditions and isinstance(source, PreparedData):
         null = source.empty_context
     read = source.read(np.zeros(1, np.int64), np.zeros(1, bool), fields=batch_fields(model))
     example = {name: read[name][0] for name in batch_fields(model)}

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.sections import TextEncoderSection
-from uvit_jax.interop.clip import RANDOM, TextEncoder, open_text_encoder
+from uvit_jax.interop.clip_text import RANDOM, TextEncoder, open_text_encoder
 from uvit_jax.interop.tokenizer import Tokenizer, open_tokenizer
 from uvit_jax.parallel.arrays import fetch, place
 from uvit_jax.parallel.batches import padded

@@ -3,13 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import logging
 import pathlib
 from collections.abc import Sequence
 
 import jax
-import numpy as np
+from jax.tree_util import tree_leaves_with_path
 
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.assembled import Assembled
@@ -19,6 +18,7 @@ from uvit_jax.experiment.init_from import find_weights
 from uvit_jax.experiment.saved_config import check_architecture, check_run, saved_config
 from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.experiment.workdir import has_checkpoints
+from uvit_jax.fingerprints import sha256_of_arrays
 from uvit_jax.interop import official
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel import hosts
@@ -51,14 +51,8 @@ class Weights:
     @functools.cached_property
     def sha256(self) -> str:
         """SHA-256 of the parameters, name by name, as float32; all hosts call this together."""
-        digest = hashlib.sha256()
-        for path, leaf in sorted(
-            jax.tree_util.tree_leaves_with_path(self.params), key=lambda item: path_name(item[0])
-        ):
-            array = np.ascontiguousarray(fetch(leaf), np.float32)
-            digest.update(f"{path_name(path)} {array.shape}\n".encode())
-            digest.update(array.data)
-        return digest.hexdigest()
+        leaves = {path_name(path): leaf for path, leaf in tree_leaves_with_path(self.params)}
+        return sha256_of_arrays((name, fetch(leaves[name])) for name in sorted(leaves))
 
 
 def uses_other_weights(init_from: str, workdir: pathlib.Path) -> bool:

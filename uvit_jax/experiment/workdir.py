@@ -1,8 +1,6 @@
 """The folder of a run: made, writable, and the same one on all hosts."""
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import pathlib
 import socket
@@ -12,6 +10,7 @@ from typing import Any
 
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.saved_config import flat_fields
+from uvit_jax.fingerprints import sha256_of_json
 from uvit_jax.parallel import hosts
 
 # A network's file system may show a new file to other hosts this much later.
@@ -92,5 +91,4 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
 
 def folder_name(title: str, plan: dict[str, Any]) -> str:
     """Name of a folder of samples or of a report: a readable title and a hash of the plan."""
-    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{title}_{digest}"
+    return f"{title}_{sha256_of_json(plan)[:8]}"

@@ -1,6 +1,4 @@
-"""A published autoencoder as pure functions of its parameters, read from any of the files it is
-published in.
-"""
+"""A published autoencoder as pure functions of its parameters, from any file it comes in."""
 
 import dataclasses
 from typing import Any
@@ -11,18 +9,20 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop.autoencoder_files import AutoencoderFiles, find_autoencoder, read_config
-from uvit_jax.interop.autoencoder_layouts import ANCHORS, Arrays, is_tiny, read_kl, read_tiny
-from uvit_jax.interop.state_dict import StateDict, sha256_of
+from uvit_jax.interop.autoencoder_kl_layout import read_kl
+from uvit_jax.interop.autoencoder_tiny_layout import is_tiny, read_tiny
+from uvit_jax.interop.layout import graphdef_of
+from uvit_jax.interop.state_dict import Arrays, StateDict, sha256_of
 from uvit_jax.interop.weights_file import read_arrays
-from uvit_jax.models.frozen.autoencoder import (
-    AnyArray,
-    AutoencoderConfig,
-    AutoencoderKL,
-    decode_tiled,
-)
+from uvit_jax.models.frozen.autoencoder import AutoencoderConfig, AutoencoderKL
+from uvit_jax.models.frozen.autoencoder_layers import AnyArray
+from uvit_jax.models.frozen.tiled_decoding import decode_tiled
 from uvit_jax.models.frozen.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
-SCALE = 0.18215  # Stable Diffusion's, which CompVis files don't hold and diffusers takes where config.json has none
+# Stable Diffusion's: CompVis files hold none, and diffusers takes it if config.json has none.
+SCALE = 0.18215
+# Every autoencoder has one of these arrays: KL in both layouts, TAESD in diffusers' and its own.
+_ANCHORS = ("encoder.conv_in.weight", "encoder.layers.0.weight", "encoder.0.weight")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,16 +30,16 @@ class Autoencoder:
     """A published autoencoder, as pure functions of its parameters.
 
     Attributes:
-      name: what it was opened by.
+      name: the name it was opened by.
       sha256: of its encoder's arrays, name by name, as float32 in our layout: the same for every
         file of the same weights, and for autoencoders that differ in the decoder alone, whose
         latents are the same.
-      has_variance: whether `encode` gives moments (KL) or the latents themselves (TAESD family).
-      scale: what the network's latents are multiplied by, after `shift` is taken off; None where
-        the data's own statistics normalize them (TAESD family).
-      shift: what is taken off the latents (Stable Diffusion 3's, Flux's).
+      has_variance: True if `encode` gives moments (KL), False if latents (TAESD family).
+      scale: factor of the network's latents after `shift` is subtracted; None if the data's own
+        statistics normalize them (TAESD family).
+      shift: subtracted from the latents (Stable Diffusion 3's, Flux's).
       latent_channels: channels of the latents, half of those of moments.
-      factor: pixels of the image to one of the latents, along each side.
+      factor: pixels of the image per pixel of the latents, along each side.
       params: float32 NumPy arrays in nested dicts, a plain tree.
       graphdef: the network: `nnx.merge(graphdef, params)` is the model.
       tile: latent pixels along a side beyond which `decode` goes tile by tile.
@@ -59,18 +59,18 @@ class Autoencoder:
     overlap: int = 16
 
     def encode(self, params: Any, images: Float[AnyArray, "b h w c"]) -> Float[Array, "b i j m"]:
-        """Moments `[b, h/f, w/f, 2 z]` (mean, then logvar) or latents `[b, h/f, w/f, z]` of images
-        in [-1, 1], float32.
+        """Moments or latents, float32, of images in [-1, 1].
+
+        Moments are `[b, h/f, w/f, 2 z]`, mean, then logvar; latents are `[b, h/f, w/f, z]`.
 
         Raises:
-          UserError: for another number of channels than the autoencoder's, or sides that are no
+          UserError: for another number of channels than the autoencoder's, or sides that are not
             multiples of f.
         """
         return nnx.merge(self.graphdef, params).encode(images)
 
     def decode(self, params: Any, z: Float[AnyArray, "b i j z"]) -> Float[Array, "b h w c"]:
-        """Images `[b, f i, f j, c]`, float32, about [-1, 1] and not clipped, of latents without
-        scale and shift.
+        """Images `[b, f i, f j, c]`, float32, about [-1, 1], not clipped, of unscaled latents.
 
         Latents with a side beyond `tile` are decoded tile by tile (`decode_tiled`); call it under
         `jit`.
@@ -97,15 +97,14 @@ def open_autoencoder(name: str, *, dtype: str = "float32") -> Autoencoder:
           `.non_ema.`) where it is the only one;
         - a folder of the TAESD family: `*_encoder.pth` and `*_decoder.pth`, or `.safetensors` (also
           one of the two, where a folder has several).
-      dtype: what the model computes in; parameters and results are float32.
+      dtype: dtype the model computes in; parameters and results are float32.
 
     Raises:
       UserError: for a name that leads to none of these, weights of another network, or a
         config.json that says something else than the weights beside it.
     """
     files = find_autoencoder(name)
-    # Before the weights: those of a class we don't have may be large, and would end in a complaint
-    # about names.
+    # Before the weights, which may be large: a class that we don't have is refused at once.
     published = read_config(files.config) if files.config else None
     state_dict = _read(files)
     read = read_tiny if is_tiny(state_dict) else read_kl
@@ -131,14 +130,16 @@ def open_autoencoder(name: str, *, dtype: str = "float32") -> Autoencoder:
 
 
 def load_autoencoder(state_dict: StateDict, *, dtype: str = "float32") -> AutoencoderKL:
-    """The KL autoencoder with these weights; its architecture is read from their names and shapes.
+    """The KL autoencoder with these weights.
+
+    Its architecture is read from their names and shapes.
 
     Args:
       state_dict: names to arrays (anything `np.asarray` takes) in the layout of CompVis
         (`autoencoder_kl.pth`) or diffusers (`diffusion_pytorch_model.safetensors`, with to_q or
         with query), `[out, in, kh, kw]`. Arrays under `loss.`, the discriminator of a training
         checkpoint, are left out, and its two counters of a moving average.
-      dtype: what the model computes in.
+      dtype: dtype the model computes in.
 
     Raises:
       UserError: for weights of another network, an array missing, one too many, or one of another
@@ -151,13 +152,14 @@ def load_autoencoder(state_dict: StateDict, *, dtype: str = "float32") -> Autoen
 def load_tiny_autoencoder(
     encoder_state: StateDict, decoder_state: StateDict, *, dtype: str = "float32"
 ) -> TinyAutoencoder:
-    """The autoencoder of the TAESD family with these weights; its architecture is read from their
-    names and shapes.
+    """The autoencoder of the TAESD family with these weights.
+
+    Its architecture is read from their names and shapes.
 
     Args:
       encoder_state: the arrays of a `*_encoder.pth`, by name ("0.weight", "1.conv.0.weight", ...).
       decoder_state: the arrays of the `*_decoder.pth` beside it.
-      dtype: what the model computes in.
+      dtype: dtype the model computes in.
 
     Raises:
       UserError: for weights of another network, an array missing, one too many, or one of another
@@ -169,7 +171,7 @@ def load_tiny_autoencoder(
 
 def _read(files: AutoencoderFiles) -> StateDict:
     if len(files.weights) == 1:
-        return read_arrays(files.weights[0], ANCHORS)
+        return read_arrays(files.weights[0], _ANCHORS)
     return _in_one(*(read_arrays(path) for path in files.weights))
 
 
@@ -182,10 +184,9 @@ def _in_one(encoder_state: StateDict, decoder_state: StateDict) -> StateDict:
 
 
 def _graphdef(config: AutoencoderConfig | TinyAutoencoderConfig) -> nnx.GraphDef:
-    """The network without its arrays; only shapes are made, no random weights to be thrown away."""
     if isinstance(config, AutoencoderConfig):
-        return nnx.graphdef(nnx.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0))))
-    return nnx.graphdef(nnx.eval_shape(lambda: TinyAutoencoder(config, rngs=nnx.Rngs(0))))
+        return graphdef_of(lambda rngs: AutoencoderKL(config, rngs=rngs))
+    return graphdef_of(lambda rngs: TinyAutoencoder(config, rngs=rngs))
 
 
 def _sha256_of_encoder(arrays: Arrays) -> str:

@@ -1,6 +1,4 @@
-"""Where the files of a published autoencoder lie in a folder, and what a diffusers config.json says
-of it.
-"""
+"""Finds a published autoencoder's files in a folder, and reads a diffusers config.json."""
 
 import dataclasses
 import json
@@ -12,12 +10,13 @@ from typing import Any
 from uvit_jax.errors import UserError
 from uvit_jax.interop.file_kinds import check_content
 from uvit_jax.interop.hub import INDEX, WEIGHTS, find_model
-from uvit_jax.models.frozen.autoencoder import GROUPS, AutoencoderConfig
+from uvit_jax.models.frozen.autoencoder import AutoencoderConfig
+from uvit_jax.models.frozen.autoencoder_layers import GROUPS
 from uvit_jax.models.frozen.tiny_autoencoder import BLOCKS, HALVINGS, TinyAutoencoderConfig
 
 _DIFFUSERS = "diffusion_pytorch_model"
 _CONFIG = "config.json"
-# The kinds of folders, in the order they are preferred in; the suffixes too.
+# Sets of files in a folder, the preferred first, with the preferred suffix first.
 _FOLDERS = (
     *(
         (f"{inner}{_CONFIG}", f"{inner}{_DIFFUSERS}{suffix}")
@@ -40,9 +39,7 @@ _HALF = re.compile(r"(.*)_(encoder|decoder)(\.\w+)")
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderFiles:
-    """The files of an autoencoder: the whole of its weights, or encoder and decoder; and its
-    config.json, if any.
-    """
+    """The weights, in one file or as encoder and decoder, and the config.json beside them."""
 
     weights: tuple[pathlib.Path, ...]
     config: pathlib.Path | None = None
@@ -50,8 +47,13 @@ class AutoencoderFiles:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedConfig:
-    """A diffusers config.json: its factor and shift of latents (None and 0 where it has none), and
-    all its fields.
+    """A diffusers config.json.
+
+    Attributes:
+      path: of the file.
+      scale: its factor of the latents, None if it has none.
+      shift: its shift of the latents, 0 if it has none.
+      fields: all of its fields.
     """
 
     path: pathlib.Path
@@ -60,9 +62,7 @@ class PublishedConfig:
     fields: dict[str, Any]
 
     def check(self, config: AutoencoderConfig | TinyAutoencoderConfig) -> None:
-        """Raises a UserError where this says something else than the weights, or what our network
-        doesn't do.
-        """
+        """Raises a UserError for a field that contradicts the weights, or our network."""
         for name, expected in _expected_fields(config).items():
             if name in self.fields and self.fields[name] not in expected:
                 found = json.dumps(self.fields[name])
@@ -73,8 +73,7 @@ class PublishedConfig:
 
 
 def find_autoencoder(name: str) -> AutoencoderFiles:
-    """The files of the autoencoder that a path or a hub's name stands for; see `open_autoencoder`
-    for what it may be.
+    """The files of the autoencoder of this name; `open_autoencoder` says what a name may be.
 
     Raises:
       UserError: for a name that leads nowhere, and a folder that holds none or several.
@@ -87,17 +86,17 @@ def find_autoencoder(name: str) -> AutoencoderFiles:
 
 
 def read_config(path: pathlib.Path) -> PublishedConfig:
-    """What a diffusers config.json says.
+    """Reads a diffusers config.json.
 
     Raises:
-      UserError: for a file that is no JSON object, of a class that we have no network for, or with
-        a scale or shift that is no such number.
+      UserError: for a file that is not a JSON object, of a class that we have no network for, or
+        with a scale or shift that is not a number.
     """
     check_content(path)
     try:
         fields = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error})") from None
+        raise UserError(f"{path} is not JSON ({error})") from None
     if not isinstance(fields, dict) or fields.get("_class_name") not in (
         "AutoencoderKL",
         "AutoencoderTiny",
@@ -121,7 +120,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _companions(file: str) -> tuple[str, ...]:
-    """What must lie beside a file of weights for it to be read."""
+    """Files that have to be beside this file of weights."""
     if file.startswith(f"{_DIFFUSERS}."):
         return (_CONFIG,)
     half = _HALF.fullmatch(file)
@@ -137,8 +136,7 @@ def _of_file(path: pathlib.Path) -> AutoencoderFiles:
             return AutoencoderFiles((path,), beside if beside.is_file() else None)
         encoder, decoder = (path, beside) if "_encoder." in path.name else (beside, path)
         return AutoencoderFiles((encoder, decoder))
-    # A file of another name may have an autoencoder's config.json beside it, or some other
-    # program's.
+    # The config.json beside a file of another name may be another program's.
     beside = path.with_name(_CONFIG)
     return AutoencoderFiles(
         (path,), beside if beside.is_file() and b'"Autoencoder' in beside.read_bytes() else None
@@ -152,7 +150,7 @@ def _in_folder(folder: pathlib.Path) -> AutoencoderFiles:
             names = ", ".join(path.name for path in found)
             raise UserError(
                 f"{folder} holds {len(found)} autoencoders ({names}), expected one, or one of "
-                f"these named"
+                "these named"
             )
         if found:
             return _of_file(found[0])
@@ -173,7 +171,7 @@ def _in_folder(folder: pathlib.Path) -> AutoencoderFiles:
 
 
 def _expected_fields(config: AutoencoderConfig | TinyAutoencoderConfig) -> dict[str, list[Any]]:
-    """What config.json may say of a network like this, field by field."""
+    """Values that config.json may have for a network like this, field by field."""
     if isinstance(config, TinyAutoencoderConfig):
         levels = HALVINGS + 1
         return {

@@ -1,6 +1,4 @@
-"""Where the files of a published CLIP tower lie: its config and its weights, the hub's or
-OpenCLIP's.
-"""
+"""Finds a published CLIP tower's config and weights, the hub's or OpenCLIP's."""
 
 import pathlib
 from collections.abc import Sequence
@@ -9,7 +7,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.interop.hub import INDEX, WEIGHTS, find_model
 
 HUB_CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
-# Config and weights, in the order they are preferred in.
+# Config and weights, the preferred first.
 HUB_FOLDERS = (
     (HUB_CONFIG, "model.safetensors"),
     (HUB_CONFIG, "pytorch_model.bin"),
@@ -31,15 +29,15 @@ def find_tower(
     where: str = "",
     beside: Sequence[str] = (),
 ) -> tuple[pathlib.Path, pathlib.Path]:
-    """The config and the weights of the tower that a path or a hub's name stands for.
+    """The config and the weights of the tower of this name.
 
     Args:
       name: as for `find_model`: a folder, or a file of weights.
       folders: config and weights relative to a folder, the best first; the last name is what is
         read.
       tower: "text" or "image".
-      where: in what folders the hub's are looked for, for the sentence of an error.
-      beside: files that are had from the hub with a HUB_CONFIG of its, if they can be had.
+      where: folders that are searched for the hub's files, named in errors.
+      beside: files to download with a HUB_CONFIG, if the hub has them.
 
     Raises:
       UserError: for a name that leads to no such files.
@@ -51,11 +49,11 @@ def find_tower(
                 return config, path
         raise UserError(
             f"{path} has no {HUB_CONFIG} or {OPEN_CLIP_CONFIG} beside it, expected one: heads and "
-            "activation can't be told from the weights"
+            "activation are not in the weights"
         )
     if path.is_file():
         raise UserError(
-            f"{path} is no file of weights, expected one of {', '.join(WEIGHTS)}, or a folder"
+            f"{path} is not a file of weights, expected one of {', '.join(WEIGHTS)}, or a folder"
         )
     for config_file, *_, weights_file in folders:
         found = sorted(path.glob(weights_file))
@@ -82,5 +80,5 @@ def _find(name: str, folders: Sequence[tuple[str, ...]], beside: Sequence[str]) 
                 name, *((*files, *beside) if HUB_CONFIG in files else files for files in sets)
             )
         except UserError:
-            pass  # They can't be had; or something else is wrong, which the next search will say.
+            pass  # The hub lacks them, or the next search finds another fault and names it.
     return find_model(name, *sets)

@@ -1,6 +1,4 @@
-"""A published CLIP image tower as pure functions of its parameters, read from the files it is
-published in.
-"""
+"""A published CLIP image tower as pure functions of its parameters."""
 
 import dataclasses
 from typing import Any
@@ -19,6 +17,7 @@ from uvit_jax.interop.clip_vision_layouts import (
     our_vision_arrays,
     read_vision_config,
 )
+from uvit_jax.interop.layout import graphdef_of
 from uvit_jax.interop.state_dict import StateDict, sha256_of
 from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.frozen.clip_vision import CLIPVision, CLIPVisionConfig, Images
@@ -29,11 +28,11 @@ class ImageEncoder:
     """A CLIP image tower, as pure functions of its parameters.
 
     Attributes:
-      name: what it was opened by.
-      sha256: of what its embeddings depend on: heads, activation, mean and standard deviation of
+      name: the name it was opened by.
+      sha256: of all that its embeddings depend on: heads, activation, mean and std of
         pixels, and the arrays, name by name, as float32 in our layout: the same for every file of
         the same weights.
-      config: the architecture, and how images are prepared.
+      config: the architecture and the preprocessing of images.
       params: float32 NumPy arrays in nested dicts, a plain tree.
       graphdef: the network: `nnx.merge(graphdef, params)` is the model.
     """
@@ -45,11 +44,12 @@ class ImageEncoder:
     graphdef: nnx.GraphDef = dataclasses.field(repr=False)
 
     def embed(self, params: Any, images: Images) -> Float[Array, "b p"]:
-        """The embeddings of RGB images in uint8 `[b, h, w, 3]`, float32, not normalized; call it
-        under `jit`.
+        """Embeddings of RGB images, uint8 `[b, h, w, 3]`: float32, not normalized.
 
-        The images may have any size, the same for all: they are resized, cropped and normalized as
-        is published (`preprocess`).
+        Call it under `jit`.
+
+        The images may have any size, the same for all; `preprocess` resizes, crops and normalizes
+        them.
 
         Raises:
           UserError: for images that are not uint8, not of three channels, or without pixels.
@@ -68,7 +68,7 @@ def open_image_encoder(name: str, *, dtype: str = "float32") -> ImageEncoder:
           weights);
         - a folder of OpenCLIP's: `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`,
           and `open_clip_config.json` (also that file of weights).
-      dtype: what the tower computes in; parameters and results are float32.
+      dtype: dtype the tower computes in; parameters and results are float32.
 
     Raises:
       UserError: for a name that leads to none of these, weights of another network than the config
@@ -98,6 +98,5 @@ def _image_encoder(name: str, config: CLIPVisionConfig, state_dict: StateDict) -
         sha256=sha256_of(arrays, head),
         config=config,
         params=unflatten_dict(arrays),
-        # Only shapes are made, no random weights to be thrown away.
-        graphdef=nnx.graphdef(nnx.eval_shape(lambda: CLIPVision(config, rngs=nnx.Rngs(0)))),
+        graphdef=graphdef_of(lambda rngs: CLIPVision(config, rngs=rngs)),
     )

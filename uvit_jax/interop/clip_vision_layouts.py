@@ -1,6 +1,4 @@
-"""The configs, names and shapes of published CLIP image towers, the hub's and OpenCLIP's, and our
-arrays in them.
-"""
+"""CLIP image towers as published, on the hub or by OpenCLIP: their configs and layouts."""
 
 import dataclasses
 import json
@@ -11,16 +9,15 @@ import numpy as np
 
 from uvit_jax.errors import UserError
 from uvit_jax.interop.clip_files import HUB_CONFIG
-from uvit_jax.interop.clip_layouts import (
-    block_arrays,
-    block_shapes,
-    checked,
+from uvit_jax.interop.clip_towers import (
+    block_layout,
     from_open_clip,
     hub_tower,
-    norm_arrays,
     parse_config,
+    read_tower,
     whole,
 )
+from uvit_jax.interop.layout import Entry, Layout, norm
 from uvit_jax.interop.state_dict import Arrays, StateDict
 from uvit_jax.models.frozen.clip_vision import CHANNELS, MEAN, STD, CLIPVisionConfig, PerChannel
 
@@ -42,13 +39,15 @@ _RENAMED = (
 
 
 def read_vision_config(path: pathlib.Path, dtype: str) -> CLIPVisionConfig:
-    """The architecture that a hub's or OpenCLIP's config says; what it leaves out as they do.
+    """The architecture in a hub's or OpenCLIP's config.
 
-    How images are normalized is told by OpenCLIP's config itself, and by the hub's
-    `preprocessor_config.json` beside it; where they don't tell, it is CLIP's way.
+    Missing fields take the publisher's defaults.
+
+    The normalization of images is in OpenCLIP's config itself, and in the hub's
+    `preprocessor_config.json` beside it; the default is CLIP's.
 
     Raises:
-      UserError: for a config of another network, or one of images that are prepared in another way
+      UserError: for a config of another network, or one with another preprocessing of images
         than CLIP's.
     """
 
@@ -119,8 +118,9 @@ def _open_clip_fields(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hub_preparation(saved: dict[str, Any], size: int) -> tuple[PerChannel, PerChannel]:
-    """Mean and standard deviation, once all else is as CLIP has it; old files have sizes as bare
-    numbers.
+    """Mean and standard deviation of pixels, if all else is as CLIP has it.
+
+    Old files have sizes as bare numbers.
     """
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
     ways: dict[str, list[Any]] = {
@@ -134,7 +134,7 @@ def _hub_preparation(saved: dict[str, Any], size: int) -> tuple[PerChannel, PerC
 
 
 def _check(fields: dict[str, Any], ways: dict[str, list[Any]]) -> None:
-    """Raises a UserError for a field that is there and says none of the ways that are ours."""
+    """Raises a UserError for a field that is present with another value than these."""
     for name, expected in ways.items():
         if fields.get(name) is not None and fields[name] not in expected:
             wanted = " or ".join(json.dumps(value) for value in expected)
@@ -156,8 +156,9 @@ def _per_channel(fields: dict[str, Any], name: str, default: PerChannel) -> PerC
 
 
 def hub_vision_names(state_dict: StateDict) -> dict[str, np.ndarray]:
-    """The image tower's arrays under the hub's names, without `vision_model.`; in OpenCLIP's
-    layout, they are renamed.
+    """The image tower's arrays under the hub's names, without `vision_model.`.
+
+    Arrays in OpenCLIP's layout are renamed.
 
     Raises:
       UserError: for weights without an image tower.
@@ -178,37 +179,27 @@ def hub_vision_names(state_dict: StateDict) -> dict[str, np.ndarray]:
     )
 
 
-def hub_vision_shapes(config: CLIPVisionConfig) -> dict[str, tuple[int, ...]]:
+def vision_layout(config: CLIPVisionConfig) -> Layout:
     """Every array of a tower in the hub's layout."""
     d, p = config.width, config.patch_size
-    norms = {
-        f"{norm}.{leaf}": (d,)
-        for norm in ("pre_layrnorm", "post_layernorm")
-        for leaf in ("weight", "bias")
-    }
     return {
-        "embeddings.class_embedding": (d,),
-        "embeddings.patch_embedding.weight": (d, CHANNELS, p, p),
-        "embeddings.position_embedding.weight": (config.tokens, d),
-        **block_shapes(config),
-        **norms,
-        VISUAL_PROJECTION: (config.projection, d),
+        "embeddings.class_embedding": Entry(("class_embed",), (d,)),
+        "embeddings.patch_embedding.weight": Entry(
+            ("patch_embed", "kernel"), (d, CHANNELS, p, p), _patches
+        ),
+        "embeddings.position_embedding.weight": Entry(("pos_embed",), (config.tokens, d)),
+        **norm("pre_layrnorm", ("pre_norm",), d),
+        **block_layout(config),
+        **norm("post_layernorm", ("post_norm",), d),
+        VISUAL_PROJECTION: Entry(("projection", "kernel"), (config.projection, d), np.transpose),
     }
+
+
+def _patches(kernel: np.ndarray) -> np.ndarray:
+    """A convolution's kernel as a matrix; a patch's pixels run row by row, channels fastest."""
+    return kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
 
 
 def our_vision_arrays(state_dict: StateDict, config: CLIPVisionConfig) -> Arrays:
     """The arrays in our layout, float32, by our paths; their names and shapes are checked."""
-    state = checked(state_dict, hub_vision_shapes(config), "a CLIP image tower")
-    # A patch's pixels run row by row with the channel fastest.
-    patches = (
-        state["embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0).reshape(-1, config.width)
-    )
-    return {
-        ("class_embed",): state["embeddings.class_embedding"],
-        ("patch_embed", "kernel"): np.ascontiguousarray(patches),
-        ("pos_embed",): state["embeddings.position_embedding.weight"],
-        **norm_arrays(state, "pre_layrnorm", ("pre_norm",)),
-        **block_arrays(state, config),
-        **norm_arrays(state, "post_layernorm", ("post_norm",)),
-        ("projection", "kernel"): np.ascontiguousarray(state[VISUAL_PROJECTION].T),
-    }
+    return read_tower(state_dict, vision_layout(config), config, "a CLIP image tower")

@@ -1,6 +1,4 @@
-"""What a file is by its content, whatever its name says: a kind of weights, or what came instead of
-them.
-"""
+"""Kinds of files by their content: weights, and what was downloaded in their place."""
 
 import json
 import pathlib
@@ -14,7 +12,7 @@ from uvit_jax.interop.torch_legacy_file import is_legacy
 
 WeightsKind = Literal["safetensors", "torch", "torch_legacy"]
 
-_HEAD = 4096  # bytes that are looked at
+_HEAD = 4096  # bytes that are read to tell the kind
 _AGAIN = "download or copy it again"
 _UNPACK = "unpack it and name the weights file inside"
 _STATE_DICT = "expected the weights alone, as torch.save(model.state_dict(), FILE) writes"
@@ -37,11 +35,11 @@ _TEXT_BYTES = bytes(range(32, 256)) + b"\t\r\n\f\x1b"
 
 
 def check_content(path: pathlib.Path) -> bytes:
-    """The first bytes of a file that ought to be a download's.
+    """Returns the first bytes of a downloaded file.
 
     Raises:
-      UserError: for what stands in the place of many a download: nothing, a git-LFS pointer, a web
-        page, the message of a server. The sentence names it and says what to do.
+      UserError: for an empty file, a git-LFS pointer, a web page or a server's message in place of
+        the download. The sentence names it and says what to do.
     """
     size, head = _beginning(path)
     if not size:
@@ -76,10 +74,10 @@ def check_content(path: pathlib.Path) -> bytes:
 
 
 def weights_kind(path: pathlib.Path) -> WeightsKind:
-    """Which reader takes this file of weights.
+    """Chooses the reader of a file of weights.
 
     Raises:
-      UserError: for a file that isn't there or is something else, which the sentence names with
+      UserError: for a missing file, or one of another kind; the sentence names the kind and says
         what to do.
     """
     if path.is_dir():
@@ -135,18 +133,18 @@ def _check_zip(path: pathlib.Path) -> None:
             if names
             else "nothing"
         )
-        raise UserError(f"{path} is a zip archive of {inside}, none of torch.save's: {_UNPACK}")
+        raise UserError(f"{path} is a zip archive of {inside}, not one of torch.save's: {_UNPACK}")
 
 
 def _check_safetensors(path: pathlib.Path) -> None:
-    """Raises a UserError for a safetensors file that is cut short or longer than its header says."""
+    """Raises a UserError for a safetensors file of another length than its header says."""
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if 8 + length > size:
             raise UserError(
-                f"{path} is no whole safetensors file: its header has {length:,} bytes, the whole "
-                f"file {size:,}: a download that broke off, {_AGAIN}"
+                f"{path} is not a whole safetensors file: its header has {length:,} bytes, the "
+                f"whole file {size:,}: a download that broke off, {_AGAIN}"
             )
         try:
             fields = json.loads(file.read(length))
@@ -160,13 +158,13 @@ def _check_safetensors(path: pathlib.Path) -> None:
             return  # The library knows better what is wrong with it.
     if expected > size:
         raise UserError(
-            f"{path} is no whole safetensors file: it has {size:,} bytes of {expected:,}: a "
+            f"{path} is not a whole safetensors file: it has {size:,} bytes of {expected:,}: a "
             f"download that broke off, {_AGAIN}"
         )
 
 
 def _foreign(path: pathlib.Path, head: bytes) -> tuple[str, str]:
-    """What a file is that holds no weights for us, and what to do."""
+    """A kind of file that holds no weights for us, and advice."""
     for magic, what, advice in _MAGIC:
         if head.startswith(magic):
             return what, advice

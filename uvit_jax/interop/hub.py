@@ -1,6 +1,4 @@
-"""Published models by name: a path, or a name on the Hugging Face hub, to a file or folder on this
-machine.
-"""
+"""Published models by name: a path, or a name on the Hugging Face hub."""
 
 import fnmatch
 import glob
@@ -23,8 +21,7 @@ _NAME = re.compile(r"(?P<model>\w[\w.-]*/\w[\w.-]*)(?:[:/](?P<inside>[^:]+))?", 
 
 
 def find_model(name: str, *alternatives: Sequence[str]) -> pathlib.Path:
-    """The file or folder on this machine that a name stands for, downloaded where it is neither a
-    path nor cached.
+    """The file or folder of this name on this machine, downloaded if it is not cached.
 
     Args:
       name: a file, a folder, or a name on the Hugging Face hub: "org/model", with a folder or a
@@ -40,9 +37,9 @@ def find_model(name: str, *alternatives: Sequence[str]) -> pathlib.Path:
       the file in it.
 
     Raises:
-      UserError: for a name that is no path and can be no model's, a model that isn't there or lacks
-        all the sets, or a hub that can't be reached. Nothing is asked of the hub for a model that
-        is in the cache.
+      UserError: for a name that is neither a path nor a model's, a model that doesn't exist or
+        lacks all the sets, or a hub that can't be reached. A cached model asks the
+        hub nothing.
     """
     path = pathlib.Path(os.path.expanduser(name))  # pathlib's own raises for an unknown ~user
     if name and os.path.exists(path):
@@ -91,9 +88,7 @@ def _cached(model: str, sets: Iterable[Sequence[str]]) -> pathlib.Path | None:
 
 
 def nowhere(path: pathlib.Path) -> str:
-    """That nothing is at a path, with the nearest name in its folder or else what that holds, where
-    it is one below.
-    """
+    """A sentence that nothing is at a path, with its folder's names or the nearest of them."""
     said, folder = f"there is no file or folder {path.absolute()}", path.parent
     try:
         names = sorted(os.listdir(folder))
@@ -110,8 +105,9 @@ def nowhere(path: pathlib.Path) -> str:
 
 
 def _download(model: str, sets: Sequence[Sequence[str]], not_here: str) -> pathlib.Path:
-    """The snapshot of a model with the first set that the hub has; `not_here` says that it is no
-    path.
+    """The snapshot of a model with the first set that the hub has.
+
+    not_here: says that the model's name is not a path.
     """
     hub = constants.ENDPOINT
     tried = f"{not_here}, {model} is not (whole) in the cache {constants.HF_HUB_CACHE}"
@@ -140,11 +136,10 @@ def _download(model: str, sets: Sequence[Sequence[str]], not_here: str) -> pathl
         raise UserError(
             f"{tried}, and no model of that name on {hub} (a private one needs HF_TOKEN)"
         ) from None
-    # huggingface_hub has changed the HTTP library beneath it twice, and with it what a connection
-    # refused raises.
+    # huggingface_hub has changed its HTTP library twice, and with it the class of network errors.
     except Exception as error:
         raise UserError(
-            f"{tried}, and it can't be had from {hub} ({_first_line(error)})"
+            f"{tried}, and the download from {hub} failed ({_first_line(error)})"
         ) from error
     expected = ", or ".join(" and ".join(files) for files in sets)
     listed = ", ".join(sorted(published)[:8]) or "nothing"

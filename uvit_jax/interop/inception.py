@@ -1,6 +1,4 @@
-"""The published Inception-v3 of FID as pure functions of its parameters, found on this machine or
-downloaded.
-"""
+"""The published Inception-v3 of FID as pure functions of its parameters, found or downloaded."""
 
 import dataclasses
 import functools
@@ -19,6 +17,7 @@ from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.files import atomic_write
+from uvit_jax.fingerprints import sha256_of_file
 from uvit_jax.interop.file_kinds import check_content
 from uvit_jax.interop.state_dict import StateDict, check_names, checked_array
 from uvit_jax.interop.weights_file import read_arrays
@@ -41,11 +40,11 @@ class InceptionWeights:
     """An Inception-v3, as pure functions of its parameters.
 
     Attributes:
-      name: what it was opened by.
+      name: the name it was opened by.
       sha256: of the file of weights.
-      published: whether that is the published file, without which a distance isn't called FID.
-      resize: whose way of resizing the images (`preprocess`).
-      dtype: what convolutions are computed in.
+      published: True if that is the published file; only then is a distance called FID.
+      resize: the library whose resizing of images is used (`preprocess`).
+      dtype: dtype of the convolutions.
       params: float32 NumPy arrays in nested dicts, a plain tree.
       graphdef: the network: `nnx.merge(graphdef, params)` is the model.
     """
@@ -61,8 +60,9 @@ class InceptionWeights:
     def features(
         self, params: Any, images: Images, names: Sequence[str]
     ) -> dict[str, Float[Array, "b d"]]:
-        """These features of images, float32, by name; call it under `jit`, where the others cost
-        nothing.
+        """These features of images, float32, by name.
+
+        Under `jit` the other features cost nothing.
 
         Args:
           params: as the attribute.
@@ -87,9 +87,9 @@ def open_inception(
       name: a path of a `.pth` or `.safetensors` file, or "pt_inception-2015-12-05", the published
         weights: looked for in torch hub's cache (`TORCH_HOME`) and in ours (`XDG_CACHE_HOME`), else
         downloaded into ours.
-      dtype: what convolutions are computed in, "float32" or "bfloat16"; parameters and features are
+      dtype: dtype of the convolutions, "float32" or "bfloat16"; parameters and features are
         float32.
-      resize: whose way of resizing the images (`preprocess`).
+      resize: the library whose resizing of images is used (`preprocess`).
       sha256: of the file, where it is another one than the published weights.
 
     Raises:
@@ -120,31 +120,27 @@ def open_inception(
 
 @functools.cache
 def _network(dtype: str) -> tuple[nnx.GraphDef, dict[tuple[Any, ...], tuple[int, ...]]]:
-    """The network without its arrays, and their shapes by path; no random weights are made to be
-    thrown away.
-    """
+    """The network without its arrays, and their shapes by path."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Inception(dtype, rngs=nnx.Rngs(0))))
     return graphdef, {path: leaf.shape for path, leaf in nnx.to_flat_state(state)}
 
 
 def _check_sha256(path: pathlib.Path, found: str, wanted: str) -> None:
     if wanted and found != wanted:
-        raise UserError(
-            f"{path} has the SHA-256 {found}, expected {wanted} (config.evaluate.inception_sha256)"
-        )
+        raise UserError(f"{path} has the SHA-256 {found}, expected {wanted} (inception_sha256)")
     if not wanted and found != SHA256:
         raise UserError(
             f"{path} has the SHA-256 {found}, expected {SHA256}, the published weights'; set "
-            f"config.evaluate.inception_sha256={found} to use it anyway, and what it gives is not "
-            f"called FID"
+            f"inception_sha256={found} to use it anyway, but its distance is not called FID"
         )
 
 
 def _params(
     state_dict: StateDict, shapes: dict[tuple[Any, ...], tuple[int, ...]]
 ) -> dict[str, Any]:
-    """The published arrays in our layout (our shapes, by path), float32, BatchNorm folded into the
-    convolutions.
+    """The published arrays in our layout, float32, BatchNorm folded into the convolutions.
+
+    shapes: ours, by path.
     """
     state_dict = {
         name: array
@@ -169,9 +165,7 @@ def _params(
 
 
 def _published_shapes(path: tuple[Any, ...], kernel: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The published arrays of one convolution, in the order that `_fold` takes them, and their
-    shapes.
-    """
+    """Shapes of the published arrays of one convolution, in the order that `_fold` takes them."""
     h, w, c_in, c_out = kernel
     name = ".".join(path).capitalize()  # mixed_5b.branch1x1 is Mixed_5b.branch1x1
     norm = ("weight", "bias", "running_mean", "running_var")
@@ -184,9 +178,7 @@ def _published_shapes(path: tuple[Any, ...], kernel: tuple[int, ...]) -> dict[st
 def _fold(
     weight: np.ndarray, gain: np.ndarray, bias: np.ndarray, mean: np.ndarray, variance: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """gain (conv(x) - mean) / sqrt(variance + eps) + bias as one convolution with a bias, in our
-    layout, float32.
-    """
+    """One convolution with a bias, float32, for gain (conv(x) - mean) / sqrt(var + eps) + bias."""
     scale = gain / np.sqrt(variance + BATCH_NORM_EPS)
     kernel = weight.transpose(2, 3, 1, 0) * scale
     return {"kernel": kernel.astype(np.float32), "bias": (bias - mean * scale).astype(np.float32)}
@@ -203,9 +195,8 @@ def _sha256_of(path: pathlib.Path) -> str:
         raise UserError(
             f"there is no Inception-v3 weights file {path.absolute()}, expected a path or {NAME!r}"
         )
-    check_content(path)  # a web page, for one, is told as such, and not by its hash
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    check_content(path)  # a web page is refused as one, not by its hash
+    return sha256_of_file(path)
 
 
 def _published() -> pathlib.Path:

@@ -1,6 +1,4 @@
-"""The architecture that official U-ViT weights are of, as fields of a config, read from names and
-shapes.
-"""
+"""The architecture of official U-ViT weights as config fields, read from names and shapes."""
 
 import math
 import re
@@ -14,12 +12,14 @@ from uvit_jax.models.uvit_config import UViTConfig
 
 
 def differences(state_dict: StateDict, config: UViTConfig) -> str:
-    """The fields in which weights are of another architecture than the config, as "; they are of
-    ..." for the end of a sentence; empty where names and shapes tell of none (num_heads is not
-    among what they can tell).
+    """The fields in which weights and config differ, as the end of a sentence.
+
+    Empty if names and shapes show no difference; they never show num_heads.
+
+    Empty if names and shapes show no difference; they never show num_heads.
     """
     found = [
-        f"{name} = {value} (config.model.{name} is {ours})"
+        f"{name} = {value} (the model's {name} is {ours})"
         for name, value in _fields(state_dict, config).items()
         if value != (ours := _ours(config, name))
     ]
@@ -34,7 +34,7 @@ def _ours(config: UViTConfig, name: str) -> Any:
 
 
 def _fields(state_dict: StateDict, config: UViTConfig) -> dict[str, Any]:
-    """The fields that the arrays of a U-ViT tell; none where they are not those of one."""
+    """Fields that the arrays of a U-ViT show; empty for those of another network."""
     shapes = {name: np.shape(array) for name, array in state_dict.items()}
     tokens, patches = shapes.get("pos_embed", ()), shapes.get("patch_embed.proj.weight", ())
     if len(tokens) != 3 or len(patches) != 4:
@@ -59,9 +59,7 @@ def _fields(state_dict: StateDict, config: UViTConfig) -> dict[str, Any]:
 
 
 def _size(tokens: int, fields: Mapping[str, Any], config: UViTConfig) -> dict[str, Any]:
-    """The image size that a number of tokens is of, where it is a square; text is as long as the
-    config's.
-    """
+    """The image size of a number of tokens, if it is a square; text is as long as the config's."""
     if tokens == config.num_tokens and fields["patch_size"] == config.patch_size:
         return {}
     length = config.context_length if fields["context_dim"] else 0

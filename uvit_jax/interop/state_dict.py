@@ -1,24 +1,21 @@
-"""What all published weights have in common: arrays by name, checked against those a model expects,
-and hashed.
-"""
+"""State dicts: arrays by name, checked against the names and shapes of a model, and hashed."""
 
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from uvit_jax.errors import UserError
+from uvit_jax.fingerprints import sha256_of_arrays
 
 StateDict = Mapping[str, Any]
-Path = tuple[str | int, ...]
-Arrays = dict[Path, np.ndarray]
+# The names and list positions that lead to an array in a network's state, as ("blocks", 0, "bias").
+KeyPath = tuple[str | int, ...]
+Arrays = dict[KeyPath, np.ndarray]
 
 
 def check_names(state_dict: StateDict, expected: Collection[str], fault: str) -> None:
-    """Raises a UserError that opens with `fault` and names the first array missing and the first
-    one too many.
-    """
+    """Raises a UserError that opens with `fault`, for the first array missing or one too many."""
     missing = [name for name in expected if name not in state_dict]
     unexpected = [name for name in state_dict if name not in expected]
     if missing or unexpected:
@@ -31,8 +28,7 @@ def check_names(state_dict: StateDict, expected: Collection[str], fault: str) ->
 
 
 def checked_array(name: str, value: Any, *shapes: tuple[int, ...]) -> np.ndarray:
-    """The array as float32, once it is one of these shapes and of finite numbers, in whatever
-    floating-point dtype.
+    """The array as float32, if it has one of these shapes and finite floating-point numbers.
 
     Raises:
       UserError: naming the array, for another shape, for integers, or for NaN and infinite values.
@@ -40,13 +36,13 @@ def checked_array(name: str, value: Any, *shapes: tuple[int, ...]) -> np.ndarray
     array = np.asarray(value)
     if array.shape not in shapes:
         raise UserError(f"{name} has shape {array.shape}, expected {' or '.join(map(str, shapes))}")
-    # NumPy has no bfloat16 of its own: the one we have counts as neither.
+    # A bfloat16 array, of ml_dtypes, has the kind V.
     if array.dtype.kind in "biuOSUc":
         raise UserError(
             f"{name} is of dtype {array.dtype}, expected floating point (are the weights "
             f"quantized?)"
         )
-    # Where float64 doesn't fit, the check below says so.
+    # A float64 beyond float32 becomes infinite, which the check below refuses.
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
@@ -59,11 +55,6 @@ def checked_array(name: str, value: Any, *shapes: tuple[int, ...]) -> np.ndarray
 
 
 def sha256_of(arrays: Arrays, head: str = "") -> str:
-    """The hash of `head`, then of the arrays as float32 in the order of their names, each after its
-    name and shape.
-    """
-    digest = hashlib.sha256(head.encode())
-    for name, array in sorted((".".join(map(str, path)), array) for path, array in arrays.items()):
-        digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array, "<f4").data)
-    return digest.hexdigest()
+    """SHA-256 of `head`, then of each array's name, shape and float32 bytes, by name."""
+    named = {".".join(map(str, path)): array for path, array in arrays.items()}
+    return sha256_of_arrays(sorted(named.items()), head)

@@ -1,5 +1,4 @@
-"""Reads the tensors of a file that `torch.save` wrote, without torch and without executing anything
-from the file.
+"""Reads the tensors of a file of torch.save, without torch, executing nothing in it.
 
 Such a file is a zip: `<name>/data.pkl`, a pickle of the structure whose tensors refer to storages,
 and `<name>/data/<key>`, the raw bytes of each storage.
@@ -16,12 +15,12 @@ from uvit_jax.interop.torch_pickle import Choose, Storage, TensorUnpickler, all_
 
 
 def read_tensors(path: pathlib.Path, choose: Choose = all_of) -> dict[str, np.ndarray]:
-    """The tensors of a file saved by torch (1.6 or newer) by name.
+    """The tensors of a file saved by torch (1.6 or newer), by name.
 
-    choose: from the names in the file to those wanted; the others' bytes are not read.
+    choose: picks arrays by name; the others' bytes are not read.
 
     Raises:
-      UserError: for a file that is no such zip, is cut short, names anything but tensors and
+      UserError: for a file that is not such a zip, is cut short, names anything but tensors and
         dictionaries, or holds no state dict.
     """
     try:
@@ -40,8 +39,7 @@ def read_tensors(path: pathlib.Path, choose: Choose = all_of) -> dict[str, np.nd
             f"{path} can't be read ({error}), expected a file that torch.save (1.6 or newer) "
             "wrote: download or copy it again"
         ) from None
-    # What damage to a pickle raises is nearly anything: where it asks for more bytes than there is
-    # memory, too.
+    # A damaged pickle can raise nearly anything, MemoryError too.
     except Exception as error:
         fault = str(error) or type(error).__name__
         raise UserError(
@@ -50,7 +48,7 @@ def read_tensors(path: pathlib.Path, choose: Choose = all_of) -> dict[str, np.nd
 
 
 def _root(archive: zipfile.ZipFile, path: pathlib.Path) -> str:
-    """The folder in a zip that everything is in."""
+    """The folder in a zip that holds everything."""
     pickles = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
         raise UserError(

@@ -21,15 +21,15 @@ _COUNT_BYTES = 8
 
 
 def is_legacy(path: pathlib.Path) -> bool:
-    """Whether a file begins as torch.save's did before version 1.6."""
+    """True if a file begins as torch.save's did before version 1.6."""
     with path.open("rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
 def read_legacy_tensors(path: pathlib.Path, choose: Choose = all_of) -> dict[str, np.ndarray]:
-    """The tensors of such a file by name.
+    """The tensors of such a file, by name.
 
-    choose: from the names in the file to those wanted; the others' bytes are not read.
+    choose: picks arrays by name; the others' bytes are not read.
 
     Raises:
       UserError: for a file that is cut short or damaged, names anything but tensors and
@@ -57,7 +57,7 @@ def read_legacy_tensors(path: pathlib.Path, choose: Choose = all_of) -> dict[str
             f"{path} is damaged or cut short ({error or 'its pickle has no end'}), expected a file "
             "that torch.save wrote: download or copy it again"
         ) from None
-    # What damage to a pickle raises is any of these, and more.
+    # A damaged pickle can raise nearly anything.
     except Exception as error:
         raise UserError(
             f"{path} is damaged ({error!r}), expected a file that torch.save wrote"
@@ -65,7 +65,7 @@ def read_legacy_tensors(path: pathlib.Path, choose: Choose = all_of) -> dict[str
 
 
 def _places(file: BinaryIO, path: pathlib.Path, storages: Sequence[Storage]) -> dict[str, int]:
-    """Where the bytes of each storage begin, by its key; `file` is at the first one's count."""
+    """The offset of each storage's bytes, by its key; `file` is at the first one's count."""
     size = os.fstat(file.fileno()).st_size
     places = {}
     for storage in storages:

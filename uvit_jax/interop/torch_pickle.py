@@ -1,8 +1,7 @@
-"""The pickle in a file of torch.save as inert data: names and tensors, nothing imported or called.
+"""Names and tensors from the pickle in a file of torch.save, read by an allow-list.
 
-A pickle may name any Python function to be called, and may change what it has named (the opcode
-BUILD). This reader has its own constructors in the place of the few names that make tensors and
-dictionaries, a placeholder in the place of what training saves beside them, and refuses the rest.
+The list holds constructors of this file for tensors and dictionaries, and a placeholder for what
+training saves beside them (options, counters); any other name is refused.
 """
 
 import collections
@@ -11,17 +10,17 @@ import functools
 import io
 import math
 import pathlib
-import pickle
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from uvit_jax.errors import UserError
+from uvit_jax.safe_pickle import AllowListUnpickler
 
-# From the names in a file to those wanted of the arrays; what is left out is not read.
+# From the names of a file's arrays to {name in the file: name to return}; the rest is not read.
 Choose = Callable[[Collection[str]], Mapping[str, str]]
 
 DTYPES = {
@@ -36,20 +35,20 @@ DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-# What checkpoints of training hold beside tensors: options, counters, Lightning's and its configs.
-_BESIDE = re.compile(
+# Names of what training checkpoints hold beside tensors: options, counters, Lightning's objects.
+_NOT_TENSORS = re.compile(
     r"argparse\.Namespace|collections\.(defaultdict|Counter)|(__builtin__|builtins)\.(set|frozenset)"
     r"|pathlib\.\w+|datetime\.\w+|_codecs\.encode|typing\.\w+|easydict\.EasyDict|yacs\.config\.\w+"
     r"|numpy\.(dtype|ndarray)|numpy\.(_?core\.)multiarray\.(scalar|_reconstruct)"
     r"|torch\.(Tensor|nn\.parameter\.\w+|Size|device|dtype|b?float\d+|u?int\d+|bool)"
     r"|(pytorch_lightning|lightning|lightning_fabric|omegaconf|ml_collections)\.[\w.]+"
 )
-_DEPTH = 8  # of dictionaries in each other, beyond which nobody keeps weights
+_DEPTH = 8  # of nested dictionaries; weights are never deeper
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """The bytes that tensors are views of, which are elsewhere in the file."""
+    """The elements that tensors are views of; their bytes are elsewhere in the file."""
 
     key: str
     dtype: np.dtype
@@ -71,12 +70,12 @@ class Tensor:
     stride: tuple[int, ...]
 
     def array(self, data: np.ndarray) -> np.ndarray:
-        """The view as an array of its own; data: the elements of its storage."""
+        """Copies the view out of `data`, the elements of its storage."""
         shape, stride, offset = self.shape, self.stride, self.offset
         if len(shape) != len(stride) or min((offset, *shape, *stride)) < 0:
             raise ValueError(f"a tensor of shape {shape} and strides {stride}")
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-        # A state dict's tensors repeat no element (stride 0), which could ask for any memory.
+        # An expanded tensor (stride 0) could ask for any memory; a state dict has none.
         count: int = math.prod(shape)
         if count > data.size or (count and last >= data.size):
             raise ValueError(f"a tensor of shape {shape} beyond its storage of {data.size}")
@@ -85,23 +84,23 @@ class Tensor:
 
 
 def all_of(names: Collection[str]) -> dict[str, str]:
-    """Every array under the name it has."""
+    """Chooses every array, under its own name."""
     return {name: name for name in names}
 
 
 def arrays_of(
     saved: Any, path: pathlib.Path, choose: Choose, read: Callable[[Storage], bytes]
 ) -> dict[str, np.ndarray]:
-    """The chosen arrays of what was saved, by the names that `choose` gives them.
+    """Reads the chosen arrays, by the names that `choose` gives them.
 
     Args:
-      saved: what `TensorUnpickler` loaded.
-      path: of the file, for the sentence of an error.
-      choose: which arrays, by their names: dictionaries in each other become dots in names.
-      read: the bytes of a storage; asked for the storages of the chosen arrays alone.
+      saved: the result of `TensorUnpickler.load`.
+      path: the file, named in errors.
+      choose: picks arrays by name; a nested dictionary's name is joined with a dot.
+      read: returns the bytes of a storage; called only for the chosen arrays.
 
     Raises:
-      UserError: where no tensor has a name, or a storage is of another length than is said.
+      UserError: if no tensor has a name, or a storage has another length than the pickle says.
     """
 
     # Neighbouring tensors may be views of one storage, which is then read once.
@@ -123,7 +122,7 @@ def arrays_of(
 
 
 def _named(saved: Any, path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors by name; the name of a dictionary that holds them all is left out."""
+    """Tensors by name, without the name of a dictionary that holds all of them."""
     found = list(_walk(saved, (), _DEPTH)) if isinstance(saved, dict) else []
     if not found:
         kind, keys = type(saved).__name__, list(saved)[:6] if isinstance(saved, dict) else []
@@ -169,53 +168,27 @@ class _Placeholder:
 
 @dataclasses.dataclass(frozen=True)
 class _StorageType:
-    """torch.FloatStorage and its like: only the dtype matters."""
+    """torch.FloatStorage and its like, of which only the dtype matters."""
 
     dtype: np.dtype
 
 
-class TensorUnpickler(pickle._Unpickler):
-    """An unpickler that calls nothing but this file's own constructors, and changes no object.
+class TensorUnpickler(AllowListUnpickler):
+    """Unpickles dictionaries and tensors; the latter as `Tensor`, without their elements.
 
-    In pure Python, whose opcodes can be told apart; the pickle of a checkpoint is short.
+    Attributes:
+      storages: every storage that a tensor refers to, by its key.
     """
 
-    stack: list[Any]
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-    # What torch.save never writes: it would take memory at its word.
-    del dispatch[pickle.BYTEARRAY8[0]]
-
     def __init__(self, file: io.BufferedIOBase, path: pathlib.Path):
-        super().__init__(file)
+        super().__init__(file, _constructor, self._refusal)
         self._path = path
         self.storages: dict[str, Storage] = {}
 
-    def load_build(self) -> None:
-        """Drops the state of an object (a state dict's `_metadata`): nothing is ever changed."""
-        self.stack.pop()
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The constructor in the place of a name."""
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return _tensor
-        if module == "torch._utils" and name in (
-            "_rebuild_parameter",
-            "_rebuild_parameter_with_state",
-        ):
-            return _parameter
-        if (module, name) == ("torch._tensor", "_rebuild_from_type_v2"):
-            return _of_type
-        if module == "torch" and name in DTYPES:
-            return _StorageType(np.dtype(DTYPES[name]))
-        if _BESIDE.fullmatch(f"{module}.{name}"):
-            return _Placeholder
-        raise UserError(
-            f"{self._path} asks for {module}.{name}, expected tensors alone: it was not opened "
-            "further and nothing in it was run; save the state_dict() by itself"
+    def _refusal(self, name: str) -> UserError:
+        return UserError(
+            f"{self._path} asks for {name}, expected tensors alone: it was not opened further and "
+            "nothing in it was run; save the state_dict() by itself"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -226,6 +199,15 @@ class TensorUnpickler(pickle._Unpickler):
         if not isinstance(key, str) or not isinstance(count, int) or count < 0:
             raise ValueError(f"a storage {key!r} of {count!r} elements")
         return self.storages.setdefault(key, Storage(key, storage.dtype, count))
+
+
+def _constructor(module: str, name: str) -> Any:
+    """The allow-list: the constructor in the place of a name, None for a name to refuse."""
+    if module == "torch" and name in DTYPES:
+        return _StorageType(np.dtype(DTYPES[name]))
+    if (module, name) in _CONSTRUCTORS:
+        return _CONSTRUCTORS[module, name]
+    return _Placeholder if _NOT_TENSORS.fullmatch(f"{module}.{name}") else None
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tensor:
@@ -239,8 +221,18 @@ def _parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
-def _of_type(rebuild: Any, _type: Any, arguments: Any, *_: Any) -> Any:
+def _derived(rebuild: Any, _type: Any, arguments: Any, *_: Any) -> Any:
     """A tensor of a class derived from torch's, as nn.Buffer is."""
     if rebuild not in (_tensor, _parameter):
         raise ValueError(f"a tensor made by {rebuild!r}")
     return rebuild(*arguments)
+
+
+_CONSTRUCTORS = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _derived,
+}

@@ -1,4 +1,4 @@
-"""Reads the arrays of a file of weights, whatever its name ends in, executing nothing from it."""
+"""Reads the arrays of a file of weights, whatever its suffix, executing nothing in it."""
 
 import functools
 import json
@@ -25,11 +25,13 @@ _PART = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 def read_arrays(
     path: str | os.PathLike[str], anchors: Sequence[str] = (), *, weights: str | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of a network by the network's own names; see `own_names` for `anchors` and
-    `weights`.
+    """The arrays of a network, by the network's own names.
 
-    path: of a file of torch.save or of safetensors, or of the index of several (`*.index.json`) or
-    one of those.
+    Args:
+      path: a file of torch.save or of safetensors, one of several such files, or their index
+        (`*.index.json`).
+      anchors: as for `own_names`.
+      weights: as for `own_names`.
 
     Raises:
       UserError: for a file that is missing, damaged or something else, which is named; one that
@@ -60,12 +62,12 @@ def _read(path: pathlib.Path, choose: Choose) -> dict[str, np.ndarray]:
             return {
                 name: _tensor(file, theirs, path) for theirs, name in choose(file.keys()).items()
             }
-    # NumPy's own, of shapes beyond all memory.
+    # The last three are NumPy's, for shapes beyond memory.
     except (safetensors.SafetensorError, ValueError, OverflowError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path} is no whole safetensors file ({error}): download or copy it again"
+            f"{path} is not a whole safetensors file ({error}): download or copy it again"
         ) from None
 
 
@@ -73,9 +75,7 @@ def _tensor(file: Any, name: str, path: pathlib.Path) -> np.ndarray:
     """One array of an open safetensors file."""
     try:
         return file.get_tensor(name)
-    except (
-        AttributeError
-    ):  # of NumPy, which the library asks for a dtype that is none of NumPy's own
+    except AttributeError:  # the library asks NumPy for a dtype that NumPy lacks
         dtype = file.get_slice(name).get_dtype()
         raise UserError(
             f"{path} holds {name} in {dtype}, expected float32, float16 or bfloat16"
@@ -91,7 +91,7 @@ def _indexed(path: pathlib.Path) -> list[pathlib.Path]:
         files = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{path} is no index of weights ({type(error).__name__}: {error})"
+            f"{path} is not an index of weights ({type(error).__name__}: {error})"
         ) from None
     if not files or not all(
         isinstance(file, str) and pathlib.PurePath(file).name == file for file in files
@@ -100,6 +100,6 @@ def _indexed(path: pathlib.Path) -> list[pathlib.Path]:
     if absent := [file for file in files if not path.with_name(file).is_file()]:
         raise UserError(
             f"{path} names {len(files)} files, of which {absent[0]} is not beside it: download "
-            f"them all"
+            "them all"
         )
     return [path.with_name(file) for file in files]

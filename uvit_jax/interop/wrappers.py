@@ -1,9 +1,8 @@
-"""Which of a file's arrays are a network's: what training, wrappers and pipelines put around their
-names.
+"""Finds a network's arrays in a file, under the names that training and pipelines put around.
 
 A checkpoint may hold `model` and `ema`, DDP puts `module.` in front, torch.compile `_orig_mod.`,
 Lightning the attribute's name, Stable Diffusion `first_stage_model.`: a network is found by the
-name of an array that each of its kind has, and what stands in front of that name is its place.
+name of an array that each of its kind has; the prefix of that name is the network's place.
 """
 
 import logging
@@ -15,11 +14,11 @@ from uvit_jax.errors import UserError
 
 LOG = logging.getLogger("uvit_jax")
 
-# What torch.compile, FSDP and checkpointing insert anywhere; no network has such a name.
+# Names that torch.compile, FSDP and checkpointing insert anywhere; no network has them.
 _INSERTED = re.compile(
     r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
-# latent-diffusion counts beside its average.
+# Counters that latent-diffusion saves beside its average.
 _COUNTERS = ("model_ema.decay", "model_ema.num_updates")
 _EMA = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 
@@ -31,39 +30,34 @@ def own_names(
     *,
     weights: str | None = None,
 ) -> Mapping[str, str]:
-    """The arrays of the network in a file, their names there to the network's own.
+    """The arrays of the network in a file: {name in the file: the network's own name}.
 
     Args:
       names: of all arrays in the file.
       anchors: names that every network of the kind has one of; the longest first, where one ends
         as another.
-      path: of the file, for what is said.
-      weights: "ema" or "params": which are taken where the file holds both; None: neither.
+      path: the file, named in errors and the log.
+      weights: "ema" or "params": which are taken if the file holds both; None: neither.
 
     Returns:
-      All arrays, where the file holds no anchor: what is wrong is the network's to say.
+      All arrays, if the file holds no anchor: the network's reader then names the fault.
 
     Raises:
-      UserError: where the file holds several networks of which none is the one to take.
+      UserError: if the file holds several networks and it is not clear which one to take.
     """
     plain = {name: _INSERTED.sub("", name) for name in names}
     averaged = _averaged_names(plain.values())
     plain = {
         theirs: averaged.get(name, name) for theirs, name in plain.items() if name not in _COUNTERS
     }
-    found: dict[str, None] = {}  # an ordered set
-    for name in plain.values():
-        for anchor in anchors:
-            if name == anchor or name.endswith(f".{anchor}"):
-                found[name.removesuffix(anchor)] = None
-                break
+    found = _places(plain.values(), anchors)
     if not found:
         wrapped = plain and all(name.startswith("module.") for name in plain.values())
         return {
             theirs: name.removeprefix("module.") if wrapped else name
             for theirs, name in plain.items()
         }
-    place = _choose(list(found), path, weights)
+    place = _choose(found, path, weights)
     chosen = [name for name in plain.values() if name.startswith(place)]
     averaged_only = [
         name for name in plain.values() if not name.startswith(place) and _EMA.search(name)
@@ -82,8 +76,19 @@ def own_names(
     }
 
 
+def _places(names: Collection[str], anchors: Sequence[str]) -> list[str]:
+    """The prefixes of anchors among the names, each once, in the order of the names."""
+    found: dict[str, None] = {}  # an ordered set
+    for name in names:
+        for anchor in anchors:
+            if name == anchor or name.endswith(f".{anchor}"):
+                found[name.removesuffix(anchor)] = None
+                break
+    return list(found)
+
+
 def _averaged_names(names: Collection[str]) -> dict[str, str]:
-    """latent-diffusion's names of an EMA, which have no dots, as those of the arrays they average."""
+    """latent-diffusion's names of an EMA, which have no dots, as the averaged arrays' names."""
     own = (name.removeprefix("model.") for name in names if not name.startswith("model_ema."))
     dotless = {f"model_ema.{name.replace('.', '')}": f"model_ema.{name}" for name in own}
     return {name: dotless[name] for name in names if name in dotless}

@@ -17,7 +17,7 @@ import optax
 from clu.parameter_overview import get_parameter_overview
 
 from uvit_jax.data.pipeline import train_batches
-from uvit_jax.data.prepared.record_source import RecordSource
+from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.errors import Preempted, UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import identity
@@ -70,7 +70,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
     prompts = read_prompts(experiment.sample.prompts) if text else ()
     hosts.agree({**identity(card, source), "config.sample.prompts": prompts})
     captions = source if experiment.model.context_dim and text is None else None
-    assert captions is None or isinstance(captions, RecordSource)  # no other has captions
+    assert captions is None or isinstance(captions, PreparedData)  # no other has captions
     conditions = open_conditions(
         experiment,
         card,

@@ -1,1 +1,1 @@
-"""Numbers of how good samples are: features, distances and scores on streams."""
+"""Numbers that say how good samples are: features, distances and scores on streams."""

@@ -1,6 +1,4 @@
-"""The Frechet distance of two Gaussians (FID, where their features are Inception's), and how biased
-it is.
-"""
+"""The Frechet distance of two Gaussians (FID, if of Inception's features) and its bias."""
 
 import numpy as np
 import scipy.linalg
@@ -9,39 +7,38 @@ from jaxtyping import Float
 from uvit_jax.errors import UserError
 from uvit_jax.metrics.moments import SplitMoments
 
-# Of the largest entry: what covariances that someone stored in single precision are off by.
+# Relative to the largest entry: the error of covariances that were stored in single precision.
 _STORED_ROUNDING = 1e-5
 
 
 class FrechetReference:
-    """A Gaussian that many others are compared with: its covariance is decomposed once."""
+    """A Gaussian to compare many others with: its covariance is decomposed once."""
 
     def __init__(
         self, mean: Float[np.ndarray, " m"], covariance: Float[np.ndarray, "rows columns"]
     ):
-        """Raises UserError for numbers that are no mean `[d]` and covariance `[d, d]`."""
+        """Raises UserError for numbers that are not a mean `[d]` and a covariance `[d, d]`."""
         self._mean, self._factor = _gaussian("reference", mean, covariance)
 
     def distance(
         self, mean: Float[np.ndarray, " m"], covariance: Float[np.ndarray, "rows columns"]
     ) -> float:
-        """The squared distance |mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^(1/2)), Eq. 6 of
-        arXiv:1706.08500.
+        """The squared distance |mu_a - mu_b|^2 + Tr(A + B - 2 (A B)^(1/2)).
 
-        For any factors A = F F^T and B = G G^T, A B has the eigenvalues of (F^T G)(F^T G)^T, so
-        that the root's trace is the sum of F^T G's singular values. Those are never squared: a
-        singular covariance (fewer samples than features, one image again and again) costs no
-        digits, and no complex root arises. Never negative.
+        Eq. 6 of arXiv:1706.08500. For any factors A = F F^T and B = G G^T, A B has the eigenvalues
+        of (F^T G)(F^T G)^T, so the trace of the root is the sum of F^T G's singular values. These
+        are never squared: a singular covariance (fewer samples than features, repeated images)
+        costs no digits, and no complex root arises. The distance is never negative.
 
         Raises:
-          UserError: numbers that are no mean and covariance, or of another width than the
+          UserError: for numbers that are not a mean and a covariance, or of another width than the
             reference's.
         """
         mean, factor = _gaussian("compared", mean, covariance)
         if len(mean) != len(self._mean):
             raise UserError(
                 f"the compared mean has width {len(mean)}, expected {len(self._mean)}, the "
-                f"reference's"
+                "reference's"
             )
         product = self._factor.T @ factor
         root = (
@@ -59,26 +56,24 @@ def frechet_distance(
     mean_b: Float[np.ndarray, " m_b"],
     cov_b: Float[np.ndarray, "rows_b columns_b"],
 ) -> float:
-    """The squared Frechet distance of two Gaussians, as `FrechetReference.distance`, whose errors
-    it raises.
-    """
+    """The squared Frechet distance of two Gaussians; errors as `FrechetReference.distance`."""
     return FrechetReference(mean_a, cov_a).distance(mean_b, cov_b)
 
 
 def frechet_bias(
     reference: FrechetReference, samples: SplitMoments, whole: float | None = None
 ) -> float:
-    """By how much the distance of these n samples lies above that of infinitely many: an estimate.
+    """Estimates how far the distance of n samples exceeds that of infinitely many.
 
-    The expected excess is c / n to first order (Sec. 3 of arXiv:1911.07023), hence 2 c / n for
-    either half: what the halves have more than the whole is the whole's own excess. It takes n well
-    above the number of features, and is a random number itself.
+    To first order the excess is c / n (Sec. 3 of arXiv:1911.07023), hence 2 c / n for each half:
+    the mean of the halves' distances minus the whole's is the whole's own excess. The estimate is
+    itself random, and needs n well above the number of features.
 
     Args:
-      whole: `reference.distance` of all samples, where it is known already.
+      whole: `reference.distance` of all samples, if it is known already.
 
     Raises:
-      UserError: fewer than four samples, or samples of another width than the reference's.
+      UserError: for fewer than four samples, or samples of another width than the reference's.
     """
     if whole is None:
         moments = samples.whole
@@ -88,14 +83,12 @@ def frechet_bias(
 
 
 def _gaussian(name: str, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean in float64, and a factor `[d, rank]` whose product with its transpose is the
-    covariance.
-    """
+    """The mean in float64, and F `[d, rank]` with F F^T = covariance."""
     width = len(mean)
     if covariance.shape != (width, width):
         raise UserError(
             f"the {name} covariance has shape {covariance.shape}, expected {(width, width)} as "
-            f"its mean"
+            "its mean"
         )
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     for part, values in (("mean", mean), ("covariance", covariance)):
@@ -114,6 +107,6 @@ def _gaussian(name: str, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.n
         raise UserError(
             f"the {name} covariance has the eigenvalue {values[0]:g}, expected none below 0"
         )
-    # Smaller ones are the rounding of zeros, whose roots would add up to something.
+    # Smaller eigenvalues are rounded zeros; their roots would add up.
     kept = values > width * np.finfo(np.float64).eps * values[-1]
     return mean, vectors[:, kept] * np.sqrt(values[kept])

@@ -11,16 +11,14 @@ from uvit_jax.metrics.moments import check_features
 
 
 class InceptionScore:
-    """exp(E_x KL(p(y|x) || p(y))) of arXiv:1606.03498 over each of `splits` contiguous parts of the
-    samples, in float64.
+    """exp(E_x KL(p(y|x) || p(y))) of arXiv:1606.03498 over parts of the samples, in float64.
 
-    Part k of N samples holds those from k N // splits up to (k + 1) N // splits, as the published
-    code has it; ADM's evaluator takes parts of 5,000 instead, which is the same at 50,000 samples
-    and ten parts.
+    Part k of N samples holds samples k N // splits to (k + 1) N // splits - 1, as in the published
+    code. ADM's evaluator takes parts of 5,000, which is the same for 50,000 samples in ten parts.
 
     Attributes:
-      num_samples: how many there will be, N.
-      splits: how many parts.
+      num_samples: N, the samples that there will be.
+      splits: number of parts.
     """
 
     def __init__(self, num_samples: int, splits: int = 10):
@@ -34,16 +32,17 @@ class InceptionScore:
         self.num_samples, self.splits = num_samples, splits
         self._bounds = np.arange(splits + 1) * num_samples // splits
         self._counts = np.zeros(splits, np.int64)
-        # Sums over samples of p [splits, classes] and of sum_y p log p [splits]; the first batch
-        # says how many classes.
+        # Sums over samples of p [splits, classes] and of sum_y p log p [splits]. The number of
+        # classes is that of the first batch.
         self._p, self._p_log_p = np.zeros((splits, 0)), np.zeros(splits)
 
     def update(self, logits: Float[np.ndarray, "n c"], first: int) -> None:
-        """Takes in the logits of samples number `first`, first + 1, ..., in any order of batches,
-        each sample once.
+        """Adds the logits of samples `first`, first + 1, ...
+
+        Batches may come in any order, each sample once.
 
         Raises:
-          UserError: samples beyond the last, logits with NaN or infinity, or of another number of
+          UserError: for samples beyond the last, logits with NaN or infinity, or another number of
             classes than before.
         """
         end = first + len(logits)
@@ -51,7 +50,7 @@ class InceptionScore:
             raise UserError(
                 f"samples are numbered {first} to {end - 1}, expected 0 to {self.num_samples - 1}"
             )
-        self._meet(logits.shape[1])
+        self._set_num_classes(logits.shape[1])
         check_features("logits", logits, self._p.shape[1])
         log_p = log_softmax(logits.astype(np.float64), axis=1)
         p = np.exp(log_p)
@@ -63,10 +62,10 @@ class InceptionScore:
             self._p_log_p[k] += p_log_p[part].sum()
 
     def merge(self, other: "InceptionScore") -> None:
-        """Takes in all samples that `other` has seen, which must not be among one's own.
+        """Adds all samples of `other`, none of which may be among these.
 
         Raises:
-          UserError: `other` is of another num_samples, splits or number of classes.
+          UserError: for another num_samples, splits or number of classes.
         """
         if (other.num_samples, other.splits) != (self.num_samples, self.splits):
             raise UserError(
@@ -74,22 +73,23 @@ class InceptionScore:
                 f"{self.num_samples} in {self.splits}, as those they join"
             )
         if other._p.shape[1]:
-            self._meet(other._p.shape[1])
+            self._set_num_classes(other._p.shape[1])
             self._counts += other._counts
             self._p += other._p
             self._p_log_p += other._p_log_p
 
-    def _meet(self, classes: int) -> None:
+    def _set_num_classes(self, classes: int) -> None:
+        """Allocates the sums at the first call; raises UserError for another number later."""
         if self._p.shape[1] == 0:
             self._p = np.zeros((self.splits, classes))
         elif self._p.shape[1] != classes:
             raise UserError(f"logits have {classes} columns, expected {self._p.shape[1]} as before")
 
     def result(self) -> tuple[float, float]:
-        """Mean and standard deviation (of the population) over the splits.
+        """Mean and population standard deviation over the splits.
 
         Raises:
-          UserError: not every sample was seen exactly once.
+          UserError: unless every sample was seen exactly once.
         """
         if np.any(self._counts != np.diff(self._bounds)):
             raise UserError(
@@ -101,7 +101,7 @@ class InceptionScore:
         return float(scores.mean()), float(scores.std())
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that `from_arrays` needs to go on from here to the bit."""
+        """State to save; `from_arrays` goes on from it with the same bits."""
         return {
             "num_samples": np.asarray(self.num_samples),
             "counts": self._counts.copy(),
@@ -111,7 +111,7 @@ class InceptionScore:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "InceptionScore":
-        """The score whose `arrays` these are."""
+        """The score whose `arrays()` these are."""
         score = cls(int(arrays["num_samples"]), len(arrays["counts"]))
         score._counts = np.array(arrays["counts"], np.int64)
         score._p, score._p_log_p = (np.array(arrays[name], np.float64) for name in ("p", "p_log_p"))

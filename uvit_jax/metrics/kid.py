@@ -1,4 +1,4 @@
-"""Kernel distance of two sets of features (KID, where they are Inception's)."""
+"""Kernel distance of two sets of features (KID, if they are Inception's)."""
 
 import numpy as np
 from jaxtyping import Float
@@ -15,17 +15,16 @@ def kid(
     subset_size: int = 1000,
     seed: int = 2020,
 ) -> tuple[float, float]:
-    """Mean and standard deviation (of the population) over random subsets of the unbiased squared
-    MMD, in float64.
+    """Mean and population standard deviation of the unbiased squared MMD over random subsets.
 
-    The kernel is k(x, y) = (x . y / d + 1)^3 (Sec. 4 of arXiv:1801.01401). Subsets are drawn
-    without replacement, one of either set by turns, from `np.random.RandomState(seed)`:
-    torch-fidelity's draws and default seed, hence its numbers. Values around 0, negative ones too,
-    are those of sets that cannot be told apart.
+    The kernel is k(x, y) = (x . y / d + 1)^3 (Sec. 4 of arXiv:1801.01401), in float64. Subsets are
+    drawn without replacement, alternately from either set, with `np.random.RandomState(seed)`:
+    torch-fidelity's draws and default seed, hence its numbers. For two sets of one distribution
+    values scatter around 0 and may be negative.
 
     Raises:
-      UserError: sets of different widths, smaller than a subset, or with NaN or infinity; a subset
-        of fewer than two.
+      UserError: for sets of different widths, smaller than a subset, or with NaN or infinity; for a
+        subset of fewer than two.
     """
     if subsets < 1:
         raise UserError(f"subsets is {subsets}, expected at least 1")
@@ -38,7 +37,9 @@ def kid(
                 f"subset_size is {subset_size}, expected at most {len(features)}, the rows of "
                 f"{name}"
             )
-    rng = np.random.RandomState(seed)  # the old generator, which published numbers were drawn with
+    rng = np.random.RandomState(
+        seed
+    )  # the legacy generator, with which published numbers were drawn
     values = np.empty(subsets)
     for i in range(subsets):
         a = features_a[rng.choice(len(features_a), subset_size, replace=False)]
@@ -48,9 +49,7 @@ def kid(
 
 
 def _squared_mmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"]) -> float:
-    """The unbiased estimator of Lemma 6 of Gretton et al. (2012): no sample is compared with
-    itself.
-    """
+    """The unbiased estimator of Lemma 6 of Gretton et al. (2012), without k(x, x)."""
     n = len(a)
     of_a, of_b = _kernel(a, a), _kernel(b, b)
     within = of_a.sum() - np.trace(of_a) + of_b.sum() - np.trace(of_b)
@@ -59,4 +58,4 @@ def _squared_mmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"]) -> fl
 
 def _kernel(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     base = x @ y.T / x.shape[1] + 1
-    return base * base * base  # a tenth of the time of **3
+    return np.asarray(base * base * base)  # a tenth of the time of **3

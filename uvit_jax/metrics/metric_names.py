@@ -1,8 +1,10 @@
-"""The names of the metrics; importing them needs none of what computes them."""
+"""Names of the metrics and of the feature networks, apart from the code that computes them."""
 
 from collections.abc import Mapping
 
-# What can be asked for, and the kinds of features each needs of the samples.
+# The feature networks by name: `uvit_jax.jobs.evaluation.feature_networks` opens them.
+FEATURE_NETWORKS = ("own", "inception")
+# The metrics by name, and the kinds of features that each needs of the samples.
 METRICS: Mapping[str, tuple[str, ...]] = {
     "fid": ("pool",),
     "sfid": ("spatial",),
@@ -14,5 +16,5 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "coverage": ("pool",),
     "clip": (),
 }
-# These compare single samples, not moments: they need features of the reference's images.
-OF_SAMPLES = ("kid", "precision", "recall", "density", "coverage")
+# Metrics of single samples, not of moments: they need features of the reference's images.
+SAMPLE_METRICS = ("kid", "precision", "recall", "density", "coverage")

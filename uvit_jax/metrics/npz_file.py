@@ -1,6 +1,4 @@
-"""Arrays out of an .npz that may be anything: what is wrong with it is told in one way, and nothing
-is unpickled.
-"""
+"""Reads an .npz from anywhere: one error for all kinds of damage, and nothing is unpickled."""
 
 import pathlib
 import zipfile
@@ -15,11 +13,11 @@ from uvit_jax.errors import UserError
 def read_npz(
     path: pathlib.Path, expected: str, names: Collection[str] | None = None
 ) -> tuple[frozenset[str], dict[str, np.ndarray]]:
-    """The names of all arrays in a file, and those arrays that `names` asks for (default: all) and
-    that are there.
+    """The names of all arrays in a file, and the arrays of those in `names` (default: all).
 
     Raises:
-      UserError: for a file that can't be read, is no .npz or damaged, saying that `expected` was.
+      UserError: for a file that can't be read, is damaged or not an .npz; `expected` ends its
+        sentence.
     """
     try:
         found = np.load(path, allow_pickle=False)
@@ -28,8 +26,8 @@ def read_npz(
         with found as file:
             held = frozenset(file.files)
             return held, {name: file[name] for name in file.files if names is None or name in names}
-    # What NumPy, the archive and its compression raise for damage; NotImplementedError, a
-    # RuntimeError, for methods of compression that Python lacks.
+    # These are what NumPy, zipfile and zlib raise for damage; a compression method that Python
+    # lacks raises NotImplementedError, a RuntimeError.
     except (
         OSError,
         ValueError,

@@ -1,6 +1,4 @@
-"""All scores of a set of samples: gathered batch by batch, saved on the way, compared with a
-reference at the end.
-"""
+"""All metrics of a set of samples: accumulated by batches, saved, compared with a reference."""
 
 import json
 import pathlib
@@ -13,15 +11,15 @@ from jaxtyping import Float
 from uvit_jax.errors import UserError
 from uvit_jax.files import atomic_write
 from uvit_jax.metrics.clip_score import ClipScore
-from uvit_jax.metrics.features import FeatureExtractor, Features
+from uvit_jax.metrics.feature_network import FeatureNetwork, Features
 from uvit_jax.metrics.frechet import frechet_bias
 from uvit_jax.metrics.inception_score import InceptionScore
 from uvit_jax.metrics.kid import kid
-from uvit_jax.metrics.metric_names import METRICS, OF_SAMPLES
+from uvit_jax.metrics.metric_names import METRICS, SAMPLE_METRICS
 from uvit_jax.metrics.moments import Moments, SplitMoments
 from uvit_jax.metrics.npz_file import read_npz
 from uvit_jax.metrics.precision_recall import density_coverage, precision_recall
-from uvit_jax.metrics.reference import Reference
+from uvit_jax.metrics.reference_file import Reference
 from uvit_jax.metrics.stored_rows import StoredRows
 
 _STATE, _ROWS = "state.npz", "pool.rows"
@@ -30,16 +28,16 @@ _KID_SUBSET = 1000
 
 
 def kinds(metrics: Collection[str]) -> tuple[str, ...]:
-    """The kinds of features that these metrics need, and always "pool"."""
+    """The kinds of features that these metrics need; "pool" always."""
     return tuple(dict.fromkeys(["pool", *(kind for name in metrics for kind in METRICS[name])]))
 
 
 class Scores:
-    """Accumulators of the metrics asked for, of samples 0, 1, 2, ... in turn.
+    """Accumulators of some metrics, for samples 0, 1, 2, ... in order.
 
     Attributes:
-      metrics: which, some of `METRICS`.
-      num_samples: how many there will be.
+      metrics: some of `METRICS`.
+      num_samples: samples that there will be.
       count: samples seen.
       clip: the CLIP score's accumulator.
     """
@@ -47,42 +45,40 @@ class Scores:
     def __init__(
         self,
         metrics: Collection[str],
-        extractor: FeatureExtractor,
+        network: FeatureNetwork,
         num_samples: int,
         folder: pathlib.Path | None,
     ):
-        """folder: where features are kept until the end, and the state to go on from; None for
-        neither.
+        """Starts at sample 0, or after the last sample whose state `folder` holds.
 
-        A folder with a state goes on after the last sample that was saved.
+        folder: keeps the features until the end, and the state; None for neither.
 
         Raises:
           UserError: for too few samples for a metric, a folder that can't be written to, or a state
-            in it that is damaged or of other scores.
+            that is damaged or of other scores.
         """
         self.metrics, self.num_samples, self.count = tuple(metrics), num_samples, 0
-        self._extractor, self._folder = extractor, folder
-        self._pool = SplitMoments(extractor.widths["pool"])
-        self._spatial = Moments(extractor.widths["spatial"]) if "sfid" in metrics else None
+        self._network, self._folder = network, folder
+        self._pool = SplitMoments(network.widths["pool"])
+        self._spatial = Moments(network.widths["spatial"]) if "sfid" in metrics else None
         self._logits = InceptionScore(num_samples, _SPLITS) if "is" in metrics else None
         self.clip = ClipScore() if "clip" in metrics else None
         if folder is not None and (folder / _STATE).exists():
             self._load(folder / _STATE)
         self._rows: StoredRows | None = None
-        if any(name in OF_SAMPLES for name in metrics):
+        if any(name in SAMPLE_METRICS for name in metrics):
             if folder is None:
-                raise UserError(
-                    f"{', '.join(OF_SAMPLES)} need a folder for the samples' features, found none"
-                )
+                names = ", ".join(SAMPLE_METRICS)
+                raise UserError(f"{names} need a folder for the samples' features, found none")
             self._rows = StoredRows(
-                folder / _ROWS, (extractor.widths["pool"],), np.float32, count=self.count
+                folder / _ROWS, (network.widths["pool"],), np.float32, count=self.count
             )
 
     def update(self, features: Features) -> None:
-        """Takes in the features of the samples that follow those seen, `[n, d]` of each kind.
+        """Adds the features of the next samples, `[n, d]` of each kind.
 
         Raises:
-          UserError: features that are NaN or infinite, or a full disk.
+          UserError: for NaN or infinity in the features, or a full disk.
         """
         first = self.count
         self._pool.update(features["pool"], first)
@@ -95,7 +91,7 @@ class Scores:
         self.count += len(features["pool"])
 
     def save(self) -> None:
-        """Leaves in the folder what the next run goes on from, whole or not at all."""
+        """Writes the state to the folder, atomically."""
         assert self._folder is not None
         if self._rows is not None:
             self._rows.sync()
@@ -113,14 +109,13 @@ class Scores:
             )
 
     def results(self, reference: Reference) -> dict[str, float]:
-        """Every metric by its name, which begins with the extractor's prefix; all samples must have
-        been seen.
+        """Every metric by its name, which begins with the network's prefix.
 
-        `<name>_bias` estimates by how much the Frechet distance lies above that of infinitely many
-        samples, `<name>_std` is over the splits or subsets of the published definition.
+        `<name>_bias` estimates how far the Frechet distance exceeds that of infinitely many
+        samples. `<name>_std` is over the splits or subsets of the published definition.
 
         Raises:
-          UserError: for fewer samples than a metric needs.
+          UserError: if not all samples were seen, or for fewer than a metric needs.
         """
         if self.count != self.num_samples:
             raise UserError(f"{self.count} samples were seen, expected {self.num_samples}")
@@ -138,20 +133,23 @@ class Scores:
         if self._logits is not None:
             found["is"], found["is_std"] = self._logits.result()
         if self._rows is not None:
-            found |= self._of_samples(self._rows.read(), reference)
+            found |= self._sample_metrics(self._rows.read(), reference)
         if self.clip is not None:
             found["clip"] = self.clip.result()
-        return {metric_name(name, self._extractor): value for name, value in found.items()}
+        return {metric_name(name, self._network): value for name, value in found.items()}
 
     def definitions(self, reference: Reference) -> dict[str, str]:
-        """What each metric was taken with where its definition leaves a choice."""
+        """The choices that the metrics' definitions leave open, for the report."""
         found = {}
         if "is" in self.metrics:
             found["is"] = f"{_SPLITS} parts in order, logits without the bias"
         if "kid" in self.metrics:
             found["kid"] = f"100 subsets of {self._kid_subset(reference):,}, seed 2020"
-        for names, said in ((("precision", "recall"), "k = 3"), (("density", "coverage"), "k = 5")):
-            found |= {name: said for name in names if name in self.metrics}
+        for names, choice in (
+            (("precision", "recall"), "k = 3"),
+            (("density", "coverage"), "k = 5"),
+        ):
+            found |= {name: choice for name in names if name in self.metrics}
         if self.clip is not None:
             found["clip"] = "mean of max(100 cos, 0)"
         return found
@@ -165,7 +163,7 @@ class Scores:
         if self._rows is not None:
             self._rows.close()
 
-    def _of_samples(
+    def _sample_metrics(
         self, features: Float[np.ndarray, "n d"], reference: Reference
     ) -> dict[str, float]:
         assert reference.features is not None
@@ -184,7 +182,7 @@ class Scores:
             if name.removesuffix("_std") in self.metrics
         }
 
-    def _parts(self) -> dict[str, Any]:
+    def _parts(self) -> dict[str, SplitMoments | Moments | InceptionScore | ClipScore]:
         parts = {
             "pool": self._pool,
             "spatial": self._spatial,
@@ -193,12 +191,12 @@ class Scores:
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _about(self) -> dict[str, Any]:
-        """What a state must be of for these scores to go on from it."""
+    def _about(self) -> dict[str, object]:
+        """Fields that a state must share with these scores, for them to go on from it."""
         return {
             "metrics": list(self.metrics),
             "num_samples": self.num_samples,
-            "features": self._extractor.identity,
+            "features": self._network.identity,
         }
 
     def _load(self, path: pathlib.Path) -> None:
@@ -213,7 +211,7 @@ class Scores:
                 if about[name] != wanted:
                     raise UserError(
                         f"{path} is of {name} = {about[name]}, expected {wanted}, or its folder "
-                        f"deleted"
+                        "deleted"
                     )
             self.count = count
             self._pool = SplitMoments.from_arrays(held["pool"])
@@ -225,18 +223,19 @@ class Scores:
                 self.clip = ClipScore.from_arrays(held["clip"])
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(
-                f"{path} is no state of an evaluation ({error!r}), expected one, or its folder "
-                f"deleted"
+                f"{path} is not the state of an evaluation ({error!r}), expected one, or its "
+                "folder deleted"
             ) from None
 
 
-def metric_name(name: str, extractor: FeatureExtractor) -> str:
-    """What a metric is called with this extractor: FID, sFID, IS and KID are the published
-    Inception-v3's alone.
+def metric_name(name: str, network: FeatureNetwork) -> str:
+    """The name of a metric with this network.
+
+    FID, sFID, IS and KID are the published Inception-v3's alone: other names have a prefix.
     """
     base, _, suffix = name.partition("_")
     if base == "clip":
         return "clip_score"
-    if extractor.prefix:
+    if network.prefix:
         base = {"fid": "fd", "sfid": "sfd", "kid": "kd", "is": "score"}.get(base, base)
-    return extractor.prefix + base + (f"_{suffix}" if suffix else "")
+    return network.prefix + base + (f"_{suffix}" if suffix else "")

@@ -1,32 +1,31 @@
-"""Rows appended to a file as they come: what a metric needs whole at the end need not stand in
-memory until then.
-"""
+"""Rows appended to a file, so that what a metric needs at the end is not held in memory."""
 
 import contextlib
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from uvit_jax.errors import UserError
 
 
 class StoredRows:
-    """Arrays of one shape and dtype, one after another in a file without a header; a killed run
-    goes on after any row.
+    """Arrays of one shape and dtype in a file without a header; a killed run goes on at any row.
 
     Attributes:
-      path: of the file.
+      path: the file.
       count: rows in it.
     """
 
-    def __init__(self, path: pathlib.Path, shape: Sequence[int], dtype: Any, *, count: int = 0):
-        """Opens the file and cuts it after `count` rows, which must be there.
+    def __init__(
+        self, path: pathlib.Path, shape: Sequence[int], dtype: DTypeLike, *, count: int = 0
+    ):
+        """Opens the file and truncates it to `count` rows.
 
         Raises:
-          UserError: the file can't be written, or has fewer rows.
+          UserError: if the file can't be written, or has fewer rows.
         """
         self.path, self.count = path, count
         self._shape, self._dtype = tuple(shape), np.dtype(dtype)
@@ -48,31 +47,27 @@ class StoredRows:
             ) from error
 
     def append(self, rows: np.ndarray) -> None:
-        """Writes rows `[n, *shape]` behind those that are there.
+        """Appends rows `[n, *shape]`.
 
         Raises:
-          UserError: the disk is full.
+          UserError: if the disk is full.
         """
         assert rows.shape[1:] == self._shape, (
             f"rows of shape {rows.shape[1:]}, expected {self._shape}"
         )
-        with self._telling_of_the_disk():
+        with self._disk_errors():
             self._file.write(np.ascontiguousarray(rows, self._dtype).tobytes())
         self.count += len(rows)
 
     def sync(self) -> None:
-        """All rows are on the disk, not only with the operating system. Raises UserError where it
-        is full.
-        """
-        with self._telling_of_the_disk():
+        """Writes all rows through to the disk. Raises UserError if it is full."""
+        with self._disk_errors():
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def read(self) -> np.ndarray:
-        """All rows `[count, *shape]`, read from the file as they are used. Raises UserError where
-        the disk is full.
-        """
-        with self._telling_of_the_disk():
+        """All rows `[count, *shape]`, a memory map. Raises UserError if the disk is full."""
+        with self._disk_errors():
             self._file.flush()
         if not self.count:
             return np.zeros((0, *self._shape), self._dtype)
@@ -83,7 +78,7 @@ class StoredRows:
         self._file.close()
 
     @contextlib.contextmanager
-    def _telling_of_the_disk(self) -> Iterator[None]:
+    def _disk_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

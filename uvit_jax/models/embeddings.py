@@ -1,4 +1,4 @@
-"""What turns images, times and positions into tokens, and tokens back into images."""
+"""Images, times and positions to tokens, and tokens back to images."""
 
 import itertools
 import math
@@ -10,13 +10,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
-from uvit_jax.models.init import torch_uniform
-from uvit_jax.models.layers import convolution, linear
+from uvit_jax.models.layers import convolve, linear, torch_uniform
 
 
 def timestep_embedding(t: Num[Array, " b"], dim: int) -> Float[Array, "b {dim}"]:
-    """The sinusoidal embedding [cos(t f), sin(t f)] of the network's time, f_i = 10000^(-i /
-    (dim/2)), in float32.
+    """Sinusoidal embedding [cos(t f), sin(t f)] of the network's time, in float32.
+
+    f_i = 10000^(-i / (dim / 2)).
     """
     half = dim // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -26,9 +26,7 @@ def timestep_embedding(t: Num[Array, " b"], dim: int) -> Float[Array, "b {dim}"]
 
 
 def patchify(x: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "b n p"]:
-    """Cuts images into patches, row by row; within one, pixels run row by row with the channel
-    fastest.
-    """
+    """Cuts images into patches, row by row; in a patch too, with the channel fastest."""
     b, h, w, c = x.shape
     p = patch_size
     x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
@@ -45,9 +43,7 @@ def unpatchify(
 
 
 def sincos_2d(grid: tuple[int, int], dim: int) -> Float[np.ndarray, "n {dim}"]:
-    """Fixed position embedding: half of the channels tell the row by [sin, cos], half the column
-    (the paper's 2-D).
-    """
+    """The paper's fixed 2-D position embedding (Sec. 3.1): [sin, cos] of row, then column."""
     frequencies = 10000.0 ** (-np.arange(dim // 4) / (dim // 4))
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (rows, columns)]
@@ -57,8 +53,9 @@ def sincos_2d(grid: tuple[int, int], dim: int) -> Float[np.ndarray, "n {dim}"]:
 
 
 class LinearPatchEmbed(nnx.Module):
-    """A linear map of each patch, `[b, h, w, c] -> [b, n, d]`: the p x p convolution with stride p
-    of the paper.
+    """A linear map of each patch, `[b, h, w, c] -> [b, n, d]`.
+
+    It is the paper's p x p convolution with stride p.
     """
 
     def __init__(
@@ -86,8 +83,7 @@ def stack_channels(patch_size: int, in_channels: int, embed_dim: int) -> list[in
 
 
 class ConvStackPatchEmbed(nnx.Module):
-    """3x3 convolutions followed by a 1x1 convolution, `[b, h, w, c] -> [b, n, d]` (the paper's
-    other patch embedding).
+    """3x3 convolutions and a 1x1 one, `[b, h, w, c] -> [b, n, d]`: the paper's other embedding.
 
     As in "Early Convolutions Help Transformers See Better" (arXiv:2106.14881) each 3x3 convolution
     halves the image and doubles the channels up to embed_dim and is followed by a ReLU; patch_size
@@ -115,7 +111,7 @@ class ConvStackPatchEmbed(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         for conv in self.stages:
-            x = jax.nn.relu(convolution(conv, x))
+            x = jax.nn.relu(convolve(conv, x))
         b, h, w, c = x.shape
         return linear(self.proj, x.reshape(b, h * w, c))
 

@@ -1,6 +1,4 @@
-"""How much work a U-ViT is: the floating point operations of one forward pass, counted from its
-config.
-"""
+"""Floating point operations of one forward pass of a U-ViT, counted from its config."""
 
 import itertools
 
@@ -9,8 +7,7 @@ from uvit_jax.models.uvit_config import UViTConfig
 
 
 def forward_flops(config: UViTConfig) -> int:
-    """FLOPs of one forward pass on one image: 2 for each multiply-add of every matrix product and
-    convolution.
+    """FLOPs of one forward pass on one image: 2 per multiply-add of products and convolutions.
 
     For T tokens of width D a block costs 2 T D (4 D + 2 r D) in its projections and MLP (r =
     mlp_ratio), 4 T^2 D in attention and, where a skip is concatenated, 4 T D^2. A convolution's
@@ -41,9 +38,7 @@ def forward_flops(config: UViTConfig) -> int:
 
 
 def _conv_stack(config: UViTConfig) -> int:
-    """Of the 3x3 convolutions, each on half the rows and columns of the one before, and the 1x1 one
-    after them.
-    """
+    """FLOPs of the 3x3 convolutions, each at half the height and width before, and the 1x1 one."""
     height, width = config.input_size
     stride = 1 if config.patch_size == 1 else 2
     channels, total = stack_channels(config.patch_size, config.in_channels, config.embed_dim), 0

@@ -1,6 +1,4 @@
-"""Latents as the network sees them: drawn from their moments, and brought to zero mean and unit
-variance.
-"""
+"""Latents as the network takes them: drawn from their moments, of zero mean and unit variance."""
 
 import dataclasses
 import math
@@ -18,8 +16,7 @@ AnyArray = Array | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
-    """x = scale * (z - shift), channel by channel: z as the autoencoder has it, x as the diffusion
-    network does.
+    """x = scale * (z - shift) per channel: z the autoencoder's latent, x the network's.
 
     Attributes:
       shift: one number for each channel of the latents.
@@ -48,8 +45,7 @@ class Normalization:
 
     @classmethod
     def from_statistics(cls, mean: Sequence[float], std: Sequence[float]) -> "Normalization":
-        """What brings latents of these per-channel means and standard deviations to zero mean and
-        unit variance.
+        """Normalization to zero mean and unit variance, from means and deviations per channel.
 
         A channel that never varies, of deviation 0, is brought to zero mean alone.
 
@@ -71,15 +67,19 @@ class Normalization:
         return len(self.scale)
 
     def normalize(self, z: Float[AnyArray, "*b h w z"]) -> Float[Array, "*b h w z"]:
-        """scale * (z - shift) in float32, whatever the precision of z; a UserError for another
-        number of channels.
+        """scale * (z - shift) in float32, for z of any precision.
+
+        Raises:
+          UserError: for another number of channels.
         """
         shift, scale = self._arrays(z)
         return (jnp.asarray(z, jnp.float32) - shift) * scale
 
     def denormalize(self, x: Float[AnyArray, "*b h w z"]) -> Float[Array, "*b h w z"]:
-        """x / scale + shift in float32: what `decode` of an autoencoder takes; a UserError as
-        `normalize`'s.
+        """x / scale + shift in float32: the input of an autoencoder's `decode`.
+
+        Raises:
+          UserError: for another number of channels.
         """
         shift, scale = self._arrays(x)
         return jnp.asarray(x, jnp.float32) / scale + shift
@@ -96,8 +96,9 @@ class Normalization:
 def sample_moments(
     moments: Float[AnyArray, "*b h w m"], key: Key[Array, ""], normalization: Normalization
 ) -> Float[Array, "*b h w z"]:
-    """Normalised latents drawn from stored moments, scale * (mean + exp(logvar / 2) noise - shift),
-    in float32.
+    """Normalised latents drawn from stored moments, in float32.
+
+    x = scale * (mean + exp(logvar / 2) noise - shift).
 
     Args:
       moments: mean and logvar, one after the other along the channels; logvar is clipped to [-30,

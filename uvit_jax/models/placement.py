@@ -1,53 +1,46 @@
-"""How the network's arrays lie over devices, as far as the network must know: told from outside,
-nothing on one.
-"""
+"""Sharding hooks that a network calls; `OneDevice` does nothing, `MeshPlacement` applies a mesh."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jax.experimental.layout import Layout as DeviceLayout
-from jax.experimental.layout import with_layout_constraint
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 Kernel = Callable[[Array], Array]
 
 
 @runtime_checkable
-class Layout(Protocol):
-    """Where activations are split, and when split parameters are brought together."""
+class Placement(Protocol):
+    """Where activations are split over devices, and when split parameters are all-gathered."""
 
     @property
     def platform(self) -> str:
-        """The devices': "cpu", "gpu" or "tpu"."""
+        """Platform of the devices: "cpu", "gpu" or "tpu"."""
         ...
 
     @property
-    def alone(self) -> bool:
-        """Whether there is no other device."""
+    def single_device(self) -> bool:
+        """True if everything is on one device."""
         ...
 
     @property
     def gathers(self) -> bool:
-        """Whether `weights` moves anything, so that the backward pass had better do it again than
-        keep the result.
-        """
+        """True if `weights` all-gathers, which the backward pass then repeats to save memory."""
         ...
 
     @property
     def splits_channels(self) -> bool:
-        """Whether the channels of a product are split over devices, and brought together after it."""
+        """True if a product's sum over channels needs an all-reduce (tensor parallelism)."""
         ...
 
     def stacked(self, params: Any) -> Any:
-        """The same parameters, one array for all layers `[layers, ...]`, split as each layer's are."""
+        """Parameters stacked over layers `[layers, ...]`, split as each layer's are."""
         ...
 
     def weights(self, params: Any, dtype: str) -> Any:
-        """Parameters as they are computed with: those that are split for memory alone in `dtype`
-        and whole.
-        """
+        """Parameters to compute with: those split for memory alone are all-gathered in `dtype`."""
         ...
 
     def tokens(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -59,8 +52,9 @@ class Layout(Protocol):
         ...
 
     def of_one_device(self, examples: Any, heads: int) -> tuple[Any, int]:
-        """How many of these examples and heads `attend` gives to a device; of a program that is
-        exported for any batch, examples are a symbol.
+        """Examples and heads that `attend` gives to a device.
+
+        Examples are a symbol in a program that is exported for any batch.
         """
         ...
 
@@ -71,12 +65,13 @@ class Layout(Protocol):
     def attend_planes(
         self, kernel: Kernel, planes: Float[Array, "3 b t c"]
     ) -> Float[Array, "b t c"]:
-        """As `attend`, with heads side by side in the last axis."""
+        """`attend` with heads side by side in the last axis."""
         ...
 
     def rows(self, kernel: Callable[[tuple, tuple], Any], streams: tuple, weights: tuple) -> Any:
-        """`kernel(streams, weights)` by each device on its own examples: streams `[b, t, d]` (or
-        None), weights whole; it gives streams.
+        """`kernel(streams, weights)`, run by each device on its own examples.
+
+        Streams are `[b, t, d]` (or None) and so are the results; weights are whole.
         """
         ...
 
@@ -86,55 +81,56 @@ class Layout(Protocol):
         x: Float[Array, "b t f"],
         bias: Float[Array, " f"],
     ) -> Float[Array, "b t f"]:
-        """`kernel(x, bias)` by each device on its own examples and hidden channels."""
+        """`kernel(x, bias)`, run by each device on its own examples and hidden channels."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class OneDevice:
-    """The layout of a network that lies on one device, or wherever its arguments are."""
+    """Placement of a network on one device, or wherever its arguments are."""
 
     @property
     def platform(self) -> str:
-        """That of the default device, `jax.default_device`'s where it is set."""
+        """Platform of the default device, `jax.default_device`'s where it is set."""
+        # jax.config has no public type of its fields; jax.typing may give it one.
         default = jax.config.jax_default_device  # type: ignore[attr-defined]
         if isinstance(default, jax.Device):
             return default.platform
         return default or jax.default_backend()
 
     @property
-    def alone(self) -> bool:
-        """As far as is known."""
+    def single_device(self) -> bool:
+        """True: no mesh is known."""
         return True
 
     @property
     def gathers(self) -> bool:
-        """Nothing is split."""
+        """False: nothing is split."""
         return False
 
     @property
     def splits_channels(self) -> bool:
-        """Nothing is split."""
+        """False: nothing is split."""
         return False
 
     def stacked(self, params: Any) -> Any:
-        """As they are."""
+        """The same parameters."""
         return params
 
     def weights(self, params: Any, dtype: str) -> Any:
-        """As they are."""
+        """The same parameters."""
         return params
 
     def tokens(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """As it is."""
+        """The same stream."""
         return x
 
     def hidden(self, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
-        """As it is."""
+        """The same channels."""
         return x
 
     def of_one_device(self, examples: Any, heads: int) -> tuple[Any, int]:
-        """All of them."""
+        """All examples and heads."""
         return examples, heads
 
     def attend(self, kernel: Kernel, qkv: Float[Array, "b t 3 h k"]) -> Float[Array, "b t h k"]:
@@ -161,27 +157,26 @@ class OneDevice:
         return kernel(x, bias)
 
 
-def stream(layout: Layout, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-    """The residual stream, or what is added to it, as the layout has it; on a GPU with the last
-    axis the fastest.
+def stream(placement: Placement, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    """The residual stream, or what is added to it, in its place; on a GPU as rows in memory.
 
-    XLA would at times lay out a whole network's stream by examples, for the sake of one sum over
-    them, and transpose between that and every product.
+    XLA would at times order a whole network's stream by examples in memory, for the sake of one sum
+    over them, and transpose between that and every product.
     """
-    return _row_major(layout.tokens(x), layout.platform)
+    return _row_major(placement.tokens(x), placement.platform)
 
 
-def hidden(layout: Layout, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
-    """The hidden channels of an MLP, as `stream`."""
-    return _row_major(layout.hidden(x), layout.platform)
+def hidden(placement: Placement, x: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
+    """The hidden channels of an MLP, placed as `stream`."""
+    return _row_major(placement.hidden(x), placement.platform)
 
 
 def _row_major(x: Array, platform: str) -> Array:
     if platform != "gpu":
         return x
     # As rows, so that sums of the stream and a product stay sums of rows: see `_sum_in_product` in
-    # kernels/norm.py.
-    return with_layout_constraint(x.reshape(-1, x.shape[-1]), DeviceLayout((0, 1))).reshape(x.shape)
+    # kernels/norm.py. The constraint is experimental in jax; it goes when XLA keeps rows by itself.
+    return with_layout_constraint(x.reshape(-1, x.shape[-1]), Layout((0, 1))).reshape(x.shape)
 
 
 ONE_DEVICE = OneDevice()

@@ -1,4 +1,4 @@
-"""What a U-ViT is: every number and every ablation of the paper as one frozen, checked dataclass."""
+"""Every number and every ablation of the paper's U-ViT as one frozen, checked dataclass."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from uvit_jax.errors import UserError, check_choice
 
-# What every network here computes in; 8 bits are the U-ViT's alone.
+# Dtypes of every network here; 8 bits are for the U-ViT alone.
 DTYPES = ("float32", "bfloat16")
 # The values of each ablation (arXiv:2209.12152, section 3.1), the paper's choice first.
 CHOICES = {
@@ -21,7 +21,7 @@ CHOICES = {
     "attention": ("auto", "xla", "cudnn", "triton", "hopper", "mosaic"),
     "kernels": ("auto", "xla", "triton"),
 }
-# What a model may have none of.
+# Fields that are 0 where a model has no such thing.
 _OPTIONAL = ("num_classes", "context_dim", "context_length")
 
 
@@ -47,7 +47,7 @@ class UViTConfig:
         "add_then_linear" Linear(h_m + h_s), "linear_then_add" h_m + Linear(h_s), "add" h_m + h_s,
         or "none".
       time: "token", the time is one more token; "adaln", it scales and shifts every LayerNorm.
-      conv: where a 3x3 convolution stands: "after" the linear head on the image, "before" it on the
+      conv: where a 3x3 convolution is: "after" the linear head on the image, "before" it on the
         token map, "none".
       patch_embed: "linear", or "conv_stack", 3x3 convolutions and a 1x1 one.
       pos_embed: "learned" for all tokens, or "sincos_2d", fixed, for the patches (zero for the
@@ -101,8 +101,8 @@ class UViTConfig:
         )
         if len(sides) != 2 or not all(isinstance(side, numbers.Integral) for side in sides):
             raise UserError(
-                f"image_size is {self.image_size!r}, expected a whole number, or two: height and "
-                f"width"
+                f"image_size is {self.image_size!r}, expected a whole number, or two: height "
+                "and width"
             )
         for field in ("patch_size", "in_channels", "embed_dim", "depth", "num_heads"):
             if getattr(self, field) < 1:
@@ -151,12 +151,12 @@ class UViTConfig:
 
     @property
     def compute_dtype(self) -> str:
-        """Of activations, and of all products that are not in 8 bits."""
+        """Dtype of activations, and of all products that are not in 8 bits."""
         return "bfloat16" if self.fp8 else self.dtype
 
     @property
     def fp8(self) -> bool:
-        """Whether the blocks' forward products are in 8 bits."""
+        """True if the blocks' forward products are in 8 bits."""
         return self.dtype == "fp8"
 
     @property

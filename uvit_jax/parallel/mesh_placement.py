@@ -1,4 +1,4 @@
-"""Sharding constraints inside a network, which keep the partitioner to the rules of `sharding`."""
+"""Placement of a network over a mesh: constraints that keep the partitioner to the rules."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,25 +10,30 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from uvit_jax.parallel.mesh import BATCH_AXES, batch_parts
-from uvit_jax.parallel.sharding import partition_spec, path_name
+from uvit_jax.parallel.sharding import Rules, partition_spec, path_name
 
 _EXAMPLES = PartitionSpec(BATCH_AXES)
 _HIDDEN = PartitionSpec(BATCH_AXES, None, "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshLayout:
-    """Sharding of a U-ViT's arrays on the mesh, to be passed to the network.
+class MeshPlacement:
+    """Placement of a network's arrays on a mesh (`models.placement.Placement`).
 
-    Examples are split over data and fsdp, heads and hidden channels over tensor, nothing else.
-    Without constraints the partitioner may also split the channels of every token over fsdp, as it
-    does parameters, and move activations instead of parameters.
+    Examples are split over data and fsdp, heads and hidden channels over tensor, and nothing else.
+    Left alone, the partitioner may as well split the channels of every token over fsdp, because
+    parameters are, and move activations instead of parameters.
 
-    Parameters that are split over fsdp are all-gathered block by block (ZeRO-3, arXiv:1910.02054)
-    in the compute dtype; their gradients go back by one reduce-scatter.
+    Parameters that are split over fsdp are all-gathered (ZeRO-3, arXiv:1910.02054) block by block,
+    in the dtype they are computed with; their gradients are reduce-scattered.
+
+    Attributes:
+      mesh: axes data, fsdp and tensor.
+      rules: how parameters are split, a tuple.
     """
 
     mesh: Mesh
+    rules: Rules
 
     @property
     def platform(self) -> str:
@@ -36,8 +41,8 @@ class MeshLayout:
         return self.mesh.devices.flat[0].platform
 
     @property
-    def alone(self) -> bool:
-        """True if the mesh has one device."""
+    def single_device(self) -> bool:
+        """True if the mesh is of one device."""
         return self.mesh.devices.size == 1
 
     @property
@@ -54,7 +59,7 @@ class MeshLayout:
         """Splits the stacked parameters of equal layers, `[layers, ...]` each, as one layer's."""
 
         def constrain(path: tuple, leaf: Array) -> Array:
-            spec = partition_spec(path_name(path), leaf.shape[1:], self.mesh)
+            spec = self._spec(path, leaf.shape[1:])
             return self._constrain(leaf, PartitionSpec(None, *spec))
 
         return jax.tree_util.tree_map_with_path(constrain, params)
@@ -63,7 +68,7 @@ class MeshLayout:
         """All-gathers parameters that fsdp splits, in `dtype`; others are returned as they are."""
 
         def gather(path: tuple, leaf: Array) -> Array:
-            spec = partition_spec(path_name(path), leaf.shape, self.mesh)
+            spec = self._spec(path, leaf.shape)
             if "fsdp" not in spec:
                 return leaf
             whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
@@ -76,6 +81,9 @@ class MeshLayout:
             )
 
         return jax.tree_util.tree_map_with_path(gather, params) if self.gathers else params
+
+    def _spec(self, path: tuple, shape: tuple[int, ...]) -> PartitionSpec:
+        return partition_spec(path_name(path), shape, self.mesh, self.rules) or PartitionSpec()
 
     def tokens(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Splits examples; tokens and channels stay whole."""

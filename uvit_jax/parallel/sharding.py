@@ -1,28 +1,21 @@
-"""The rules that give every parameter, optimizer moment and EMA weight its place on the mesh."""
+"""Shardings of a tree of arrays over a mesh, by rules on the arrays' paths."""
 
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# (pattern of a parameter's path, what splits each of its dimensions); the first that matches holds.
-# Optimizer moments and EMA have their parameter's path at the end of their own. Tensor parallelism
-# splits heads and the MLP's hidden channels, so a block needs two reductions: after the attention's
-# projection and after fc2. Vectors stay whole.
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"attn/qkv/kernel$", ("fsdp", None, "tensor", None)),  # [d, 3, heads, head_dim]
-    (r"attn/qkv/bias$", (None, "tensor", None)),  # [3, heads, head_dim]
-    (r"attn/proj/kernel$", ("tensor", None, "fsdp")),  # [heads, head_dim, d]
-    (r"mlp/fc1/kernel$", ("fsdp", "tensor")),  # [d, hidden]
-    (r"mlp/fc1/bias$", ("tensor",)),
-    (r"mlp/fc2/kernel$", ("tensor", "fsdp")),  # [hidden, d]
-    (r"skip/kernel$", (None, "fsdp", "tensor")),  # [2, d, d]
-    (r"(label_embed/embedding|pos_embed)$", (None, "fsdp")),  # [rows, d]
-    (r"head/kernel$", ("fsdp", None)),  # [d, patch]
-    (r"(conv_before|conv_after|stages/\d+)/kernel$", (None, None, None, "fsdp")),  # [3, 3, c, c]
-    (r"(proj|modulation|context_embed|linear|fc1|fc2)/kernel$", (None, "fsdp")),  # [in, d]
-)
+from uvit_jax.errors import counted, say_once
+
+# (pattern of an array's path, mesh axis or None for each of its dimensions). A pattern ends with $:
+# optimizer moments and EMA have their parameter's path at the end of their own.
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+# Elements from which an array of two or more dimensions that no rule names is worth a warning:
+# 256 KiB in float32.
+LARGE = 2**16
 
 
 def path_name(path: tuple) -> str:
@@ -32,11 +25,14 @@ def path_name(path: tuple) -> str:
     )
 
 
-def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The PartitionSpec of one array; a dimension its axis doesn't divide (the 3 channels of an
-    image) stays whole.
+def partition_spec(
+    path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules
+) -> PartitionSpec | None:
+    """PartitionSpec by the first rule that matches path and number of dimensions; None without one.
+
+    A dimension that its axis does not divide (the 3 channels of an image) stays whole.
     """
-    for pattern, axes in RULES:
+    for pattern, axes in rules:
         if re.search(pattern, path) and len(axes) == len(shape):
             return PartitionSpec(
                 *(
@@ -44,13 +40,28 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
                     for axis, n in zip(axes, shape, strict=True)
                 )
             )
-    return PartitionSpec()
+    return None
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """The NamedSharding of every array (or ShapeDtypeStruct) of a tree, by its path."""
+def tree_shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
+    """NamedSharding of every array (or ShapeDtypeStruct) of a tree, by its path.
 
-    def sharding(path, leaf):
-        return NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh))
+    An array that no rule names stays whole on every device. If it is large and the rules could
+    split it over this mesh, that is logged once.
+    """
+    unnamed: list[str] = []
 
-    return jax.tree_util.tree_map_with_path(sharding, tree)
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        spec = partition_spec(path_name(path), leaf.shape, mesh, rules)
+        if spec is None and len(leaf.shape) > 1 and math.prod(leaf.shape) >= LARGE:
+            unnamed.append(f"{path_name(path)} {tuple(leaf.shape)}")
+        return NamedSharding(mesh, PartitionSpec() if spec is None else spec)
+
+    shardings = jax.tree_util.tree_map_with_path(sharding, tree)
+    axes = {axis for _, axes in rules for axis in axes if axis}
+    if unnamed and any(mesh.shape[axis] > 1 for axis in axes):
+        say_once(
+            f"{counted(len(unnamed), 'large array')} matched by no sharding rule, whole on every "
+            f"device: {unnamed[0]}{', ...' if len(unnamed) > 1 else ''}"
+        )
+    return shardings

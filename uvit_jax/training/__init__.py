@@ -1,1 +1,1 @@
-"""What changes while a model learns: state, step, optimizer, EMA, and how they are kept on disk."""
+"""State, step and loop of training, the optimizer, the EMA, and their checkpoints."""

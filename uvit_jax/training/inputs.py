@@ -37,8 +37,9 @@ def latents(kind: str, normalization: Normalization) -> Inputs:
 def encoded(
     encode: Callable[[Any, Array], Array], kind: str, normalization: Normalization
 ) -> Inputs:
-    """Latents of stored pixels, encoded in the step: `encode(frozen, images)` gives "moments" or
-    "latents".
+    """Latents of stored pixels, encoded in the step.
+
+    `encode(frozen, images)` gives "moments" or "latents", as `kind` says.
     """
     finish = latents(kind, normalization)
 
@@ -46,8 +47,7 @@ def encoded(
         frozen: Any, stored: Num[Array, "b h w c"], key: Key[Array, ""]
     ) -> Float[Array, "b i j z"]:
         images = pixels(frozen, stored, key)
-        # Nothing is learned here: without this the backward pass would keep the encoder's
-        # activations.
+        # The encoder is frozen: without this the backward pass would keep its activations.
         return jax.lax.stop_gradient(finish(None, encode(frozen, images), key))
 
     return inputs

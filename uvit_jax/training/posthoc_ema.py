@@ -30,7 +30,7 @@ LOG = logging.getLogger("uvit_jax")
 # From this relative error of the profile on, `ema_of_length` warns: checkpoints as far apart as the
 # shorter of the two lengths give 0.14 to 0.28, half as far about half of it.
 LARGE_ERROR = 0.3
-# And from this share of the weight that lies after step 0 in place of on it.
+# And from this share of the weight that falls after step 0 in place of on it.
 LARGE_MISPLACED = 0.01
 # Checkpoints are combined back to where the target weighs what is older still with less than this,
 # and one more. Those further back lower the error by little: with them, what is missing from a sum
@@ -101,8 +101,8 @@ def nearest_combination(
     vectors for each interval between them: the single step at its end (the raw parameters) and the
     cut average without that step. In this basis least squares is a division for each vector, and
     the condition on the sum of weights one Lagrange multiplier for each interval. That condition
-    matters more than the squares: parameters change slowly, so weight may lie at a neighbouring
-    step, but not in another part of the training. The first interval begins with step 0. Inner
+    matters more than the squares: parameters change slowly, so weight may move to a neighbouring
+    step, but not to another part of the training. The first interval begins with step 0. Inner
     products are geometric series: no array is as long as the training.
 
     Args:
@@ -197,8 +197,8 @@ def combination_for(
     """The combination that `ema_of_length` averages, of the same arguments; reads no weights.
 
     Raises:
-      UserError: if `length` is below 1, if there is no such step, or if no checkpoint lies before
-        it to be combined with.
+      UserError: if `length` is below 1, if there is no such step, or if there is no earlier
+        checkpoint to combine it with.
     """
     if not 1 <= length < math.inf:
         raise UserError(f"the EMA's length is {length}, expected a number of steps from 1 on")

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from uvit_jax.models.uvit_sharding import RULES
 from uvit_jax.parallel.sharding import tree_shardings
 from uvit_jax.randomness import Stream, stream_key
 
@@ -23,8 +24,7 @@ InitParams = Callable[[Array], Params]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """The state after `step` updates: parameters, their exponential moving average and the
-    optimizer's moments.
+    """The state after `step` updates: parameters, their moving average, the optimizer's moments.
 
     Its leaves are arrays (step is an int32 scalar), or, after a `jax.tree.map`, their shapes or
     shardings.
@@ -57,7 +57,7 @@ def abstract(
     state: TrainState = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        tree_shardings(shapes, mesh),
+        tree_shardings(shapes, mesh, RULES),
     )
     return state
 
@@ -72,4 +72,5 @@ def create_sharded(
     def init() -> TrainState:
         return create(init_params, optimizer, seed)
 
-    return init()
+    state: TrainState = init()
+    return state

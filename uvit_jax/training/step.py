@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -173,7 +173,7 @@ def make_train_step(
 def lower_train_step(
     train_step: TrainStep,
     state: TrainState,
-    batch: Batch,
+    batch: Mapping[str, Array | jax.ShapeDtypeStruct],
     frozen: Any = None,
     *,
     compiler_options: dict[str, bool] | None = None,

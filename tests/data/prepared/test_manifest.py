@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from uvit_jax.data.prepared.manifest import FORMAT_VERSION, Manifest, Shard
+from uvit_jax.data.prepared.manifest import FORMAT_VERSION, Manifest
+from uvit_jax.data.prepared.shard import Shard
 from uvit_jax.errors import UserError
 
 SHARDS = (
@@ -101,7 +102,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         Manifest.load(tmp_path / "absent")
 
 
-def test_a_folder_of_images_is_told_the_job_that_prepares_it(tmp_path):
+def test_the_refusal_of_a_folder_of_images_names_the_job_that_prepares_it(tmp_path):
     (tmp_path / "0.png").touch()
     with pytest.raises(
         UserError, match=rf"^{tmp_path} is not a prepared .*--job prepare .*\.source={tmp_path} --"
@@ -121,7 +122,7 @@ def test_a_torn_manifest_is_damaged(tmp_path, size):
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": "1"}', "3"])
-def test_other_json_is_no_manifest(tmp_path, content):
+def test_other_json_is_not_a_manifest(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest.json has no format_version"):
         Manifest.load(tmp_path)

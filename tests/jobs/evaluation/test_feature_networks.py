@@ -3,21 +3,13 @@ import numpy as np
 import pytest
 
 from tests.jobs.digits_config import experiment
-from tests.metrics.small_extractor import small_extractor
-from tests.metrics.test_features import write_inception
+from tests.metrics.test_feature_network import write_inception
 from uvit_jax.errors import UserError
 from uvit_jax.jobs.evaluation import feature_networks
-from uvit_jax.jobs.evaluation.feature_networks import choose_metrics, open_extractor
-from uvit_jax.metrics.metric_names import METRICS
-from uvit_jax.metrics.own_features import own_features
+from uvit_jax.jobs.evaluation.feature_networks import open_feature_network
+from uvit_jax.metrics.metric_names import FEATURE_NETWORKS, METRICS
+from uvit_jax.metrics.random_filters import random_filters
 from uvit_jax.metrics.scores import metric_name
-
-EVERYTHING = {
-    "has_spatial": True,
-    "num_reference": 10_000,
-    "has_texts": True,
-    "num_samples": 50_000,
-}
 
 
 @pytest.fixture(scope="module")
@@ -31,27 +23,26 @@ def inception(tmp_path_factory):
     }
 
 
-def choose(metrics="all", extractor=None, clip="some", **changes):
-    made = experiment(evaluate__metrics=metrics, evaluate__clip=clip)
-    return choose_metrics(made, extractor or small_extractor(), **EVERYTHING | changes)
+def test_every_network_that_a_config_may_name_can_be_opened():
+    assert tuple(feature_networks._OPENERS) == FEATURE_NETWORKS
 
 
 def test_the_built_in_features_are_the_default():
-    assert open_extractor(experiment()).identity == own_features().identity
+    assert open_feature_network(experiment().evaluate).identity == random_filters().identity
 
 
 def test_other_weights_are_never_the_published_network(inception):
-    extractor = open_extractor(
-        experiment(**inception, evaluate__resize="tf1", evaluate__dtype="bfloat16")
+    network = open_feature_network(
+        experiment(**inception, evaluate__resize="tf1", evaluate__dtype="bfloat16").evaluate
     )
-    assert extractor.identity == {
+    assert network.identity == {
         "name": "Inception-v3 with other weights",
         "sha256": inception["evaluate__inception_sha256"],
         "resize": "tf1",
         "dtype": "bfloat16",
     }
-    assert extractor.widths == {"pool": 2048, "spatial": 2023, "logits": 1008}
-    names = [metric_name(name, extractor) for name in METRICS if name != "clip"]
+    assert network.widths == {"pool": 2048, "spatial": 2023, "logits": 1008}
+    names = [metric_name(name, network) for name in METRICS if name != "clip"]
     assert all(name.startswith("other_inception_") for name in names)
     assert not any("fid" in name for name in names)
 
@@ -60,9 +51,11 @@ def test_only_the_published_weights_give_a_fid(inception, monkeypatch):
     from uvit_jax.interop import inception as interop
 
     monkeypatch.setattr(interop, "SHA256", inception["evaluate__inception_sha256"])
-    extractor = open_extractor(experiment(**inception | {"evaluate__inception_sha256": ""}))
-    assert extractor.identity["name"] == "Inception-v3 (2015-12-05)"
-    assert [metric_name(name, extractor) for name in ("fid", "sfid", "is", "kid")] == [
+    network = open_feature_network(
+        experiment(**inception | {"evaluate__inception_sha256": ""}).evaluate
+    )
+    assert network.identity["name"] == "Inception-v3 (2015-12-05)"
+    assert [metric_name(name, network) for name in ("fid", "sfid", "is", "kid")] == [
         "fid",
         "sfid",
         "is",
@@ -72,14 +65,14 @@ def test_only_the_published_weights_give_a_fid(inception, monkeypatch):
 
 @pytest.mark.slow
 def test_each_kind_is_the_networks_own(inception):
-    extractor = open_extractor(experiment(**inception))
+    network = open_feature_network(experiment(**inception).evaluate)
     opened = feature_networks.open_inception(
         inception["evaluate__inception"], sha256=inception["evaluate__inception_sha256"]
     )
     images = np.random.default_rng(0).integers(256, size=(1, 32, 32, 3), dtype=np.uint8)
     kinds = ("logits", "pool", "spatial")
-    found = jax.jit(lambda params, images: extractor.apply(params, images, kinds))(
-        extractor.params, images
+    found = jax.jit(lambda params, images: network.apply(params, images, kinds))(
+        network.params, images
     )
     names = ("logits1008", "pool2048", "spatial2023")
     expected = jax.jit(lambda params, images: opened.features(params, images, names))(
@@ -96,105 +89,10 @@ def test_weights_that_cannot_be_had_name_the_field(tmp_path, inception):
     with pytest.raises(
         UserError, match=r"^config\.evaluate\.inception is '\S+gone\.pth': there is no Inception-v3"
     ):
-        open_extractor(gone)
+        open_feature_network(gone.evaluate)
     unnamed = experiment(**inception | {"evaluate__inception_sha256": ""})
     with pytest.raises(
         UserError,
         match=r"^config\.evaluate\.inception is .*, expected 6726825d.* is not called FID$",
     ):
-        open_extractor(unnamed)
-
-
-def test_all_metrics_are_all_that_can_be_had():
-    assert choose() == (tuple(METRICS), {})
-    metrics, refused = choose(extractor=own_features(), num_reference=0, clip="", has_texts=False)
-    assert metrics == ("fid",)
-    assert refused == {
-        "sfid": "own features v1 has no spatial features",
-        "is": "own features v1 has no logits features",
-        **dict.fromkeys(
-            ("kid", "precision", "recall", "density", "coverage"),
-            "the reference has neither features nor images",
-        ),
-        "clip": "config.evaluate.clip is empty",
-    }
-    _, refused = choose(has_spatial=False, has_texts=False)
-    assert refused == {
-        "sfid": "the reference has no spatial statistics (mu_s, sigma_s)",
-        "clip": "the samples are of no texts",
-    }
-
-
-def test_metrics_asked_for_come_once_and_in_their_own_order():
-    assert choose("recall, fid,recall ,is", num_reference=6) == (("fid", "is", "recall"), {})
-
-
-@pytest.mark.parametrize(
-    ("metrics", "changes", "message"),
-    [
-        (
-            "fid,is",
-            {"extractor": own_features()},
-            "has 'is', but own features v1 has no logits features",
-        ),
-        (
-            "kid",
-            {"num_reference": 0},
-            "has 'kid', but the reference has neither features nor images",
-        ),
-        (
-            "recall",
-            {"num_reference": 3},
-            "has 'recall', but the reference has 3 images, expected at least 4",
-        ),
-        (
-            "density",
-            {"num_reference": 5},
-            "has 'density', but the reference has 5 images, expected at least 6",
-        ),
-        ("sfid", {"has_spatial": False}, "has 'sfid', but the reference has no spatial statistics"),
-        ("clip", {"clip": ""}, "has 'clip', but config.evaluate.clip is empty"),
-        ("clip", {"has_texts": False}, "has 'clip', but the samples are of no texts"),
-        (
-            "is",
-            {"num_samples": 9},
-            "has 'is', but the number of samples is 9, expected at least 10",
-        ),
-        (
-            "recall",
-            {"num_samples": 3},
-            "has 'recall', but the number of samples is 3, expected at least 4",
-        ),
-        (
-            "fid",
-            {"num_samples": 1},
-            "has 'fid', but the number of samples is 1, expected at least 2",
-        ),
-    ],
-)
-def test_a_metric_asked_for_that_cannot_be_had_is_told(metrics, changes, message):
-    with pytest.raises(UserError, match=rf"^config\.evaluate\.metrics {message}"):
-        choose(metrics, **changes)
-
-
-def test_a_reference_of_few_images_has_few_metrics_of_them():
-    metrics, refused = choose(num_reference=3)
-    assert metrics == ("fid", "sfid", "is", "kid", "clip")
-    assert set(refused) == {"precision", "recall", "density", "coverage"}
-
-
-def test_few_samples_have_few_metrics_and_one_has_none():
-    assert choose(num_samples=3)[0] == ("fid", "sfid", "kid", "density", "coverage", "clip")
-    with pytest.raises(
-        UserError,
-        match=r"is 'all', but none can be had: for one, the number of samples is 1, expected",
-    ):
-        choose(num_samples=1, num_reference=0, has_texts=False)
-
-
-@pytest.mark.parametrize("text", ["", "fid,,is", "FID", "ssim"])
-def test_an_unknown_metric_is_told_with_those_that_are_known(text):
-    with pytest.raises(
-        UserError, match=r"^config\.evaluate\.metrics is '.*', expected one of 'all', 'fid', 'sfid'"
-    ):
-        experiment(evaluate__metrics=text)
+        open_feature_network(unnamed.evaluate)

@@ -1,6 +1,4 @@
-"""A field of an evaluation at several values: which values, one report each, a chart, and nothing
-made twice.
-"""
+"""A sweep: its values, a report for each, a chart, and nothing made twice."""
 
 import json
 import logging
@@ -15,7 +13,7 @@ from tests.jobs.evaluate_runs import COUNT, evaluation, write_run
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import evaluate
 from uvit_jax.jobs.evaluation import sweep as jobs_sweep
-from uvit_jax.jobs.evaluation.scored_images import Evaluation
+from uvit_jax.jobs.evaluation.resumable_evaluation import Evaluation
 from uvit_jax.jobs.evaluation.sweep import Point, points_of, report_sweep
 from uvit_jax.jobs.sampling.generation import Generation
 
@@ -33,12 +31,16 @@ def sweep(run: pathlib.Path, text: str, **changes) -> str:
     )
 
 
+def points(config) -> list[Point]:
+    return points_of(config.evaluate.sweep, config.sample, p_uncond=config.diffusion.p_uncond)
+
+
 def points_in(folder: pathlib.Path) -> list[dict]:
     return json.loads((folder / "sweep.json").read_text())["points"]
 
 
 def compiled(caplog) -> int:
-    """How often a sampler was compiled."""
+    """Number of times that a sampler was compiled."""
     return sum(message.startswith("Compiling jit(_draw)") for message in caplog.messages)
 
 
@@ -53,7 +55,7 @@ def compiled(caplog) -> int:
     ],
 )
 def test_values_are_listed_or_a_range_with_both_ends(text, field, values):
-    assert points_of(evaluation(evaluate__sweep=text)) == [
+    assert points(evaluation(evaluate__sweep=text)) == [
         Point(field, float(value)) for value in values
     ]
 
@@ -85,9 +87,9 @@ def test_values_are_listed_or_a_range_with_both_ends(text, field, values):
         ("ema=0.5,10", r"has ema = 0\.5, expected lengths of 1 step or more"),
     ],
 )
-def test_values_that_can_not_be_are_told(text, message):
+def test_values_that_can_not_be_are_refused(text, message):
     with pytest.raises(UserError, match=rf"^config\.evaluate\.sweep {message}"):
-        points_of(evaluation(evaluate__sweep=text))
+        points(evaluation(evaluate__sweep=text))
 
 
 def test_guidance_of_a_model_without_an_empty_condition_is_refused():
@@ -101,7 +103,7 @@ def test_guidance_of_a_model_without_an_empty_condition_is_refused():
         UserError,
         match=r"^config\.evaluate\.sweep has guidance = 1, expected 0: with config\.diffusio",
     ):
-        points_of(plain)
+        points(plain)
 
 
 def test_a_guidance_sweep_compiles_one_guided_program_and_leaves_a_report_for_each_point(
@@ -275,9 +277,12 @@ def test_the_best_is_the_least_of_a_distance_and_the_greatest_of_any_other(tmp_p
         ("clip_score", "greatest", 0),
     ):
         reports = [
-            {"metrics": {name: score}, "samples": {"count": COUNT}} for score in (3.0, 2.0, 1.0)
+            {"metrics": {name: score}, "samples": {"count": COUNT}, "plan": {}}
+            for score in (3.0, 2.0, 1.0)
         ]
-        line = report_sweep("guidance=0:2:1", points, reports, [tmp_path] * 3, tmp_path)
+        line = report_sweep(
+            "guidance=0:2:1", points, reports, [tmp_path] * 3, str(tmp_path), tmp_path
+        )
         assert f": the {word} {name} is {3 - value}" in line
         assert f"at guidance {value}: " in line
 
@@ -288,7 +293,7 @@ def test_a_score_is_drawn_with_its_deviations(tmp_path, monkeypatch):
         jobs_sweep, "sweep_chart", lambda *_, **options: drawn.append(options["deviations"])
     )
     metrics = [{"fid": 3.0, "fid_bias": 0.5, "kid": 0.02, "kid_std": 0.001 * i} for i in (1, 2)]
-    reports = [{"metrics": each, "samples": {"count": COUNT}} for each in metrics]
+    reports = [{"metrics": each, "samples": {"count": COUNT}, "plan": {}} for each in metrics]
     points = [Point("guidance", value) for value in (0.0, 1.0)]
-    report_sweep("guidance=0,1", points, reports, [tmp_path] * 2, tmp_path)
+    report_sweep("guidance=0,1", points, reports, [tmp_path] * 2, str(tmp_path), tmp_path)
     assert drawn == [{"kid": [0.001, 0.002]}]

@@ -3,8 +3,8 @@ import pytest
 
 from tests.data.prepared_sets import captions_of, prepare
 from tests.jobs.digits_config import KEEPING, UNCONDITIONAL, experiment
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import ArraySource, digits
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import ArrayData, digits
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.text_states import read_prompts
 from uvit_jax.jobs.sampling.conditions import (
@@ -101,7 +101,7 @@ def test_prompts_come_from_a_file_one_a_line(tmp_path):
 def skewed():
     """Ten classes, class k (k + 1) times as often as the first, in no order."""
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 2 * np.arange(1, 11)))
-    return ArraySource("skewed", np.zeros((len(labels), 8, 8, 1), np.float32), labels, NAMES)
+    return ArrayData("skewed", np.zeros((len(labels), 8, 8, 1), np.float32), labels, NAMES)
 
 
 def test_labels_of_the_data_come_as_often_as_in_the_data():
@@ -134,7 +134,7 @@ def test_the_label_of_a_sample_depends_on_the_seed_and_its_number_alone():
 
 
 def test_labels_are_read_a_few_examples_at_a_time():
-    class Watched(ArraySource):
+    class Watched(ArrayData):
         def read(self, indices, mirrored, draws=None, fields=None):
             assert len(indices) <= 1024
             assert fields == ["label"]
@@ -147,10 +147,10 @@ def test_labels_are_read_a_few_examples_at_a_time():
 
 def test_labels_of_a_prepared_data_set_are_its_own(tmp_path):
     _, labels = prepare(tmp_path, (40, 60))
-    found = labels_of(experiment(), RecordSource(tmp_path), 500).of(np.arange(500))
+    found = labels_of(experiment(), PreparedData(tmp_path), 500).of(np.arange(500))
     assert np.bincount(found).min() > 20
     assert set(found.tolist()) == set(labels.tolist())
-    assert labels_of(experiment(**KEEPING), RecordSource(tmp_path), 5).null is None
+    assert labels_of(experiment(**KEEPING), PreparedData(tmp_path), 5).null is None
 
 
 @pytest.mark.parametrize("changes", [UNCONDITIONAL, {"model__num_classes": 5}])
@@ -170,7 +170,7 @@ def captioned(tmp_path_factory):
     """A data set of 15 images, of 1 to 4 captions each."""
     folder = tmp_path_factory.mktemp("captioned")
     prepare(folder, context_dtype="float16", classes=0)
-    return RecordSource(folder)
+    return PreparedData(folder)
 
 
 def picks(conditions, count):
@@ -220,7 +220,7 @@ def test_captions_are_refused_where_there_are_none_and_with_a_negative_prompt(tm
     with pytest.raises(
         UserError, match=r"holds no captions, expected a data set prepared with a text encoder"
     ):
-        captions_for(experiment(**TEXT), RecordSource(tmp_path), 4)
+        captions_for(experiment(**TEXT), PreparedData(tmp_path), 4)
     negative = experiment(**TEXT, sample__negative_prompt="blurry", sample__guidance_scale=1.0)
     with pytest.raises(
         UserError,

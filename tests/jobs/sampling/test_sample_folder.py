@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from uvit_jax.errors import UserError
-from uvit_jax.jobs.evaluation.image_streams import open_samples
+from uvit_jax.jobs.evaluation.found_samples import open_samples
 from uvit_jax.jobs.sampling.sample_folder import FILE_NAME, Request, claim, png_name, read_request
 
 REQUEST = Request("png", 4, {"weights": {"step": 8}, "sampler": {"seed": 0}})

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 
 from uvit_jax.errors import UserError
-from uvit_jax.models.frozen.autoencoder import AutoencoderConfig, AutoencoderKL, decode_tiled
+from uvit_jax.models.frozen.autoencoder import AutoencoderConfig, AutoencoderKL
+from uvit_jax.models.frozen.tiled_decoding import decode_tiled
 from uvit_jax.models.frozen.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
 

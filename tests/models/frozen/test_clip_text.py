@@ -8,7 +8,8 @@ from flax import nnx
 from scipy.special import erf
 
 from uvit_jax.errors import UserError
-from uvit_jax.models.frozen.clip_text import CLIPText, CLIPTextConfig, activate
+from uvit_jax.models.frozen.clip_layers import activate
+from uvit_jax.models.frozen.clip_text import CLIPText, CLIPTextConfig
 
 SMALL = CLIPTextConfig(vocab_size=30, context_length=10, width=32, layers=2, heads=4, projection=8)
 IDS = np.random.default_rng(0).integers(0, 29, (3, 10)).astype(np.int32)

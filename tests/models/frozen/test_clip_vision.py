@@ -138,7 +138,7 @@ def test_the_default_is_vit_l_14():
         (np.zeros((1, 0, 24, 3), np.uint8), r"the images have shape \(1, 0, 24, 3\), expected"),
     ],
 )
-def test_arrays_that_are_no_images_are_refused(x, message):
+def test_arrays_that_are_not_images_are_refused(x, message):
     with pytest.raises(UserError, match=message):
         preprocess(x, SMALL)
 

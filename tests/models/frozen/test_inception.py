@@ -8,14 +8,8 @@ from flax import nnx
 from PIL import Image
 
 from uvit_jax.errors import UserError
-from uvit_jax.models.frozen.inception import (
-    WIDTHS,
-    Inception,
-    average_pool,
-    max_pool,
-    preprocess,
-    reduce_by_max,
-)
+from uvit_jax.models.frozen.inception import WIDTHS, Inception, preprocess
+from uvit_jax.models.frozen.inception_blocks import average_pool, halving_max_pool, max_pool
 from uvit_jax.models.frozen.resize import RESIZES
 
 
@@ -103,7 +97,7 @@ def test_maximum_pools_keep_or_halve_the_size():
         np.arange(5) + 1, 4
     )  # the largest pixel around is the one below on the right
     np.testing.assert_array_equal(max_pool(x)[0, :, :, 0], x[0, below[:, None], below, 0])
-    np.testing.assert_array_equal(reduce_by_max(x)[0, :, :, 0], [[-18, -16], [-8, -6]])
+    np.testing.assert_array_equal(halving_max_pool(x)[0, :, :, 0], [[-18, -16], [-8, -6]])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,14 +9,15 @@ import pytest
 from jax.ad_checkpoint import checkpoint_policies
 from jax.extend.core import Literal
 
-from uvit_jax.models.kernels import norm, pallas_mosaic_gpu, pallas_triton
+from uvit_jax.models.kernels import backends, norm
 from uvit_jax.models.kernels.attention import (
     packed_attention,
     resolve,
     triton_attention,
     why_not_triton,
 )
-from uvit_jax.models.kernels.attention_triton import Tiling, Tuning, channels, cut
+from uvit_jax.models.kernels.attention_triton import Tiling, Tuning
+from uvit_jax.models.kernels.triton_blocks import channels, cut
 
 # The paper's models; beside them one odd and one small shape.
 LARGE = [
@@ -210,7 +211,7 @@ def test_a_fall_back_is_said_once(caplog):
 
 
 def test_without_pallas_triton_backend_other_kernels_run(monkeypatch):
-    monkeypatch.setattr(pallas_triton, "AVAILABLE", False)
+    monkeypatch.setattr(backends, "triton", None)
     assert resolve("auto", (2, 258, 3, 16, 72), jnp.bfloat16, "gpu") == "cudnn"
     assert norm.resolve(jnp.bfloat16, 1152, "gpu") == "xla"
 
@@ -231,8 +232,8 @@ def test_a_first_block_of_logits_that_are_all_minus_infinity_leaves_the_others()
 
 @pytest.mark.parametrize(("heads", "expected"), [(66 * 4, "hopper"), (None, "triton")])
 def test_a_batch_that_is_not_known_yet_counts_as_a_small_one(monkeypatch, heads, expected):
-    monkeypatch.setattr(pallas_mosaic_gpu, "AVAILABLE", True)
-    monkeypatch.setattr(pallas_mosaic_gpu, "on_hopper", lambda: True)
+    monkeypatch.setattr(backends, "mosaic_gpu", object())
+    monkeypatch.setattr(backends, "on_hopper", lambda: True)
     batch = jax.export.symbolic_shape("b")[0] if heads is None else heads // 4
     assert resolve("auto", (batch, 258, 3, 4, 72), jnp.bfloat16, "gpu") == expected
     assert resolve("auto", (batch, 258, 3, 4, 72), jnp.bfloat16, "cpu") == "xla"

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from tests.models.kernels.test_attention import errors, random_qkv, xla
-from uvit_jax.models.kernels import pallas_mosaic_gpu, pallas_triton
+from uvit_jax.models.kernels import backends
 from uvit_jax.models.kernels.attention import hopper_attention, resolve, why_not_hopper
-from uvit_jax.models.kernels.hopper_blocks import Part, Tiling, Tuning, parts_of
+from uvit_jax.models.kernels.hopper_tiling import Part, Tiling, Tuning, parts_of
 
 WHY = "this version of jax has no Mosaic GPU that the kernels are written for"
-needs_mosaic = pytest.mark.skipif(not pallas_mosaic_gpu.AVAILABLE, reason=WHY)
+needs_mosaic = pytest.mark.skipif(backends.mosaic_gpu is None, reason=WHY)
 TWO, THREE = (Tuning(*[Tiling(2, stages)] * 2) for stages in (2, 3))
 
 
@@ -156,24 +156,24 @@ def test_parts_hold_every_channel_in_rows_that_can_be_swizzled(head_dim, expecte
     ],
 )
 def test_says_why_it_does_not_fit(monkeypatch, shape, dtype, platform, why):
-    monkeypatch.setattr(pallas_mosaic_gpu, "AVAILABLE", True)
-    monkeypatch.setattr(pallas_mosaic_gpu, "on_hopper", lambda: True)
+    monkeypatch.setattr(backends, "mosaic_gpu", object())
+    monkeypatch.setattr(backends, "on_hopper", lambda: True)
     assert why_not_hopper((2, 258, 3, 4, 72), "bfloat16", "gpu") is None
     assert why in why_not_hopper(shape, dtype, platform)
 
 
 def test_needs_a_hopper_gpu_and_the_backend(monkeypatch):
-    monkeypatch.setattr(pallas_mosaic_gpu, "AVAILABLE", True)
-    monkeypatch.setattr(pallas_mosaic_gpu, "on_hopper", lambda: False)
+    monkeypatch.setattr(backends, "mosaic_gpu", object())
+    monkeypatch.setattr(backends, "on_hopper", lambda: False)
     assert "compute capability 9" in why_not_hopper((2, 258, 3, 4, 72), "bfloat16", "gpu")
-    monkeypatch.setattr(pallas_mosaic_gpu, "AVAILABLE", False)
+    monkeypatch.setattr(backends, "mosaic_gpu", None)
     assert "version of jax" in why_not_hopper((2, 258, 3, 4, 72), "bfloat16", "gpu")
 
 
 def test_is_taken_where_it_fits_and_says_why_where_not(monkeypatch, caplog):
-    monkeypatch.setattr(pallas_mosaic_gpu, "AVAILABLE", True)
-    monkeypatch.setattr(pallas_mosaic_gpu, "on_hopper", lambda: True)
-    monkeypatch.setattr(pallas_triton, "AVAILABLE", False)
+    monkeypatch.setattr(backends, "mosaic_gpu", object())
+    monkeypatch.setattr(backends, "on_hopper", lambda: True)
+    monkeypatch.setattr(backends, "triton", None)
     with caplog.at_level("WARNING"):
         assert resolve("auto", (66, 258, 3, 4, 72), "bfloat16", "gpu") == "hopper"
         assert resolve("auto", (65, 258, 3, 4, 72), "bfloat16", "gpu") == "cudnn"
@@ -193,7 +193,7 @@ def test_ptxas_is_asked_for_its_version_once(monkeypatch):
     monkeypatch.setattr(
         fragmented_array, "mgpu_lib", types.SimpleNamespace(_mosaic_gpu_ext=extension)
     )
-    pallas_mosaic_gpu.keep_version_of_ptxas()
+    backends.keep_version_of_ptxas()
     assert [extension._get_ptxas_isa_version() for _ in range(3)] == [90, 90, 90]
     assert len(asked) == 1
 
@@ -206,11 +206,11 @@ def test_a_jax_that_asks_for_no_version_is_left_alone(monkeypatch, library):
     from jax.experimental.mosaic.gpu import fragmented_array
 
     monkeypatch.setattr(fragmented_array, "mgpu_lib", library)
-    pallas_mosaic_gpu.keep_version_of_ptxas()
+    backends.keep_version_of_ptxas()
     assert library is None or not vars(library._mosaic_gpu_ext)
 
 
 def test_a_jax_whose_modules_have_moved_still_imports(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax.experimental.mosaic.gpu", None)
     monkeypatch.setitem(sys.modules, "jax.experimental.mosaic.gpu.fragmented_array", None)
-    pallas_mosaic_gpu.keep_version_of_ptxas()
+    backends.keep_version_of_ptxas()

@@ -12,14 +12,16 @@ from jax.extend.core import Literal
 from tests.training.mesh_runs import batches, compile_step
 from uvit_jax.compiled.hlo import instruction_flops, matmul_flops, parse
 from uvit_jax.compiled.topology import parse_topology, topology_devices
-from uvit_jax.models import attention
+from uvit_jax.models.attention import Attention
 from uvit_jax.models.flops import forward_flops
+from uvit_jax.models.kernels import fused_attention
 from uvit_jax.models.kernels.attention import (
     mosaic_attention,
     packed_attention,
     resolve,
     why_not_mosaic,
 )
+from uvit_jax.models.kernels.compute import Compute
 from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -119,28 +121,25 @@ def test_keeping_planes_and_result_leaves_the_backward_pass_no_use_for_the_forwa
 
 @pytest.mark.parametrize("qkv_bias", [False, True])
 def test_attention_by_planes_and_its_gradients_are_those_of_the_packed_form(qkv_bias, monkeypatch):
-    layer = attention.Attention(
-        48,
-        3,
-        qkv_bias=qkv_bias,
-        dtype=jnp.float32,
-        implementation="mosaic",
-        rngs=nnx.Rngs(params=0),
-    )
+    layer = Attention(48, 3, qkv_bias=qkv_bias, dtype=jnp.float32, rngs=nnx.Rngs(params=0))
     if qkv_bias:
         layer.qkv.bias[...] = jax.random.normal(jax.random.key(1), layer.qkv.bias.shape)
     graphdef, params = nnx.split(layer)
     x = jax.random.normal(jax.random.key(2), (2, 19, 48))
 
+    def loss(params, x):
+        product, bias = fused_attention.attention(
+            Compute(attention="mosaic"), nnx.merge(graphdef, params), x
+        )
+        return jnp.sum((product + bias) ** 2)
+
     def value_and_grads():
-        return jax.value_and_grad(
-            lambda params, x: jnp.sum(nnx.merge(graphdef, params)(x) ** 2), (0, 1)
-        )(params, x)
+        return jax.value_and_grad(loss, (0, 1))(params, x)
 
     expected = value_and_grads()  # there is no TPU: the packed form runs
-    monkeypatch.setattr(attention, "resolve", lambda *_: "mosaic")
+    monkeypatch.setattr(fused_attention, "resolve", lambda *_: "mosaic")
     monkeypatch.setattr(
-        attention, "mosaic_attention", functools.partial(mosaic_attention, interpret=True)
+        fused_attention, "mosaic_attention", functools.partial(mosaic_attention, interpret=True)
     )
     for found, twin in zip(
         jax.tree.leaves(value_and_grads()), jax.tree.leaves(expected), strict=True

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uvit_jax.models.kernels.fp8 import fp8_product, quantize
+from uvit_jax.models.kernels.products import fp8_product, quantize
 from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.training.network import abstract_network
 

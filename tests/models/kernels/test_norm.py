@@ -179,7 +179,7 @@ def test_rows_of_one_number_or_with_infinity_change_no_other_row(implementation)
     assert jnp.isfinite(dx[0, [1, 3]]).all()
 
 
-@pytest.mark.parametrize("layout", [pytest.param("pad", marks=pytest.mark.slow), "split"])
+@pytest.mark.parametrize("row_pieces", [pytest.param("pad", marks=pytest.mark.slow), "split"])
 @pytest.mark.parametrize(
     ("n", "rows", "programs"),
     [
@@ -188,9 +188,9 @@ def test_rows_of_one_number_or_with_infinity_change_no_other_row(implementation)
         *(pytest.param(*case, marks=pytest.mark.slow) for case in ((37, 1, 0), (37, 8, 2))),
     ],
 )
-def test_no_tuning_changes_the_result(layout, n, rows, programs):
+def test_no_tuning_changes_the_result(row_pieces, n, rows, programs):
     x, y, bias, scale, shift = arguments((n, 72), jnp.float32)
-    tuning = Tuning(rows=rows, programs=programs, layout=layout)
+    tuning = Tuning(rows=rows, programs=programs, row_pieces=row_pieces)
     r = x + y + bias
     expected = norm.norm_xla(r, scale, shift)
     assert_close(

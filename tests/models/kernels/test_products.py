@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from uvit_jax.models import blocks
-from uvit_jax.models.kernels.products import product
-from uvit_jax.models.kernels.weight_gradient import PARTS, gradient_parts, weight_tangent
+from uvit_jax.models.blocks import MLP
+from uvit_jax.models.kernels import compute, fused
+from uvit_jax.models.kernels.products import PARTS, gradient_parts, product, weight_tangent
 from uvit_jax.models.placement import OneDevice
 
 
@@ -66,22 +66,24 @@ def test_product_is_the_same_and_its_gradients_too_but_for_rounding():
 class Shared(OneDevice):
     """One of several devices."""
 
-    alone = False
+    single_device = False
 
 
 @pytest.mark.parametrize(
-    ("dtype", "layout", "expected"),
+    ("dtype", "placement", "expected"),
     [(jnp.bfloat16, OneDevice(), 4), (jnp.float32, OneDevice(), 1), (jnp.bfloat16, Shared(), 1)],
 )
-def test_only_one_device_and_half_precision_take_partial_sums(monkeypatch, dtype, layout, expected):
+def test_only_one_device_and_half_precision_take_partial_sums(
+    monkeypatch, dtype, placement, expected
+):
     seen = []
-    monkeypatch.setattr(blocks, "gradient_parts", lambda tokens, shape, platform: 4)
+    monkeypatch.setattr(fused, "gradient_parts", lambda tokens, shape, platform: 4)
 
     def recorded(*args, parts, **options):
         seen.append(parts)
         return product(*args, **options)
 
-    monkeypatch.setattr(blocks, "product", recorded)
-    mlp = blocks.MLP(16, 32, dtype=dtype, rngs=nnx.Rngs(0), layout=layout)
-    mlp(jnp.zeros((2, 4, 16), dtype))
+    monkeypatch.setattr(compute, "product", recorded)
+    how = compute.Compute(jnp.dtype(dtype).name, placement=placement)
+    fused.mlp(how, MLP(16, 32, dtype=dtype, rngs=nnx.Rngs(0)), jnp.zeros((2, 4, 16), dtype))
     assert seen == [expected, expected]

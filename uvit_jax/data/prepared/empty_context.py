@@ -1,6 +1,4 @@
-"""The states of the empty caption, once for a whole text data set: what dropped captions and
-guidance use.
-"""
+"""The states of the empty caption of a text data set, for dropped captions and guidance."""
 
 import hashlib
 import io
@@ -20,8 +18,7 @@ FILE_NAME = "empty_context.npy"
 def save_empty_context(
     folder: str | os.PathLike[str], states: Float[np.ndarray, "tokens width"]
 ) -> str:
-    """Writes the states of "" as `empty_context.npy`; returns its SHA-256, the manifest's
-    `empty_context_sha256`.
+    """Writes the states of "" as `empty_context.npy`; returns the file's SHA-256.
 
     The file is NumPy's own; bfloat16, which that has no name for, is kept as float32.
 
@@ -76,7 +73,7 @@ def load_empty_context(
         states = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UserError(
-            f"{path} is no array ({error}), expected the states of the empty caption"
+            f"{path} is not an array ({error}), expected the states of the empty caption"
         ) from error
     if states.shape != manifest.context_shape or states.dtype.kind != "f":
         raise UserError(

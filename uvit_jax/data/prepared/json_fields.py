@@ -1,6 +1,4 @@
-"""Frozen dataclasses as the fields of a JSON object, and back: none missing, unknown or of another
-type.
-"""
+"""Frozen dataclasses to JSON objects and back: no field missing, unknown or of another type."""
 
 import dataclasses
 import json
@@ -12,7 +10,7 @@ from uvit_jax.errors import UserError
 
 
 def to_json(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass, without those that are as they are by default."""
+    """The fields of a dataclass that differ from their defaults."""
     fields = {
         field.name: (getattr(value, field.name), field.default)
         for field in dataclasses.fields(value)
@@ -21,9 +19,7 @@ def to_json(value: Any) -> dict[str, Any]:
 
 
 def dumps(value: Any) -> str:
-    """JSON on one line, letters of all scripts as they are; ValueError for NaN and infinity, which
-    JSON has not.
-    """
+    """JSON on one line, letters of all scripts as they are; ValueError for NaN and infinity."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 

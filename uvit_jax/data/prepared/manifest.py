@@ -1,20 +1,17 @@
-"""What a prepared data set says of itself: the `manifest.json` beside its shards, for people and
-programs.
-"""
+"""The `manifest.json` of a prepared data set: its contents, origin and files."""
 
 import dataclasses
 import json
 import math
 import os
 import pathlib
-import re
-from collections.abc import Callable
 
 import ml_dtypes  # noqa: F401  (NumPy knows the name "bfloat16" from here on)
 import numpy as np
 
-from uvit_jax.data.originals.crops import Size, sides
+from uvit_jax.data.image_sources.crops import Size, sides
 from uvit_jax.data.prepared.json_fields import dumps, from_json, to_json
+from uvit_jax.data.prepared.shard import SHA256, Shard
 from uvit_jax.errors import UserError
 from uvit_jax.files import atomic_write
 
@@ -24,91 +21,23 @@ KINDS = ("pixels", "moments", "latents")
 DTYPES = ("uint8", "float16", "bfloat16", "float32")
 CONTEXT_DTYPES = DTYPES[1:]
 
-_SHA256 = re.compile("[0-9a-f]{64}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One `*.array_record` file.
-
-    Attributes:
-      name: of the file, in the manifest's folder.
-      num_examples: images in it.
-      num_records: one for each image, or two where mirror images are stored.
-      num_bytes: size of the file.
-      sha256: of the file's bytes, hexadecimal.
-      num_captions: of all its images; 0 without text.
-      captions_name: of the file of these captions, in the same folder; "" without text, as the next
-        two.
-      captions_bytes: size of that file.
-      captions_sha256: of that file's bytes.
-    """
-
-    name: str
-    num_examples: int
-    num_records: int
-    num_bytes: int
-    sha256: str
-    num_captions: int = 0
-    captions_name: str = ""
-    captions_bytes: int = 0
-    captions_sha256: str = ""
-
-    def __post_init__(self):
-        if self.name != pathlib.PurePath(self.name).name or self.name in ("", ".."):
-            raise UserError(
-                f"name is {self.name!r}, expected the name of a file in the manifest's folder"
-            )
-        for field in ("num_examples", "num_records", "num_bytes"):
-            if getattr(self, field) < 0:
-                raise UserError(
-                    f"{field} of {self.name} is {getattr(self, field)}, expected a number from 0 up"
-                )
-        if not _SHA256.fullmatch(self.sha256):
-            raise UserError(
-                f"sha256 of {self.name} is {self.sha256!r}, expected 64 hexadecimal digits"
-            )
-        if self.captions is None:
-            for field in ("num_captions", "captions_bytes", "captions_sha256"):
-                if getattr(self, field):
-                    raise UserError(
-                        f"{field} of {self.name} is {getattr(self, field)!r}, expected none "
-                        f"without captions_name"
-                    )
-        elif self.num_captions < self.num_examples:
-            raise UserError(
-                f"num_captions of {self.name} is {self.num_captions}, expected at least one for "
-                f"each of its {self.num_examples} examples"
-            )
-
-    @property
-    def captions(self) -> "Shard | None":
-        """The file of its images' captions, a shard whose examples they are; None without text."""
-        if not self.captions_name:
-            return None
-        counts = (self.num_captions, self.num_captions)
-        return Shard(self.captions_name, *counts, self.captions_bytes, self.captions_sha256)
-
-    @property
-    def files(self) -> "tuple[Shard, ...]":
-        """Itself, and the file of its captions where there is one."""
-        return (self,) if self.captions is None else (self, self.captions)
+_TEXT_FIELDS = ("text_encoder_sha256", "context_shape", "context_dtype", "empty_context_sha256")
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A prepared data set: what its records hold, where they come from, and the files they lie in.
+    """A prepared data set: what its records hold, where they come from, and its files.
 
     Attributes:
       source: the original data set's name.
       split: the part of it, "train" for example.
       kind: "pixels" (uint8 images), "moments" (mean, then logvar, of a KL autoencoder), or
         "latents" (of an autoencoder without variance).
-      image_size: side of the images in pixels, or their height and width.
+      image_size: side of the images in pixels, or (height, width).
       shape: of a record's array, (h, w, c); c is twice the latent channels for moments.
       dtype: of a record's array, one of DTYPES.
-      mirror: whether records come in pairs, an image and then its mirror image.
-      class_names: one for each class; none where the classes have no names, or there are no labels.
+      mirror: True if records come in pairs, an image and then its mirror image.
+      class_names: one for each class; none where there are no names or no labels.
       num_classes: 0 without labels; every label is then -1.
       autoencoder: its name; "" for pixels.
       autoencoder_sha256: of the encoder's weights; "" for pixels.
@@ -127,7 +56,7 @@ class Manifest:
       context_shape: of a caption's states, (tokens, width).
       context_dtype: of a caption's states, one of CONTEXT_DTYPES.
       empty_context_sha256: of the file with the states of the empty caption.
-      exif: whether the images were turned as their EXIF orientation says.
+      exif: True if the images were turned as their EXIF orientation says.
     """
 
     source: str
@@ -156,32 +85,29 @@ class Manifest:
     exif: bool = False
 
     def __post_init__(self):
-        def expect(holds: bool, field: str, expected: str) -> None:
-            if not holds:
-                raise UserError(f"{field} is {getattr(self, field)!r}, expected {expected}")
+        self._check_images()
+        self._check_statistics()
+        self._check_text()
+        self._check_shards()
 
+    def _expect(self, holds: bool, field: str, expected: str) -> None:
+        if not holds:
+            raise UserError(f"{field} is {getattr(self, field)!r}, expected {expected}")
+
+    def _check_images(self) -> None:
+        """Checks what a record holds, and the classes of its label."""
+        expect, is_pixels = self._expect, self.kind == "pixels"
         expect(self.kind in KINDS, "kind", f"one of {', '.join(KINDS)}")
         expect(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
         expect(
-            (self.kind == "pixels") == (self.dtype == "uint8"),
-            "dtype",
-            "uint8 for pixels and a float otherwise",
+            is_pixels == (self.dtype == "uint8"), "dtype", "uint8 for pixels and a float otherwise"
         )
-        expect(
-            min(sides(self.image_size)) > 0,
-            "image_size",
-            "a positive number, or two: height and width",
-        )
-        expect(
-            len(self.shape) == 3 and min(self.shape) > 0,
-            "shape",
-            "three positive numbers, (h, w, c)",
-        )
-        expect(
-            self.kind != "moments" or self.shape[-1] % 2 == 0,
-            "shape",
-            "as many means as logvars, an even c",
-        )
+        positive = "a positive number, or two: height and width"
+        expect(min(sides(self.image_size)) > 0, "image_size", positive)
+        is_shape = len(self.shape) == 3 and min(self.shape) > 0
+        expect(is_shape, "shape", "three positive numbers, (h, w, c)")
+        is_even = self.shape[-1] % 2 == 0
+        expect(self.kind != "moments" or is_even, "shape", "as many means as logvars, an even c")
         expect(self.num_classes >= 0, "num_classes", "a number from 0 up")
         count = len(self.class_names)
         if count not in (0, self.num_classes):
@@ -189,28 +115,48 @@ class Manifest:
                 f"class_names has {count} entries, expected none or num_classes = "
                 f"{self.num_classes}"
             )
+        expect(self.skipped >= 0, "skipped", "a number from 0 up")
+
+    def _check_statistics(self) -> None:
+        """Checks what latents are scaled by."""
         channels = self.shape[-1] // (2 if self.kind == "moments" else 1)
         for field in ("mean", "std"):
             values = getattr(self, field)
-            expect(
-                len(values) == channels and all(map(math.isfinite, values)),
-                field,
-                f"{channels} finite numbers",
-            )
+            holds = len(values) == channels and all(map(math.isfinite, values))
+            self._expect(holds, field, f"{channels} finite numbers")
         # A channel that never varies has 0; latents that are drawn always vary.
-        expect(
-            min(self.std) > 0 or (min(self.std) == 0 and self.kind != "moments"),
-            "std",
-            "positive numbers",
-        )
-        expect(
-            self.scale is None or (math.isfinite(self.scale) and self.scale > 0),
-            "scale",
-            "positive, or none",
-        )
-        expect(math.isfinite(self.shift), "shift", "a finite number")
-        expect(self.skipped >= 0, "skipped", "a number from 0 up")
-        self._check_text(expect)
+        least = min(self.std)
+        holds = least > 0 or (least == 0 and self.kind != "moments")
+        self._expect(holds, "std", "positive numbers")
+        holds = self.scale is None or (math.isfinite(self.scale) and self.scale > 0)
+        self._expect(holds, "scale", "positive, or none")
+        self._expect(math.isfinite(self.shift), "shift", "a finite number")
+
+    def _check_text(self) -> None:
+        """Checks what captions are encoded with; without captions, that nothing is said of them."""
+        expect = self._expect
+        if not self.has_text:
+            for field in _TEXT_FIELDS:
+                expect(not getattr(self, field), field, "none without a text_encoder")
+        else:
+            is_shape = len(self.context_shape) == 2 and min(self.context_shape) > 0
+            expect(is_shape, "context_shape", "two positive numbers, (tokens, width)")
+            dtypes = f"one of {', '.join(CONTEXT_DTYPES)}"
+            expect(self.context_dtype in CONTEXT_DTYPES, "context_dtype", dtypes)
+            for field, sha256 in (
+                ("text_encoder_sha256", self.text_encoder_sha256 or "0" * 64),
+                ("empty_context_sha256", self.empty_context_sha256),
+            ):
+                expect(bool(SHA256.fullmatch(sha256)), field, "64 hexadecimal digits")
+
+    def _check_shards(self) -> None:
+        """Checks that every shard has its captions, its own name and its number of records."""
+        for shard in self.shards:
+            if (shard.captions is not None) != self.has_text:
+                expected = "the name of a file" if self.has_text else "none without a text_encoder"
+                raise UserError(
+                    f"captions_name of {shard.name} is {shard.captions_name!r}, expected {expected}"
+                )
         names = [file.name for shard in self.shards for file in shard.files]
         if len(set(names)) < len(names):
             raise UserError("shards has a name twice, expected as many files as entries")
@@ -223,46 +169,9 @@ class Manifest:
                     "examples)"
                 )
 
-    def _check_text(self, expect: Callable[[bool, str, str], None]) -> None:
-        if not self.has_text:
-            for field in (
-                "text_encoder_sha256",
-                "context_shape",
-                "context_dtype",
-                "empty_context_sha256",
-            ):
-                expect(not getattr(self, field), field, "none without a text_encoder")
-        else:
-            shape = self.context_shape
-            expect(
-                len(shape) == 2 and min(shape) > 0,
-                "context_shape",
-                "two positive numbers, (tokens, width)",
-            )
-            expect(
-                self.context_dtype in CONTEXT_DTYPES,
-                "context_dtype",
-                f"one of {', '.join(CONTEXT_DTYPES)}",
-            )
-            digits = "64 hexadecimal digits"
-            expect(
-                bool(_SHA256.fullmatch(self.text_encoder_sha256 or "0" * 64)),
-                "text_encoder_sha256",
-                digits,
-            )
-            expect(
-                bool(_SHA256.fullmatch(self.empty_context_sha256)), "empty_context_sha256", digits
-            )
-        for shard in self.shards:
-            if (shard.captions is not None) != self.has_text:
-                expected = "the name of a file" if self.has_text else "none without a text_encoder"
-                raise UserError(
-                    f"captions_name of {shard.name} is {shard.captions_name!r}, expected {expected}"
-                )
-
     @property
     def has_text(self) -> bool:
-        """Whether every image has captions."""
+        """True if every image has captions."""
         return self.text_encoder != ""
 
     @property

@@ -1,7 +1,6 @@
-"""Random access to the records of a data set's shards, with every fault told by shard and record."""
+"""Random access to the records of shards; every error names the shard and the record."""
 
 import collections
-import hashlib
 import os
 import pathlib
 import resource
@@ -10,14 +9,13 @@ from collections.abc import Iterator, Sequence
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from uvit_jax.data.prepared.manifest import Shard
+from uvit_jax.data.prepared.shard import Shard
 from uvit_jax.errors import UserError
+from uvit_jax.fingerprints import sha256_of_file
 
-# Nothing read ahead and no threads of its own: whoever wants parallel reads calls from several
-# threads.
+# No read-ahead and no threads of its own: callers read in parallel from several threads.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
-# What the reader fetches beyond a record's own bytes is wasted where the next record wanted is
-# elsewhere.
+# Bytes fetched beyond a record are wasted in random reads, so the buffer is small.
 _BUFFER_BYTES = 16 * 1024
 
 
@@ -33,7 +31,7 @@ class ShardReader:
       shards: what the manifest says of them.
       record_bytes: the length of each record.
       readers: how many of these objects share the files that the process may have open.
-      longer: whether records may be longer than that.
+      longer: True if records may be longer than that.
 
     Raises:
       UserError: a shard is missing or not of its size.
@@ -99,8 +97,7 @@ class ShardReader:
           UserError: they are not those that were written.
         """
         path, expected = self._paths[shard], self._shards[shard].sha256
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of_file(path)
         if digest != expected:
             raise UserError(
                 f"{path} has SHA-256 {digest}, expected {expected}: prepare the data set again"
@@ -130,7 +127,7 @@ class ShardReader:
 
 
 def one_clause(error: Exception) -> str:
-    """What an exception of the libraries below says, cut to what fits into a sentence."""
+    """The first clause of a library's error, cut to 200 letters."""
     return " ".join(str(error).split(";")[0].split())[:200]
 
 

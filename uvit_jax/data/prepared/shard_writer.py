@@ -17,8 +17,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, Shaped
 
-from uvit_jax.data.prepared.manifest import Shard
-from uvit_jax.data.prepared.record_bytes import encode_caption, encode_example
+from uvit_jax.data.prepared.records import encode_caption, encode_example
+from uvit_jax.data.prepared.shard import Shard
 from uvit_jax.data.prepared.shard_reader import one_clause
 from uvit_jax.errors import UserError
 
@@ -29,8 +29,7 @@ Caption = tuple[Float[np.ndarray, "tokens width"], str]
 
 
 class ShardWriter:
-    """Writes one shard, which appears whole under its name when the `with` block ends, and not at
-    all if it raises.
+    """Writes one shard, which appears whole when the `with` block ends; not at all if it raises.
 
     The bytes go to a hidden neighbour, `.<name>.tmp`, are synced to disk and renamed; what a killed
     process left there is overwritten by the next. The captions of a text data set go to a file of
@@ -42,7 +41,7 @@ class ShardWriter:
       name: of the file.
       shape: of the arrays.
       dtype: of the arrays, one of the manifest's DTYPES.
-      mirror: whether every image is followed by its mirror image.
+      mirror: True if every image is followed by its mirror image.
       context_shape: of the captions' states, (tokens, width); None without captions.
       context_dtype: of the captions' states, one of the manifest's CONTEXT_DTYPES; None without
         captions.
@@ -96,8 +95,7 @@ class ShardWriter:
         *,
         captions: Sequence[Caption] | None = None,
     ) -> None:
-        """Adds an example: an array and, where the shard has them, that of its mirror image and its
-        captions.
+        """Adds an example: its array and, where the shard has them, its mirror image and captions.
 
         Raises:
           ValueError: an array of another shape or dtype, or a mirror image or captions missing or
@@ -157,8 +155,7 @@ class ShardWriter:
                 captions_bytes=size,
                 captions_sha256=digest,
             )
-            # Should this be cut short, no shard of an earlier time stands beside captions that
-            # aren't its own.
+            # If the process dies here, no older shard is left beside captions of another.
             self._images.remove()
             self._texts.rename()
         self._images.rename()
@@ -184,8 +181,8 @@ class _File:
     def open(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # ArrayRecord opens later, in a thread of its own, and would tell of a read-only folder
-            # only at the end.
+            # ArrayRecord opens the file later, in a thread, and reports a read-only folder only at
+            # the end.
             self._temporary.open("wb").close()
         except OSError as error:
             raise UserError(
@@ -201,7 +198,7 @@ class _File:
     def close(self) -> tuple[int, str]:
         """Syncs the file to disk; returns its size and SHA-256."""
         try:
-            # Writing goes on in threads: whatever went wrong since the first record is told here.
+            # ArrayRecord writes in threads: errors since the first record are raised here.
             self._close()
             with self._temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -228,7 +225,7 @@ class _File:
         """Leaves nothing under the hidden name."""
         with contextlib.suppress(RuntimeError):
             self._close()
-        with contextlib.suppress(OSError):  # Whatever led here says more.
+        with contextlib.suppress(OSError):  # The error that led here says more.
             self._temporary.unlink(missing_ok=True)
 
     def _close(self) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num
 
-# Share of the mean square that sums in float64 may be wrong by; float16 tells neighbours apart by
-# 2e-7 of it.
+# Relative error of the mean square that float64 sums may have; neighbouring float16 values differ
+# by 2e-7 of it.
 _ROUNDING = 1e-12
 # The least deviation of latents drawn from moments, whose logvar is clipped to [-30, 20].
 LEAST_DRAWN_STD = math.exp(-15)
@@ -16,7 +16,7 @@ LEAST_DRAWN_STD = math.exp(-15)
 
 @dataclasses.dataclass(frozen=True)
 class ChannelSums:
-    """Sums over values of each channel: how many, of themselves and of their squares, in float64."""
+    """Sums of each channel, in float64: the count of values, the values, their squares."""
 
     count: int
     total: tuple[float, ...]
@@ -31,12 +31,12 @@ class ChannelSums:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Of each channel."""
+        """The mean of each channel."""
         return tuple(total / self.count for total in self.total)
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Of each channel, of the whole population; 0 for a channel that never varies."""
+        """The population's deviation of each channel; 0 for a channel that never varies."""
         powers = [square / self.count for square in self.squares]
         variances = [power - mean**2 for power, mean in zip(powers, self.mean, strict=True)]
         # Of a constant, the difference is what rounding left.
@@ -48,8 +48,10 @@ class ChannelSums:
 
 
 def channel_sums(kind: str, arrays: Num[np.ndarray, "n h w c"]) -> ChannelSums:
-    """The sums of stored arrays: "pixels" (bytes) as values in [-1, 1]; "latents"; or of latents
-    drawn from "moments".
+    """The channel sums of stored arrays of this kind.
+
+    "pixels" (bytes) count as values in [-1, 1], "latents" as they are, "moments" as latents drawn
+    from them.
 
     Of a latent z = mean + exp(logvar / 2) noise, E[z^2] is mean^2 + exp(logvar), logvar clipped to
     [-30, 20].

@@ -8,15 +8,14 @@ import numpy as np
 
 from uvit_jax.data.prepared.empty_context import load_empty_context
 from uvit_jax.data.prepared.manifest import Manifest
-from uvit_jax.data.prepared.record_bytes import CaptionReader, ExampleReader
+from uvit_jax.data.prepared.records import CaptionReader, ExampleReader
 from uvit_jax.errors import UserError
 
 
 def verify(
     folder: str | os.PathLike[str], on_shard: Callable[[int, int], None] = lambda done, total: None
 ) -> Manifest:
-    """The manifest of a folder, all of whose shards have been reread and found as they were
-    written.
+    """Rereads all shards of a folder; returns its manifest if every byte is as it was written.
 
     Checked are sizes, every record's hash, length, label and, of floats, that they are finite, and
     SHA-256; of a text data set also that every caption is UTF-8 and belongs to one image.
@@ -38,7 +37,7 @@ def verify(
         if captions is not None:
             for number, (states, _) in enumerate(captions.scan(index)):
                 _check_finite(captions.records.path(index), number, states)
-        # Last, as it can't say which record; it also covers what lies between them.
+        # Last, as it can't name the record; it also covers the bytes between records.
         for reader in (examples, captions):
             if reader is not None:
                 reader.records.check_sha256(index)
@@ -49,10 +48,8 @@ def verify(
 def _check_examples(examples: ExampleReader, manifest: Manifest, index: int) -> None:
     path, shard = examples.records.path(index), manifest.shards[index]
     lowest, highest = (0, manifest.num_classes - 1) if manifest.num_classes else (-1, -1)
-    captions, following = (
-        range(0),
-        0,
-    )  # of the latest image; the number of the first that no image has had
+    # The captions of the latest image, and the number of the first that no image has had.
+    captions, following = range(0), 0
     for number, ((label, *found), array) in enumerate(examples.scan(index)):
         if not lowest <= label <= highest:
             expected = (

@@ -1,1 +1,1 @@
-"""The machinery of evaluation: streams of images, feature networks, references, reports."""
+"""The machinery of evaluation: image streams, feature networks, references, reports."""

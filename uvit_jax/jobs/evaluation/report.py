@@ -1,52 +1,100 @@
-"""The report of an evaluation: evaluation.json with everything a number depends on, and a table for
-the eye.
-"""
+"""The report of an evaluation: evaluation.json with all that a number depends on, and a table."""
 
-import hashlib
 import json
+import logging
 import pathlib
 import platform
 from typing import Any
 
 import jax
 
+from uvit_jax.errors import counted
 from uvit_jax.experiment.workdir import version
 from uvit_jax.files import atomic_write
-from uvit_jax.jobs.evaluation.image_streams import ImageStream
-from uvit_jax.metrics.reference import Reference
-from uvit_jax.parallel import hosts
+from uvit_jax.metrics.feature_network import FeatureNetwork
+from uvit_jax.metrics.reference_file import Reference
+from uvit_jax.metrics.scores import Scores, metric_name
+
+LOG = logging.getLogger("uvit_jax")
 
 REPORT, TABLE = "evaluation.json", "evaluation.txt"
 _NAME_WIDTH = 28
+# Metrics in the line that the job ends with.
+_HEADLINES = 4
+# How most published statistics were made.
+_PYTORCH_FID = {"resize": "pytorch-fid", "dtype": "float32"}
 _PACKAGES = ("uvit-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
 
-def found_samples(stream: ImageStream) -> dict[str, Any]:
-    """What samples that were there already are, for a report; all hosts call this together."""
-    digest = hosts.first_says(
-        hosts.on_all(lambda: _fingerprint(stream) if hosts.is_first() else "")
-    )
+def make_report(
+    scores: Scores,
+    reference: Reference,
+    network: FeatureNetwork,
+    *,
+    refused: dict[str, str],
+    samples: dict[str, Any],
+    plan: dict[str, Any],
+) -> dict[str, Any]:
+    """Computes the metrics and records everything that they depend on.
+
+    Args:
+      refused: why metrics are left out.
+      samples: the record of the samples.
+      plan: by which the same evaluation is known again.
+
+    Raises:
+      UserError: for fewer samples than a metric needs.
+    """
+    metrics = scores.results(reference)
     return {
-        "count": stream.count,
-        "from": stream.name,
-        "sha256" if stream.is_npz else "sha256 of names, sizes and times": digest,
-        "rounding": "as they were found",
+        "metrics": metrics,
+        "definitions": scores.definitions(reference),
+        "not computed": refused,
+        "warnings": _warnings(scores, metrics, reference, network),
+        "samples": samples,
+        "reference": _reference_facts(reference),
+        "features": network.identity,
+        "versions": _versions(),
+        "plan": plan,
     }
 
 
-def _fingerprint(stream: ImageStream) -> str:
-    """What changes when the samples do."""
-    if stream.is_npz:
-        with stream.files[0].open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    # Reading the files of a folder once more to hash them would take as long as scoring them.
-    files = [(str(file), file.stat()) for file in stream.files]
-    known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+def _warnings(
+    scores: Scores, metrics: dict[str, float], reference: Reference, network: FeatureNetwork
+) -> list[str]:
+    """Logs and returns what makes the distances too high, or hard to compare."""
+    width, found = network.widths["pool"], []
+    if scores.count <= width and "fid" in scores.metrics:
+        name = metric_name("fid", network)
+        bias = metrics.get(f"{name}_bias")
+        amount = "by an unknown amount"
+        if bias is not None:
+            amount = f"about {bias:.3g} of {metrics[name]:.4g}"
+        found.append(
+            f"{scores.count:,} samples are fewer than the {width:,} features: {name} is too "
+            f"high ({amount} by comparison of halves, more in truth), expected {10 * width:,} "
+            "samples or more"
+        )
+    count = reference.record.get("count")
+    if count and count <= width:
+        found.append(
+            f"the reference's {count:,} images are fewer than the {width:,} features: "
+            "distances are too high"
+        )
+    if not reference.record and "fid" in scores.metrics:
+        settings = network.settings
+        if any(settings.get(name, usual) != usual for name, usual in _PYTORCH_FID.items()):
+            found.append(
+                f"{reference.path.name} does not say how its images were resized and in "
+                f"what precision, here resize is {settings['resize']} and dtype "
+                f"{settings['dtype']}: where these differ, distances mean little"
+            )
+    for warning in found:
+        LOG.warning("warning: %s", warning)
+    return found
 
 
-def reference_facts(reference: Reference) -> dict[str, Any]:
-    """What samples were compared with, for a report."""
+def _reference_facts(reference: Reference) -> dict[str, Any]:
     unknown = "unknown: the file does not say"
     return {
         "file": reference.path.name,
@@ -56,8 +104,8 @@ def reference_facts(reference: Reference) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """What computed the numbers."""
+def _versions() -> dict[str, str]:
+    """Versions of the packages that computed the numbers, and the devices."""
     found = {name: version(name) for name in _PACKAGES}
     device = jax.devices()[0]
     return {
@@ -68,7 +116,7 @@ def versions() -> dict[str, str]:
 
 
 def write_report(report: dict[str, Any], folder: pathlib.Path) -> None:
-    """Writes the table, then the JSON, each whole or not at all."""
+    """Writes the table, then the JSON, each atomically."""
     with atomic_write(folder / TABLE) as file:
         file.write(table(report).encode())
     with atomic_write(folder / REPORT) as file:
@@ -76,7 +124,7 @@ def write_report(report: dict[str, Any], folder: pathlib.Path) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as text: its numbers first, then what they depend on."""
+    """The report as text: the numbers first, then what they depend on."""
     metrics = report["metrics"]
     lines = [
         f"{name:{_NAME_WIDTH}} {_number(value):>10}{_remark(name, metrics)}"
@@ -93,7 +141,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _facts(facts: dict[str, Any]) -> list[str]:
-    """A line for each fact, those that have parts spread over lines of their own."""
+    """A line for each fact, and for each part of a fact that has parts."""
     lines = []
     for name, value in facts.items():
         if isinstance(value, dict):
@@ -116,3 +164,15 @@ def _remark(name: str, metrics: dict[str, float]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def summary(report: dict[str, Any], out: pathlib.Path) -> str:
+    """The line that the job ends with: the first few metrics, and where the report is."""
+    if not report:
+        return ""
+    names = [name for name in report["metrics"] if not name.endswith(("_std", "_bias"))]
+    # The CLIP score is always shown: it is there only if it was asked for.
+    shown = [*names[:_HEADLINES], *(name for name in names[_HEADLINES:] if name == "clip_score")]
+    numbers = ", ".join(f"{name} {report['metrics'][name]:.4g}" for name in shown)
+    images = counted(report["samples"]["count"], "image")
+    return f"evaluated {images}: {numbers}: see {out}/{REPORT}, evaluation.txt, grid.png"

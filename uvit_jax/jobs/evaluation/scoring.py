@@ -1,97 +1,30 @@
-"""A stream of images through feature extractors into scores, saved now and then so that a killed
-run goes on.
-"""
+"""A stream of images through feature networks into scores, saved regularly for a killed run."""
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
-from uvit_jax.errors import UserError
-from uvit_jax.experiment.config import Experiment
-from uvit_jax.interop.clip import TextEncoder, open_text_encoder
-from uvit_jax.interop.clip_vision import ImageEncoder, open_image_encoder
-from uvit_jax.interop.tokenizer import open_tokenizer
+from uvit_jax.jobs.evaluation.clip_pair import ClipPair
 from uvit_jax.jobs.evaluation.image_streams import ImageStream, regrouped
-from uvit_jax.metrics.features import Extraction, FeatureExtractor, Pending
+from uvit_jax.metrics.feature_network import Extraction, FutureFeatures
 from uvit_jax.metrics.scores import Scores
-from uvit_jax.parallel.arrays import fetch, place
-from uvit_jax.parallel.mesh import batch_parts, batch_sharding, replicated
+from uvit_jax.parallel.batches import one_ahead
 from uvit_jax.telemetry.progress import Progress
 
 SECONDS_BETWEEN_SAVES = 60.0
 
 
-class ClipPair:
-    """Both towers of a CLIP on the mesh: embeddings of images and of texts."""
-
-    def __init__(self, experiment: Experiment, mesh: Mesh):
-        """Raises UserError for a CLIP that can't be had, or whose towers don't fit each other."""
-        name = experiment.evaluate.clip
-        try:
-            self.images: ImageEncoder = open_image_encoder(name)
-            self.texts: TextEncoder = open_text_encoder(name)
-            tokenizer = experiment.text_encoder.tokenizer or name
-            self._tokenizer = open_tokenizer(
-                tokenizer, context_length=self.texts.config.context_length
-            )
-            self.texts.check_tokenizer(self._tokenizer)
-        except UserError as error:
-            raise UserError(f"config.evaluate.clip is {name!r}: {error}") from None
-        if self.texts.config.projection != self.images.config.projection:
-            raise UserError(
-                f"config.evaluate.clip is {name!r}, whose text tower projects to "
-                f"{self.texts.config.projection} numbers and its image tower to "
-                f"{self.images.config.projection}, expected one CLIP"
-            )
-        extractor = FeatureExtractor(
-            name=self.images.name,
-            sha256=self.images.sha256,
-            prefix="",
-            widths={"pool": self.images.config.projection},
-            settings={},
-            params=self.images.params,
-            apply=lambda params, images, kinds: {
-                kind: self.images.embed(params, images) for kind in kinds
-            },
-        )
-        self._extraction = Extraction(extractor, mesh, ["pool"])
-        self._mesh, self._params = mesh, place(self.texts.params, replicated(mesh))
-        self._embed = jax.jit(self.texts.embed)
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """Which CLIP it is."""
-        return {"name": self.images.name, "images": self.images.sha256, "texts": self.texts.sha256}
-
-    def start(self, images: UInt8[np.ndarray, "n h w c"]) -> Pending:
-        """Hands images to the devices."""
-        return self._extraction.start(images)
-
-    def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n p"]:
-        """The embeddings of texts."""
-        ids = self._tokenizer.tokenize(texts)
-        rows = -(-len(ids) // batch_parts(self._mesh)) * batch_parts(self._mesh)
-        filled = np.zeros((rows, ids.shape[1]), ids.dtype)
-        filled[: len(ids)] = ids
-        return fetch(self._embed(self._params, place(filled, batch_sharding(self._mesh))))[
-            : len(ids)
-        ]
-
-
 @dataclasses.dataclass(frozen=True)
 class Scoring:
-    """What makes scores of a stream of images.
+    """The networks that a stream's scores need.
 
     Attributes:
-      extraction: of the metrics' features.
+      extraction: the metrics' features.
       clip: for the CLIP score; None without.
-      texts: `texts(range of samples)` are the texts they were drawn from.
+      texts: `texts(range of samples)` returns the texts that the samples were drawn from.
     """
 
     extraction: Extraction
@@ -105,23 +38,22 @@ class Scoring:
         start: int,
         *,
         description: str,
-        on_images: Callable[[UInt8[np.ndarray, "b h w c"]], None] = lambda images: None,
-        save: Callable[[], None] = lambda: None,
+        on_images: Callable[[UInt8[np.ndarray, "b h w c"]], None] | None = None,
+        save: Callable[[], None] | None = None,
         quiet: bool = False,
     ) -> None:
-        """Takes a stream, from image `start` on, into the scores; all hosts call this together.
+        """Adds a stream's images from number `start` on to the scores.
 
-        While the devices are at work on some images, the host adds up the features of those before.
+        All hosts call this together. The devices work on the next images while the host adds the
+        features of these.
 
         Args:
           scores: those of images before `start`; None on hosts other than the first.
-          on_images: given the images whose features were just added, on the first host, before any
-            save.
-          save: called now and then and at the end, on the first host; the scores then hold all
-            images given so far.
-          quiet: whether no progress is shown: another bar may be on the screen.
+          on_images: called on the first host with the images just added, before any save.
+          save: called on the first host every `SECONDS_BETWEEN_SAVES` and at the end; the scores
+            then hold all images given to `on_images`.
+          quiet: True shows no progress bar, where another one may be on the screen.
         """
-        pending: tuple[np.ndarray, Pending, Pending | None] | None = None
         count, saved = start, time.monotonic()
         with Progress(
             stream.count,
@@ -129,37 +61,36 @@ class Scoring:
             description=description,
             active=scores is not None and not quiet,
         ) as progress:
-            for images in itertools.chain(
-                regrouped(stream.batches(start), self.extraction.rows), [None]
-            ):
-                following = None
-                if images is not None:
-                    following = (
-                        images,
-                        self.extraction.start(images),
-                        self.clip.start(images) if self.clip else None,
-                    )
-                if pending is not None:
-                    self._finish(*pending, count, scores)
-                    count += len(pending[0])
-                    progress.update(count)
-                    if scores is not None:
-                        on_images(pending[0])
-                        if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                            save()
-                            saved = time.monotonic()
-                pending = following
-        if scores is not None:
+            groups = regrouped(stream.batches(start), self.extraction.rows)
+            for images, features, embeddings in one_ahead(map(self._start, groups)):
+                self._add(images, features, embeddings, count, scores)
+                count += len(images)
+                progress.update(count)
+                if scores is None:
+                    continue
+                if on_images is not None:
+                    on_images(images)
+                if save is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    save()
+                    saved = time.monotonic()
+        if scores is not None and save is not None:
             save()
 
-    def _finish(
+    def _start(
+        self, images: UInt8[np.ndarray, "b h w c"]
+    ) -> tuple[UInt8[np.ndarray, "b h w c"], FutureFeatures, FutureFeatures | None]:
+        """Dispatches images to the devices, without waiting."""
+        return images, self.extraction.start(images), self.clip.start(images) if self.clip else None
+
+    def _add(
         self,
-        images: np.ndarray,
-        features: Pending,
-        embeddings: Pending | None,
+        images: UInt8[np.ndarray, "b h w c"],
+        features: FutureFeatures,
+        embeddings: FutureFeatures | None,
         first: int,
         scores: Scores | None,
     ) -> None:
+        """Waits for the features of images `first`, first + 1, ... and adds them to the scores."""
         found = features.wait()
         pairs = None
         if embeddings is not None and self.clip is not None and self.texts is not None:

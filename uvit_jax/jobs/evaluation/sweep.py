@@ -1,4 +1,4 @@
-"""A sweep: one field of an evaluation at several values, and a chart of the scores against them."""
+"""A sweep: one field of an evaluation at several values, and a chart of the scores."""
 
 import dataclasses
 import json
@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.assembled import Assembled
-from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.job_sections import SampleConfig
-from uvit_jax.experiment.sections import DiffusionConfig
+from uvit_jax.experiment.workdir import folder_name
 from uvit_jax.files import atomic_write
 from uvit_jax.jobs.evaluation.report import REPORT
-from uvit_jax.jobs.sampling.generation import Generation
 from uvit_jax.telemetry.sweep_chart import sweep_chart
 
-# What may be swept, and what it is called on an axis.
+# Fields that can be swept, and the titles of their axes.
 FIELDS = {
     "guidance": "guidance scale s (the usual w - 1)",
     "steps": "network evaluations",
@@ -30,87 +27,72 @@ _SWEEP, _CHART = "sweep.json", "sweep.png"
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One value of a sweep; without a field, an evaluation as the config says."""
+    """One value of a sweep; without a field, an evaluation of the config as it is."""
 
     field: str = ""
     value: float = 0.0
 
     @property
     def folder(self) -> str:
-        """A name for its folder."""
+        """Name of the point's folder."""
         return f"{self.field}_{self.value:g}" if self.field else ""
 
-    def generation(
-        self,
-        generation: Generation,
-        assembled: Assembled,
-        diffusion: DiffusionConfig,
-        sample: SampleConfig,
-    ) -> Generation:
-        """The generation at this value, which `sample` has; only other steps compile a program."""
-        if self.field == "guidance":
-            return dataclasses.replace(generation, guidance_scale=sample.guidance_scale)
-        if self.field == "steps":
-            sampler = assembled.sampler(diffusion, sample, generation.conditions.null)
-            return dataclasses.replace(generation, sampler=sampler)
-        return generation
-
-    def experiment(self, experiment: Experiment) -> Experiment:
-        """The config at this value.
+    def sample(self, sample: SampleConfig) -> SampleConfig:
+        """The section at this value; an EMA's length is not in it.
 
         Raises:
           UserError: for a value that the sampler can't have.
         """
-        changes: dict[str, Any] = {
+        changes: dict[str, dict[str, Any]] = {
             "guidance": {"guidance_scale": self.value},
             "steps": {"steps": round(self.value)},
         }
         try:
-            sample = dataclasses.replace(experiment.sample, **changes.get(self.field, {}))
+            return dataclasses.replace(sample, **changes.get(self.field, {}))
         except UserError as error:
             raise UserError(
                 f"config.evaluate.sweep has {self.field} = {self.value:g}: {error}"
             ) from None
-        return dataclasses.replace(experiment, sample=sample)
 
 
-def points_of(experiment: Experiment) -> list[Point]:
-    """The points of `config.evaluate.sweep`: "field=start:stop:step", both ends in it, or
-    "field=a,b,c".
+def points_of(sweep: str, sample: SampleConfig, *, p_uncond: float) -> list[Point]:
+    """The points of `config.evaluate.sweep`; one without a field if it is empty.
+
+    Its form is "field=start:stop:step", which includes both ends, or "field=a,b,c".
 
     Raises:
-      UserError: for a field that can't be swept, or values that are no numbers or that the sampler
+      UserError: for a field that can't be swept, or values that are not numbers or that the sampler
         can't have.
     """
-    text = experiment.evaluate.sweep
-    if not text:
+    if not sweep:
         return [Point()]
-    field, equals, listed = text.partition("=")
+    field, equals, listed = sweep.partition("=")
     field = field.strip()
     if field not in FIELDS or not equals:
         raise UserError(
-            f"config.evaluate.sweep is {text!r}, expected one of {', '.join(FIELDS)}, an equals "
+            f"config.evaluate.sweep is {sweep!r}, expected one of {', '.join(FIELDS)}, an equals "
             "sign and values, as guidance=0:1:0.1 or steps=10,20,50"
         )
-    points = [Point(field, value) for value in _values(text, listed)]
+    points = [Point(field, value) for value in _values(sweep, listed)]
     for point in points:
-        point.experiment(experiment)
-        if field == "guidance" and point.value and not experiment.diffusion.p_uncond:
-            raise UserError(
-                f"config.evaluate.sweep has guidance = {point.value:g}, expected 0: with "
-                "config.diffusion.p_uncond = 0 the model knows no empty condition to guide away "
-                "from"
-            )
-        if field == "ema" and point.value < 1:
-            raise UserError(
-                f"config.evaluate.sweep has ema = {point.value:g}, expected lengths of 1 step or "
-                f"more"
-            )
-        if field == "steps" and point.value != round(point.value):
-            raise UserError(
-                f"config.evaluate.sweep has steps = {point.value:g}, expected whole numbers"
-            )
+        point.sample(sample)
+        _check(point, p_uncond)
     return points
+
+
+def _check(point: Point, p_uncond: float) -> None:
+    field, value = point.field, point.value
+    if field == "guidance" and value and not p_uncond:
+        raise UserError(
+            f"config.evaluate.sweep has guidance = {value:g}, expected 0: with "
+            "config.diffusion.p_uncond = 0 the model knows no empty condition to guide away from"
+        )
+    if field == "ema" and value < 1:
+        raise UserError(
+            f"config.evaluate.sweep has ema = {value:g}, expected lengths of 1 step or more"
+        )
+    if field == "steps" and value != round(value):
+        raise UserError(f"config.evaluate.sweep has steps = {value:g}, expected whole numbers")
 
 
 def _values(text: str, listed: str) -> list[float]:
@@ -120,7 +102,7 @@ def _values(text: str, listed: str) -> list[float]:
             count = int(np.floor((stop - start) / step + 1e-9)) + 1
             if not 1 <= count <= _MOST:
                 raise ValueError
-            # Rounded, so that 0.1 + 0.2 reads as it was meant.
+            # Rounded, so that 0.1 + 0.2 is 0.3.
             return [round(start + i * step, 10) for i in range(count)]
         values = [float(part) for part in listed.split(",")]
     except (ValueError, ZeroDivisionError, OverflowError):
@@ -138,44 +120,51 @@ def report_sweep(
     points: list[Point],
     reports: list[dict[str, Any]],
     outs: list[pathlib.Path],
-    folder: pathlib.Path,
+    out: str,
+    workdir: pathlib.Path,
 ) -> str:
-    """Writes sweep.json and sweep.png; returns the job's last line."""
+    """Writes sweep.json and sweep.png; returns the job's last line.
+
+    Args:
+      sweep: `config.evaluate.sweep`.
+      reports: the points' reports.
+      outs: the points' folders.
+      out: `config.evaluate.out`, the folder of the chart; empty for one in the workdir named after
+        the reports' plans.
+    """
+    plans = {"plans": [report["plan"] for report in reports]}
+    name = folder_name(f"sweep_{points[0].field}", plans)
+    folder = pathlib.Path(out) if out else workdir / "evaluations" / name
     field, values = points[0].field, [point.value for point in points]
     names = [name for name in reports[0]["metrics"] if not name.endswith(("_std", "_bias"))]
+    distances = [name for name in names if _is_distance(name)]
     series = {name: [report["metrics"][name] for report in reports] for name in names}
     deviations = {
         name: [report["metrics"][f"{name}_std"] for report in reports]
         for name in names
         if f"{name}_std" in reports[0]["metrics"]
     }
-    count, distances = (
-        reports[0]["samples"]["count"],
-        [name for name in names if _is_distance(name)],
-    )
     rows = [
         {"value": value, **report["metrics"], "report": str(out / REPORT)}
         for value, report, out in zip(values, reports, outs, strict=True)
     ]
+    count = reports[0]["samples"]["count"]
     with atomic_write(folder / _SWEEP) as file:
         found = {"sweep": sweep, "field": field, "samples a point": count, "points": rows}
         file.write(json.dumps(found, indent=2).encode() + b"\n")
-    title = f"{count:,} samples a point"
     sweep_chart(
         FIELDS[field],
         values,
         series,
         folder / _CHART,
-        title=title,
+        title=f"{count:,} samples a point",
         distances=distances,
         deviations=deviations,
     )
     first = series[names[0]]
-    word, best = (
-        ("least", int(np.argmin(first)))
-        if names[0] in distances
-        else ("greatest", int(np.argmax(first)))
-    )
+    word, best = "greatest", int(np.argmax(first))
+    if names[0] in distances:
+        word, best = "least", int(np.argmin(first))
     return (
         f"swept {sweep}: the {word} {names[0]} is {first[best]:.4g} at {field} {values[best]:g}: "
         f"see {folder}/{_CHART}, {_SWEEP}"
@@ -183,5 +172,5 @@ def report_sweep(
 
 
 def _is_distance(name: str) -> bool:
-    """Whether a metric is better the less it is, whatever its prefix."""
+    """True for a metric, whatever its prefix, that is better when it is lower."""
     return name.rpartition("_")[2] in _DISTANCES

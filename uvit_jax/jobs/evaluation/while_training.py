@@ -3,17 +3,18 @@
 import pathlib
 from collections.abc import Callable
 
-from uvit_jax.data.prepared.record_source import RecordSource
+from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.experiment.checks import check_batch
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.opened import OpenedForTraining, check_captions, open_captions
-from uvit_jax.jobs.evaluation.feature_networks import open_extractor
+from uvit_jax.jobs.evaluation.feature_networks import open_feature_network
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
-from uvit_jax.jobs.evaluation.references import obtain_reference
+from uvit_jax.jobs.evaluation.reference_images import reference_source
+from uvit_jax.jobs.evaluation.reference_statistics import obtain_reference
 from uvit_jax.jobs.evaluation.scoring import Scoring
 from uvit_jax.jobs.sampling.conditions import open_conditions
 from uvit_jax.jobs.sampling.generation import make_generation
-from uvit_jax.metrics.features import Extraction
+from uvit_jax.metrics.feature_network import Extraction
 from uvit_jax.metrics.scores import Scores, metric_name
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.writers import MetricWriter
@@ -35,8 +36,8 @@ class TrainEvaluation:
         captions of its training data.
 
         Raises:
-          UserError: for latents without a decoder, an extractor or a reference that can't be had,
-            or batches that the mesh doesn't divide.
+          UserError: for latents without a decoder, a feature network or a reference that can't be
+            had, or batches that the mesh doesn't divide.
         """
         assembled, mesh, sample = opened.assembled, opened.assembled.mesh, experiment.sample
         hosts.on_all(assembled.check_decoder)
@@ -55,11 +56,12 @@ class TrainEvaluation:
         )
         self._generation = make_generation(assembled, experiment.diffusion, sample, conditions)
         self._shape = assembled.image_shape
-        extractor = hosts.on_all(open_extractor, experiment)
-        every = Extraction(extractor, mesh, extractor.reference_kinds)
-        self._reference = obtain_reference(experiment, workdir, every, self._shape)
-        self._extraction = Extraction(extractor, mesh, ["pool"])
-        self._name = metric_name("fid", extractor)
+        network = hosts.on_all(open_feature_network, experiment.evaluate)
+        every = Extraction(network, mesh, network.reference_kinds)
+        source = reference_source(experiment)
+        self._reference = obtain_reference(source, workdir, every, self._shape)
+        self._extraction = Extraction(network, mesh, ["pool"])
+        self._name = metric_name("fid", network)
         solver = sample.solver.replace("+", "p")  # TensorBoard's names have no plus
         self.tag = (
             f"{self._name}_{self._count}_ema_{solver}_{sample.steps}"
@@ -75,7 +77,7 @@ class TrainEvaluation:
         if hosts.first_says(writer.has_evaluation(step, [self.tag])):
             return
         scores = (
-            Scores(["fid"], self._extraction.extractor, self._count, None)
+            Scores(["fid"], self._extraction.network, self._count, None)
             if hosts.is_first()
             else None
         )
@@ -92,7 +94,7 @@ class TrainEvaluation:
             say(f"step {step:,}: {self.tag} {value:.4g}")
 
 
-def _captions(name: str, opened: OpenedForTraining) -> RecordSource | None:
+def _captions(name: str, opened: OpenedForTraining) -> PreparedData | None:
     """The data set whose captions samples are of; None for labels or prompts.
 
     name: `config.evaluate.captions`.
@@ -104,4 +106,4 @@ def _captions(name: str, opened: OpenedForTraining) -> RecordSource | None:
         captions = open_captions(name)
         check_captions(assembled.model, assembled.card, captions)
         return captions
-    return source if opened.text is None and isinstance(source, RecordSource) else None
+    return source if opened.text is None and isinstance(source, PreparedData) else None

@@ -17,6 +17,7 @@ from uvit_jax.experiment.sections import TrainConfig
 from uvit_jax.jobs.forecast.hardware import Hardware
 from uvit_jax.jobs.forecast.program import shard_bytes
 from uvit_jax.models.uvit_config import UViTConfig
+from uvit_jax.models.uvit_sharding import RULES
 from uvit_jax.parallel.mesh import MeshConfig, make_mesh
 from uvit_jax.parallel.sharding import tree_shardings
 from uvit_jax.training.state import TrainState
@@ -198,7 +199,7 @@ def _state_bytes(state: TrainState, mesh: Mesh) -> int:
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
-        tree_shardings(state, mesh),
+        tree_shardings(state, mesh, RULES),
     )
     return shard_bytes(placed)
 

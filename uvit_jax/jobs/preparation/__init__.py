@@ -1,1 +1,1 @@
-"""The machinery of `prepare`: its plan, its examples, its shards."""
+"""The job `prepare`'s rooms: its plan, its examples, its shards and the notes it resumes from."""

@@ -9,8 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
-from uvit_jax.data.prepared.record_source import RecordSource
-from uvit_jax.data.sources import Source
+from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_context
 from uvit_jax.experiment.config import Experiment
@@ -18,8 +18,8 @@ from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.experiment.opened import open_source
 from uvit_jax.experiment.text_states import TextStates, read_prompts
-from uvit_jax.models.uvit import check_labels
 from uvit_jax.models.uvit_config import UViTConfig
+from uvit_jax.models.uvit_inputs import check_labels
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.randomness import Stream, seed_sequence
 
@@ -90,7 +90,7 @@ def open_conditions(
     *,
     count: int,
     text: TextStates | None = None,
-    captions: RecordSource | None = None,
+    captions: PreparedData | None = None,
     spread: bool = False,
 ) -> Conditions:
     """Chooses what samples are of: captions, prompts, labels of the data, or classes in turn.
@@ -182,7 +182,7 @@ def prompt_conditions(
     return Conditions(np.stack(states), null if has_null else None, prompts, record)
 
 
-def caption_conditions(source: RecordSource, count: int, *, has_null: bool) -> Conditions:
+def caption_conditions(source: PreparedData, count: int, *, has_null: bool) -> Conditions:
     """Reads the first captions of `count` images spread evenly over a data set."""
     picks = np.unique(np.linspace(0, len(source) - 1, count).round().astype(np.int64))
     states = np.stack([source.context(int(i), 0) for i in picks])
@@ -194,7 +194,7 @@ _READ_AT_ONCE = 1024
 
 
 def data_labels(
-    source: Source, count: int, seed: int, classes: int, null_label: int | None
+    source: TrainingData, count: int, seed: int, classes: int, null_label: int | None
 ) -> Conditions:
     """Draws labels as often as the data set has them.
 
@@ -223,7 +223,7 @@ def data_labels(
 
 
 def data_captions(
-    source: RecordSource, count: int, sample: SampleConfig, *, has_null: bool
+    source: PreparedData, count: int, sample: SampleConfig, *, has_null: bool
 ) -> Conditions:
     """Draws captions: sample i has one of the i-th image of the shuffled data set.
 
@@ -264,7 +264,7 @@ def data_captions(
 class _CaptionStates:
     """States of captions, read when a batch needs them: thirty thousand take 7 GB."""
 
-    source: RecordSource
+    source: PreparedData
     images: Int[np.ndarray, " n"]
     draws: UInt64[np.ndarray, " n"]
 

@@ -7,7 +7,7 @@ import pathlib
 import re
 from typing import Any
 
-from uvit_jax.data.image_files import is_image
+from uvit_jax.data.image_formats import is_image
 from uvit_jax.errors import UserError, counted
 from uvit_jax.files import atomic_write
 

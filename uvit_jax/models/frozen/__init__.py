@@ -1,1 +1,1 @@
-"""Networks that are only ever read: autoencoders, CLIP, Inception."""
+"""Networks whose weights are read and never trained: autoencoders, CLIP, Inception."""

@@ -1,26 +1,23 @@
-"""The KL autoencoder of Stable Diffusion (latent diffusion, arXiv:2112.10752): images to latent
-moments and back.
-"""
+"""The KL autoencoder of Stable Diffusion (arXiv:2112.10752): images to latent moments and back."""
 
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError, check_choice
-from uvit_jax.models.init import torch_uniform
+from uvit_jax.models.frozen.autoencoder_layers import (
+    GROUPS,
+    AnyArray,
+    check_shape,
+    convolution,
+    group_norm,
+    upsample_nearest,
+)
 from uvit_jax.models.uvit_config import DTYPES
-
-AnyArray = Array | np.ndarray
-
-GROUPS = 32  # of every GroupNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +28,13 @@ class AutoencoderConfig:
       in_channels: channels of the image that goes in.
       out_channels: channels of the image that comes out.
       channels: width of the first resolution, a multiple of 32.
-      multipliers: width of each resolution over `channels`; every one but the last halves the
-        image.
+      multipliers: width of each resolution over `channels`; each but the last halves the image.
       num_res_blocks: residual blocks at each resolution of the encoder; the decoder has one more.
       z_channels: channels of the latents.
-      middle_attention: whether a self-attention stands between the two residual blocks in the
-        middle.
-      quant_convs: whether a 1x1 convolution stands after the encoder and before the decoder (not in
-        SD3's and Flux's).
-      dtype: what convolutions are computed in; parameters and the statistics of GroupNorm are
+      middle_attention: True if a self-attention is between the two residual blocks in the middle.
+      quant_convs: True if a 1x1 convolution follows the encoder, and another precedes the decoder
+        (False for SD3's and Flux's).
+      dtype: dtype of the convolutions; parameters and the statistics of GroupNorm are
         float32 either way.
     """
 
@@ -61,7 +56,7 @@ class AutoencoderConfig:
         if self.channels % GROUPS:
             raise UserError(
                 f"channels is {self.channels}, expected a multiple of {GROUPS} (the groups of its "
-                f"GroupNorm)"
+                "GroupNorm)"
             )
         if not self.multipliers or min(self.multipliers) < 1:
             raise UserError(
@@ -70,7 +65,7 @@ class AutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels of the image to one of the latents, along each side."""
+        """Pixels of the image per pixel of the latents, along each side."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
@@ -95,11 +90,14 @@ class AutoencoderKL(nnx.Module):
         self.decoder = Decoder(config, rngs=rngs)
 
     def encode(self, x: Float[AnyArray, "b h w c"]) -> Float[Array, "b i j m"]:
-        """Moments `[b, h/f, w/f, 2 z]` of images in [-1, 1], f = 8 for KL-f8: mean, then logvar
-        (not clipped), float32.
+        """Moments `[b, h/f, w/f, 2 z]`, float32, of images in [-1, 1]; f is 8 for KL-f8.
+
+        Mean, then logvar, which is not clipped.
+
+        f is 8 for KL-f8.
 
         Raises:
-          UserError: for another number of channels than the config's, or sides that are no
+          UserError: for another number of channels than the config's, or sides that are not
             multiples of f.
         """
         check_shape("images", x, self.config.in_channels, self.config.factor)
@@ -109,7 +107,7 @@ class AutoencoderKL(nnx.Module):
         )
 
     def decode(self, z: Float[AnyArray, "b i j z"]) -> Float[Array, "b h w c"]:
-        """Images `[b, f i, f j, c]` of unscaled latents, in float32, about [-1, 1] and not clipped.
+        """Images `[b, f i, f j, c]`, float32, about [-1, 1], not clipped, of unscaled latents.
 
         Unscaled: as `Normalization.denormalize` gives them. Raises a UserError for another number
         of channels.
@@ -119,70 +117,6 @@ class AutoencoderKL(nnx.Module):
         return self.decoder(h if self.post_quant_conv is None else self.post_quant_conv(h)).astype(
             jnp.float32
         )
-
-
-def decode_tiled(
-    decode: Callable[[Array], Array],
-    z: Float[AnyArray, "b i j z"],
-    *,
-    tile: int = 64,
-    overlap: int = 16,
-) -> Float[Array, "b h w c"]:
-    """What `decode` makes of latents too large for it, tile by tile, blended linearly where tiles
-    overlap.
-
-    A single tile gives `decode(z)` itself; with more, attention and GroupNorm see one tile at a
-    time, so the image is not quite `decode(z)`, and memory is that of one tile. Call it under
-    `jit`: outside, every call compiles its loop.
-
-    Args:
-      decode: `[b, i, j, z] -> [b, f i, f j, c]` for a fixed f, as the autoencoders' `decode`.
-      z: latents `[b, i, j, z]`.
-      tile: side of a tile in latent pixels.
-      overlap: the least number of latent pixels that neighbouring tiles share.
-
-    Raises:
-      UserError: for an overlap outside 1..tile-1.
-    """
-    if not 1 <= overlap < tile:
-        raise UserError(
-            f"overlap is {overlap}, expected 1 to {tile - 1}, less than a tile of {tile}"
-        )
-    z = jnp.asarray(z)
-    b, i, j, c = z.shape
-    if max(i, j) <= tile:
-        return decode(z)
-    shape = (b, min(tile, i), min(tile, j), c)
-    image = jax.eval_shape(decode, jax.ShapeDtypeStruct(shape, z.dtype))
-    factor = image.shape[1] // shape[1]
-    rows, row_weights = _tiles(i, shape[1], overlap, factor)
-    columns, column_weights = _tiles(j, shape[2], overlap, factor)
-
-    def add(canvas, position):
-        row, column = position
-        y, x = rows[row], columns[column]
-        part = decode(jax.lax.dynamic_slice(z, (0, y, x, 0), shape))
-        weights = row_weights[row][:, None, None] * column_weights[column][:, None]
-        corner = (0, factor * y, factor * x, 0)
-        part = weights * part + jax.lax.dynamic_slice(canvas, corner, part.shape)
-        return jax.lax.dynamic_update_slice(canvas, part, corner), None
-
-    positions = np.indices((len(rows), len(columns))).reshape(2, -1).T
-    canvas = jnp.zeros((b, factor * i, factor * j, image.shape[3]), jnp.float32)
-    return jax.lax.scan(add, canvas, positions)[0]
-
-
-def _tiles(length: int, tile: int, overlap: int, factor: int) -> tuple[Array, Array]:
-    """Where tiles start along one axis `[n]`, and the weights of their pixels `[n, factor * tile]`,
-    1 at each pixel.
-    """
-    number = 1 if length <= tile else math.ceil((length - overlap) / (tile - overlap))
-    starts = np.linspace(0, length - tile, number).round().astype(int)
-    inwards = np.arange(factor * tile) + 0.5
-    ramp = np.minimum(np.minimum(inwards, inwards[::-1]) / (factor * overlap), 1)
-    pixels = factor * starts[:, None] + np.arange(factor * tile)
-    total = np.bincount(pixels.ravel(), np.tile(ramp, number))
-    return jnp.asarray(starts), jnp.asarray(ramp / total[pixels], jnp.float32)
 
 
 class Encoder(nnx.Module):
@@ -196,8 +130,7 @@ class Encoder(nnx.Module):
             nnx.List(res_blocks(config.num_res_blocks, c_in, c_out, dtype=dtype, rngs=rngs))
             for c_in, c_out in zip(incoming, widths, strict=True)
         )
-        # Half a pixel off centre, as the weights were trained: one row and column of zeros, below
-        # and to the right.
+        # Padded by one row and column of zeros, below and to the right, as in training.
         self.downsample = nnx.List(
             convolution(c, c, 3, strides=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs)
             for c in widths[:-1]
@@ -238,12 +171,12 @@ class Decoder(nnx.Module):
             for block in blocks:
                 h = block(h)
             if level < len(self.upsample):
-                h = self.upsample[level](double(h))
+                h = self.upsample[level](upsample_nearest(h))
         return self.conv_out(jax.nn.silu(self.norm_out(h)))
 
 
 class Middle(nnx.Module):
-    """At the coarsest resolution: residual block, attention, residual block."""
+    """Residual block, attention, residual block, at the coarsest resolution."""
 
     def __init__(self, channels: int, *, attention: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.block_1 = ResBlock(channels, channels, dtype=dtype, rngs=rngs)
@@ -258,7 +191,7 @@ class Middle(nnx.Module):
 
 
 class ResBlock(nnx.Module):
-    """x + Conv(SiLU(GN(Conv(SiLU(GN(x)))))), x through a 1x1 convolution where the width changes."""
+    """x + Conv(SiLU(GN(Conv(SiLU(GN(x)))))), x by a 1x1 convolution if the width changes."""
 
     def __init__(self, c_in: int, c_out: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm1 = group_norm(c_in, dtype=dtype, rngs=rngs)
@@ -283,9 +216,7 @@ def res_blocks(
 
 
 class PixelAttention(nnx.Module):
-    """x + proj(softmax(q k^T / sqrt(c)) v): every pixel attends to all, one head, softmax in
-    float32.
-    """
+    """x + proj(softmax(q k^T / sqrt(c)) v) over all pixels: one head, softmax in float32."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = group_norm(channels, dtype=dtype, rngs=rngs)
@@ -297,39 +228,6 @@ class PixelAttention(nnx.Module):
         b, h, w, c = x.shape
         normed = self.norm(x)
         q, k, v = (layer(normed).reshape(b, h * w, 1, c) for layer in (self.q, self.k, self.v))
-        # A head of 512 channels is wider than cuDNN's kernels take.
+        # cuDNN's kernels don't take a head of 512 channels.
         out = jax.nn.dot_product_attention(q, k, v, implementation="xla")
         return x + self.proj(out.reshape(b, h, w, c))
-
-
-def group_norm(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """GroupNorm of 32 groups, eps 1e-6; statistics in float32."""
-    return nnx.GroupNorm(
-        channels, GROUPS, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs
-    )
-
-
-def convolution(
-    c_in: int, c_out: int, kernel: int, *, dtype: DTypeLike, rngs: nnx.Rngs, **options: Any
-) -> nnx.Conv:
-    """A convolution padded by kernel // 2 with PyTorch's initial weights, unless `options`
-    (nnx.Conv's) differ.
-    """
-    uniform = torch_uniform(kernel**2 * c_in)
-    options = {"padding": kernel // 2, "kernel_init": uniform, "bias_init": uniform, **options}
-    return nnx.Conv(c_in, c_out, (kernel, kernel), dtype=dtype, rngs=rngs, **options)
-
-
-def double(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """The image at twice the size, by nearest neighbour."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
-def check_shape(what: str, x: AnyArray, channels: int, factor: int = 1) -> None:
-    """Raises a UserError unless x is `[b, h, w, channels]` with sides that are multiples of
-    `factor`.
-    """
-    _, h, w, c = x.shape
-    if c != channels or h % factor or w % factor:
-        sides = f" and sides that are multiples of {factor}" if factor > 1 else ""
-        raise UserError(f"{what} are {h}x{w}x{c}, expected {channels} channels{sides}")

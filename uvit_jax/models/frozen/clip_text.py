@@ -1,6 +1,4 @@
-"""The text tower of CLIP (arXiv:2103.00020): token ids to the states that condition a U-ViT on
-text.
-"""
+"""The text tower of CLIP (arXiv:2103.00020): token ids to the states that condition a U-ViT."""
 
 import dataclasses
 
@@ -12,11 +10,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from uvit_jax.errors import UserError, check_choice
+from uvit_jax.models.frozen.clip_layers import ACTIVATIONS, activate, layer_norm
 from uvit_jax.models.uvit_config import DTYPES
 
 TokenIds = Int[Array, "b l"] | Int[np.ndarray, "b l"]
-
-ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +23,13 @@ class CLIPTextConfig:
     Attributes:
       vocab_size: rows of the token table.
       context_length: the most tokens a text may have.
-      width: of every state.
+      width: width of every state.
       layers: number of blocks.
       heads: attention heads; head_dim = width / heads.
       mlp_ratio: hidden width of the MLP over `width`.
-      activation: of the MLP: "quick_gelu", x sigmoid(1.702 x) (OpenAI's), or "gelu", the exact one
-        (OpenCLIP's).
+      activation: of the MLP, "quick_gelu" (OpenAI's) or "gelu" (OpenCLIP's), see `activate`.
       projection: width of the embedding that texts and images share; 0 for a tower without one.
-      dtype: what matrix products are computed in; parameters, LayerNorm, softmax and the residual
+      dtype: dtype of the matrix products; parameters, LayerNorm, softmax and the residual
         stream are float32 either way.
     """
 
@@ -65,7 +61,7 @@ class CLIPTextConfig:
 
 
 class CLIPText(nnx.Module):
-    """A pre-LN transformer in which a token sees itself and those before it, and a last LayerNorm."""
+    """A pre-LN transformer with causal attention, and a last LayerNorm."""
 
     def __init__(self, config: CLIPTextConfig, rngs: nnx.Rngs):
         self.config = config
@@ -76,7 +72,7 @@ class CLIPText(nnx.Module):
         )
         self.pos_embed = nnx.Param(0.01 * rngs.params.normal((config.context_length, d)))
         self.blocks = nnx.List(TextBlock(config, rngs=rngs) for _ in range(config.layers))
-        self.final_norm = _layer_norm(d, rngs=rngs)
+        self.final_norm = layer_norm(d, rngs=rngs)
         self.projection = (
             nnx.Linear(
                 d,
@@ -91,8 +87,9 @@ class CLIPText(nnx.Module):
         )
 
     def __call__(self, token_ids: TokenIds) -> Float[Array, "b l d"]:
-        """Last hidden states, after the final LayerNorm, in float32; NaN for an id that is not in
-        the vocabulary.
+        """Last hidden states, after the final LayerNorm, float32.
+
+        An id outside the vocabulary gives NaN.
 
         Raises:
           UserError: for more tokens than the context has room for.
@@ -108,18 +105,16 @@ class CLIPText(nnx.Module):
         return self.final_norm(x)
 
     def embed(self, token_ids: TokenIds) -> Float[Array, "b p"]:
-        """The texts' embeddings, float32, not normalized: the state of the first end token,
-        projected.
+        """The texts' embeddings, float32, not normalized: the first end token's state, projected.
 
-        The end token is the one of the highest id, as it is in CLIP's vocabulary, in whatever way
-        texts are padded.
+        The end token has the highest id of CLIP's vocabulary, so padding does not matter.
 
         Raises:
           UserError: for a tower without a projection, and as calling the tower does.
         """
         if self.projection is None:
             raise UserError(
-                "the text tower has no projection, expected one that text embeddings can be had of"
+                "the text tower has no projection, expected one: text embeddings are its output"
             )
         end = jnp.argmax(jnp.asarray(token_ids), axis=1)
         state = jnp.take_along_axis(self(token_ids), end[:, None, None], axis=1)[:, 0]
@@ -132,9 +127,9 @@ class TextBlock(nnx.Module):
     def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs):
         d, hidden, dtype = config.width, config.hidden_dim, jnp.dtype(config.dtype)
         residual = _normal((2 * config.layers * d) ** -0.5)
-        self.norm1 = _layer_norm(d, rngs=rngs)
+        self.norm1 = layer_norm(d, rngs=rngs)
         self.attn = CausalAttention(d, config.heads, residual=residual, dtype=dtype, rngs=rngs)
-        self.norm2 = _layer_norm(d, rngs=rngs)
+        self.norm2 = layer_norm(d, rngs=rngs)
         self.fc1 = nnx.Linear(
             d, hidden, kernel_init=_normal((2 * d) ** -0.5), dtype=dtype, rngs=rngs
         )
@@ -147,9 +142,7 @@ class TextBlock(nnx.Module):
 
 
 class CausalAttention(nnx.Module):
-    """Multi-head self-attention of a token to itself and those before it, every projection with a
-    bias.
-    """
+    """Multi-head causal self-attention, every projection with a bias."""
 
     def __init__(
         self, width: int, heads: int, *, residual: nnx.Initializer, dtype: DTypeLike, rngs: nnx.Rngs
@@ -164,26 +157,10 @@ class CausalAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
-        # 77 tokens are too few for a fused kernel to matter, and an odd number, which cuDNN's don't
-        # all take.
+        # Not fused: it hardly matters for 77 tokens, an odd number that cuDNN's don't all take.
         return self.proj(
             jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
         )
-
-
-def activate(x: Float[Array, "*shape"], activation: str) -> Float[Array, "*shape"]:
-    """GELU, exact (erf), or the sigmoid in its place that CLIP was trained with, x sigmoid(1.702
-    x).
-    """
-    return (
-        x * jax.nn.sigmoid(1.702 * x)
-        if activation == "quick_gelu"
-        else jax.nn.gelu(x, approximate=False)
-    )
-
-
-def _layer_norm(d: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(d, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
 def _normal(std: float) -> nnx.Initializer:

@@ -1,6 +1,4 @@
-"""The image tower of CLIP (arXiv:2103.00020): 8-bit images to the embeddings that are compared with
-those of texts.
-"""
+"""The image tower of CLIP (arXiv:2103.00020): 8-bit images to embeddings comparable with texts'."""
 
 import dataclasses
 
@@ -13,7 +11,7 @@ from jaxtyping import Array, Float, Num
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.models.attention import Attention
 from uvit_jax.models.embeddings import patchify
-from uvit_jax.models.frozen.clip_text import ACTIVATIONS, activate
+from uvit_jax.models.frozen.clip_layers import ACTIVATIONS, activate, layer_norm
 from uvit_jax.models.frozen.resize import resize_matrix
 from uvit_jax.models.uvit_config import DTYPES
 
@@ -21,29 +19,27 @@ Images = Num[Array, "b h w c"] | Num[np.ndarray, "b h w c"]
 PerChannel = tuple[float, float, float]
 
 CHANNELS = 3
-# Of the pixels that OpenAI trained with, in [0, 1].
+# Statistics of OpenAI's training pixels, in [0, 1].
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPVisionConfig:
-    """The architecture of a CLIP image tower, and how images are prepared; the defaults are those
-    of OpenAI's ViT-L/14.
+    """The architecture of a CLIP image tower and its preprocessing; defaults are OpenAI's ViT-L/14.
 
     Attributes:
       image_size: height and width of the images that the network sees.
       patch_size: height and width of a patch.
-      width: of every state.
+      width: width of every state.
       layers: number of blocks.
       heads: attention heads; head_dim = width / heads.
       mlp_ratio: hidden width of the MLP over `width`.
-      activation: of the MLP: "quick_gelu", x sigmoid(1.702 x) (OpenAI's), or "gelu", the exact one
-        (OpenCLIP's).
+      activation: of the MLP, "quick_gelu" (OpenAI's) or "gelu" (OpenCLIP's), see `activate`.
       projection: width of the embedding that texts and images share.
-      mean: what is taken off pixels in [0, 1], by channel (red, green, blue).
-      std: what they are then divided by.
-      dtype: what matrix products are computed in; parameters, LayerNorm, softmax, the residual
+      mean: subtracted from pixels in [0, 1], by channel (red, green, blue).
+      std: divisor of the pixels after that.
+      dtype: dtype of the matrix products; parameters, LayerNorm, softmax, the residual
         stream and the preparation of images are float32 either way.
     """
 
@@ -95,24 +91,21 @@ class CLIPVisionConfig:
 
 
 class CLIPVision(nnx.Module):
-    """A pre-LN ViT with a LayerNorm before its blocks, and another on the class token's last state,
-    projected.
-    """
+    """A pre-LN ViT, a LayerNorm before its blocks, another on the last class token; projected."""
 
     def __init__(self, config: CLIPVisionConfig, rngs: nnx.Rngs):
         self.config = config
         d, dtype = config.width, jnp.dtype(config.dtype)
-        # These three standard deviations are those of CLIP's own code; as published weights come in
-        # their place, the rest start as they do elsewhere.
+        # These three standard deviations are CLIP's own; published weights replace all of them.
         scale = d**-0.5
         self.patch_embed = nnx.Linear(
             CHANNELS * config.patch_size**2, d, use_bias=False, dtype=dtype, rngs=rngs
         )
         self.class_embed = nnx.Param(scale * rngs.params.normal((d,)))
         self.pos_embed = nnx.Param(scale * rngs.params.normal((config.tokens, d)))
-        self.pre_norm = _layer_norm(d, rngs=rngs)
+        self.pre_norm = layer_norm(d, rngs=rngs)
         self.blocks = nnx.List(ImageBlock(config, rngs=rngs) for _ in range(config.layers))
-        self.post_norm = _layer_norm(d, rngs=rngs)
+        self.post_norm = layer_norm(d, rngs=rngs)
         kernel_init = nnx.initializers.normal(scale)
         self.projection = nnx.Linear(
             d, config.projection, use_bias=False, kernel_init=kernel_init, dtype=dtype, rngs=rngs
@@ -141,11 +134,9 @@ class ImageBlock(nnx.Module):
 
     def __init__(self, config: CLIPVisionConfig, *, rngs: nnx.Rngs):
         d, hidden, dtype = config.width, config.hidden_dim, jnp.dtype(config.dtype)
-        self.norm1 = _layer_norm(d, rngs=rngs)
-        self.attn = Attention(
-            d, config.heads, qkv_bias=True, dtype=dtype, implementation="xla", rngs=rngs
-        )
-        self.norm2 = _layer_norm(d, rngs=rngs)
+        self.norm1 = layer_norm(d, rngs=rngs)
+        self.attn = Attention(d, config.heads, qkv_bias=True, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(d, rngs=rngs)
         self.fc1 = nnx.Linear(d, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden, d, dtype=dtype, rngs=rngs)
         self.activation = config.activation
@@ -156,14 +147,13 @@ class ImageBlock(nnx.Module):
 
 
 def preprocess(images: Images, config: CLIPVisionConfig) -> Float[Array, "b s s c"]:
-    """RGB images in uint8 `[b, h, w, 3]` as the network is to see them, float32 `[b, image_size,
-    image_size, 3]`.
+    """The network's input, float32 `[b, image_size, image_size, 3]`, of RGB images in uint8.
 
-    What OpenAI's transform and transformers' CLIPImageProcessor do: the shorter side is resized to
-    `image_size` by Pillow's bicubic filter, the middle is cut out (where there is no exact one,
-    transformers' choice, up or left of it), and pixels in [0, 1] are normalized. Resizing gives the
-    very levels that Pillow's does, along the width first; Pillow 13 goes along the height first
-    where an image is more than twice as high as wide, earlier ones don't.
+    Equals OpenAI's transform and transformers' CLIPImageProcessor: the shorter side of
+    `[b, h, w, 3]` is resized to `image_size` by Pillow's bicubic filter, the middle is cropped (if
+    it is between pixels, up or left of it, as transformers does), and pixels in [0, 1] are
+    normalized. Resizing gives exactly Pillow's levels, along the width first. Pillow 13 starts with
+    the height if an image is more than twice as high as wide; earlier ones don't.
 
     Raises:
       UserError: for images that are not uint8, not of three channels, or without pixels.
@@ -185,23 +175,16 @@ def preprocess(images: Images, config: CLIPVisionConfig) -> Float[Array, "b s s 
 def _resize_and_crop(
     product: str, x: Float[Array, "b h w c"], before: int, after: int, size: int
 ) -> Float[Array, "b i j c"]:
-    """Levels 0 to 255 resized along one side from `before` pixels to `after`, of which the middle
-    `size` come out.
+    """Levels 0 to 255 resized along one side from `before` to `after` pixels; the middle `size`.
 
-    As Pillow does it, on whole numbers: weights are multiples of 2^-22, and sums are rounded to
-    levels, half up.
+    Computed as Pillow does, on integers: weights are multiples of 2^-22, sums are rounded half up.
     """
     start = (after - size) // 2
     weights = resize_matrix(before, after, "bicubic_antialias")[start : start + size]
     weights = np.copysign(np.floor(np.abs(weights) * 2**22 + 0.5), weights)
-    # Split in two, of 11 bits each, float32 holds products with levels, and their sums, without
-    # rounding.
+    # In two parts of 11 bits, whose products with levels, and their sums, are exact in float32.
     high = np.rint(weights / 2**11)
     halves = jnp.asarray(np.stack([high, weights - high * 2**11]), jnp.float32)
     sums = jnp.einsum(product, halves, x, precision=jax.lax.Precision.HIGHEST).astype(jnp.int32)
     levels = (sums[0] * 2**11 + sums[1] + 2**21) >> 22
     return jnp.clip(levels, 0, 255).astype(jnp.float32)
-
-
-def _layer_norm(d: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(d, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)

@@ -1,6 +1,4 @@
-"""Resizing of images as two matrix products, with the weights of the libraries that published FIDs
-were taken with.
-"""
+"""Resizing as two matrix products, with the weights of the libraries behind published FIDs."""
 
 import functools
 
@@ -12,19 +10,17 @@ from jaxtyping import Array, Float, Float64
 from uvit_jax.errors import UserError, check_choice
 
 KINDS = ("bilinear", "bilinear_tf1", "bicubic_antialias")
-# Ways to make Inception-v3's input, by the library whose FID each gives, and the kind of
-# `resize_matrix` it takes.
+# Kinds of `resize_matrix` for Inception-v3's input, by the library whose FID each gives.
 RESIZES = {"pytorch-fid": "bilinear", "tf1": "bilinear_tf1", "clean": "bicubic_antialias"}
 
 
 @functools.cache
 def resize_matrix(size_in: int, size_out: int, kind: str) -> Float64[np.ndarray, "o i"]:
-    """Weights `[size_out, size_in]` of the pixels in a row for each pixel out; every row sums to 1;
-    not to be written.
+    """Weights `[size_out, size_in]` of the pixels of a row; every row sums to 1; read-only.
 
     Args:
-      size_in: pixels along the side that goes in.
-      size_out: pixels along the side that comes out.
+      size_in: pixels along the input's side.
+      size_out: pixels along the output's side.
       kind: one of
         - "bilinear": PyTorch's `interpolate(mode="bilinear", align_corners=False)`: two pixels,
         without antialiasing;
@@ -42,20 +38,21 @@ def resize_matrix(size_in: int, size_out: int, kind: str) -> Float64[np.ndarray,
         if size < 1:
             raise UserError(f"{name} is {size}, expected at least 1")
     matrix = _MATRICES[kind](size_in, size_out)
-    matrix.setflags(write=False)  # every caller is given the same one
+    matrix.setflags(write=False)  # all callers share it
     return matrix
 
 
 def resize(x: Float[Array, "b h w c"], size: tuple[int, int], kind: str) -> Float[Array, "b i j c"]:
-    """The images at the size (height, width), in float32, not clipped; kinds and errors are
-    `resize_matrix`'s.
+    """The images at the size (height, width), float32, not clipped.
+
+    Kinds and errors are `resize_matrix`'s.
     """
     x = x.astype(jnp.float32)
     rows, columns = (
         jnp.asarray(resize_matrix(before, after, kind), jnp.float32)
         for before, after in zip(x.shape[1:3], size, strict=True)
     )
-    # A fast product, in bfloat16 or TF32, would be off by a step of the image's 256.
+    # In bfloat16 or TF32 the product would be off by a level of 256.
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     return product("jw,biwc->bijc", columns, product("ih,bhwc->biwc", rows, x))
 
@@ -69,9 +66,7 @@ def _bilinear_tf1(size_in: int, size_out: int) -> np.ndarray:
 
 
 def _between(positions: np.ndarray, size_in: int) -> np.ndarray:
-    """Linear interpolation at these positions among the pixels 0, 1, ..., `[out, size_in]`; the
-    ends go on for ever.
-    """
+    """Linear interpolation at these positions among pixels 0, 1, ..., clamped: `[out, size_in]`."""
     distance = np.abs(np.clip(positions, 0, size_in - 1)[:, None] - np.arange(size_in))
     return np.maximum(1 - distance, 0)
 

@@ -1,6 +1,4 @@
-"""The TAESD family (github.com/madebyollin/taesd): small autoencoders in place of large ones,
-without a variance.
-"""
+"""The TAESD family (github.com/madebyollin/taesd): small autoencoders without a variance."""
 
 import dataclasses
 
@@ -11,7 +9,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from uvit_jax.errors import UserError, check_choice
-from uvit_jax.models.frozen.autoencoder import AnyArray, check_shape, convolution, double
+from uvit_jax.models.frozen.autoencoder_layers import (
+    AnyArray,
+    check_shape,
+    convolution,
+    upsample_nearest,
+)
 from uvit_jax.models.uvit_config import DTYPES
 
 HALVINGS = 3
@@ -25,9 +28,8 @@ class TinyAutoencoderConfig:
     Attributes:
       z_channels: channels of the latents: 4 (TAESD, TAESDXL), 16 (TAESD3, TAEF1) or 32 (TAEF2).
       channels: width of every hidden layer.
-      global_norm: whether the blocks at the coarsest resolution see the whole image through a
-        GroupNorm (TAEF2).
-      dtype: what convolutions are computed in; parameters are float32 either way.
+      global_norm: True if the blocks at the coarsest resolution have a `GlobalNorm` (TAEF2).
+      dtype: dtype of the convolutions; parameters are float32 either way.
     """
 
     z_channels: int = 4
@@ -43,12 +45,12 @@ class TinyAutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels of the image to one of the latents, along each side."""
+        """Pixels of the image per pixel of the latents, along each side."""
         return 2**HALVINGS
 
 
 class TinyAutoencoder(nnx.Module):
-    """Images in [-1, 1] to latents and back, both ways deterministic; inside, images are in [0, 1]."""
+    """Images in [-1, 1] to latents and back, deterministic; inside, images are in [0, 1]."""
 
     def __init__(self, config: TinyAutoencoderConfig, rngs: nnx.Rngs):
         self.config = config
@@ -59,14 +61,13 @@ class TinyAutoencoder(nnx.Module):
         """Latents `[b, h/8, w/8, z]` of images `[b, h, w, 3]` in [-1, 1], in float32.
 
         Raises:
-          UserError: for another number of channels than 3, or sides that are no multiples of 8.
+          UserError: for another number of channels than 3, or sides that are not multiples of 8.
         """
         check_shape("images", x, 3, self.config.factor)
         return self.encoder((jnp.asarray(x) + 1) / 2).astype(jnp.float32)
 
     def decode(self, z: Float[AnyArray, "b i j z"]) -> Float[Array, "b h w c"]:
-        """Images `[b, 8 i, 8 j, 3]` of latents as `encode` gives them, in float32, about [-1, 1]
-        and not clipped.
+        """Images `[b, 8 i, 8 j, 3]`, float32, about [-1, 1], not clipped, of `encode`'s latents.
 
         Raises:
           UserError: for another number of channels than the config's.
@@ -76,9 +77,7 @@ class TinyAutoencoder(nnx.Module):
 
 
 class TinyEncoder(nnx.Module):
-    """One block, then three times a stride-2 convolution and three blocks; images in [0, 1] to
-    latents.
-    """
+    """A block, then thrice a stride-2 convolution and three blocks: [0, 1] images to latents."""
 
     def __init__(self, config: TinyAutoencoderConfig, *, rngs: nnx.Rngs):
         d, dtype = config.channels, jnp.dtype(config.dtype)
@@ -108,8 +107,9 @@ class TinyEncoder(nnx.Module):
 
 
 class TinyDecoder(nnx.Module):
-    """Latents, squashed to (-3, 3), through three times three blocks and a doubling, then one
-    block; [0, 1] images.
+    """Three times three blocks and a doubling, then a block: latents to [0, 1] images.
+
+    Latents are first squashed to (-3, 3).
     """
 
     def __init__(self, config: TinyAutoencoderConfig, *, rngs: nnx.Rngs):
@@ -130,14 +130,12 @@ class TinyDecoder(nnx.Module):
         for blocks, upsample in zip(self.up, self.upsample, strict=True):
             for block in blocks:
                 h = block(h)
-            h = upsample(double(h))
+            h = upsample(upsample_nearest(h))
         return self.conv_out(self.block_out(h))
 
 
 class TinyBlock(nnx.Module):
-    """ReLU(x + three 3x3 convolutions with ReLUs between); x first goes through `GlobalNorm` where
-    there is one.
-    """
+    """ReLU(x + three 3x3 convolutions with ReLUs between), after a `GlobalNorm` if there is one."""
 
     def __init__(self, channels: int, *, global_norm: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         self.pool = GlobalNorm(channels, dtype=dtype, rngs=rngs) if global_norm else None
@@ -155,9 +153,7 @@ class TinyBlock(nnx.Module):
 
 
 class GlobalNorm(nnx.Module):
-    """x + W_2 ReLU(GN(W_1 x)), four times wider inside; 4 groups, eps 1e-5, their statistics taken
-    over the image.
-    """
+    """x + W_2 ReLU(GN(W_1 x)), four times wider inside; 4 groups over the whole image, eps 1e-5."""
 
     def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         inner = 4 * channels

@@ -1,1 +1,1 @@
-"""What hardware makes of a norm, a GELU, an attention, a matrix product."""
+"""Kernels for norms, GELU, attention and matrix products, and the blocks made of them."""

@@ -1,6 +1,4 @@
-"""Self-attention that reads q, k and v from one array and writes one gradient, by the kernel that
-fits.
-"""
+"""Self-attention that reads q, k and v from one array, by the kernel that fits."""
 
 import functools
 from typing import Any, Literal, cast
@@ -15,28 +13,28 @@ from jaxtyping import Array, Float
 from uvit_jax.errors import say_once
 from uvit_jax.models.kernels import (
     attention_hopper,
+    attention_hopper_backward,
     attention_mosaic,
     attention_triton,
-    hopper_blocks,
-    pallas_mosaic_gpu,
-    pallas_triton,
+    backends,
+    hopper_tiling,
 )
 from uvit_jax.models.kernels.attention_triton import Tuning
 
-# Of a program that is exported for any batch, the batch is a symbol.
+# The batch is a symbol in a program that is exported for any batch.
 Shape = tuple[Any, ...]
 Implementation = Literal["triton", "hopper", "mosaic", "cudnn", "xla"]
-# Beyond them nothing was measured; a long loop wants other tilings, and there copies around cuDNN's
-# weigh little.
+# Nothing was measured beyond these. A long loop wants other tilings, and copies around cuDNN's
+# kernel cost little there.
 MAX_TOKENS, MAX_HEAD_DIM = 1024, 128
 _HALVES = ("bfloat16", "float16")
 # More channels of a head were never tried on a GPU.
 MAX_HEAD_DIM_HOPPER = 80
-# A row's logits are held in registers; what lies behind the last whole block shares one with as
-# many more.
+# A row's logits are held in registers; tokens behind the last whole block share one with as many
+# more.
 MAX_TOKENS_HOPPER, MAX_REST_HOPPER = (
-    4 * hopper_blocks.ROWS + hopper_blocks.ROWS // 2,
-    hopper_blocks.ROWS // 2,
+    4 * hopper_tiling.ROWS + hopper_tiling.ROWS // 2,
+    hopper_tiling.ROWS // 2,
 )
 # TPU's kernel holds an example on the chip: a v4 has 16 MiB. Its code grows with heads and the
 # square of the tokens.
@@ -44,29 +42,27 @@ MAX_TOKENS_MOSAIC, MAX_VMEM_MOSAIC = 512, 16 * 2**20
 
 
 def why_not_triton(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
-    """Why qkv of this shape `[b, t, 3, h, k]` can't be given to the Triton kernel; None where it
-    can.
-    """
-    if not pallas_triton.AVAILABLE:
+    """Reason why the Triton kernel can't take qkv of shape `[b, t, 3, h, k]`; None if it can."""
+    if backends.triton is None:
         return "this version of jax has no Triton backend of Pallas"
     return _misfit("Triton", shape, dtype, platform, wanted="gpu", halves=_HALVES, most=MAX_TOKENS)
 
 
 def why_not_hopper(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
-    """Why qkv of this shape `[b, t, 3, h, k]` can't be given to Hopper's kernel; None where it can."""
-    if not pallas_mosaic_gpu.AVAILABLE:
+    """Reason why Hopper's kernel can't take qkv of shape `[b, t, 3, h, k]`; None if it can."""
+    if backends.mosaic_gpu is None:
         return (
             "this version of jax has no Mosaic backend for GPUs that the Hopper kernel is "
             "written for"
         )
-    if platform == "gpu" and not pallas_mosaic_gpu.on_hopper():
+    if platform == "gpu" and not backends.on_hopper():
         return "the Hopper kernel runs on GPUs of compute capability 9"
     _, tokens, _, _, head_dim = shape
     if head_dim > MAX_HEAD_DIM_HOPPER:
         return f"the Hopper kernel takes a head_dim up to {MAX_HEAD_DIM_HOPPER}, not {head_dim}"
-    if tokens % hopper_blocks.ROWS > MAX_REST_HOPPER:
+    if tokens % hopper_tiling.ROWS > MAX_REST_HOPPER:
         return (
-            f"the Hopper kernel takes whole blocks of {hopper_blocks.ROWS} tokens and up to "
+            f"the Hopper kernel takes whole blocks of {hopper_tiling.ROWS} tokens and up to "
             f"{MAX_REST_HOPPER} more, not {tokens}"
         )
     return _misfit(
@@ -75,9 +71,7 @@ def why_not_hopper(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
 
 
 def why_not_mosaic(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
-    """Why q, k and v of this shape `[b, t, 3, h, k]` can't be given to TPU's kernel; None where
-    they can.
-    """
+    """Reason why TPU's kernel can't take q, k, v of shape `[b, t, 3, h, k]`; None if it can."""
     halves = ("bfloat16",)
     if reason := _misfit(
         "Mosaic", shape, dtype, platform, wanted="tpu", halves=halves, most=MAX_TOKENS_MOSAIC
@@ -103,7 +97,7 @@ def _misfit(
     halves: tuple[str, ...],
     most: int,
 ) -> str | None:
-    """What a kernel for one platform, some dtypes and a number of tokens does not take."""
+    """Reason why a kernel can't take platform, dtype, head_dim or tokens; None if it can."""
     _, tokens, _, _, head_dim = shape
     if platform != wanted:
         return f"the {kernel} kernel runs on platform {wanted}, not {platform}"
@@ -120,9 +114,7 @@ def _misfit(
 
 
 def why_not_cudnn(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
-    """Why attention with q, k and v of this shape `[b, t, 3, h, k]` can't be given to cuDNN; None
-    where it can.
-    """
+    """Reason why cuDNN can't take q, k and v of shape `[b, t, 3, h, k]`; None if it can."""
     if platform != "gpu" or jnp.dtype(dtype).name not in _HALVES:
         return (
             f"cuDNN's kernel takes bfloat16 and float16 on platform gpu, not "
@@ -138,11 +130,11 @@ def why_not_cudnn(shape: Shape, dtype: DTypeLike, platform: str) -> str | None:
 
 
 def resolve(name: str, shape: Shape, dtype: DTypeLike, platform: str) -> Implementation:
-    """The kernel a name stands for where a device has q, k and v of this shape `[b, t, 3, h, k]`.
+    """Kernel for a name, where a device has q, k and v of this shape `[b, t, 3, h, k]`.
 
     "auto" is the first that fits of Hopper's (for a batch that fills a GPU) and Triton's on a GPU,
     Mosaic's on a TPU, cuDNN's on a GPU in half precision (the only one it has) and XLA's. The name
-    of one that doesn't fit stands for "auto", which is said once.
+    of one that doesn't fit means "auto", which is logged once.
     """
     if name == "xla":
         return "xla"
@@ -169,14 +161,13 @@ def resolve(name: str, shape: Shape, dtype: DTypeLike, platform: str) -> Impleme
 
 
 def _fills(heads: Any) -> bool:
-    """Whether so many heads, of all examples, keep a GPU busy by Hopper's programs, which take
-    whole heads.
+    """True if Hopper's programs, which take whole heads, keep a GPU busy with so many heads in all.
 
     With fewer of them than programs Triton's, a block each, should end earlier. A number that is
     not known yet, of a program exported for any batch (`jax.export.symbolic_shape`), counts as few:
     Triton's take all of them well.
     """
-    wanted = hopper_blocks.TUNING.forward.programs * pallas_mosaic_gpu.multiprocessors()
+    wanted = hopper_tiling.TUNING.forward.programs * backends.multiprocessors()
     try:
         return bool(heads >= wanted)
     except InconclusiveDimensionOperation:
@@ -188,14 +179,14 @@ def packed_attention(
 ) -> Float[Array, "b t h k"]:
     """softmax(q k^T / sqrt(k)) v of every head, softmax in float32, for any number of tokens.
 
-    "triton" and "hopper" touch qkv and its gradient `[b, t, 3, h, k]` where they lie; "cudnn" and
-    "xla" take slices. The name must come from `resolve`; what "mosaic" reads are other arrays,
+    "triton" and "hopper" read qkv and write its gradient `[b, t, 3, h, k]` in place; "cudnn" and
+    "xla" take slices. The name must come from `resolve`; "mosaic" reads other arrays,
     `mosaic_attention`'s.
     """
     if implementation == "triton":
         return triton_attention(qkv, Tuning(), False)
     if implementation == "hopper":
-        return hopper_attention(qkv, hopper_blocks.TUNING, False)
+        return hopper_attention(qkv, hopper_tiling.TUNING, False)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if implementation == "xla" or qkv.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
@@ -219,9 +210,7 @@ def packed_attention(
 def triton_attention(
     qkv: Float[Array, "b t 3 h k"], tuning: Tuning, interpret: bool
 ) -> Float[Array, "b t h k"]:
-    """`packed_attention` by the Triton kernels with a given tuning; `interpret` runs them on any
-    device, slowly.
-    """
+    """`packed_attention` by Triton's kernels; `interpret` runs them anywhere, slowly."""
     return attention_triton.forward(qkv, tuning.forward, interpret=interpret)[0]
 
 
@@ -249,16 +238,17 @@ triton_attention.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def hopper_attention(
-    qkv: Float[Array, "b t 3 h k"], tuning: hopper_blocks.Tuning, interpret: bool
+    qkv: Float[Array, "b t 3 h k"], tuning: hopper_tiling.Tuning, interpret: bool
 ) -> Float[Array, "b t h k"]:
-    """`packed_attention` by Hopper's kernels with a given tuning; `interpret` makes them fit for
-    Pallas's interpreter of GPUs' kernels, under which they must be called then.
+    """`packed_attention` by Hopper's kernels with a tuning.
+
+    `interpret` is for calls under Pallas's interpreter of GPUs' kernels.
     """
     return attention_hopper.forward(qkv, tuning.forward, interpret=interpret)[0]
 
 
 def _hopper_forward(
-    qkv: Float[Array, "b t 3 h k"], tuning: hopper_blocks.Tuning, interpret: bool
+    qkv: Float[Array, "b t 3 h k"], tuning: hopper_tiling.Tuning, interpret: bool
 ) -> tuple[Float[Array, "b t h k"], tuple[Array, Array, Array]]:
     out, lse = attention_hopper.forward(qkv, tuning.forward, interpret=interpret)
     out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
@@ -266,12 +256,14 @@ def _hopper_forward(
 
 
 def _hopper_backward(
-    tuning: hopper_blocks.Tuning,
+    tuning: hopper_tiling.Tuning,
     interpret: bool,
     residuals: tuple[Array, Array, Array],
     d_out: Float[Array, "b t h k"],
 ) -> tuple[Float[Array, "b t 3 h k"]]:
-    return (attention_hopper.backward(*residuals, d_out, tuning.backward, interpret=interpret),)
+    return (
+        attention_hopper_backward.backward(*residuals, d_out, tuning.backward, interpret=interpret),
+    )
 
 
 hopper_attention.defvjp(_hopper_forward, _hopper_backward)
@@ -281,8 +273,7 @@ hopper_attention.defvjp(_hopper_forward, _hopper_backward)
 def mosaic_attention(
     planes: Float[Array, "3 b t c"], head_dim: int, interpret: bool = False
 ) -> Float[Array, "b t c"]:
-    """softmax(q k^T / sqrt(head_dim)) v by TPU's kernels, softmax in float32, for any number of
-    tokens.
+    """softmax(q k^T / sqrt(head_dim)) v by TPU's kernels, softmax in float32, any number of tokens.
 
     The planes are queries, keys and values, c / head_dim heads side by side in each; `interpret`
     runs the kernels on any device. The backward pass reads the planes alone: a rematerialisation

@@ -1,12 +1,11 @@
-"""Self-attention of short sequences as two TPU kernels: an example's queries, keys and values fit
-on the chip at once.
+"""Self-attention of short sequences as two TPU kernels: a whole example fits on the chip.
 
-They come as three planes `[3, b, t, heads * k]`, as a matrix product writes them: heads side by
-side, nothing transposed, sliced or padded in memory. A program owns one example; of each head it
-takes k columns of each plane. Sizes that fill no tile (258 tokens, 72 channels) are the compiler's
-to mask, which it does in every sum and contraction.
+Queries, keys and values come as three planes `[3, b, t, heads * k]`, as a matrix product writes
+them: heads side by side, nothing transposed, sliced or padded in memory. A program owns one
+example; of each head it takes k columns of each plane. Sizes that fill no tile (258 tokens, 72
+channels) are the compiler's to mask, which it does in every sum and contraction.
 
-Logits stand with keys down and queries across, so that maxima and sums over keys run down the rows,
+Logits have keys down and queries across, so that maxima and sums over keys run down the rows,
 element by element, and of the backward pass's five products one has to transpose. (The other way
 round the forward kernel is 14 % longer.)
 """
@@ -45,8 +44,7 @@ def backward(
     *,
     interpret: bool = False,
 ) -> Float[Array, "3 b t c"]:
-    """The gradient with respect to the planes, for which the forward pass need keep nothing but
-    them.
+    """Gradient with respect to the planes, which are all that the forward pass keeps for it.
 
     All keys of a query are there at once: its sum of exponentials takes fewer bytes to make again
     than to keep, and delta = rowsum(d_out * out) (arXiv:2205.14135, Algorithm 4) is the sum of p *
@@ -59,9 +57,10 @@ def backward(
 
 
 def vmem_bytes(tokens: int, heads: int, head_dim: int, itemsize: int) -> int:
-    """On-chip memory that the backward kernel takes, roughly: seven planes twice, to move one
-    example while computing on another, and what the compiler spills, about one matrix of logits in
-    float32 for each head of the unrolled loop.
+    """On-chip memory of the backward kernel in bytes, roughly.
+
+    Seven planes twice, to move one example while computing on another, and what the compiler
+    spills: about one matrix of logits in float32 for each head of the unrolled loop.
     """
     rows, lanes = _up(tokens, 32 // itemsize), _up(heads * head_dim, 128)
     return 2 * 7 * rows * lanes * itemsize + heads * _up(tokens, 8) * _up(tokens, 128) * 4
@@ -83,7 +82,7 @@ def _call(
     """Runs a kernel with one program for each example."""
     _, b, t, c = inputs[0].shape
     heads, rest = divmod(c, head_dim)
-    assert rest == 0, f"{c} channels are no whole number of heads of {head_dim}"
+    assert rest == 0, f"{c} channels are not a whole number of heads of {head_dim}"
 
     def spec(array: Any) -> pl.BlockSpec:
         if array.ndim == 4:
@@ -121,9 +120,7 @@ def _dot(a: Array, b: Array, contracted: tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _probabilities(key: Array, query: Array) -> Array:
-    """softmax over keys of k q^T / sqrt(head_dim), `[keys, queries]`, in base 2 with the scale
-    folded in.
-    """
+    """softmax over keys of k q^T / sqrt(head_dim), `[keys, queries]`, in base 2."""
     logits = _dot(key, query, _NT)
     peak = jnp.max(logits, axis=0, keepdims=True)
     weights = jnp.exp2((logits - peak) * (LOG2_E / math.sqrt(key.shape[1])))
@@ -142,8 +139,10 @@ def _forward_kernel(planes_ref: Any, out_ref: Any, *, heads: int, head_dim: int)
 def _backward_kernel(
     planes_ref: Any, d_out_ref: Any, d_planes_ref: Any, *, heads: int, head_dim: int
 ) -> None:
-    """dv = p d_out, dl = p * (dp - delta) with dp = v d_out^T, dk = dl q, dq = dl^T k
-    (arXiv:2205.14135, Algorithm 4); p, dp and dl are `[keys, queries]`.
+    """Gradients of one example (arXiv:2205.14135, Algorithm 4).
+
+    dv = p d_out, dl = p * (dp - delta) with dp = v d_out^T, dk = dl q, dq = dl^T k; p, dp and dl
+    are `[keys, queries]`.
     """
     scale = 1 / math.sqrt(head_dim)
     for head in range(heads):

@@ -1,10 +1,7 @@
-"""Self-attention on the packed output of one qkv product as Triton kernels: no slice, transpose or
-padding around them.
+"""Self-attention on packed queries, keys and values as Triton kernels, with no copies around them.
 
 A program owns a block of rows of one head and walks over all tokens of that head in blocks of
-columns. Triton's arrays have powers of two, the network's have not: 72 channels are held as 64 and
-16 (8 of them masked), 258 tokens are four blocks of 64 and one of 16 (14 of them masked), so that
-little is computed for nothing.
+columns (`triton_blocks.py`).
 """
 
 import dataclasses
@@ -15,26 +12,41 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-from uvit_jax.models.kernels.pallas_triton import plgpu
-from uvit_jax.models.kernels.traced_once import traced_once
+from uvit_jax.models.kernels.backends import kernel_jit
+from uvit_jax.models.kernels.backends import triton as plgpu
+from uvit_jax.models.kernels.triton_blocks import (
+    Block,
+    Matrix,
+    add_product,
+    channels,
+    cut,
+    inner,
+    load,
+    load_vector,
+    store,
+    store_vector,
+    walk_columns,
+    zeros,
+)
 
 LOG2_E = math.log2(math.e)
-SMALLEST = 16  # of a matrix product's sides on tensor cores
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """What a kernel's speed, never its result, depends on.
+    """Sizes that a kernel's speed depends on, never its result.
 
-    rows: that a program owns, columns: of a step of its loop; powers of two, at least 16. row_tail:
-    the smallest block of rows for the last tokens: 16 to compute few rows for nothing, `rows` for
-    one masked
-      whole block (a smaller program; 16 rows are too few for Hopper's wgmma).
-    warps: of 32 threads, in a program; stages: blocks of columns in flight.
+    Attributes:
+      rows: rows that a program owns, a power of two of at least 16.
+      columns: columns of a step of its loop, likewise.
+      row_tail: the smallest block of rows for the last tokens: 16 to compute few rows for nothing,
+        `rows` for one masked whole block (a smaller program; 16 rows are too few for Hopper's
+        wgmma).
+      warps: warps of 32 threads in a program.
+      stages: blocks of columns in flight.
     """
 
     rows: int = 64
@@ -53,56 +65,11 @@ class Tuning:
     key_value_grad: Tiling = Tiling(columns=32, stages=3)
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """`size` elements (a power of two) from `start` on, of which `valid` exist."""
-
-    start: int | Array
-    size: int
-    valid: int | Array
-
-    @property
-    def masked(self) -> bool:
-        """Whether some do not exist, or may not."""
-        return not isinstance(self.valid, int) or self.valid < self.size
-
-    @property
-    def mask(self) -> Array:
-        """`[size]`, which exist."""
-        return jnp.arange(self.size) < self.valid
-
-
-def cut(length: int, size: int, smallest: int = SMALLEST) -> tuple[int, tuple[Block, ...]]:
-    """How many whole blocks of `size` a length holds, and the one or two smaller ones that hold the
-    rest.
-    """
-    whole, rest = divmod(length, size)
-    start = whole * size
-    if rest == 0:
-        return whole, ()
-    one = max(smallest, pl.next_power_of_2(rest))
-    large = one // 2
-    if large < smallest or large >= rest:
-        return whole, (Block(start, one, rest),)
-    small = max(smallest, pl.next_power_of_2(rest - large))
-    if large + small >= one:
-        return whole, (Block(start, one, rest),)
-    return whole, (Block(start, large, large), Block(start + large, small, rest - large))
-
-
-def channels(head_dim: int) -> tuple[Block, ...]:
-    """The blocks a head's channels are held in: 72 is 64 and 16."""
-    whole, tail = cut(head_dim, 128)
-    return (*(Block(128 * i, 128, 128) for i in range(whole)), *tail)
-
-
-@traced_once("tiling", "interpret")
+@kernel_jit("tiling", "interpret")
 def forward(
     qkv: Float[Array, "b t 3 h k"], tiling: Tiling, *, interpret: bool = False
 ) -> tuple[Float[Array, "b t h k"], Float[Array, "b h t"]]:
-    """softmax(q k^T / sqrt(k)) v, and the base-2 logarithm of each row's sum of exponentials in
-    float32.
-    """
+    """softmax(q k^T / sqrt(k)) v, and log2 of each row's sum of exponentials, in float32."""
     b, t, _, h, k = qkv.shape
     out = jax.ShapeDtypeStruct((b, t, h, k), qkv.dtype)
     lse = jax.ShapeDtypeStruct((b, h, t), jnp.float32)
@@ -110,7 +77,7 @@ def forward(
     return call(_forward_kernel, [qkv], [out, lse])
 
 
-@traced_once("tuning", "interpret")
+@kernel_jit("tuning", "interpret")
 def backward(
     qkv: Float[Array, "b t 3 h k"],
     out: Float[Array, "b t h k"],
@@ -120,8 +87,7 @@ def backward(
     *,
     interpret: bool = False,
 ) -> Float[Array, "b t 3 h k"]:
-    """The gradient with respect to qkv, from what `forward` returned: two kernels that fill one
-    array.
+    """Gradient with respect to qkv, from the results of `forward`: two kernels that fill one array.
 
     The first owns queries: it writes their gradient, and delta = rowsum(d_out * out), which the
     second needs for all queries. The second owns keys and adds their gradients and the values' to
@@ -143,9 +109,7 @@ def backward(
 def _launcher(
     shape: tuple[int, ...], itemsize: int, tiling: Tiling, *, products: int, interpret: bool
 ) -> Callable[..., Any]:
-    """Runs a kernel with one program for each head and block of rows, neighbours sharing the head
-    in the cache.
-    """
+    """Runs a kernel, one program a head and block of rows; neighbours share a head in cache."""
     b, t, _, h, k = shape
     whole, tail = cut(t, tiling.rows, tiling.row_tail)
     _, column_tail = cut(t, tiling.columns)
@@ -215,93 +179,6 @@ def _own_rows(
         pl.when(i == whole + j)(functools.partial(body, block))
 
 
-def _walk_columns(step: Callable[[Block, Any], Any], carry: Any, tokens: int, columns: int) -> Any:
-    """carry = step(block, carry) for all blocks of columns: the whole ones in a loop, then the
-    rest.
-    """
-    whole, tail = cut(tokens, columns)
-    if whole == 1:
-        carry = step(Block(0, columns, columns), carry)
-    elif whole:
-        carry = jax.lax.fori_loop(
-            0, whole, lambda i, c: step(Block(i * columns, columns, columns), c), carry
-        )
-    for block in tail:
-        carry = step(block, carry)
-    return carry
-
-
-# A matrix [block, head_dim] is held as a tuple of arrays, one for each block of channels.
-Matrix = tuple[Array, ...]
-
-
-def _load(ref: Any, index: tuple[int, ...], rows: Block, head_dim: int) -> Matrix:
-    """ref[rows, *index, :], with zeros where rows or channels do not exist."""
-    parts = []
-    for part in channels(head_dim):
-        view = ref.at[
-            (pl.ds(rows.start, rows.size), *map(np.int32, index), pl.ds(part.start, part.size))
-        ]
-        mask = _mask(rows, part)
-        parts.append(plgpu.load(view) if mask is None else plgpu.load(view, mask=mask, other=0.0))
-    return tuple(parts)
-
-
-def _store(ref: Any, index: tuple[int, ...], rows: Block, head_dim: int, values: Matrix) -> None:
-    """ref[rows, *index, :] = values, where rows and channels exist."""
-    for part, value in zip(channels(head_dim), values, strict=True):
-        view = ref.at[
-            (pl.ds(rows.start, rows.size), *map(np.int32, index), pl.ds(part.start, part.size))
-        ]
-        plgpu.store(view, value.astype(ref.dtype), mask=_mask(rows, part))
-
-
-def _load_vector(ref: Any, rows: Block) -> Array:
-    """ref[rows], with zeros where they do not exist."""
-    view = ref.at[pl.ds(rows.start, rows.size)]
-    return plgpu.load(view, mask=rows.mask, other=0.0) if rows.masked else plgpu.load(view)
-
-
-def _store_vector(ref: Any, rows: Block, values: Array) -> None:
-    """ref[rows] = values, where they exist."""
-    plgpu.store(
-        ref.at[pl.ds(rows.start, rows.size)], values, mask=rows.mask if rows.masked else None
-    )
-
-
-def _mask(rows: Block, part: Block) -> Array | None:
-    """`[rows, channels]`, which elements exist; None where all do."""
-    shape = (rows.size, part.size)
-    if rows.masked and part.masked:
-        return rows.mask[:, None] & part.mask[None]
-    if rows.masked:
-        return jnp.broadcast_to(rows.mask[:, None], shape)
-    return jnp.broadcast_to(part.mask[None], shape) if part.masked else None
-
-
-def _dot(a: Array, b: Array, contract: int) -> Array:
-    """The product over a's last axis and the given axis of b, summed in float32."""
-    # Triton's default for float32 operands would be tf32.
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    dims = (((1,), (contract,)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _inner(a: Matrix, b: Matrix) -> Array:
-    """a b^T, `[rows of a, rows of b]`."""
-    first, *rest = (_dot(x, y, 1) for x, y in zip(a, b, strict=True))
-    return sum(rest, first)
-
-
-def _add_product(acc: Matrix, weights: Array, b: Matrix) -> Matrix:
-    """acc + weights b."""
-    return tuple(x + _dot(weights.astype(y.dtype), y, 0) for x, y in zip(acc, b, strict=True))
-
-
-def _zeros(rows: Block, head_dim: int) -> Matrix:
-    return tuple(jnp.zeros((rows.size, part.size), jnp.float32) for part in channels(head_dim))
-
-
 def _forward_kernel(
     qkv_ref: Any,
     out_ref: Any,
@@ -312,30 +189,28 @@ def _forward_kernel(
     head_dim: int,
     columns: int,
 ) -> None:
-    """Online softmax (arXiv:2205.14135, Algorithm 1) over blocks of keys, in base 2 with the scale
-    folded in.
-    """
+    """Online softmax (arXiv:2205.14135, Alg. 1) over blocks of keys, in base 2, scale inside."""
     scale = LOG2_E / math.sqrt(head_dim)
-    query = _load(qkv_ref, (0,), rows, head_dim)
+    query = load(qkv_ref, (0,), rows, head_dim)
 
     def step(block: Block, carry: tuple[Array, Array, Matrix]) -> tuple[Array, Array, Matrix]:
         peak, total, acc = carry
-        logits = _inner(query, _load(qkv_ref, (1,), block, head_dim))
+        logits = inner(query, load(qkv_ref, (1,), block, head_dim))
         if block.masked:
             logits = jnp.where(block.mask[None], logits, -jnp.inf)
         new_peak = jnp.maximum(peak, jnp.max(logits, axis=1))
         weights = jnp.exp2(logits * scale - (new_peak * scale)[:, None])
         fade = jnp.exp2((peak - new_peak) * scale)
         acc = tuple(x * fade[:, None] for x in acc)
-        acc = _add_product(acc, weights, _load(qkv_ref, (2,), block, head_dim))
+        acc = add_product(acc, weights, load(qkv_ref, (2,), block, head_dim))
         return new_peak, total * fade + jnp.sum(weights, axis=1), acc
 
     # Finite, so that a first block whose logits are all -inf fades by no NaN.
     lowest = jnp.full((rows.size,), jnp.finfo(jnp.float32).min, jnp.float32)
-    start = lowest, jnp.zeros((rows.size,), jnp.float32), _zeros(rows, head_dim)
-    peak, total, acc = _walk_columns(step, start, tokens, columns)
-    _store(out_ref, (), rows, head_dim, tuple(x / total[:, None] for x in acc))
-    _store_vector(lse_ref, rows, peak * scale + jnp.log2(total))
+    start = lowest, jnp.zeros((rows.size,), jnp.float32), zeros(rows, head_dim)
+    peak, total, acc = walk_columns(step, start, tokens, columns)
+    store(out_ref, (), rows, head_dim, tuple(x / total[:, None] for x in acc))
+    store_vector(lse_ref, rows, peak * scale + jnp.log2(total))
 
 
 def _query_grad_kernel(
@@ -351,30 +226,28 @@ def _query_grad_kernel(
     head_dim: int,
     columns: int,
 ) -> None:
-    """dq = scale * (p * (d_out v^T - delta)) k (arXiv:2307.08691, Algorithm 2), and delta =
-    rowsum(d_out * out).
-    """
+    """dq = scale (p * (d_out v^T - delta)) k, delta = rowsum(d_out * out) (2307.08691, Alg. 2)."""
     scale = LOG2_E / math.sqrt(head_dim)
-    query, d_out = _load(qkv_ref, (0,), rows, head_dim), _load(d_out_ref, (), rows, head_dim)
-    out, lse = _load(out_ref, (), rows, head_dim), _load_vector(lse_ref, rows)
+    query, d_out = load(qkv_ref, (0,), rows, head_dim), load(d_out_ref, (), rows, head_dim)
+    out, lse = load(out_ref, (), rows, head_dim), load_vector(lse_ref, rows)
     products = (
         x.astype(jnp.float32) * y.astype(jnp.float32) for x, y in zip(out, d_out, strict=True)
     )
     first, *rest = (jnp.sum(x, axis=1) for x in products)
     delta = sum(rest, first)
-    _store_vector(delta_ref, rows, delta)
+    store_vector(delta_ref, rows, delta)
 
     def step(block: Block, acc: Matrix) -> Matrix:
-        key = _load(qkv_ref, (1,), block, head_dim)
-        weights = jnp.exp2(_inner(query, key) * scale - lse[:, None])
+        key = load(qkv_ref, (1,), block, head_dim)
+        weights = jnp.exp2(inner(query, key) * scale - lse[:, None])
         if block.masked:
             # A key of zeros, where there is none, may have any weight, infinity too.
             weights = jnp.where(block.mask[None], weights, 0.0)
-        d_logits = weights * (_inner(d_out, _load(qkv_ref, (2,), block, head_dim)) - delta[:, None])
-        return _add_product(acc, d_logits, key)
+        d_logits = weights * (inner(d_out, load(qkv_ref, (2,), block, head_dim)) - delta[:, None])
+        return add_product(acc, d_logits, key)
 
-    acc = _walk_columns(step, _zeros(rows, head_dim), tokens, columns)
-    _store(d_qkv_ref, (0,), rows, head_dim, tuple(x / math.sqrt(head_dim) for x in acc))
+    acc = walk_columns(step, zeros(rows, head_dim), tokens, columns)
+    store(d_qkv_ref, (0,), rows, head_dim, tuple(x / math.sqrt(head_dim) for x in acc))
 
 
 def _key_value_grad_kernel(
@@ -390,25 +263,24 @@ def _key_value_grad_kernel(
     head_dim: int,
     columns: int,
 ) -> None:
-    """dv = p^T d_out and dk = scale * (p * (d_out v^T - delta))^T q (arXiv:2307.08691, Algorithm
-    2).
+    """dv = p^T d_out, dk = scale (p * (d_out v^T - delta))^T q (arXiv:2307.08691, Algorithm 2).
 
     Rows are keys and columns queries, p transposed: as the left factor of both sums it never leaves
     the registers. Queries that do not exist are zeros, and so is what they add.
     """
     scale = LOG2_E / math.sqrt(head_dim)
-    key, value = _load(qkv_ref, (1,), rows, head_dim), _load(qkv_ref, (2,), rows, head_dim)
+    key, value = load(qkv_ref, (1,), rows, head_dim), load(qkv_ref, (2,), rows, head_dim)
 
     def step(block: Block, carry: tuple[Matrix, Matrix]) -> tuple[Matrix, Matrix]:
         d_key, d_value = carry
-        query, d_out = _load(qkv_ref, (0,), block, head_dim), _load(d_out_ref, (), block, head_dim)
-        lse, delta = _load_vector(lse_ref, block), _load_vector(delta_ref, block)
-        weights = jnp.exp2(_inner(key, query) * scale - lse[None])
-        d_value = _add_product(d_value, weights, d_out)
-        d_logits = weights * (_inner(value, d_out) - delta[None])
-        return _add_product(d_key, d_logits, query), d_value
+        query, d_out = load(qkv_ref, (0,), block, head_dim), load(d_out_ref, (), block, head_dim)
+        lse, delta = load_vector(lse_ref, block), load_vector(delta_ref, block)
+        weights = jnp.exp2(inner(key, query) * scale - lse[None])
+        d_value = add_product(d_value, weights, d_out)
+        d_logits = weights * (inner(value, d_out) - delta[None])
+        return add_product(d_key, d_logits, query), d_value
 
-    start = _zeros(rows, head_dim), _zeros(rows, head_dim)
-    d_key, d_value = _walk_columns(step, start, tokens, columns)
-    _store(d_qkv_ref, (1,), rows, head_dim, tuple(x / math.sqrt(head_dim) for x in d_key))
-    _store(d_qkv_ref, (2,), rows, head_dim, d_value)
+    start = zeros(rows, head_dim), zeros(rows, head_dim)
+    d_key, d_value = walk_columns(step, start, tokens, columns)
+    store(d_qkv_ref, (1,), rows, head_dim, tuple(x / math.sqrt(head_dim) for x in d_key))
+    store(d_qkv_ref, (2,), rows, head_dim, d_value)

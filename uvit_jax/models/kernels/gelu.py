@@ -58,7 +58,7 @@ _bias_gelu.defvjp(_bias_gelu_fwd, _bias_gelu_bwd)
 
 @jax.custom_jvp
 def bias_gelu_xla(u: Float[Array, "*b f"], bias: Float[Array, " f"]) -> Float[Array, "*b f"]:
-    """GELU(u + bias) in plain XLA: what the Triton kernel is held to.
+    """GELU(u + bias) in plain XLA: the reference of the Triton kernel.
 
     It has derivatives of every order in either mode. The sums in float32 that its gradients are
     stay float32 till they are whole, and nothing but u is kept for them.

@@ -1,6 +1,4 @@
-"""Triton kernels: bias and exact GELU in one pass, and their gradients with the bias's sum over
-rows in another.
-"""
+"""Triton kernels: bias and exact GELU in one pass, their gradients and the bias's in another."""
 
 from typing import Any
 
@@ -9,8 +7,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
+from uvit_jax.models.kernels.backends import kernel_jit
 from uvit_jax.models.kernels.tiles import Grid, Tuning, launch, load, load_block, make_grid, store
-from uvit_jax.models.kernels.traced_once import traced_once
 
 # The fastest seen on an H100 (benchmarks/kernels.py).
 FORWARD = Tuning(rows=8, cols=512, warps=8)
@@ -36,7 +34,7 @@ INV_SQRT_2PI = 0.3989422804014327
 FAR = 40.0
 
 
-@traced_once("tuning", "interpret")
+@kernel_jit("tuning", "interpret")
 def bias_gelu_forward(
     u: Float[Array, "n f"],
     bias: Float[Array, " f"],
@@ -58,7 +56,7 @@ def bias_gelu_forward(
     return g
 
 
-@traced_once("tuning", "interpret")
+@kernel_jit("tuning", "interpret")
 def bias_gelu_backward(
     dg: Float[Array, "n f"],
     u: Float[Array, "n f"],

@@ -1,4 +1,4 @@
-"""Residual add, bias and LayerNorm of the residual stream as one operation with one backward pass."""
+"""Residual add, bias and LayerNorm of the stream as one operation with one backward pass."""
 
 import functools
 import operator
@@ -10,20 +10,19 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from uvit_jax.models.kernels import norm_triton, pallas_triton
+from uvit_jax.models.kernels import backends, norm_triton
 from uvit_jax.models.kernels.recomputed import recomputed
+from uvit_jax.models.layers import EPSILON
 
 Implementation = Literal["xla", "triton", "interpret"]
-EPSILON = norm_triton.EPSILON
-# A program holds whole rows in registers; no model here comes near.
+
+# A program holds whole rows in registers; no model here is nearly as wide.
 MAX_WIDTH = 8192
 
 
 def resolve(dtype: DTypeLike, d: int, platform: str) -> Literal["xla", "triton"]:
-    """Which implementation "auto" stands for: Triton's on a GPU in bfloat16 for rows it can hold,
-    XLA's elsewhere.
-    """
-    fits = pallas_triton.AVAILABLE and jnp.dtype(dtype) == jnp.bfloat16 and 1 <= d <= MAX_WIDTH
+    """Implementation for "auto": Triton's on a GPU in bfloat16 for rows it can hold, or XLA's."""
+    fits = backends.triton is not None and jnp.dtype(dtype) == jnp.bfloat16 and 1 <= d <= MAX_WIDTH
     return "triton" if platform in ("gpu", "cuda") and fits else "xla"
 
 
@@ -37,11 +36,14 @@ def add_norm(
     implementation: Implementation,
     ways: int = 1,
 ) -> tuple[Float[Array, "b t d"], ...]:
-    """(r, h): r = x + (y + bias) and h = LayerNorm(r) scale + shift, both in the stream's dtype; r
-    as often as `ways`.
+    """(r, h): r = x + (y + bias), as often as `ways`, and h = LayerNorm(r) scale + shift.
+
+    Both are in the stream's dtype.
 
     The sum is taken in float32 and rounded once. The kernels leave it to XLA as part of the product
-    that y is, with the bias in the stream's dtype; where y is no product they round y + bias first.
+    that y is, with the bias in the stream's dtype; where y is not a product they first round
+    y + bias.
+
     The LayerNorm (eps 1e-5, variance in two passes, float32) is that of the rounded r, so nothing
     but r and two numbers a row is kept for the backward pass, which reads dr, dh and r once and
     writes dx once. Go on with r, not with x: a gradient that reaches x past this function is one
@@ -115,8 +117,10 @@ def _add_norm_xla(x, y, bias, scale, shift, ways):
 
 @_add_norm_xla.defjvp
 def _add_norm_xla_jvp(ways, primals, tangents):
-    """Of every order in either mode. The tangent of r stays float32 till it is whole, so that the
-    transpose rounds the sum of all gradients that reach r once.
+    """Tangents of every order in either mode.
+
+    The tangent of r stays float32 till it is whole, so that the transpose rounds the sum of all
+    gradients that reach r once.
     """
     r, h, mean, rstd = _streams_xla(*primals)
     *streams, dscale, dshift = tangents
@@ -126,7 +130,7 @@ def _add_norm_xla_jvp(ways, primals, tangents):
 
 
 def _streams_xla(x, y, bias, scale, shift):
-    """r, h, mean and 1 / std, under their names."""
+    """r, h, mean and 1 / std, under their checkpoint names."""
     r = checkpoint_name(_sum_xla(x, y, bias), "residual")
     h, mean, rstd = norm_xla(r, scale, shift)
     mean, rstd = checkpoint_name((mean, rstd), "norm_statistics")
@@ -146,7 +150,7 @@ def norm_tangent(r, mean, rstd, scale, dr, dscale, dshift):
 def norm_xla(
     r: Float[Array, "*b d"], scale: Float[Array, " d"], shift: Float[Array, " d"]
 ) -> tuple[Float[Array, "*b d"], Float[Array, "*b"], Float[Array, "*b"]]:
-    """(h, mean, 1 / std) in plain XLA: what the Triton kernel is held to."""
+    """(h, mean, 1 / std) in plain XLA: the reference of the Triton kernel."""
     wide = _wide(r)
     mean = wide.mean(axis=-1)
     centered = wide - mean[..., None]
@@ -181,7 +185,7 @@ def _sum_xla(x, y, bias):
 
 
 def _sum_wide(x, y, bias):
-    """x + (y + bias) in float32, of those that are there."""
+    """x + (y + bias) in float32, leaving out what is None."""
     there = [_wide(a) for a in (bias, y, x) if a is not None]
     return functools.reduce(operator.add, there)
 
@@ -191,8 +195,7 @@ def _wide(x):
 
 
 def _sum_in_product(x, y, bias):
-    """The sum as XLA takes it into the product that y (or x) is, with the options of
-    `parallel/compiler.py`.
+    """The sum as XLA fuses it into the product that y (or x) is (`parallel/compiler.py`).
 
     cuBLASLt then adds x and the bias, in the stream's dtype, to sums in float32, and rounds once. A
     stream of three axes would do as well, but XLA writes the sum over it, after a copy if the

@@ -1,6 +1,4 @@
-"""Triton kernels: LayerNorm, its gradients with those of a residual add and a bias in one pass,
-sums over rows.
-"""
+"""Triton kernels: LayerNorm, its gradients with a residual add's and a bias's, sums over rows."""
 
 import functools
 import operator
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
+from uvit_jax.models.kernels.backends import kernel_jit
 from uvit_jax.models.kernels.tiles import (
     Grid,
     Tuning,
@@ -21,20 +20,19 @@ from uvit_jax.models.kernels.tiles import (
     make_grid,
     store,
 )
-from uvit_jax.models.kernels.traced_once import traced_once
+from uvit_jax.models.layers import EPSILON
 
-EPSILON = 1e-5
 # The fastest seen on an H100 (benchmarks/kernels.py).
-FORWARD = Tuning(rows=4, warps=4, layout="pad")
+FORWARD = Tuning(rows=4, warps=4, row_pieces="pad")
 SUMS = Tuning(rows=32, cols=128, warps=4, programs=132 * 8)
 
 
 def backward_tuning(d: int) -> Tuning:
-    """As many programs on a multiprocessor as keep it busy with rows of that width."""
+    """Tuning for rows of that width: as many programs as keep a multiprocessor busy."""
     return Tuning(rows=1, warps=4, programs=132 * (8 if d <= 512 else 4 if d <= 1024 else 6))
 
 
-@traced_once("tuning", "interpret")
+@kernel_jit("tuning", "interpret")
 def norm_forward(
     r: Float[Array, "n d"],
     scale: Float[Array, " d"],
@@ -84,7 +82,7 @@ def norm_forward(
     return h, mean, rstd
 
 
-@traced_once("with_bias", "tuning", "interpret")
+@kernel_jit("with_bias", "tuning", "interpret")
 def norm_backward(
     dr: Float[Array, "n d"],
     ds: Float[Array, "n d"] | None,
@@ -173,7 +171,7 @@ def norm_backward(
     return dx, jnp.sum(partial, axis=0)
 
 
-@traced_once("tuning", "interpret")
+@kernel_jit("tuning", "interpret")
 def row_sums(
     x: Float[Array, "n d"], *, tuning: Tuning = SUMS, interpret: bool = False
 ) -> Float[Array, " d"]:

@@ -1,5 +1,4 @@
-"""Derivatives whose coefficients are made again in the backward pass, where JAX would keep them
-from the forward one.
+"""Derivatives whose coefficients are recomputed in the backward pass, where JAX would keep them.
 
 Left alone, JAX keeps GELU'(z) in float32 for a product's u in bfloat16: twice the bytes, of the
 largest arrays there are. A `jax.custom_vjp` keeps u, but has no forward mode; `jax.checkpoint`
@@ -14,12 +13,14 @@ import jax
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
+# Rules of a primitive of our own are set in jax.interpreters, which jax keeps public for that but
+# may change; a `jax.checkpoint` that kept only the primal arrays would replace all of this.
 _RECOMPUTED = Primitive("recomputed")
 _RECOMPUTED.multiple_results = True
 
 
 def recomputed(fun: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of arrays (or None), as one operation that is never taken apart.
+    """The same function of arrays (or None), as one primitive that JAX never takes apart.
 
     For the tangents of a `jax.custom_jvp` rule: fun of primal arrays and of tangents, in which it
     is linear. Its transpose keeps the primal arrays that it is given, and nothing that it makes of

@@ -1,6 +1,4 @@
-"""How a Triton kernel walks over the rows and columns of a matrix: blocks, masks and programs that
-stride over them.
-"""
+"""Blocks, masks and strides by which a Triton kernel walks over rows and columns of a matrix."""
 
 import dataclasses
 import functools
@@ -12,42 +10,42 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from uvit_jax.models.kernels.pallas_triton import plgpu
+from uvit_jax.models.kernels.backends import triton as plgpu
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """What a kernel's speed, never its result, depends on.
+    """Sizes that a kernel's speed depends on, never its result.
 
-    rows: rows of the matrix a program holds at a time, a power of two. cols: columns a program
-    holds at a time, a power of two; 0 for whole rows (a LayerNorm needs them). warps: of 32
-    threads, in a program. programs: launched in all, each striding over the blocks; 0 for one a
-    block. Kernels with column sums write one
-      partial sum a program, so there it should be a small multiple of the chip's 132
-      multiprocessors.
-    layout: whole rows as "pad" (one block of the next power of two, masked) or "split" (the largest
-      power of two that fits, and a second, padded block with the rest).
+    Attributes:
+      rows: rows of the matrix that a program holds at a time, a power of two.
+      cols: columns that it holds at a time, a power of two; 0 for whole rows (a LayerNorm needs
+        them).
+      warps: warps of 32 threads in a program.
+      programs: programs launched in all, each striding over the blocks; 0 for one a block. Kernels
+        with column sums write one partial sum a program, so there it should be a small multiple of
+        the chip's 132 multiprocessors.
+      row_pieces: whole rows as "pad" (one block of the next power of two, masked) or "split" (the
+        largest power of two that fits, and a second, padded block with the rest).
     """
 
     rows: int = 4
     cols: int = 0
     warps: int = 4
     programs: int = 0
-    layout: str = "split"
+    row_pieces: str = "split"
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A matrix `[n, d]` cut into blocks: `strides` programs walk over the rows, times one for each
-    block of columns.
-    """
+    """A matrix `[n, d]` in blocks: `strides` programs over the rows, for each column block."""
 
     n: int
     d: int
     rows: int
     cols: int
     strides: int
-    layout: str
+    row_pieces: str
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,7 +62,7 @@ class Grid:
         """(start, power of two) of the pieces a program's columns are held in."""
         if self.cols:
             return ((0, self.cols),)
-        if self.layout == "pad":
+        if self.row_pieces == "pad":
             return ((0, pl.next_power_of_2(self.d)),)
         whole = 1 << (self.d.bit_length() - 1)
         rest = self.d - whole
@@ -76,9 +74,7 @@ class Grid:
         return [offset + start + jnp.arange(size, dtype=jnp.int32) for start, size in self.pieces]
 
     def walk(self, body: Callable[[jax.Array, Any], Any], carry: Any) -> Any:
-        """Inside a kernel: `carry = body(row numbers, carry)` for every block of rows of this
-        program.
-        """
+        """Inside a kernel: `carry = body(row numbers, carry)` for every block of its rows."""
 
         first = pl.program_id(1)
 
@@ -94,8 +90,7 @@ class Grid:
         body: Callable[[jax.Array, Any, Any], Any],
         carry: Any,
     ) -> Any:
-        """`walk` with `body(row numbers, read(row numbers), carry)`, where each block is read a
-        step ahead.
+        """`walk` with `body(row numbers, read(row numbers), carry)`, each block read a step ahead.
 
         Loads are in flight while the block before is computed with, if `read` does nothing with
         what it loads.
@@ -115,21 +110,21 @@ class Grid:
         return jax.lax.fori_loop(0, self.steps, step, (read(self._row_numbers(first, 0)), carry))[1]
 
     def _row_numbers(self, first: jax.Array, step: jax.Array | int) -> jax.Array:
-        """Of the block that a program takes then, whose first one is given."""
+        """Row numbers of a program's block at a step; `first` is its first block."""
         return (first + step * self.strides) * self.rows + jnp.arange(self.rows, dtype=jnp.int32)
 
     def row_mask(self, rows: jax.Array) -> jax.Array | None:
-        """Which rows exist; None where all do."""
+        """Mask of the rows that exist; None where all do."""
         return None if self.strides * self.steps * self.rows == self.n else rows < self.n
 
     def col_mask(self, cols: jax.Array) -> jax.Array | None:
-        """Which columns exist; None where all do."""
+        """Mask of the columns that exist; None where all do."""
         width = self.cols or sum(size for _, size in self.pieces)
         whole = self.d % self.cols == 0 if self.cols else width == self.d
         return None if whole else cols < self.d
 
     def mask(self, rows: jax.Array, cols: jax.Array) -> jax.Array | None:
-        """Which elements of the block exist; None where all do."""
+        """Mask of the block's elements that exist; None where all do."""
         down, across = self.row_mask(rows), self.col_mask(cols)
         shape = (rows.shape[0], cols.shape[0])
         if down is None or across is None:
@@ -147,7 +142,7 @@ def make_grid(shape: tuple[int, ...], tuning: Tuning) -> Grid:
     if tuning.programs:
         across = pl.cdiv(d, tuning.cols) if tuning.cols else 1
         strides = min(strides, max(1, tuning.programs // across))
-    return Grid(n, d, tuning.rows, tuning.cols, strides, tuning.layout)
+    return Grid(n, d, tuning.rows, tuning.cols, strides, tuning.row_pieces)
 
 
 def load_block(ref: Any, rows: jax.Array, cols: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -156,7 +151,7 @@ def load_block(ref: Any, rows: jax.Array, cols: jax.Array, mask: jax.Array | Non
 
 
 def load(view: Any, mask: jax.Array | None) -> jax.Array:
-    """What a view of a reference holds, in float32, zero where the mask is not set."""
+    """Contents of a view of a reference in float32, zero where the mask is not set."""
     return fetch(view, mask).astype(jnp.float32)
 
 
