@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from uvit_jax.data.sources import load_source
 
 from tests.jobs.runs import tiny_experiment
+from uvit_jax.data.training_data import load_built_in
 from uvit_jax.errors import Failed, UserError
 from uvit_jax.experiment.step_program import abstract_inputs, batch_fields
 from uvit_jax.jobs import preflight
@@ -84,7 +84,7 @@ def test_the_step_is_compiled_for_the_batches_that_training_reads():
     experiment = tiny_experiment()
     mesh = make_mesh(MeshConfig())
     batch = abstract_inputs(experiment, batch_sharding(mesh)).batch
-    read = load_source("digits").read(
+    read = load_built_in("digits").read(
         np.zeros(1, np.int64), np.zeros(1, bool), fields=batch_fields(experiment.model)
     )
     assert batch.keys() == read.keys()
