@@ -7,7 +7,6 @@ import pathlib
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 
 import jax
@@ -50,7 +49,9 @@ def command(*arguments: str, config: str = "configs/digits.py", tiny: bool = Tru
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """The environment of a job on this many (fake) CPU devices."""
+    """The environment of a job on this many (fake) CPU devices, with the session's compiled
+    programs (`tests/conftest.py`).
+    """
     flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
@@ -81,15 +82,6 @@ def free_port() -> int:
         return asked.getsockname()[1]
 
 
-# Runs that follow each other in one test compile the same programs.
-CACHE = {
-    "JAX_COMPILATION_CACHE_DIR": str(
-        pathlib.Path(tempfile.gettempdir(), f"uvit_jax_hosts_xla_{os.getpid()}")
-    ),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-}
-
-
 def start_hosts(
     processes: int, devices_each: int, *arguments: str, timeout: int = 120, **options
 ) -> list:
@@ -106,7 +98,7 @@ def start_hosts(
                 **options,
             ),
             cwd=ROOT,
-            env=environment(devices_each) | CACHE,
+            env=environment(devices_each),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.jobs.evaluate_runs import write_run
-from tests.jobs.runs import CACHE, ROOT, TINY, command, environment, run_command, tiny_experiment
+from tests.jobs.runs import ROOT, TINY, command, environment, run_command, tiny_experiment
 from tests.jobs.signalled import signalled
 from uvit_jax.telemetry.writers import read_metrics
 
@@ -33,7 +33,7 @@ def evaluate(workdir: pathlib.Path, out: pathlib.Path, *arguments: str) -> list[
 
 
 def finish(command: list[str], code: int = 0) -> subprocess.CompletedProcess:
-    result = run_command(command, **CACHE)
+    result = run_command(command)
     assert result.returncode == code, result.stderr[-3000:]
     return result
 
@@ -124,7 +124,7 @@ def test_a_run_that_is_killed_while_it_evaluates_logs_each_evaluation_once(tmp_p
         process = subprocess.Popen(
             train(tmp_path / "killed"),
             cwd=ROOT,
-            env=environment() | CACHE,
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -15,7 +15,6 @@ import pytest
 from tests.jobs.evaluate_runs import write_run
 from tests.jobs.images import write_clip, write_coco, write_kl
 from tests.jobs.runs import (
-    CACHE,
     ROOT,
     assert_same_bits,
     command,
@@ -51,7 +50,7 @@ def on_one_host(*arguments: str, devices: int = 8, expect: int = 0) -> subproces
     result = subprocess.run(
         command(*arguments),
         cwd=ROOT,
-        env=environment(devices) | CACHE,
+        env=environment(devices),
         capture_output=True,
         text=True,
         timeout=600,
@@ -250,7 +249,7 @@ def test_hosts_that_disagree_on_the_config_end_before_anything_is_made(tmp_path)
     other = subprocess.Popen(
         second,
         cwd=ROOT,
-        env=environment() | CACHE,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -165,7 +165,8 @@ def test_rows_of_one_number_or_with_infinity_change_no_other_row(implementation)
     apply = functools.partial(norm.add_norm, implementation=implementation)
     (_, h), vjp = jax.vjp(lambda x: apply(x, None, None, scale, shift), odd)
     expected, expected_vjp = jax.vjp(lambda x: plain(x, None, None, scale, shift, jnp.float32), x)
-    np.testing.assert_allclose(h[0, 1], shift, rtol=0, atol=1e-5)
+    # The mean may be off by float32's rounding of 7, 5e-7, which 1 / sqrt(eps) multiplies by 316.
+    np.testing.assert_allclose(h[0, 1], shift, rtol=0, atol=1.6e-4)
     assert jnp.isfinite(h[0, 3]).all()
     np.testing.assert_allclose(
         h[0, 3], (x[0, 3] - x[0, 3].mean()) / x[0, 3].std() * scale + shift, atol=1e-4
