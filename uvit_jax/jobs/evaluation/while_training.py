@@ -4,8 +4,10 @@ import pathlib
 from collections.abc import Callable
 
 from uvit_jax.data.prepared.prepared_data import PreparedData
+from uvit_jax.data.training_data import TrainingData
 from uvit_jax.experiment.checks import check_batch
 from uvit_jax.experiment.config import Experiment
+from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.experiment.opened import OpenedForTraining, check_captions, open_captions
 from uvit_jax.jobs.evaluation.feature_networks import open_feature_network
 from uvit_jax.jobs.evaluation.image_streams import ImageStream
@@ -16,6 +18,7 @@ from uvit_jax.jobs.sampling.conditions import open_conditions
 from uvit_jax.jobs.sampling.generation import make_generation
 from uvit_jax.metrics.feature_network import Extraction
 from uvit_jax.metrics.scores import Scores, metric_name
+from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.writers import MetricWriter
 from uvit_jax.training.state import TrainState
@@ -44,7 +47,15 @@ class TrainEvaluation:
         self._count = experiment.evaluate.train_samples
         sizes = experiment.mesh.sizes(mesh.size)
         hosts.on_all(check_batch, "sample", sample.batch_size, sizes)
-        captions = hosts.on_all(_captions, experiment.evaluate.captions, opened)
+        captions = None
+        if opened.text is None or experiment.evaluate.captions:
+            captions = hosts.on_all(
+                _captions,
+                experiment.evaluate.captions,
+                assembled.model,
+                assembled.card,
+                opened.source,
+            )
         conditions = hosts.on_all(
             lambda: open_conditions(
                 experiment,
@@ -94,16 +105,17 @@ class TrainEvaluation:
             say(f"step {step:,}: {self.tag} {value:.4g}")
 
 
-def _captions(name: str, opened: OpenedForTraining) -> PreparedData | None:
-    """The data set whose captions samples are of; None for labels or prompts.
+def _captions(
+    name: str, model: UViTConfig, card: DataCard, learned: TrainingData
+) -> PreparedData | None:
+    """The data set whose captions samples are of; None for a model of labels.
 
-    name: `config.evaluate.captions`.
+    name: `config.evaluate.captions`; empty for the captions that the model learns.
     """
-    assembled, source = opened.assembled, opened.source
-    if not assembled.model.context_dim:
+    if not model.context_dim:
         return None
     if name:
         captions = open_captions(name)
-        check_captions(assembled.model, assembled.card, captions)
+        check_captions(model, card, captions)
         return captions
-    return source if opened.text is None and isinstance(source, PreparedData) else None
+    return learned if isinstance(learned, PreparedData) else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from uvit_jax.compiled.roofline import mfu
 from uvit_jax.experiment.assembled import Assembled
@@ -170,7 +171,7 @@ def sampler_figures(
     """
     rows, model, mesh = sample.batch_size, assembled.model, assembled.mesh
     LOG.info("compiling the sampler for %s...", hardware)
-    condition = _condition(assembled, rows)
+    condition = _condition(model, rows, assembled.batch_sharding)
     guided = sample.guidance_scale != 0
     lowered = assembled.sampler(diffusion, sample, null_condition).lower(
         assembled.abstract_params, rows=rows, condition=condition, guided=guided
@@ -201,9 +202,10 @@ def sampler_figures(
     return figures
 
 
-def _condition(assembled: Assembled, rows: int) -> jax.ShapeDtypeStruct | None:
+def _condition(
+    model: UViTConfig, rows: int, sharding: NamedSharding
+) -> jax.ShapeDtypeStruct | None:
     """Returns the shape of labels or of texts' states; None for an unconditional model."""
-    model, sharding = assembled.model, assembled.batch_sharding
     if model.num_classes:
         return jax.ShapeDtypeStruct((rows,), "int32", sharding=sharding)
     if model.context_dim:
