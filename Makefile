@@ -68,10 +68,14 @@ test-tpu: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
+# The rooms that are typed without a gap.
+STRICT := uvit_jax/diffusion uvit_jax/training uvit_jax/metrics uvit_jax/experiment
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent $(STRICT)
 	$(BIN)/lint-imports
 
 clean:

@@ -22,7 +22,7 @@ _BLOCKS = ("in_blocks", "mid_block", "out_blocks")
 
 def abstract_network(
     config: UViTConfig, mesh: Mesh | None = None
-) -> tuple[nnx.GraphDef, Network, Callable[[Array], Params]]:
+) -> tuple[nnx.GraphDef[UViT], Network, Callable[[Array], Params]]:
     """Splits the model once, with no array made, for one device or for a mesh.
 
     Returns:
@@ -36,7 +36,9 @@ def abstract_network(
     )
     kind = "label" if config.num_classes else "context"
 
-    def network(params, x, model_time, condition):
+    def network(
+        params: Params, x: Array, model_time: Array, condition: Array | None
+    ) -> Float[Array, "b h w c"]:
         conditions = {} if condition is None else {kind: condition}
         outer = placement.weights(
             {name: part for name, part in params.items() if name not in _BLOCKS},

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -189,4 +190,11 @@ def lower_train_step(
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), None),
         compiler_options=compiler_options or None,
     )
-    return jitted.lower(state, batch, frozen)
+    # Garbage collection during the trace frees almost nothing and takes 0.4 s of 1.7 s for H/2.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return jitted.lower(state, batch, frozen)
+    finally:
+        if collects:
+            gc.enable()
