@@ -197,7 +197,7 @@ def test_a_step_is_a_function_of_seed_and_step_number_alone(tiny):
 
 
 def test_latents_are_drawn_with_a_key_of_their_own(tiny):
-    network, init, optimizer, batch = tiny
+    network, _, optimizer, batch = tiny
     keys = []
 
     class Drawn(Exception):
@@ -210,7 +210,7 @@ def test_latents_are_drawn_with_a_key_of_their_own(tiny):
     step = make_train_step(
         network, Objective(VPLinear()), optimizer, ema_rate=0.9, seed=0, inputs=inputs
     )
-    state = TrainState(np.int32(5), params=None, ema=None, opt_state=None)
+    state = TrainState(jnp.asarray(5), params={}, ema={}, opt_state={})
     with pytest.raises(Drawn):
         step(state, batch)
     # Those of the step's times, noises and dropped labels.
