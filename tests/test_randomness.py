@@ -14,6 +14,7 @@ from uvit_jax.training.step import Objective, draw
 
 
 def test_every_stream_has_keys_of_its_own():
+    assert len(Stream) == len(Stream.__members__)  # two of one value would be one stream
     keys = {
         tuple(jax.random.key_data(stream_key(seed, stream)).tolist())
         for stream in Stream

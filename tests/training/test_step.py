@@ -12,6 +12,7 @@ from tests.reference_weights import golden_config, nhwc, read_golden, uvit_weigh
 from uvit_jax.diffusion.schedules import VPDiscrete, VPLinear
 from uvit_jax.interop import official
 from uvit_jax.models.uvit import UViTConfig
+from uvit_jax.randomness import Stream, stream_key
 from uvit_jax.training import ema
 from uvit_jax.training.network import abstract_network
 from uvit_jax.training.optimizer import learning_rate, make_optimizer
@@ -193,6 +194,29 @@ def test_a_step_is_a_function_of_seed_and_step_number_alone(tiny):
     )
     assert metrics["loss"] != later_metrics["loss"]
     assert int(one.step) == 1
+
+
+def test_latents_are_drawn_with_a_key_of_their_own(tiny):
+    network, _, optimizer, batch = tiny
+    keys = []
+
+    class Drawn(Exception):
+        pass
+
+    def inputs(frozen, x, key):
+        keys.append(np.asarray(jax.random.key_data(key)).tolist())
+        raise Drawn
+
+    step = make_train_step(
+        network, Objective(VPLinear()), optimizer, ema_rate=0.9, seed=0, inputs=inputs
+    )
+    state = TrainState(jnp.asarray(5), params={}, ema={}, opt_state={})
+    with pytest.raises(Drawn):
+        step(state, batch)
+    # Those of the step's times, noises and dropped labels.
+    key = jax.random.fold_in(stream_key(0, Stream.STEP), 5)
+    others = [key, *jax.random.split(key, 3)]
+    assert keys[0] not in [np.asarray(jax.random.key_data(other)).tolist() for other in others]
 
 
 def test_labels_are_dropped_to_the_empty_one_at_the_asked_rate(tiny):
