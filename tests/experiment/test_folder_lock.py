@@ -94,10 +94,10 @@ def test_children_keep_no_lock(tmp_path):
     script = f"""
 import os, pathlib, signal, subprocess, sys, time, types
 # A run of one host, without the seconds that importing jax takes.
-alone = types.SimpleNamespace(together=lambda function: function(), is_first=lambda: True)
+alone = types.SimpleNamespace(on_all=lambda f, *a: f(*a), on_first=lambda f, *a: f(*a))
 sys.modules["uvit_jax.parallel.hosts"] = sys.modules["uvit_jax.parallel"] = alone
 alone.hosts = alone
-from uvit_jax.jobs.folder_lock import locked
+from uvit_jax.experiment.folder_lock import locked
 with locked(pathlib.Path({str(tmp_path)!r}), "train"):
     child = os.fork()
     if not child:

@@ -35,21 +35,21 @@ def check_inputs(
                 f"{name} was {'missing' if wanted else 'given'}, but {_condition_of(config)}"
             )
     if context is not None:
-        _check_context(config, context, rows)
+        _check_context(config, context, x)
     if label is not None:
-        _check_label(config, label, rows)
+        _check_label(config, label, x)
 
 
-def _check_context(config: UViTConfig, context: AnyArray, rows: int) -> None:
-    expected = (rows, config.context_length, config.context_dim)
+def _check_context(config: UViTConfig, context: AnyArray, x: AnyArray) -> None:
+    expected = (x.shape[0], config.context_length, config.context_dim)
     if np.shape(context) != expected:
         raise UserError(f"context has shape {np.shape(context)}, expected {expected}")
 
 
-def _check_label(config: UViTConfig, label: AnyArray, rows: int) -> None:
-    if np.shape(label) != (rows,):
+def _check_label(config: UViTConfig, label: AnyArray, x: AnyArray) -> None:
+    if np.shape(label) != x.shape[:1]:
         raise UserError(
-            f"label has shape {np.shape(label)}, expected ({rows},), an id for each row of x"
+            f"label has shape {np.shape(label)}, expected ({x.shape[0]},), an id for each row of x"
         )
     if not jnp.issubdtype(jnp.asarray(label).dtype, jnp.integer):
         raise UserError(f"label is of {jnp.asarray(label).dtype}, expected integers")

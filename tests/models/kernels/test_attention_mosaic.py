@@ -91,9 +91,9 @@ def test_large_logits_neither_overflow_nor_lose_their_tail():
     assert jnp.allclose(kernel(planes, 72), exact(planes, 72), atol=1e-4)
 
 
-def test_channels_that_are_no_whole_number_of_heads_are_refused():
+def test_channels_that_are_not_a_whole_number_of_heads_are_refused():
     planes, _ = random_planes(16, 8)
-    with pytest.raises(AssertionError, match="24 channels are no whole number of heads of 16"):
+    with pytest.raises(AssertionError, match="24 channels are not a whole number of heads of 16"):
         kernel(planes, 16)
 
 
