@@ -3,10 +3,12 @@ numbers.
 """
 
 import atexit
+import logging
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 # JAX and NumPy read these when they are first imported; workers and the processes that tests start
 # inherit them.
@@ -34,6 +36,16 @@ install_import_hook("uvit_jax", "beartype.beartype")
 
 TESTS = pathlib.Path(__file__).parent
 SHARED = pathlib.Path(os.environ.get("UVIT_JAX_SHARED", TESTS.parent.parent / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def package_logger() -> Iterator[None]:
+    """Undoes what a command line that a test runs in this process changes of the package's log."""
+    logger = logging.getLogger("uvit_jax")
+    level, propagate, handlers = logger.level, logger.propagate, logger.handlers[:]
+    yield
+    logger.setLevel(level)
+    logger.propagate, logger.handlers[:] = propagate, handlers
 
 
 @pytest.fixture(scope="session")
