@@ -8,7 +8,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
 
 # JAX and NumPy read these when they are first imported; workers and the processes that tests start
 # inherit them.
@@ -39,13 +38,11 @@ SHARED = pathlib.Path(os.environ.get("UVIT_JAX_SHARED", TESTS.parent.parent / "s
 
 
 @pytest.fixture(autouse=True)
-def package_logger() -> Iterator[None]:
-    """Undoes what a command line that a test runs in this process changes of the package's log."""
+def package_logger() -> None:
+    """Gives each test the package's log as it is before a command line has run in the process."""
     logger = logging.getLogger("uvit_jax")
-    level, propagate, handlers = logger.level, logger.propagate, logger.handlers[:]
-    yield
-    logger.setLevel(level)
-    logger.propagate, logger.handlers[:] = propagate, handlers
+    logger.setLevel(logging.NOTSET)
+    logger.propagate, logger.handlers[:] = True, []
 
 
 @pytest.fixture(scope="session")

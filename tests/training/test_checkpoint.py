@@ -220,6 +220,28 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_is_not_damaged(
     training.close()
 
 
+def test_a_step_that_goes_while_the_folder_is_listed_is_listed_no_more(
+    tmp_path, mesh, state, batches, monkeypatch
+):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(at_step(state, 3), batches)
+    checkpoints.close()
+    reading = Checkpoints(tmp_path, read_only=True)
+    reload, failures = reading._manager.reload, [FileNotFoundError("3"), FileNotFoundError("3")]
+
+    def listing():
+        if failures:
+            raise failures.pop()
+        reload()
+
+    monkeypatch.setattr(reading._manager, "reload", listing)
+    shutil.rmtree(tmp_path / "3")
+    with pytest.raises(UserError, match=f"^{tmp_path}/3 was removed while it was read"):
+        reading._check(3, "params", template(mesh).params)
+    assert not failures
+    reading.close()
+
+
 @pytest.mark.parametrize("lost", ["*", "d/*"], ids=["everything", "data"])
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path, mesh, state, batches, lost):
     checkpoints = Checkpoints(tmp_path)

@@ -125,7 +125,7 @@ class Checkpoints:
                     "hosts share"
                 )
             time.sleep(0.2)
-            self._manager.reload()
+            self._reload()
 
     def save(
         self, state: TrainState, iterator: grain.DatasetIterator, ema_rates: Rates = ()
@@ -256,12 +256,23 @@ class Checkpoints:
         """True if a checkpoint that can't be read is gone, or soon goes in favour of newer ones."""
         deadline = time.monotonic() + _SECONDS_TO_REMOVE
         while (self.directory / str(step)).exists():
-            self._manager.reload()
+            self._reload()
             if time.monotonic() > deadline or all(other <= step for other in self.steps):
                 return False
             time.sleep(0.05)
-        self._manager.reload()
+        self._reload()
         return True
+
+    def _reload(self) -> None:
+        """Lists the steps on disk again, anew where one is removed while orbax looks at it."""
+        deadline = time.monotonic() + _SECONDS_TO_REMOVE
+        while True:
+            try:
+                self._manager.reload()
+                return
+            except FileNotFoundError:
+                if time.monotonic() > deadline:
+                    raise
 
     def _check(self, step: int, item: str, abstract: Any) -> None:
         """Compares the names and shapes on disk with those wanted, before anything is read."""

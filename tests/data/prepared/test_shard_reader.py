@@ -1,9 +1,8 @@
 import resource
 
-from uvit_jax.data.prepared.record_bytes import ExampleReader
-
-from tests.data.prepared import prepare
+from tests.data.prepared_sets import prepare
 from uvit_jax.data.prepared.manifest import Manifest
+from uvit_jax.data.prepared.records import ExampleReader
 
 
 def test_the_shard_that_was_used_least_recently_makes_room(tmp_path, monkeypatch):
