@@ -90,7 +90,7 @@ $(VENV)/.dev: pyproject.toml
 
 define install
 @if command -v uv >/dev/null 2>&1; then \
-  uv venv -q --seed --allow-existing --python $(PYTHON) $(VENV) && uv pip install -q --python $(BIN)/python $(1); \
+  uv venv -q --seed --allow-existing --python $(PYTHON) $(VENV) && uv pip install -q --compile-bytecode --python $(BIN)/python $(1); \
 else \
   $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q --disable-pip-version-check $(1); \
 fi

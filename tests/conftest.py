@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 # JAX and NumPy read these when they are first imported; workers and the processes that tests start
@@ -22,6 +23,9 @@ ENVIRONMENT = {
 }
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+# Every process that a test starts would compile the source of its 2,000 modules again, for 10 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Several tests run the same small job: its programs are compiled once a session, for all of
     # its workers and processes. Name a folder to keep them for the next session.

@@ -23,30 +23,55 @@ def error_of(result) -> str:
     return result.stderr
 
 
+# A process each; the sentences themselves are tested in test_command_line and test_config.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.model.dpeth=5"], "config.model has no field 'dpeth', did you mean 'depth'?"),
-        (["--config.train.steps=many"], "error: config.train.steps is 'many', expected int\n"),
-        (["--config.data.flip=maybe"], "error: config.data.flip is 'maybe', expected bool\n"),
-        (
+        pytest.param(
+            ["--config.model.dpeth=5"],
+            "config.model has no field 'dpeth', did you mean 'depth'?",
+            id="misspelt",
+        ),
+        pytest.param(
+            ["--config.train.steps=many"],
+            "error: config.train.steps is 'many', expected int\n",
+            id="type",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--config.data.flip=maybe"],
+            "error: config.data.flip is 'maybe', expected bool\n",
+            id="bool",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             ["--config.optimizer.betas=0.9"],
             "config.optimizer.betas is '0.9', expected two numbers\n",
+            id="numbers",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             ["--steps=3"],
             "unknown flag --steps, did you mean --config.train.steps or --config.sample.steps?\n",
+            id="flag",
+            marks=pytest.mark.slow,
         ),
-        (["--config.model.depth=4"], "config.model.depth is 4, expected an odd number"),
-        (["--job=paint"], "paint"),
-        (
+        pytest.param(
+            ["--config.model.depth=4"],
+            "config.model.depth is 4, expected an odd number",
+            id="depth",
+        ),
+        pytest.param(["--job=paint"], "paint", id="job", marks=pytest.mark.slow),
+        pytest.param(
             ["--config.mesh.data=3"],
             "config.mesh.data = 3, config.mesh.fsdp = 1, config.mesh.tensor = 1 don't mul",
+            id="mesh",
         ),
-        (["--workdir=LICENSE/run"], "workdir LICENSE/run can't be written to"),
-        (["stray"], "unexpected argument 'stray'"),
+        pytest.param(
+            ["--workdir=LICENSE/run"], "workdir LICENSE/run can't be written to", id="workdir"
+        ),
+        pytest.param(["stray"], "unexpected argument 'stray'", id="stray"),
     ],
-    ids=["misspelt", "type", "bool", "numbers", "flag", "depth", "job", "mesh", "workdir", "stray"],
 )
 def test_a_mistake_ends_in_one_clear_sentence(arguments, message):
     assert message in error_of(run(*arguments, timeout=60))

@@ -101,7 +101,14 @@ def test_every_fixed_step_sample_to_1e_9_in_double_precision(
     check_family(family, jnp.float64, 1e-9, stable_diffusion, analytic_noise)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# The rows are the same numbers as in double precision: one family shows the rounding of the loop.
+@pytest.mark.parametrize(
+    "family",
+    [
+        FAMILIES[0],
+        *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:]),
+    ],
+)
 def test_every_fixed_step_sample_to_3e_4_in_single_precision(
     family, stable_diffusion, analytic_noise
 ):

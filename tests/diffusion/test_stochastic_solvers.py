@@ -94,7 +94,11 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("schedule", [VPLinear(), RectifiedFlow()], ids=["vp", "flow"])
+@pytest.mark.parametrize(
+    "schedule",
+    [VPLinear(), pytest.param(RectifiedFlow(), marks=pytest.mark.slow)],
+    ids=["vp", "flow"],
+)
 def test_every_solver_draws_from_the_datas_distribution(schedule):
     """For data N(MEAN, STD^2) the noise is known exactly, so samples must have its moments."""
 

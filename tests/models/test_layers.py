@@ -91,7 +91,11 @@ def test_a_row_that_is_looked_up_often_has_the_sum_of_its_gradients():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"time": "adaln", "patch_embed": "conv_stack", "qkv_bias": True}]
+    "changes",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"time": "adaln", "patch_embed": "conv_stack", "qkv_bias": True},
+    ],
 )
 def test_no_gradient_of_a_large_batch_is_summed_in_bfloat16(changes):
     config = UViTConfig(**{**vars(CONFIG), **changes})
