@@ -3,7 +3,7 @@ import pytest
 
 from uvit_jax.errors import UserError
 from uvit_jax.experiment import config_file as module
-from uvit_jax.experiment.config import load_experiment, resolve, set_fields
+from uvit_jax.experiment.config import Experiment, load_experiment, resolve, set_fields
 from uvit_jax.experiment.config_file import read_config, split_name
 
 
@@ -76,6 +76,11 @@ def test_variants_are_asked_for_where_there_are_some_alone(tmp_path):
         read_config("configs/digits.py:small")
     with pytest.raises(UserError, match="has no variant 'small', expected 'huge' or 'large'"):
         read_config("configs/imagenet256.py:small")
+
+
+def test_a_config_written_for_version_0_1_is_read(tmp_path):
+    text = "from uvit_jax.jobs.config import default_config as get_config\n"
+    assert resolve(read_config(config_file(tmp_path, text))) == Experiment()
 
 
 def test_a_section_that_is_none_is_refused(tmp_path):
