@@ -51,13 +51,13 @@ def losses(config: str, batch_size: int, steps: int, overrides: dict[str, str]) 
         ),
     )
     assembled = assemble(experiment, DataCard(config), devices=jax.devices()[:1])
-    optimizer, _ = abstract_state(assembled, experiment.optimizer, experiment.train.steps)
+    optimizer, template = abstract_state(assembled, experiment.optimizer, experiment.train.steps)
     step = abstract_inputs(experiment, assembled.batch_sharding)
     step = dataclasses.replace(step, null_condition=None)
     train_step = jax.jit(
         make_step(experiment, assembled.network, optimizer, step), donate_argnums=0
     )
-    state = create_sharded(assembled.init_params, optimizer, 0, assembled.mesh)
+    state = create_sharded(assembled.init_params, optimizer, 0, template)
     batches = train_batches(
         _source(experiment),
         fields=batch_fields(experiment.model),

@@ -102,7 +102,7 @@ def compile_step(
     between = time.monotonic()
     compiled = lowered.compile()
     seconds = between - began, time.monotonic() - between
-    state = create_sharded(assembled.init_params, optimizer, 0, assembled.mesh)
+    state = create_sharded(assembled.init_params, optimizer, 0, template)
     return Step(experiment, tuple(assembled.mesh.shape.values()), compiled, state, batch, *seconds)
 
 

@@ -86,7 +86,7 @@ def compile_step(
         for name, array in batch.items()
     }
     return jitted.lower(template, shapes).compile(), lambda: create_sharded(
-        init_params, optimizer, 0, mesh
+        init_params, optimizer, 0, template
     )
 
 

@@ -41,7 +41,7 @@ def batches(mesh):
 @pytest.fixture(scope="module")
 def state(mesh):
     _, _, init = abstract_network(CONFIG)
-    return create_sharded(init, OPTIMIZER, 0, mesh)
+    return create_sharded(init, OPTIMIZER, 0, abstract(init, OPTIMIZER, mesh))
 
 
 def at_step(state, step):
@@ -125,7 +125,8 @@ def test_another_architecture_is_refused_by_name_before_anything_is_read(
 @pytest.mark.parametrize(("before", "after"), [(0.0, 1.0), (1.0, 0.0)], ids=["on", "off"])
 def test_a_run_goes_on_with_clipping_turned(tmp_path, mesh, batches, before, after):
     made, wanted = (make_optimizer(OptimizerConfig(grad_clip=clip), 10) for clip in (before, after))
-    state = create_sharded(abstract_network(CONFIG)[2], made, 0, mesh)
+    _, _, init = abstract_network(CONFIG)
+    state = create_sharded(init, made, 0, abstract(init, made, mesh))
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(at_step(state, 1), batches)
     checkpoints.close()

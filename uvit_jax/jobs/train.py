@@ -123,7 +123,7 @@ def _train(
         LOG.info("starting from the weights of %s", experiment.init_from)
         state = state_of_weights(params, optimizer, template)
     else:
-        state = create_sharded(assembled.init_params, optimizer, train.seed, assembled.mesh)
+        state = create_sharded(assembled.init_params, optimizer, train.seed, template)
     start, seen = int(state.step), batches.get_state()["next_example"]
     rates = ema_rates(checkpoints, newest, before, experiment.ema.rate)
     if main_host:

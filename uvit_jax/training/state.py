@@ -63,10 +63,16 @@ def abstract(
 
 
 def create_sharded(
-    init_params: InitParams, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+    init_params: InitParams,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    template: TrainState,
 ) -> TrainState:
-    """`create` under jit: each device makes its own part, and no host holds the whole model."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(init_params, optimizer, mesh))
+    """`create` under jit: each device makes its own part, and no host holds the whole model.
+
+    template: the state's shardings, from `abstract`.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
 
     @functools.partial(jax.jit, out_shardings=shardings)
     def init() -> TrainState:
