@@ -34,7 +34,7 @@ def test_other_weights_need_their_hash_and_their_numbers_are_not_called_fid(gold
     }
     with pytest.raises(
         UserError,
-        match=rf"set config\.evaluate\.inception_sha256={digest} to use it anyway, and what",
+        match=rf"set config\.evaluate\.inception_sha256={digest} to use it anyway, but its",
     ):
         evaluate.run(evaluation(**fields), tmp_path)
 

@@ -562,7 +562,7 @@ def test_a_run_that_goes_on_keeps_its_code_until_it_starts_anew(cloud, repositor
     assert again.returncode == 0
     assert (
         output.count(
-            f"the run goes on with its code, {begun_with}, and takes {fix} when it starts anew"
+            f"the run goes on with its code, {begun_with}, and takes {fix} when it is restarted"
         )
         == 1
     )

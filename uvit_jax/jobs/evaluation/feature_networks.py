@@ -39,7 +39,8 @@ def _open_inception(evaluate: EvaluateConfig) -> FeatureNetwork:
             sha256=evaluate.inception_sha256,
         )
     except UserError as error:
-        raise UserError(f"config.evaluate.inception is {evaluate.inception!r}: {error}") from None
+        fault = str(error).replace("inception_sha256", "config.evaluate.inception_sha256")
+        raise UserError(f"config.evaluate.inception is {evaluate.inception!r}: {fault}") from None
 
     def apply(params: Params, images: Array, kinds: Sequence[str]) -> dict[str, Array]:
         found = inception.features(params, images, [_INCEPTION[kind] for kind in kinds])
