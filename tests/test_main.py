@@ -23,7 +23,8 @@ def error_of(result) -> str:
     return result.stderr
 
 
-# A process each; the sentences themselves are tested in test_command_line and test_config.
+# A process each; the sentences of the slow ones are tested in test_command_line and in
+# tests/experiment without a process.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -61,7 +62,7 @@ def error_of(result) -> str:
             "config.model.depth is 4, expected an odd number",
             id="depth",
         ),
-        pytest.param(["--job=paint"], "paint", id="job", marks=pytest.mark.slow),
+        pytest.param(["--job=paint"], "paint", id="job"),
         pytest.param(
             ["--config.mesh.data=3"],
             "config.mesh.data = 3, config.mesh.fsdp = 1, config.mesh.tensor = 1 don't mul",

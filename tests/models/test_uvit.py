@@ -100,7 +100,8 @@ def assert_same(found, expected, tolerance):
         )
 
 
-# These reach every branch of the fast path; the slow group compares all.
+# One of each kind: the first test compares the values of every ablation, the slow group the
+# gradients of every one.
 QUICKER = ("label_not_square", "skip_linear_then_add", "adaln", "conv_stack", "qkv_bias")
 
 
