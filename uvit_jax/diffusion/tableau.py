@@ -153,7 +153,7 @@ def run(
     check_noise_fn(noise_fn, x_T)
     table = _columns(tableau, schedule, prediction)
     stochastic, staged = bool(table["noise"].any()), not table["commit"].all()
-    _check_noises(stochastic, key, noises, (len(tableau.rows), *x_T.shape))
+    _check_noises(stochastic, key, noises, len(tableau.rows), x_T)
     depth = table["history"].shape[1]
 
     def body(carry: Any, row: Any) -> Any:
@@ -200,11 +200,10 @@ def row_noise(key: Any, index: Any, x: Samples) -> Samples:
     )(key)
 
 
-def _check_noises(
-    stochastic: bool, key: Any, noises: Array | None, expected: tuple[int, ...]
-) -> None:
+def _check_noises(stochastic: bool, key: Any, noises: Array | None, rows: int, x_T: Array) -> None:
     if stochastic and key is None and noises is None:
         raise UserError("this solver draws noise: give it a key, or the noises themselves")
+    expected = (rows, *x_T.shape)
     if noises is not None and noises.shape != expected:
         raise UserError(
             f"noises have the shape {noises.shape}, expected {expected}: one draw per evaluation"
