@@ -3,6 +3,7 @@ numbers.
 """
 
 import atexit
+import gc
 import logging
 import os
 import pathlib
@@ -40,6 +41,15 @@ install_import_hook("uvit_jax", "beartype.beartype")
 
 TESTS = pathlib.Path(__file__).parent
 SHARED = pathlib.Path(os.environ.get("UVIT_JAX_SHARED", TESTS.parent.parent / "shared"))
+
+
+def pytest_collection_finish() -> None:
+    """Lets Python look for cycles rarely: the many objects of traced programs live as long as the
+    session, and to go through them again and again was 15 % of the session's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

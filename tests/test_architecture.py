@@ -3,8 +3,6 @@
 import ast
 import pathlib
 
-import pytest
-
 from tests.jobs.runs import ROOT
 
 MOST_LINES = 350
@@ -75,9 +73,3 @@ def test_jobs_are_verbs_and_a_few_rooms():
         if entry.name != "__init__.py" and (entry.suffix == ".py" or any(entry.glob("*.py")))
     ]
     assert len(entries) <= MOST_ENTRIES_OF_JOBS
-
-
-def test_imports_keep_to_the_contracts(monkeypatch):
-    cli = pytest.importorskip("importlinter.cli")
-    monkeypatch.chdir(ROOT)
-    assert cli.lint_imports(no_cache=True) == cli.EXIT_STATUS_SUCCESS

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.models.numpy_uvit import reference
 from tests.models.tiny_uvit import (
@@ -16,6 +15,7 @@ from tests.models.tiny_uvit import (
     Tiny,
     tiny_model,
 )
+from uvit_jax.models.init_keys import InitKeys
 from uvit_jax.models.uvit import UViT, UViTConfig
 from uvit_jax.parallel.sharding import path_name
 
@@ -251,11 +251,11 @@ def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
 def test_kernels_asked_for_where_they_do_not_fit_fall_back_with_one_warning(caplog):
     x, t = np.zeros((1, 4, 4, 3), np.float32), np.zeros(1, np.float32)
     common = {"image_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
-    plain = UViT(UViTConfig(**common), rngs=nnx.Rngs(0))(x, t)
+    plain = UViT(UViTConfig(**common), rngs=InitKeys(0))(x, t)
     with caplog.at_level("WARNING", "uvit_jax"):
         for _ in range(2):
             model = UViT(
-                UViTConfig(**common, kernels="triton", attention="cudnn"), rngs=nnx.Rngs(0)
+                UViTConfig(**common, kernels="triton", attention="cudnn"), rngs=InitKeys(0)
             )
             np.testing.assert_array_equal(model(x, t), plain)
     assert sorted(record.getMessage() for record in caplog.records) == [

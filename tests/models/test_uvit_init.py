@@ -5,8 +5,10 @@ import re
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.models.tiny_uvit import FAST_COMPILE, TINY
+from uvit_jax.models.init_keys import InitKeys
 from uvit_jax.models.uvit import UViTConfig
 from uvit_jax.parallel.sharding import path_name
 from uvit_jax.training.network import abstract_network
@@ -72,3 +74,11 @@ def test_the_same_key_gives_the_same_parameters_scanned_or_not():
         config = UViTConfig(**TINY | {"depth": 3}, scan_blocks=scan, remat=remat)
         programs.add(str(jax.make_jaxpr(abstract_network(config)[2])(jax.random.key(0))))
     assert len(programs) == 1
+
+
+def test_the_keys_of_the_weights_are_those_of_nnx_rngs():
+    key = jax.random.key(3, impl="rbg")
+    ours, theirs = InitKeys(key), nnx.Rngs(params=key)
+    for _ in range(3):
+        assert ours.params() == theirs.params()
+    assert InitKeys(5).params() == nnx.Rngs(params=5).params()

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from tests.reference_weights import draw
+from uvit_jax.models.init_keys import InitKeys
 from uvit_jax.models.uvit import UViT, UViTConfig
 from uvit_jax.parallel.sharding import path_name
 
@@ -47,7 +48,7 @@ class Tiny:
     def __init__(self, **fields):
         self.config = UViTConfig(**TINY | fields)
         self.graphdef, state = nnx.split(
-            nnx.eval_shape(lambda: UViT(self.config, rngs=nnx.Rngs(0)))
+            nnx.eval_shape(lambda: UViT(self.config, rngs=InitKeys(0)))
         )
         self.shapes = nnx.to_pure_dict(state)
         self.x, self.t = (

@@ -23,6 +23,7 @@ from uvit_jax.interop.state_dict import StateDict, check_names, checked_array
 from uvit_jax.interop.weights_file import read_arrays
 from uvit_jax.models.frozen.inception import BATCH_NORM_EPS, WIDTHS, Images, Inception, preprocess
 from uvit_jax.models.frozen.resize import RESIZES
+from uvit_jax.models.init_keys import InitKeys
 from uvit_jax.models.uvit_config import DTYPES
 
 NAME = "pt_inception-2015-12-05"
@@ -121,7 +122,7 @@ def open_inception(
 @functools.cache
 def _network(dtype: str) -> tuple[nnx.GraphDef, dict[tuple[Any, ...], tuple[int, ...]]]:
     """The network without its arrays, and their shapes by path."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Inception(dtype, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Inception(dtype, rngs=InitKeys(0))))
     return graphdef, {path: leaf.shape for path, leaf in nnx.to_flat_state(state)}
 
 

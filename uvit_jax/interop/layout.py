@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from uvit_jax.interop.state_dict import Arrays, KeyPath, StateDict, check_names, checked_array
+from uvit_jax.models.init_keys import InitKeys
 
 Map = Callable[[np.ndarray], np.ndarray]
 
@@ -96,4 +97,4 @@ def convolution(
 
 def graphdef_of(make: Callable[[nnx.Rngs], Any]) -> nnx.GraphDef:
     """A network without its arrays: only shapes are computed, no random weights are drawn."""
-    return nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    return nnx.graphdef(nnx.eval_shape(lambda: make(InitKeys(0))))

@@ -7,6 +7,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from uvit_jax.models.init_keys import InitKeys
 from uvit_jax.models.placement import ONE_DEVICE
 from uvit_jax.models.uvit import UViT, UViTConfig
 from uvit_jax.models.uvit_sharding import RULES
@@ -32,7 +33,7 @@ def abstract_network(
     """
     placement = ONE_DEVICE if mesh is None else MeshPlacement(mesh, RULES)
     graphdef, _ = nnx.split(
-        nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0), placement=placement))
+        nnx.eval_shape(lambda: UViT(config, rngs=InitKeys(0), placement=placement))
     )
     kind = "label" if config.num_classes else "context"
 
@@ -48,6 +49,6 @@ def abstract_network(
         return nnx.merge(graphdef, params)(x, model_time, **conditions)
 
     def init_params(key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(UViT(config, rngs=nnx.Rngs(params=key))))
+        return nnx.to_pure_dict(nnx.state(UViT(config, rngs=InitKeys(key))))
 
     return graphdef, network, init_params

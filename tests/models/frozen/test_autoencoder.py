@@ -8,6 +8,7 @@ from uvit_jax.errors import UserError
 from uvit_jax.models.frozen.autoencoder import AutoencoderConfig, AutoencoderKL
 from uvit_jax.models.frozen.tiled_decoding import decode_tiled
 from uvit_jax.models.frozen.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
+from uvit_jax.models.init_keys import InitKeys
 
 
 @pytest.mark.parametrize("shape", [(1, 20, 33, 2), (2, 7, 40, 2), (1, 17, 17, 2)])
@@ -46,8 +47,8 @@ def test_tiles_of_an_autoencoder_make_an_image_of_the_whole_size(channels):
     def shape_of_image(z):
         if channels is None:
             config = AutoencoderConfig(channels=32, multipliers=(1, 1, 1, 1), num_res_blocks=1)
-            return decode_tiled(AutoencoderKL(config, nnx.Rngs(0)).decode, z, tile=5, overlap=2)
-        model = TinyAutoencoder(TinyAutoencoderConfig(channels=channels), nnx.Rngs(0))
+            return decode_tiled(AutoencoderKL(config, InitKeys(0)).decode, z, tile=5, overlap=2)
+        model = TinyAutoencoder(TinyAutoencoderConfig(channels=channels), InitKeys(0))
         return decode_tiled(model.decode, z, tile=5, overlap=2)
 
     assert jax.eval_shape(shape_of_image, np.zeros((1, 6, 8, 4), np.float32)).shape == (
@@ -68,7 +69,7 @@ def test_an_overlap_that_leaves_nothing_of_a_tile_is_refused(overlap):
 def small():
     config = AutoencoderConfig(channels=32, multipliers=(1, 1), num_res_blocks=1)
     # Shapes alone: what is refused is refused before anything is computed.
-    return nnx.eval_shape(lambda: AutoencoderKL(config, nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: AutoencoderKL(config, InitKeys(0)))
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 8, 3), (1, 8, 9, 3), (1, 8, 8, 4)])

@@ -10,13 +10,14 @@ from scipy.special import erf
 from uvit_jax.errors import UserError
 from uvit_jax.models.frozen.clip_layers import activate
 from uvit_jax.models.frozen.clip_text import CLIPText, CLIPTextConfig
+from uvit_jax.models.init_keys import InitKeys
 
 SMALL = CLIPTextConfig(vocab_size=30, context_length=10, width=32, layers=2, heads=4, projection=8)
 IDS = np.random.default_rng(0).integers(0, 29, (3, 10)).astype(np.int32)
 
 
 def shapes(config):
-    return nnx.split(nnx.eval_shape(lambda: CLIPText(config, nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: CLIPText(config, InitKeys(0))))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_more_tokens_than_the_context_are_refused(encode):
 
 
 def test_an_embedding_of_a_tower_without_projection_is_refused():
-    model = nnx.eval_shape(lambda: CLIPText(dataclasses.replace(SMALL, projection=0), nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: CLIPText(dataclasses.replace(SMALL, projection=0), InitKeys(0)))
     with pytest.raises(UserError, match="the text tower has no projection"):
         model.embed(IDS)
 

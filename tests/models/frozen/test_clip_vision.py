@@ -9,6 +9,7 @@ from PIL import Image
 
 from uvit_jax.errors import UserError
 from uvit_jax.models.frozen.clip_vision import CLIPVision, CLIPVisionConfig, preprocess
+from uvit_jax.models.init_keys import InitKeys
 
 SMALL = CLIPVisionConfig(
     image_size=24, patch_size=8, width=32, layers=2, heads=4, mlp_ratio=2, projection=8
@@ -33,7 +34,7 @@ def images(b, h, w, seed=0):
 
 
 def shapes(config):
-    return nnx.split(nnx.eval_shape(lambda: CLIPVision(config, nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: CLIPVision(config, InitKeys(0))))
 
 
 def levels(pixels, config):

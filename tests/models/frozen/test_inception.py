@@ -11,12 +11,13 @@ from uvit_jax.errors import UserError
 from uvit_jax.models.frozen.inception import WIDTHS, Inception, preprocess
 from uvit_jax.models.frozen.inception_blocks import average_pool, halving_max_pool, max_pool
 from uvit_jax.models.frozen.resize import RESIZES
+from uvit_jax.models.init_keys import InitKeys
 
 
 @pytest.fixture(scope="module")
 def shapes():
     """The network without its arrays."""
-    return nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Inception(rngs=InitKeys(0)))
 
 
 def random_images(*shape):
@@ -103,7 +104,7 @@ def test_maximum_pools_keep_or_halve_the_size():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_features_have_their_widths_and_are_float32(dtype):
     def features(x):
-        return Inception(dtype, rngs=nnx.Rngs(0))(x)
+        return Inception(dtype, rngs=InitKeys(0))(x)
 
     out = jax.eval_shape(features, jnp.zeros((2, 299, 299, 3)))
     assert {name: feature.shape for name, feature in out.items()} == {
@@ -151,4 +152,4 @@ def test_another_dtype_is_refused(dtype):
     with pytest.raises(
         UserError, match=f"dtype is '{dtype}', expected one of 'float32', 'bfloat16'"
     ):
-        Inception(dtype, rngs=nnx.Rngs(0))
+        Inception(dtype, rngs=InitKeys(0))
