@@ -5,7 +5,7 @@ from flax import nnx
 
 
 class InitKeys(nnx.Rngs):
-    """Keys as `nnx.Rngs(params=key)` gives them, `fold_in(key, i)` for the i-th, counted in Python.
+    """`nnx.Rngs(params=key)`, whose keys `fold_in(key, i)` are counted in Python.
 
     nnx.Rngs counts in an array. While a network is traced (`eval_shape`, `jit`), it asks the count
     for its sharding, and JAX answers with an error whose message prints the program so far: this
@@ -14,10 +14,14 @@ class InitKeys(nnx.Rngs):
 
     def __init__(self, key: jax.Array | int):
         super().__init__()
-        self.key = jax.random.key(key) if isinstance(key, int) else key
+        self.params = _CountedInPython(key, tag="params")
+
+
+class _CountedInPython(nnx.RngStream):
+    def __init__(self, key: jax.Array | int, *, tag: str):
+        super().__init__(key, tag=tag)
         self.drawn = 0
 
-    def params(self) -> jax.Array:
-        """The next key."""
+    def __call__(self) -> jax.Array:
         self.drawn += 1
-        return jax.random.fold_in(self.key, self.drawn - 1)
+        return jax.random.fold_in(self.key[...], self.drawn - 1)
