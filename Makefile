@@ -66,7 +66,7 @@ test-tpu: $(VENV)/.dev
 
 # The ten full-size models, kills at random moments, 8 devices, two hosts; compiled as users have it.
 test-slow: $(VENV)/.dev
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # The rooms that are typed without a gap.
 STRICT := uvit_jax/diffusion uvit_jax/training uvit_jax/metrics uvit_jax/experiment

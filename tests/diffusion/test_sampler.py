@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.jobs.runs import ROOT, environment
 from uvit_jax.diffusion.registry import SOLVERS
 from uvit_jax.diffusion.sampler import Sampler
 from uvit_jax.diffusion.sampler_config import SamplerConfig
@@ -225,15 +226,12 @@ def test_samples_do_not_depend_on_the_number_of_devices(tmp_path):
     """
     found = []
     for devices in (1, 4):
-        flags = {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_PLATFORMS": "cpu",
-        }
         path = tmp_path / f"{devices}.npy"
         subprocess.run(
             [sys.executable, "-c", textwrap.dedent(program), str(path)],
             check=True,
-            env=flags | {"PYTHONPATH": "."},
+            cwd=ROOT,
+            env=environment(devices),
         )
         found.append(np.load(path))
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)

@@ -52,7 +52,9 @@ def environment(devices: int = 1) -> dict[str, str]:
     """The environment of a job on this many (fake) CPU devices, with the session's compiled
     programs (`tests/conftest.py`).
     """
-    flags = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if devices > 1:
+        flags += f" --xla_force_host_platform_device_count={devices}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
