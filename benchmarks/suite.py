@@ -1,0 +1,43 @@
+"""CPU time (user and system) of `make digits` and of `make test`, and their ratio.
+
+    python benchmarks/suite.py
+
+Both run one after the other from an environment that is installed; the bound on the ratio is 2.5.
+The digits' run is written to a temporary folder.
+"""
+
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def cpu_seconds(command: Sequence[str]) -> tuple[float, float]:
+    """Runs a command to its end; returns the CPU seconds of all its processes and the seconds that
+    passed. Raises CalledProcessError where it fails."""
+    before, began = os.times(), time.monotonic()
+    subprocess.run(command, cwd=ROOT, check=True)
+    after = os.times()
+    spent = after.children_user - before.children_user
+    spent += after.children_system - before.children_system
+    return spent, time.monotonic() - began
+
+
+def main() -> None:
+    """Prints a line for each of the two, and their ratio."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = {
+            name: cpu_seconds(["make", name, *options])
+            for name, options in (("digits", (f"WORKDIR={folder}/run",)), ("test", ()))
+        }
+    for name, (spent, passed) in figures.items():
+        print(f"make {name:6} {spent:6.0f} CPU seconds in {passed:4.0f} s")
+    print(f"ratio {figures['test'][0] / figures['digits'][0]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
