@@ -1,10 +1,10 @@
 """Losses of bfloat16 and fp8 runs with this machine's kernels beside a float32 run's, on the same
 data and noise.
 
-    python benchmarks/loss_parity.py                                       # digits, 200 steps
-    python benchmarks/loss_parity.py configs/cifar10.py --batch-size 64    # a paper config: images
-    of waves python benchmarks/loss_parity.py --forms bfloat16 fp8 --steps 2000     # without a
-    float32 run
+    # Digits, 200 steps; images of waves with a paper's config; without a float32 run.
+    python benchmarks/loss_parity.py
+    python benchmarks/loss_parity.py configs/cifar10.py --batch-size 64
+    python benchmarks/loss_parity.py --forms bfloat16 fp8 --steps 2000
 
 All start from the same weights and draw the same times and noises. Prints the mean loss of every
 tenth of the run and the others' difference from the first form's, and ends with the largest.

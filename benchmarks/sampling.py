@@ -1,10 +1,11 @@
 """Samples of a config as the job draws them: images/s of the network alone and with the decoder,
 TFLOP/s.
 
-    python benchmarks/sampling.py                                                  # U-ViT-H/2 at
-    256x256, guided python benchmarks/sampling.py --batch-size 64 256 --guidance-interval 0.1,0.8  #
-    and guided in an interval alone python benchmarks/sampling.py --batch-size 64 256 --reference
-    U-ViT --out sampling.json --chart sampling.png
+    # U-ViT-H/2 at 256x256, guided; the second also guided in an interval alone.
+    python benchmarks/sampling.py
+    python benchmarks/sampling.py --batch-size 64 256 --guidance-interval 0.1,0.8
+    python benchmarks/sampling.py --batch-size 64 256 --reference U-ViT \\
+        --out sampling.json --chart sampling.png
 
 Weights are random: no rate depends on them. TFLOP/s are the network's alone: one forward pass of
 `models/flops.py` an evaluation, two where it is guided, which within an interval only some are. "Of

@@ -1,14 +1,19 @@
 """CelebA 64x64, unconditional, U-ViT-S/4 (44M parameters): FID 2.87 in the paper (50,000 samples,
 EMA weights).
 
-python -m uvit_jax.main --job prepare --config configs/celeba64.py
---config.prepare.source=CELEBA/img_align_celeba python -m uvit_jax.main --config configs/celeba64.py
+    python -m uvit_jax.main --job prepare --config configs/celeba64.py \\
+        --config.prepare.source=CELEBA/img_align_celeba
+    python -m uvit_jax.main --config configs/celeba64.py
 
 Hardware: one H200, 5 hours (3,421 images/s, python benchmarks/train_step.py); the paper used 4
 A100. The images are the aligned ones (178x218), cropped to 128x128 around the face and halved. The
 training split is the first 162,770 files: put them in a folder of their own, or use
---config.prepare.source=tfds:celeb_a. The paper's weights: --job sample
---config.init_from=celeba64_uvit_small.pth
+--config.prepare.source=tfds:celeb_a.
+
+The paper's weights, nothing to prepare:
+
+    python -m uvit_jax.main --job sample --config configs/celeba64.py \\
+        --config.init_from=celeba64_uvit_small.pth
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,17 @@
 """CIFAR-10 32x32, unconditional, U-ViT-S/2 (44M parameters): FID 3.11 in the paper (50,000 samples,
 EMA weights).
 
-python -m uvit_jax.main --job prepare --config configs/cifar10.py
---config.prepare.source=tfds:cifar10 python -m uvit_jax.main --config configs/cifar10.py
+    python -m uvit_jax.main --job prepare --config configs/cifar10.py \\
+        --config.prepare.source=tfds:cifar10
+    python -m uvit_jax.main --config configs/cifar10.py
 
 Hardware: one H200, 5 hours (3,434 images/s, python benchmarks/train_step.py); the paper used 4
-A100. The paper's weights: --job sample --config.init_from=cifar10_uvit_small.pth
+A100.
+
+The paper's weights, nothing to prepare:
+
+    python -m uvit_jax.main --job sample --config configs/cifar10.py \\
+        --config.init_from=cifar10_uvit_small.pth
 """
 
 from ml_collections import ConfigDict

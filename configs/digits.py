@@ -1,7 +1,7 @@
 """Real 8x8 handwritten digits, class-conditional: a first light that takes minutes on two CPU
 cores.
 
-python -m uvit_jax.main --config configs/digits.py
+    python -m uvit_jax.main --config configs/digits.py
 """
 
 from ml_collections import ConfigDict

@@ -4,13 +4,17 @@ U-ViT-L/2 (287M).
 FID in the paper 2.29 (:huge, the default) and 3.4 (:large); 50,000 samples, EMA weights, guidance
 0.4.
 
-python -m uvit_jax.main --job prepare --config configs/imagenet256.py
---config.prepare.source=IMAGENET python -m uvit_jax.main --config configs/imagenet256.py
+    python -m uvit_jax.main --job prepare --config configs/imagenet256.py \\
+        --config.prepare.source=IMAGENET
+    python -m uvit_jax.main --config configs/imagenet256.py
 
 Hardware, in hours of one H200 (python benchmarks/train_step.py): 347 for :huge (410 images/s), 113
 for :large (755 images/s), divided by the number of GPUs where they scale; the paper used 8 A100.
-The paper's weights, nothing to prepare: python -m uvit_jax.main --job sample --config
-configs/imagenet256.py --config.init_from=imagenet256_uvit_huge.pth
+
+The paper's weights, nothing to prepare:
+
+    python -m uvit_jax.main --job sample --config configs/imagenet256.py \\
+        --config.init_from=imagenet256_uvit_huge.pth
 """
 
 from ml_collections import ConfigDict

@@ -4,13 +4,17 @@ U-ViT-L/4 (287M).
 FID in the paper 4.05 (:huge, the default) and 4.67 (:large); 50,000 samples, EMA weights, guidance
 0.7.
 
-python -m uvit_jax.main --job prepare --config configs/imagenet512.py
---config.prepare.source=IMAGENET python -m uvit_jax.main --config configs/imagenet512.py
+    python -m uvit_jax.main --job prepare --config configs/imagenet512.py \\
+        --config.prepare.source=IMAGENET
+    python -m uvit_jax.main --config configs/imagenet512.py
 
 Hardware, in hours of one H200 (python benchmarks/train_step.py): 348 for :huge (409 images/s), 189
 for :large (753 images/s), divided by the number of GPUs where they scale; the paper used 8 A100.
-The paper's weights, nothing to prepare: python -m uvit_jax.main --job sample --config
-configs/imagenet512.py --config.init_from=imagenet512_uvit_huge.pth
+
+The paper's weights, nothing to prepare:
+
+    python -m uvit_jax.main --job sample --config configs/imagenet512.py \\
+        --config.init_from=imagenet512_uvit_huge.pth
 """
 
 from ml_collections import ConfigDict

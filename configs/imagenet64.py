@@ -4,13 +4,17 @@ U-ViT-L/4 (287M).
 FID in the paper 5.85 (:mid, the default) and 4.26 (:large): 50,000 samples, EMA weights, classes as
 in the data.
 
-python -m uvit_jax.main --job prepare --config configs/imagenet64.py
---config.prepare.source=IMAGENET python -m uvit_jax.main --config configs/imagenet64.py:large
+    python -m uvit_jax.main --job prepare --config configs/imagenet64.py \\
+        --config.prepare.source=IMAGENET
+    python -m uvit_jax.main --config configs/imagenet64.py:large
 
 Hardware, in hours of one H200 (python benchmarks/train_step.py): 56 for :mid (1,524 images/s), 113
 for :large (755 images/s), divided by the number of GPUs where they scale; the paper used 8 A100.
-The paper's weights: --job sample --config.init_from=imagenet64_uvit_mid.pth (or
-imagenet64_uvit_large.pth).
+
+The paper's weights, nothing to prepare (for :large, imagenet64_uvit_large.pth):
+
+    python -m uvit_jax.main --job sample --config configs/imagenet64.py \\
+        --config.init_from=imagenet64_uvit_mid.pth
 """
 
 from ml_collections import ConfigDict

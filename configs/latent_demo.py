@@ -5,11 +5,11 @@ Wants a folder of images, its sub-folders being classes, and the weights of TAEF
 taef2_encoder.pth and taef2_decoder.pth of github.com/madebyollin/taesd in a folder, or the hub's
 name below where it can be reached.
 
-python -m uvit_jax.main --job prepare --config configs/latent_demo.py --config.prepare.source=IMAGES
-\
-    --config.autoencoder.name=TAEF2
-python -m uvit_jax.main --config configs/latent_demo.py --config.autoencoder.name=TAEF2
---config.model.num_classes=51 python -m uvit_jax.main --job sample --workdir runs/latent_demo
+    python -m uvit_jax.main --job prepare --config configs/latent_demo.py \\
+        --config.prepare.source=IMAGES --config.autoencoder.name=TAEF2
+    python -m uvit_jax.main --config configs/latent_demo.py \\
+        --config.autoencoder.name=TAEF2 --config.model.num_classes=51
+    python -m uvit_jax.main --job sample --workdir runs/latent_demo
 
 num_classes is one more than the classes of the folder. On 50 photographs, one a class, the three
 take six minutes; the samples then have the colours and rough shapes of each class's photograph, and

@@ -4,14 +4,20 @@ blocks (58M).
 FID in the paper 5.95 (:small, the default) and 5.48 (:deep): 30,000 captions of the validation set,
 guidance 1.0.
 
-python -m uvit_jax.main --job prepare --config configs/mscoco256.py --config.prepare.source=COCO
-python -m uvit_jax.main --config configs/mscoco256.py python -m uvit_jax.main --job sample --workdir
-runs/mscoco256 --config.sample.prompts="a red bus; two cats on a sofa"
+    python -m uvit_jax.main --job prepare --config configs/mscoco256.py \\
+        --config.prepare.source=COCO
+    python -m uvit_jax.main --config configs/mscoco256.py
+    python -m uvit_jax.main --job sample --workdir runs/mscoco256 \\
+        --config.sample.prompts="a red bus; two cats on a sofa"
 
 COCO holds train2014/ and annotations/captions_train2014.json. Hardware, in hours of one H200
 (python benchmarks/train_step.py): 24 for :small (2,994 images/s), 31 for :deep (2,298 images/s);
-the paper used 4 A100. The paper's weights, nothing to prepare: --job sample
---config.init_from=mscoco_uvit_small.pth, and the prompts.
+the paper used 4 A100.
+
+The paper's weights, nothing to prepare:
+
+    python -m uvit_jax.main --job sample --config configs/mscoco256.py \\
+        --config.init_from=mscoco_uvit_small.pth --config.sample.prompts="a red bus"
 """
 
 from ml_collections import ConfigDict

@@ -5,11 +5,12 @@ Wants images with captions (COCO's layout, or a flat folder with a metadata.json
 TAEF2 (8 MB, see configs/latent_demo.py) and those of CLIP ViT-L/14 (the hub's name below, or a
 folder).
 
-python -m uvit_jax.main --job prepare --config configs/text_demo.py --config.prepare.source=COCO \
-    --config.prepare.split=train2017 --config.autoencoder.name=TAEF2
-python -m uvit_jax.main --config configs/text_demo.py --config.autoencoder.name=TAEF2 python -m
-uvit_jax.main --job sample --workdir runs/text_demo --config.sample.prompts="a red bus; two cats on
-a sofa"
+    python -m uvit_jax.main --job prepare --config configs/text_demo.py \\
+        --config.prepare.source=COCO --config.prepare.split=train2017 \\
+        --config.autoencoder.name=TAEF2
+    python -m uvit_jax.main --config configs/text_demo.py --config.autoencoder.name=TAEF2
+    python -m uvit_jax.main --job sample --workdir runs/text_demo \\
+        --config.sample.prompts="a red bus; two cats on a sofa"
 
 Without CLIP's weights a tower that was never trained stands in: --config.text_encoder.name=random:0
 and --config.text_encoder.tokenizer=bpe_simple_vocab_16e6.txt.gz (OpenAI's). Every text then has

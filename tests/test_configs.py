@@ -1,12 +1,15 @@
-"""The paper's configurations hold the paper's numbers."""
+"""The paper's configurations hold the paper's numbers, and their docstrings' commands are right."""
 
 import importlib
 import math
+import shlex
 
 import pytest
 
+from tests.jobs.runs import ROOT
+from uvit_jax.command_line import JOBS, separate
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.config import Experiment, resolve
+from uvit_jax.experiment.config import Experiment, load_experiment, resolve
 from uvit_jax.interop import official_layout
 
 # Of the official configs: patch, width, all blocks, heads, classes, conv; batch, steps, lr,
@@ -227,3 +230,22 @@ def test_coco_has_a_scale_of_its_own_and_clips_text_tower():
         False,
         "train2014",
     )
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.py")), ids=lambda path: path.name)
+def test_the_commands_in_a_configs_docstring_can_be_copied(path):
+    """Each is an indented block's line, with its continuations; all read as the command line reads
+    them, and one of them trains.
+    """
+    lines = importlib.import_module(f"configs.{path.stem}").__doc__.replace("\\\n", " ").split("\n")
+    commands = [shlex.split(line) for line in lines if line.startswith("    ")]
+    assert ["python", "-m", "uvit_jax.main", "--config"] in [command[:4] for command in commands]
+    for command in commands:
+        assert command[:3] == ["python", "-m", "uvit_jax.main"]
+        kept, fields = separate(command[2:])
+        given = dict(flag.removeprefix("--").split("=", 1) for flag in kept[1:])
+        assert given.keys() <= {"config", "job", "workdir"}
+        assert given.get("job", "train") in JOBS
+        assert given.get("config", f"configs/{path.name}").split(":")[0] == f"configs/{path.name}"
+        load_experiment(given.get("config", f"configs/{path.name}"), fields)
+    assert not [line for line in lines if "python -m" in line and not line.startswith("    ")]
