@@ -49,13 +49,15 @@ TESTS = pathlib.Path(__file__).parent
 SHARED = pathlib.Path(os.environ.get("UVIT_JAX_SHARED", TESTS.parent.parent / "shared"))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Lets Python look for cycles rarely: the many objects of traced programs live as long as the
-    session, and to go through them again and again was 15 % of the session's time.
+    session, and to go through them again and again was 15 % of the session's time. Not in the slow
+    group, whose full-size models must go as soon as they can.
     """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 20)
+    if session.config.option.markexpr != "slow":
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(200_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
