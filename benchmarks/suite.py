@@ -13,14 +13,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+from uvit_jax.errors import UserError, run_script
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def cpu_seconds(command: Sequence[str]) -> tuple[float, float]:
     """Runs a command to its end; returns the CPU seconds of all its processes and the seconds that
-    passed. Raises CalledProcessError where it fails."""
+    passed. Raises UserError where it fails."""
     before, began = os.times(), time.monotonic()
-    subprocess.run(command, cwd=ROOT, check=True)
+    if code := subprocess.run(command, cwd=ROOT).returncode:
+        raise UserError(f"{' '.join(command)} ended with exit code {code}, expected 0")
     after = os.times()
     spent = after.children_user - before.children_user
     spent += after.children_system - before.children_system
@@ -40,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -82,3 +82,10 @@ def test_the_keys_of_the_weights_are_those_of_nnx_rngs():
     for _ in range(3):
         assert ours.params() == theirs.params()
     assert InitKeys(5).params() == nnx.Rngs(params=5).params()
+
+
+def test_the_keys_are_counted_outside_the_program():
+    draw = lambda key: [keys.params() for keys in [InitKeys(key)] for _ in range(3)]  # noqa: E731
+    names = [eqn.primitive.name for eqn in jax.make_jaxpr(draw)(jax.random.key(3)).eqns]
+    assert names.count("random_fold_in") == 3
+    assert "add" not in names
