@@ -69,7 +69,10 @@ def error_of(result) -> str:
             id="mesh",
         ),
         pytest.param(
-            ["--workdir=LICENSE/run"], "workdir LICENSE/run can't be written to", id="workdir"
+            ["--workdir=LICENSE/run"],
+            "workdir LICENSE/run can't be written to",
+            id="workdir",
+            marks=pytest.mark.slow,
         ),
         pytest.param(["stray"], "unexpected argument 'stray'", id="stray"),
     ],
