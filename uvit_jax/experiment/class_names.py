@@ -122,9 +122,11 @@ def _by_name(
 def _unknown(text: str, part: str, table: Mapping[str, list[int]]) -> str:
     key = _key(part)
     word = re.compile(rf"\b{re.escape(key)}\b")
-    close = [name for name in table if key and word.search(name)][:3] or [nearest(key, table)]
+    close = [name for name in table if key and word.search(name)][:3]
+    if not close and (near := nearest(key, table)):
+        close = [near]
     hint = "expected 'all' or classes as in '0,3,7'"
-    if close[0]:
+    if close:
         hint = f"did you mean {' or '.join(map(repr, close))}?"
     elif table:
         hint += f", or by name as in {next(iter(table))!r}"
