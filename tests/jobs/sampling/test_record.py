@@ -50,7 +50,7 @@ def test_the_folder_of_a_request_keeps_its_name_from_version_to_version(changes,
 
 
 def test_a_class_asked_for_by_name_is_the_request_of_its_number():
-    animals = tuple("ant bee cat dog eel fox gnu hen ibis jay".split())
+    animals = tuple(["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"])
     by_name = names(animals, sample__labels="Dog, ant")
     assert by_name == names(animals, sample__labels="3,0") == names(sample__labels="3, 0")
     assert by_name != names(animals, sample__labels="ant, dog")
