@@ -8,14 +8,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from uvit_jax.command_line import JOBS, asked_for_help, help_text, separate
+from uvit_jax.command_help import asked_for_help, help_asked
+from uvit_jax.command_line import JOBS, separate
 from uvit_jax.errors import Failed, Preempted, UserError, check_choice
-from uvit_jax.experiment.config_file import packaged_configs, read_config, split_name
+from uvit_jax.experiment.config_file import read_config, split_name
 from uvit_jax.experiment.paths import local_path
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     logger.propagate = False
     try:
         if asked := asked_for_help(argv):
-            print(_help(every_field=asked == "helpfull"))
+            _print_all(help_asked(asked, argv))
             return
         given, fields = separate(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
     except (UserError, flags.Error) as error:
@@ -59,28 +60,20 @@ def run(argv: Sequence[str] | None = None) -> None:
     app.run(lambda _: _main(fields), argv=given, flags_parser=_parse)
 
 
-def _help(*, every_field: bool) -> str:
-    text = help_text(packaged_configs())
-    if not every_field:
-        return text
-    # Imported late: --help needs no jax.
-    from uvit_jax.experiment.config import default_config, field_names
-
-    values = default_config().to_dict()
-    lines = [f"--config.{name}={_value(values, name)!r}" for name in field_names()]
-    return "\n".join([text, "Every field, at its default:", *lines])
-
-
-def _value(values: Mapping[str, Any], name: str) -> object:
-    section, _, field = name.rpartition(".")
-    return values[section][field] if section else values[field]
+def _print_all(text: str) -> None:
+    """Prints a long text; that its reader, as `| head`, has seen enough is not an error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python's own flush at its end would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main(fields: Mapping[str, str | None]) -> None:
     try:
         experiment, workdir = open_experiment(_JOB.value, _CONFIG.value, _WORKDIR.value, fields)
         try:
-            _run_job(_JOB.value, experiment, workdir)
+            _run_job(_JOB.value, experiment, workdir, config=_CONFIG.value)
         except SystemExit as ended:
             _exit_soon(ended.code if isinstance(ended.code, int) else 1)
             raise
@@ -166,12 +159,15 @@ def _no_config(workdir: str) -> str:
     )
 
 
-def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoReturn:
-    """Runs one job on every host.
+def _run_job(
+    name: str, experiment: "Experiment", workdir: pathlib.Path, *, config: str = ""
+) -> NoReturn:
+    """Runs one job on every host; config: its file, for the log.
 
     However it ends here, the other hosts learn of it, so that none hangs in a collective.
     """
     from uvit_jax import failures
+    from uvit_jax.experiment.headline import headed, headline
     from uvit_jax.experiment.saved_config import to_save
     from uvit_jax.experiment.workdir import agree_on_run
     from uvit_jax.parallel import distributed, hosts
@@ -195,8 +191,12 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
                 logging.getLogger("uvit_jax").setLevel(logging.WARNING)
             agree_on_run(name, to_save(experiment), workdir)
             keep_compiled_programs(os.environ)
-        line, code = importlib.import_module(f"uvit_jax.jobs.{name}").run(experiment, workdir), 0
-        stream = sys.stdout
+        # prepare lays a mesh of its own over the devices of each host.
+        mesh = None if name == "prepare" else experiment.mesh
+        devices = name not in _SINGLE_HOST
+        with headed(headline(name, config or str(workdir), mesh, devices=devices)):
+            job = importlib.import_module(f"uvit_jax.jobs.{name}")
+            line, code, stream = job.run(experiment, workdir), 0, sys.stdout
     except Failed as error:
         line, code, stream = str(error), 1, sys.stdout
     except Preempted as error:

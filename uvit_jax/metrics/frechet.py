@@ -56,7 +56,11 @@ def frechet_distance(
     mean_b: Float[np.ndarray, " m_b"],
     cov_b: Float[np.ndarray, "rows_b columns_b"],
 ) -> float:
-    """The squared Frechet distance of two Gaussians; errors as `FrechetReference.distance`."""
+    """The squared Frechet distance of two Gaussians; errors as `FrechetReference.distance`.
+
+    >>> frechet_distance(np.zeros(2), np.eye(2), np.ones(2), np.eye(2))
+    2.0
+    """
     return FrechetReference(mean_a, cov_a).distance(mean_b, cov_b)
 
 
