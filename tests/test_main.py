@@ -68,6 +68,7 @@ def error_of(result) -> str:
             ["--config.mesh.data=3"],
             "config.mesh.data = 3, config.mesh.fsdp = 1, config.mesh.tensor = 1 don't mul",
             id="mesh",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             ["--workdir=LICENSE/run"],
