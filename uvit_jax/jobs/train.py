@@ -44,6 +44,7 @@ from uvit_jax.parallel.batches import Batch
 from uvit_jax.parallel.chips import peak_flops
 from uvit_jax.parallel.preemption import PreemptionNotice
 from uvit_jax.telemetry.curves import loss_curve
+from uvit_jax.telemetry.loggers.registry import check_installed
 from uvit_jax.telemetry.progress import Progress
 from uvit_jax.telemetry.throughput import Throughput
 from uvit_jax.telemetry.writers import MetricWriter, read_metrics
@@ -65,6 +66,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
       Preempted: after a SIGTERM, with a checkpoint of the step that was reached.
     """
     # --- Everything that can be wrong is found first, on whichever host it is.
+    hosts.on_first(check_installed, experiment.train.loggers)
     opened = hosts.on_all(open_for_training, experiment, workdir)
     card, source, text = opened.assembled.card, opened.source, opened.text
     prompts = read_prompts(experiment.sample.prompts) if text else ()
@@ -144,7 +146,9 @@ def _train(
     with (
         contextlib.closing(batches),
         contextlib.closing(checkpoints),
-        MetricWriter(workdir, start, active=main_host) as writer,
+        MetricWriter(
+            workdir, start, active=main_host, loggers=train.loggers, config=config
+        ) as writer,
     ):
         save_state = _saver(checkpoints, batches, writer, rates)
         if newest is None and train.keep_every:
