@@ -47,9 +47,10 @@ from uvit_jax.telemetry.curves import loss_curve
 from uvit_jax.telemetry.loggers.registry import check_installed
 from uvit_jax.telemetry.progress import Progress
 from uvit_jax.telemetry.throughput import Throughput
+from uvit_jax.telemetry.trace import StepTrace
 from uvit_jax.telemetry.writers import MetricWriter, read_metrics
 from uvit_jax.training.checkpoint import Checkpoints, Rates
-from uvit_jax.training.loop import Hook, Window, fit
+from uvit_jax.training.loop import Hook, Log, Window, fit
 from uvit_jax.training.metrics_log import MetricsLog
 from uvit_jax.training.state import TrainState, create_sharded
 from uvit_jax.training.step import Metrics
@@ -196,12 +197,14 @@ def _train(
                     state,
                     batches,
                     steps=train.steps,
-                    log_every=train.log_every,
                     on_step=progress.update,
-                    on_log=functools.partial(_log_finite, log),
+                    log=Log(train.log_every, functools.partial(_log_finite, log)),
                     hooks=hooks,
                     check=_check_finite,
                     should_stop=preempted,
+                    trace=StepTrace(
+                        train.profiled_steps if main_host else range(0), workdir / "profile"
+                    ),
                 )
         stopped = int(state.step) < train.steps
         if not stopped:
