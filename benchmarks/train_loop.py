@@ -42,7 +42,7 @@ from uvit_jax.files import atomic_write
 from uvit_jax.jobs import train
 from uvit_jax.parallel.compile_cache import keep_compiled_programs
 from uvit_jax.parallel.gpu_memory import use_cuda_allocator
-from uvit_jax.training.loop import Hook, Window, fit
+from uvit_jax.training.loop import Hook, Log, Window, fit
 
 # Windows that the measured steps are logged in at least, half of them before the checkpoint.
 WINDOWS = 4
@@ -145,8 +145,7 @@ class Measured:
         state: Any,
         batches: Any,
         *,
-        on_log: Callable[[int, Window], None],
-        log_every: int,
+        log: Log,
         hooks: Sequence[Hook],
         should_stop: Callable[[int], bool],
         **options: Any,
@@ -157,16 +156,16 @@ class Measured:
         state = self._run_bare(train_step, state, batch)
 
         count = max(1, min(WINDOWS, self.steps))
-        self.log_every = min(log_every, self.steps // count)
+        self.log_every = min(log.every, self.steps // count)
         first = -(-(int(state.step) + self.log_every) // self.log_every) * self.log_every
         windows = -(-self.steps // self.log_every)
         self.saved = first + windows // 2 * self.log_every
         self.last = first + windows * self.log_every
 
-        def log(step: int, window: Window) -> None:
+        def measured(step: int, window: Window) -> None:
             if step > first:
                 self.windows[step] = window
-            on_log(step, window)
+            log.run(step, window)
 
         # Due at the multiples of a step, and so the first time at that step.
         hooks = [
@@ -180,8 +179,7 @@ class Measured:
             train_step,
             state,
             batches,
-            on_log=log,
-            log_every=self.log_every,
+            log=Log(self.log_every, measured),
             hooks=hooks,
             should_stop=lambda step: should_stop(step) or step == self.last,
             **options,

@@ -37,12 +37,12 @@ def typed(value: Any, hint: Any, *, whole_floats: bool = False) -> Any:
 
 
 def words(hint: Any) -> str:
-    """An annotation in words, as "float or None"; the only tuples are pairs of numbers."""
+    """An annotation in words, as "float or None"; a tuple is of two numbers or of names."""
     kinds = _alternatives(hint)
     if len(kinds) > 1:
         return " or ".join(map(words, kinds))
     if typing.get_origin(hint) is tuple:
-        return "two numbers"
+        return "a tuple of names" if typing.get_args(hint)[-1] is ... else "two numbers"
     return "None" if hint is types.NoneType else str(hint.__name__)
 
 

@@ -47,6 +47,8 @@ def test_any_scheme_is_that_of_a_url(value):
         "runs/x",
         "/a b/c",
         "tfds:voc/2007",
+        "hf:org/name:config",
+        "wds:/data/train-{000..009}.tar",
         "random:3",
         "org/model",
         "digits",

@@ -119,7 +119,7 @@ def test_verify_reads_everything_again_and_names_what_was_altered(images, tmp_pa
     [
         (
             {"prepare__source": ""},
-            r"^config\.prepare\.source is empty, expected 'tfds:<name>' or a folder with COCO's",
+            r"^config\.prepare\.source is empty, expected 'tfds:<name>', 'hf:<name>', ",
         ),
         ({"prepare__source": "/nowhere"}, "/nowhere"),
         (

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import weakref
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,8 +66,36 @@ def test_metrics_say_what_share_of_the_time_the_host_waited(trained):
         shares = [line["data_wait"], line["log_wait"], line["save_wait"]]
         assert min(shares) >= 0
         assert 0 < sum(shares) <= 1
+        assert 0 <= line["idle_wait"] <= 1
         # The checkpoint of step 4 lies between the lines of steps 4 and 6.
         assert (line["save_wait"] > 0) == (line["step"] == 6)
+
+
+def test_a_profile_is_a_trace_of_the_steps_that_a_resumed_run_has_left(trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[0], workdir)
+    train.run(tiny_experiment(train__steps=11, train__profile="5:11"), workdir)
+    (path,) = (workdir / "profile").glob("plugins/profile/*/*.xplane.pb")
+    events = [
+        event
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes
+        for line in plane.lines
+        for event in line.events
+    ]
+    steps = [dict(event.stats)["step_num"] for event in events if event.name == "train"]
+    assert steps == [9, 10]  # the run goes on after step 8
+    assert {"data", "log"} <= {event.name for event in events}
+
+
+@pytest.mark.parametrize(
+    "profile", ["5", "5:", "5:5", "9:5", "0:5", "a:b", "-1:5", "9:12", "5:6:7"]
+)
+def test_a_profile_that_is_not_steps_of_the_run_is_refused(profile):
+    with pytest.raises(
+        UserError,
+        match=rf"^config\.train\.profile is '{profile}', expected START:STOP, .* to 8 \(steps\)$",
+    ):
+        tiny_experiment(train__profile=profile)
 
 
 def test_the_lines_of_a_step_are_on_the_disk_before_its_checkpoint(tmp_path, monkeypatch):

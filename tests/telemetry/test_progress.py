@@ -99,6 +99,18 @@ def test_a_loss_not_given_stays_the_last_one_known():
     assert "loss 0.5000" in file.getvalue().splitlines()[-1]
 
 
+def test_a_note_stays_until_another_takes_its_place():
+    clock, file = Clock(), io.StringIO()
+    progress = Progress(100, file=file, clock=clock)
+    for step, note in ((1, "waiting 34 % for data"), (2, None), (3, "")):
+        clock.now += 20
+        progress.update(step, loss=0.5, note=note)
+    first, second, third = file.getvalue().splitlines()
+    assert first == "train   1% 1/100  loss 0.5000  waiting 34 % for data"
+    assert "waiting 34 % for data" in second
+    assert "waiting" not in third
+
+
 def test_numbers_that_come_late_turn_nothing_back():
     clock, file = Clock(), io.StringIO()
     progress = Progress(100, file=file, clock=clock)

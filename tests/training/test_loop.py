@@ -1,11 +1,13 @@
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from uvit_jax.telemetry.trace import StepTrace
 from uvit_jax.training import loop
-from uvit_jax.training.loop import Hook, fit
+from uvit_jax.training.loop import Hook, Log, fit
 from uvit_jax.training.state import TrainState
 
 STEP_SECONDS = 2.0
@@ -41,6 +43,9 @@ class Value:
         self.clock.now = max(self.clock.now, self.ready)
         return self
 
+    def is_ready(self) -> bool:
+        return self.clock.now >= self.ready
+
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self.block_until_ready().value, dtype)
 
@@ -57,11 +62,14 @@ class Device:
             0,
         )
 
+    def running(self) -> int:
+        return sum(end > self.clock.now for end in self.steps)
+
     def run(self, **values: float) -> dict[str, Value]:
         self.idle += max(0.0, self.clock.now - self.free)
         self.free = max(self.clock.now, self.free) + STEP_SECONDS
         self.steps.append(self.free)
-        self.most_behind = max(self.most_behind, sum(end > self.clock.now for end in self.steps))
+        self.most_behind = max(self.most_behind, self.running())
         return {name: Value(self.clock, value, self.free) for name, value in values.items()}
 
 
@@ -99,9 +107,8 @@ class Run:
             state_at(start),
             self.data(start),
             steps=steps,
-            log_every=log_every,
             on_step=lambda step: self.events.append(("step", step)),
-            on_log=on_log,
+            log=Log(log_every, on_log),
             **options,
         )
 
@@ -250,6 +257,59 @@ def test_a_window_says_what_the_host_waited_for(run):
     assert all(sum(parts[step]) <= window.seconds for step, window in run.windows.items())
     # The drawing and the last log are in no window.
     assert sum(window.seconds for window in run.windows.values()) == run.clock.now - 100 - 1000 - 3
+
+
+@pytest.mark.parametrize(
+    ("slow", "idle"),
+    [
+        ({}, [{}, {}, {}]),
+        # Shorter than a step: hidden, but for batches that no step runs beside.
+        ({"data_seconds": 1.8}, [{"data": 1.8}, {}, {"data": 1.8}]),
+        # Longer than a step: every batch, so many in each window, is waited for.
+        ({"data_seconds": 3.0}, [{"data": 7 * 3.0}, {"data": 3 * 3.0}, {"data": 2 * 3.0}]),
+        # Longer than all steps under way.
+        ({"log_seconds": 20.0}, [{}, {"log": 20.0}, {"log": 20.0}]),
+    ],
+)
+def test_waits_that_leave_the_devices_idle_are_told_from_hidden_ones(run, slow, idle):
+    for name, seconds in slow.items():
+        setattr(run, name, seconds)
+    run.fit(steps=12, log_every=4, hooks=[run.hook("save", every=10, seconds=7.0)])
+    idle[2]["hook"] = 7.0  # no step runs beside a save
+    for step, expected in zip((4, 8, 12), idle, strict=True):
+        found = {part: seconds for part, seconds in run.windows[step].idle.items() if seconds}
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "start", "traced"),
+    [
+        (range(3, 5), 0, [3, 4]),
+        (range(3, 5), 3, [4]),  # resumed in between
+        (range(3, 5), 4, []),  # resumed after it
+        (range(6, 100), 0, [6, 7, 8]),  # to the end of the run
+    ],
+)
+def test_a_trace_holds_whole_steps_and_no_others(run, monkeypatch, steps, start, traced):
+    def recorded(event, seconds=0.0):
+        def function(*arguments, **options):
+            run.events.append((event, run.device.running()))
+            run.clock.advance(seconds)
+
+        return function
+
+    monkeypatch.setattr(jax.profiler, "start_trace", recorded("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", recorded("stop", seconds=1000.0))
+    run.fit(start=start, steps=8, log_every=8, trace=StepTrace(steps, "profile"))
+    within, is_on = [], False
+    for event, number in run.events:
+        if event in ("start", "stop"):
+            assert number == 0  # steps that run on the device
+            is_on = event == "start"
+        elif event == "step" and is_on:
+            within.append(number)
+    assert within == traced
+    assert run.windows[8].seconds < 100  # without the time in which the trace was written
 
 
 def test_a_run_that_is_stopped_ends_after_that_step_with_the_hooks_of_the_end_alone(run):

@@ -19,6 +19,8 @@ _BOOLS = {
 def from_text(text: str, hint: Any) -> Any:
     """Reads a text: "1e3" for an int, "true" for a bool, "0.9,0.99" or "(0.9, 0.99)", "None".
 
+    A tuple of any length is names with commas between, "" for none.
+
     Raises:
       ValueError: for a text that is not a value of this type.
     """
@@ -27,6 +29,8 @@ def from_text(text: str, hint: Any) -> Any:
         return _first_that_fits(text, parts)
     if origin is tuple:
         items = text.strip(" ()[]").removesuffix(",").split(",")
+        if parts[-1] is ...:
+            return tuple(from_text(item.strip(" '\""), parts[0]) for item in items if item.strip())
         return tuple(from_text(item, part) for item, part in zip(items, parts, strict=True))
     if hint is types.NoneType:
         if text.strip().lower() != "none":

@@ -84,7 +84,7 @@ class EvaluateConfig:
       samples: a folder of images, or of samples that its samples.json announces, or an .npz, to
         score in place of drawing any.
       reference: an .npz of statistics, or images to make them of: a folder, a prepared data set,
-        "tfds:<name>" or "digits"; empty for `config.data.source`.
+        "tfds:<name>", "hf:<name>", "wds:<tars>" or "digits"; empty for `config.data.source`.
       features: "own", the built-in features that every machine has, or "inception".
       metrics: "all" for those that the features and the reference allow, or some of fid, sfid, is,
         kid, precision, recall, density, coverage, clip.
@@ -158,9 +158,10 @@ class PrepareConfig:
 
     Attributes:
       source: a folder of images (sub-folders are classes; or flat, with an optional metadata.jsonl,
-        .csv or .parquet), "tfds:<name>", or a folder of the official repository's `<i>.npy`
-        features.
-      split: of a TFDS data set, or the sub-folder of `source` of that name where there is one.
+        .csv or .parquet), "tfds:<name>", "hf:<name>", "wds:<tars>", or a folder of the official
+        repository's `<i>.npy` features.
+      split: of a TFDS or Hugging Face data set, or the sub-folder of `source` of that name where
+        there is one.
       data_dir: where TFDS keeps its data sets; empty for its own default.
       out: the folder made; empty for `data.source`.
       latents: True stores the latents of `autoencoder`; False stores pixels, as without one.

@@ -11,7 +11,7 @@ from uvit_jax.errors import UserError
 Config = TypeVar("Config", bound=Any)
 
 # Every field that a file or a folder may be named in; some take other names, too (a hub's,
-# "tfds:<name>", "digits").
+# "tfds:<name>", "hf:<name>", "digits").
 PATH_FIELDS = (
     "init_from",
     "autoencoder.name",
@@ -30,16 +30,23 @@ PATH_FIELDS = (
     "prepare.data_dir",
     "prepare.out",
 )
+# What may stand before the path of an image source.
+_SOURCE = re.compile(r"(?:hf|wds):")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:/")
 
 
 def local_path(field: str, value: str) -> str:
     """Expands a leading ~, which a shell leaves as it is in `--workdir=~/runs`.
 
+    The ~ of "hf:~/images" is expanded, too.
+
     Raises:
       UserError: for a URL, which would be taken for a folder "gs:"; for a name of blanks alone, or
         one that is not UTF-8, which no report could hold; for the ~ of an unknown user.
     """
+    source = _SOURCE.match(value)
+    if source and not value[source.end() :].startswith("//"):
+        return source[0] + local_path(field, value[source.end() :])
     if _URL.match(value):
         raise UserError(
             f"{field} is {value!r}, which is a URL, expected a path: mount the bucket as a folder "

@@ -5,6 +5,7 @@ Each field is a command line flag.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from uvit_jax.diffusion.schedules import RectifiedFlow, Schedule, VPCosine, VPDi
 from uvit_jax.errors import UserError, check_choice
 from uvit_jax.models.uvit_config import DTYPES
 from uvit_jax.parallel.compiler import OVERLAPS
+from uvit_jax.telemetry.loggers.registry import LOGGERS
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "vp_linear": VPLinear,
@@ -150,6 +152,10 @@ class TrainConfig:
       num_images: samples in the grids drawn while training.
       keep_last: newest checkpoints kept.
       keep_every: checkpoints at multiples of this step, 0 included, are kept for good; 0 for none.
+      loggers: where numbers and pictures go beside metrics.jsonl: "tensorboard", "wandb", both as
+        in "tensorboard,wandb", or empty for none.
+      profile: steps whose trace is written to the workdir's profile/, from START up to and without
+        STOP, as in "100:105"; empty for none.
     """
 
     steps: int = 500_000
@@ -163,6 +169,8 @@ class TrainConfig:
     num_images: int = 64
     keep_last: int = 2
     keep_every: int = 0
+    loggers: tuple[str, ...] = ("tensorboard",)
+    profile: str = ""
 
     def __post_init__(self) -> None:
         check_at_least(
@@ -171,6 +179,20 @@ class TrainConfig:
         check_at_least(self, 0, "image_every", "save_every", "keep_every")
         check_choice("overlap", self.overlap, OVERLAPS)
         check_seed(self.seed)
+        for name in self.loggers:
+            check_choice("loggers", name, tuple(LOGGERS))
+        if self.profile and not self.profiled_steps:
+            raise UserError(
+                f"profile is {self.profile!r}, expected START:STOP, the first step and the one "
+                f"after the last, as '100:105', from 1 up to {self.steps} (steps)"
+            )
+
+    @property
+    def profiled_steps(self) -> range:
+        """The steps that `profile` names; empty for none."""
+        found = re.fullmatch(r"\s*([0-9]{1,18}):([0-9]{1,18})\s*", self.profile)
+        first, stop = (int(found[1]), int(found[2])) if found else (0, 0)
+        return range(first, stop) if 1 <= first <= self.steps else range(0)
 
 
 def check_at_least(section: Any, least: int, *fields: str) -> None:

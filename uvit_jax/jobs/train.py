@@ -44,11 +44,13 @@ from uvit_jax.parallel.batches import Batch
 from uvit_jax.parallel.chips import peak_flops
 from uvit_jax.parallel.preemption import PreemptionNotice
 from uvit_jax.telemetry.curves import loss_curve
+from uvit_jax.telemetry.loggers.registry import check_installed
 from uvit_jax.telemetry.progress import Progress
 from uvit_jax.telemetry.throughput import Throughput
+from uvit_jax.telemetry.trace import StepTrace
 from uvit_jax.telemetry.writers import MetricWriter, read_metrics
 from uvit_jax.training.checkpoint import Checkpoints, Rates
-from uvit_jax.training.loop import Hook, Window, fit
+from uvit_jax.training.loop import Hook, Log, Window, fit
 from uvit_jax.training.metrics_log import MetricsLog
 from uvit_jax.training.state import TrainState, create_sharded
 from uvit_jax.training.step import Metrics
@@ -65,6 +67,7 @@ def run(experiment: Experiment, workdir: pathlib.Path) -> str:
       Preempted: after a SIGTERM, with a checkpoint of the step that was reached.
     """
     # --- Everything that can be wrong is found first, on whichever host it is.
+    hosts.on_first(check_installed, experiment.train.loggers)
     opened = hosts.on_all(open_for_training, experiment, workdir)
     card, source, text = opened.assembled.card, opened.source, opened.text
     prompts = read_prompts(experiment.sample.prompts) if text else ()
@@ -139,7 +142,9 @@ def _train(
     with (
         contextlib.closing(batches),
         contextlib.closing(checkpoints),
-        MetricWriter(workdir, start, active=main_host) as writer,
+        MetricWriter(
+            workdir, start, active=main_host, loggers=train.loggers, config=config
+        ) as writer,
     ):
         save_state = _saver(checkpoints, batches, writer, rates)
         if newest is None and train.keep_every:
@@ -187,12 +192,14 @@ def _train(
                     state,
                     batches,
                     steps=train.steps,
-                    log_every=train.log_every,
                     on_step=progress.update,
-                    on_log=functools.partial(_log_finite, log),
+                    log=Log(train.log_every, functools.partial(_log_finite, log)),
                     hooks=hooks,
                     check=_check_finite,
                     should_stop=preempted,
+                    trace=StepTrace(
+                        train.profiled_steps if main_host else range(0), workdir / "profile"
+                    ),
                 )
         stopped = int(state.step) < train.steps
         if not stopped:

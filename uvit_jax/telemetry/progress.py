@@ -25,7 +25,7 @@ class Stream(Protocol):
 
 
 class Progress:
-    """Shows percent, step/total, loss, images/s and time left of a job.
+    """Shows percent, step/total, loss, images/s, a note and time left of a job.
 
     On a terminal this is a tqdm bar. Elsewhere (a log file, CI) it is a plain line after the first
     update, then at most one every `interval` seconds, and one when the job is done; never a
@@ -65,6 +65,7 @@ class Progress:
         self._file: Stream = sys.stderr if file is None else file
         self._loss: float | int | None = None
         self._images_per_sec: float | int | None = None
+        self._note = ""
         self._first: tuple[int, float] | None = None
         self._shown_step, self._shown_at = -1, float("-inf")
         self._bar: tqdm.tqdm | None = None
@@ -87,8 +88,9 @@ class Progress:
         *,
         loss: float | int | None = None,
         images_per_sec: float | int | None = None,
+        note: str | None = None,
     ) -> None:
-        """Records that `step` steps are done; a loss or rate not given keeps its last value.
+        """Records that `step` steps are done; a loss, rate or note not given keeps its last value.
 
         Cheap at every step. The numbers of an earlier step may come late: the bar never goes back.
         """
@@ -100,6 +102,7 @@ class Progress:
         self._step = max(self._step, step)
         self._loss = self._loss if loss is None else loss
         self._images_per_sec = self._images_per_sec if images_per_sec is None else images_per_sec
+        self._note = self._note if note is None else note
         if now - self._shown_at >= self._interval or self._step >= self._total:
             self._show(now)
 
@@ -157,6 +160,7 @@ class Progress:
         parts = [
             "" if self._loss is None else f"loss {self._loss:.4f}",
             "" if rate is None else f"{rate:,.{0 if rate >= 100 else 1}f} images/s",
+            self._note,
             "" if left is None else f"{tqdm.tqdm.format_interval(left)} left",
         ]
         return "".join(f"  {part}" for part in parts if part)

@@ -1,23 +1,21 @@
-"""Writers of a run's numbers: `metrics.jsonl` and TensorBoard events, resumable after a kill."""
+"""The writer of a run's numbers: `metrics.jsonl` and loggers, resumable after a kill."""
 
 import json
 import math
 import os
 import pathlib
-import socket
 import time
 import types
-import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import tensorboardX
 from jaxtyping import UInt8
-from tensorboardX import summary
-from tensorboardX.proto import event_pb2, summary_pb2
 
 from uvit_jax.errors import UserError
 from uvit_jax.files import atomic_write
+from uvit_jax.telemetry.loggers.logger import LoggedRun
+from uvit_jax.telemetry.loggers.registry import open_loggers
 
 Number = float | int | np.floating | np.integer | None
 _SECONDS_BETWEEN_FLUSHES = 10.0
@@ -27,7 +25,7 @@ class MetricWriter:
     """Appends a run's numbers and images to its workdir, and resumes where a killed run stopped.
 
     `<workdir>/metrics.jsonl` gets one JSON object per line, `{"step": step, **scalars}`; a number
-    that is not finite becomes null. `<workdir>/tensorboard/` gets every number and image as events.
+    that is not finite becomes null. The loggers get every number and image.
 
     There is exactly one line for each logged step, if the caller calls `flush()` before it saves a
     checkpoint. In between, lines are synced to the disk at the first write after every 10 seconds.
@@ -35,9 +33,11 @@ class MetricWriter:
     Args:
       workdir: folder of the run.
       resume_step: number of steps in the state that the run resumes from. Lines of later steps, and
-        a last line torn by a kill, are dropped (the file is replaced in one move); TensorBoard
-        drops events of later steps. Lines of earlier steps are not written again.
+        a last line torn by a kill, are dropped (the file is replaced in one move). Lines of earlier
+        steps are not written again.
       active: False reads and writes nothing, on processes other than the first.
+      loggers: names of `loggers.registry.LOGGERS`.
+      config: of the run, for loggers that show it.
 
     Raises:
       UserError: the workdir can't be written, or metrics.jsonl holds a line (not the last) that is
@@ -45,7 +45,13 @@ class MetricWriter:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike[str], resume_step: int = 0, *, active: bool = True
+        self,
+        workdir: str | os.PathLike[str],
+        resume_step: int = 0,
+        *,
+        active: bool = True,
+        loggers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
     ):
         self.active = active
         if not active:
@@ -56,7 +62,7 @@ class MetricWriter:
             workdir.mkdir(parents=True, exist_ok=True)
             kept = _truncate(path, resume_step)
             self._lines = path.open("a", encoding="utf-8")
-            self._events = _EventFile(workdir / "tensorboard", purge_step=resume_step + 1)
+            self._loggers = open_loggers(loggers, LoggedRun(workdir, resume_step, config or {}))
         except OSError as error:
             raise UserError(
                 f"cannot write to {workdir}: {error.strerror}; expected a writable workdir"
@@ -72,7 +78,7 @@ class MetricWriter:
         self._flushed = time.monotonic()
 
     def write(self, step: int, scalars: Mapping[str, Number]) -> None:
-        """Writes a line of metrics.jsonl, which survives a SIGKILL right after, and events.
+        """Writes a line of metrics.jsonl, which survives a SIGKILL right after, and to loggers.
 
         scalars: Python or NumPy numbers (no device arrays), or None, written as null.
 
@@ -112,35 +118,41 @@ class MetricWriter:
         line = {"step": step} | {key: _finite(value) for key, value in values.items()}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
-        for key, value in values.items():
-            if value is not None:
-                self._events.add(step, summary.scalar(key, value))
+        known = {key: value for key, value in values.items() if value is not None}
+        for logger in self._loggers:
+            logger.scalars(step, known)
         self._flush_if_due()
 
     def write_image(self, tag: str, step: int, image: UInt8[np.ndarray, "h w c"]) -> None:
-        """Writes a TensorBoard image of 1, 3 or 4 channels."""
+        """Gives the loggers a picture of 1, 3 or 4 channels."""
         if self.active:
-            self._events.add(step, summary.image(tag, image, dataformats="HWC"))
+            for logger in self._loggers:
+                logger.image(tag, step, image)
             self._flush_if_due()
 
     def flush(self) -> None:
-        """Syncs all lines and events to the disk, out of the operating system's cache."""
+        """Syncs lines and loggers to the disk, out of the operating system's cache."""
         if self.active:
             self._lines.flush()
             os.fsync(self._lines.fileno())
-            self._events.sync()
+            for logger in self._loggers:
+                logger.sync()
             self._flushed = time.monotonic()
 
     def _flush_if_due(self) -> None:
         if time.monotonic() - self._flushed >= _SECONDS_BETWEEN_FLUSHES:
             self.flush()
 
-    def close(self) -> None:
-        """Flushes and closes both files; a second call does nothing."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flushes and closes all; a second call does nothing.
+
+        failed: True where the run ends with an error, which some loggers show.
+        """
         if self.active:
             self.flush()
             self._lines.close()
-            self._events.close()
+            for logger in self._loggers:
+                logger.close(failed=failed)
             self.active = False
 
     def __enter__(self) -> "MetricWriter":
@@ -152,7 +164,7 @@ class MetricWriter:
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict]:
@@ -198,41 +210,3 @@ def _truncate(path: pathlib.Path, resume_step: int) -> list[dict]:
 
 def _finite(value: float | int | None) -> float | int | None:
     return None if value is None or not math.isfinite(value) else value
-
-
-class _EventFile:
-    """One TensorBoard event file, written in the caller's thread.
-
-    tensorboardX's SummaryWriter passes events to a thread through a queue that its `flush` does not
-    wait for, so a kill after a flush can lose up to ten of them. Its RecordWriter has no queue.
-    """
-
-    def __init__(self, folder: pathlib.Path, purge_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        # The random end keeps apart two runs that start within a second: opening a file of the same
-        # name would empty it.
-        name = (
-            f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
-        )
-        self._path = folder / name
-        self._records = tensorboardX.RecordWriter(str(self._path))
-        self._write(event_pb2.Event(file_version="brain.Event:2"))
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(event_pb2.Event(step=purge_step, session_log=start))
-        self.sync()
-
-    def _write(self, event: event_pb2.Event) -> None:
-        event.wall_time = time.time()
-        self._records.write(event.SerializeToString())
-
-    def add(self, step: int, content: summary_pb2.Summary) -> None:
-        self._write(event_pb2.Event(step=step, summary=content))
-
-    def sync(self) -> None:
-        self._records.flush()
-        # A bucket mounted as a folder gets written data only when a file is synced or closed.
-        with self._path.open("ab") as same:
-            os.fsync(same.fileno())
-
-    def close(self) -> None:
-        self._records.close()

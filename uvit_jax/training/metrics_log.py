@@ -9,6 +9,10 @@ from uvit_jax.training.loop import Window
 from uvit_jax.training.optimizer import learning_rate
 from uvit_jax.training.optimizer_config import OptimizerConfig
 
+# Less than this share of the time is not worth a word in the log.
+_LEAST_SHARE = 0.1
+_WAITED_FOR = {"data": "data", "log": "logging", "hook": "checkpoints"}
+
 
 @dataclasses.dataclass(frozen=True)
 class MetricsLog:
@@ -47,9 +51,20 @@ class MetricsLog:
             "log_wait": window.log_seconds,
             "save_wait": window.hook_seconds,
         }
-        shares = {name: seconds / window.seconds for name, seconds in waits.items()}
+        waits["idle_wait"] = sum(window.idle.values())
+        shares = {name: min(1.0, seconds / window.seconds) for name, seconds in waits.items()}
         images = self.seen + (step - self.start) * self.batch_size
         self.writer.write(step, {"images": images, **window.metrics, "lr": lr, **rates, **shares})
         self.progress.update(
-            step, loss=window.metrics["loss"], images_per_sec=rates["images_per_sec"]
+            step,
+            loss=window.metrics["loss"],
+            images_per_sec=rates["images_per_sec"],
+            note=bound_in_words(window),
         )
+
+
+def bound_in_words(window: Window) -> str:
+    """Says what kept the devices waiting, as "waiting 34 % for data"; empty for nothing much."""
+    part, seconds = max(window.idle.items(), key=lambda item: item[1], default=("data", 0.0))
+    share = min(1.0, seconds / window.seconds)
+    return f"waiting {100 * share:.0f} % for {_WAITED_FOR[part]}" if share >= _LEAST_SHARE else ""

@@ -156,12 +156,12 @@ def test_folders_that_are_not_a_data_set_are_refused(tmp_path, files, message):
 def test_a_source_that_is_not_a_folder_is_refused(tmp_path):
     write(tmp_path / "a.png")
     with pytest.raises(
-        UserError, match=r"nowhere', which doesn't exist, expected 'tfds:<name>' or a folder "
+        UserError, match=r"nowhere', which doesn't exist, expected 'tfds:<name>', 'hf:<name>', "
     ):
         open_image_source(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"a\.png', which is a file"):
         open_image_source(str(tmp_path / "a.png"))
-    with pytest.raises(UserError, match=r"^data_dir is '/tfds', expected none for the folder"):
+    with pytest.raises(UserError, match=r"^data_dir is '/tfds', expected none for '/"):
         open_image_source(str(tmp_path), data_dir="/tfds")
 
 

@@ -39,7 +39,7 @@ class ImageSource(Protocol):
 
     @property
     def name(self) -> str:
-        """Name for the manifest: a folder's name, "coco:<folder>:train2014" or "tfds:cifar10"."""
+        """Name for the manifest: a folder's name, "coco:<folder>:train2014", "tfds:cifar10", ..."""
         ...
 
     @property

@@ -22,8 +22,8 @@ from uvit_jax.errors import UserError
 LOG = logging.getLogger("uvit_jax")
 
 _FILE, _FILES = "file_name", "_file_name"
-_LABELS = ("label", "labels")
-_CAPTIONS = ("text", "caption", "texts", "captions")
+LABELS = ("label", "labels")
+CAPTIONS = ("text", "caption", "texts", "captions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,10 @@ class Table:
         return name.removeprefix(self.part) if name.startswith(self.part) else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Entry:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """The label and captions of one row, and the row's place for errors."""
+
     where: str
     label: Label
     captions: tuple[str, ...]
@@ -118,9 +120,9 @@ def read_metadata(tables: Sequence[Table], files: Sequence[str]) -> Metadata:
 
 def _read_entries(
     tables: Sequence[Table], images: Collection[str]
-) -> tuple[dict[str, _Entry], set[Label], set[str]]:
+) -> tuple[dict[str, Entry], set[Label], set[str]]:
     """The entry of each file, labels of other parts, and the columns passed over."""
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, Entry] = {}
     elsewhere: set[Label] = set()
     other_columns: set[str] = set()
     for table in tables:
@@ -134,7 +136,7 @@ def _read_entries(
                 )
             file = table.place(named)
             if file is None:
-                elsewhere.add(_entry(where, fields).label)
+                elsewhere.add(read_entry(where, fields).label)
                 continue
             if file not in images:
                 raise UserError(f"{where} names {named!r}, expected an image in that folder")
@@ -143,8 +145,8 @@ def _read_entries(
                     f"{where} names {named!r} as {_place(entries[file].where)} does, expected one "
                     f"for each"
                 )
-            entries[file] = _entry(where, fields)
-            other_columns.update(fields.keys() - {file_column, *_LABELS, *_CAPTIONS})
+            entries[file] = read_entry(where, fields)
+            other_columns.update(fields.keys() - {file_column, *LABELS, *CAPTIONS})
     return entries, elsewhere, other_columns
 
 
@@ -182,9 +184,14 @@ def _file_column(path: pathlib.Path, rows: Sequence[Row]) -> str:
     return found[0] if found else _FILE
 
 
-def _entry(where: str, fields: Mapping[str, Any]) -> _Entry:
-    label, said = _only(where, fields, _LABELS), _only(where, fields, _CAPTIONS)
-    return _Entry(
+def read_entry(where: str, fields: Mapping[str, Any]) -> Entry:
+    """The label and captions of an object with the fields `label` and `text`, or their synonyms.
+
+    Raises:
+      UserError: beginning with `where`, for a value of another type, or a field under two names.
+    """
+    label, said = _only(where, fields, LABELS), _only(where, fields, CAPTIONS)
+    return Entry(
         where,
         read_label(f'{where}: "{label}"', fields.get(label)),
         _captions(f'{where}: "{said}"', fields.get(said)),

@@ -10,8 +10,13 @@ from collections.abc import Callable, Sequence
 from uvit_jax.data.image_sources.coco import coco_splits, open_coco
 from uvit_jax.data.image_sources.decoding import RGB, Decoding
 from uvit_jax.data.image_sources.folders import open_folder
+from uvit_jax.data.image_sources.hugging_face import PREFIX as HUGGING_FACE
+from uvit_jax.data.image_sources.hugging_face import open_hugging_face
 from uvit_jax.data.image_sources.image_source import ImageSource
-from uvit_jax.data.image_sources.tfds import PREFIX, open_tfds
+from uvit_jax.data.image_sources.tfds import PREFIX as TFDS
+from uvit_jax.data.image_sources.tfds import open_tfds
+from uvit_jax.data.image_sources.webdataset import PREFIX as WEBDATASET
+from uvit_jax.data.image_sources.webdataset import open_tars
 from uvit_jax.errors import UserError
 
 
@@ -57,9 +62,21 @@ def _path(source: str) -> pathlib.Path:
 KINDS: Sequence[Kind] = (
     Kind(
         "'tfds:<name>'",
-        lambda source: source.startswith(PREFIX),
+        lambda source: source.startswith(TFDS),
         lambda source, part: open_tfds(source, part.split, part.data_dir, part.decoding),
         has_data_dir=True,
+    ),
+    Kind(
+        "'hf:<name>'",
+        lambda source: source.startswith(HUGGING_FACE),
+        lambda source, part: open_hugging_face(
+            source, part.split, part.decoding or RGB, texts=part.texts
+        ),
+    ),
+    Kind(
+        "'wds:<tars>'",
+        lambda source: source.startswith(WEBDATASET),
+        lambda source, part: open_tars(source, part.split, part.decoding or RGB, texts=part.texts),
     ),
     Kind(
         "a folder with COCO's annotations",
@@ -78,7 +95,8 @@ KINDS: Sequence[Kind] = (
 
 def spelled_kinds() -> str:
     """A list in words of how the names of sources are written."""
-    return " or ".join(kind.spelled for kind in KINDS)
+    *others, last = (kind.spelled for kind in KINDS)
+    return f"{', '.join(others)} or {last}"
 
 
 def is_image_source(source: str) -> bool:
@@ -98,12 +116,13 @@ def open_image_source(
 
     Args:
       source: "tfds:<name>", as TFDS writes names ("tfds:cifar10",
-        "tfds:<name>/<config>:<version>"); otherwise a folder of images, see `folders.open_folder`,
-        or one with COCO's captions, see `coco.open_coco`.
-      split: name of the part. TFDS's slices ("train[:10%]") work there; a folder's splits are its
-        sub-folders, and a folder without any is all "train". COCO's may lack the year where there
-        is only one.
-      data_dir: where TFDS keeps its data sets; "" for its own default. Expected empty for folders.
+        "tfds:<name>/<config>:<version>"); "hf:<name>", see `hugging_face.open_hugging_face`;
+        "wds:<tars>", see `webdataset.open_tars`; otherwise a folder of images, see
+        `folders.open_folder`, or one with COCO's captions, see `coco.open_coco`.
+      split: name of the part. Slices ("train[:10%]") work for TFDS and the hub; a folder's splits
+        are its sub-folders, and a folder without any is all "train". COCO's may lack the year where
+        there is only one.
+      data_dir: where TFDS keeps its data sets; "" for its own default. Expected empty for others.
       decoding: how files become pixels; None for RGB, or grey where TFDS says that a data set is.
       texts: True if captions are wanted, see `folders.open_folder`.
 
@@ -113,8 +132,7 @@ def open_image_source(
     kind = next((kind for kind in KINDS if kind.recognises(source)), None)
     if data_dir and not (kind and kind.has_data_dir):
         raise UserError(
-            f"data_dir is {data_dir!r}, expected none for the folder {source!r}: it is where TFDS "
-            "looks"
+            f"data_dir is {data_dir!r}, expected none for {source!r}: it is where TFDS looks"
         )
     if kind is None:
         found = "is a file" if _path(source).exists() else "doesn't exist"

@@ -52,7 +52,16 @@ def _captions(path: pathlib.Path) -> tuple[str, ...]:
         raise UserError(
             f"{shown} has the byte 0x{byte:02x} at offset {error.start}, expected UTF-8"
         ) from None
+    return caption_lines(shown, text)
+
+
+def caption_lines(where: str, text: str) -> tuple[str, ...]:
+    """The captions of a text, one a line; blank lines are none.
+
+    Raises:
+      UserError: beginning with `where`, for a text without a caption.
+    """
     lines = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not lines:
-        raise UserError(f"{shown} is empty, expected a caption a line")
+        raise UserError(f"{where} is empty, expected a caption a line")
     return lines

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from uvit_jax.data.image_sources.crops import CROPS, Size
 from uvit_jax.data.image_sources.decoding import Decoding
 from uvit_jax.data.image_sources.npz_images import open_npz_images
-from uvit_jax.data.image_sources.registry import open_image_source
+from uvit_jax.data.image_sources.registry import is_image_source, open_image_source
 from uvit_jax.data.prepared.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.prepared.manifest import Manifest
 from uvit_jax.data.prepared.prepared_data import PreparedData
@@ -44,11 +44,11 @@ class ReferenceSource:
     """The data that samples are compared with, and how its images are read.
 
     Attributes:
-      name: "digits", an .npz of statistics or of images, a prepared data set, "tfds:<name>" or a
-        folder of images.
+      name: "digits", an .npz of statistics or of images, a prepared data set, or an image source:
+        a folder of images, "tfds:<name>", ...
       field: the config field that gives the name, for error sentences.
       num_features: images whose features are kept beside the statistics.
-      prepare: how images of a folder or of TFDS are read and cropped.
+      prepare: how images of an image source are read and cropped.
       autoencoder: decodes a data set of latents.
     """
 
@@ -94,7 +94,7 @@ def reference_source(experiment: Experiment) -> ReferenceSource:
 def open_reference_images(source: ReferenceSource, size: Size, mesh: Mesh) -> ImageStream:
     """The images of a reference, in RGB, where a grey channel is repeated three times.
 
-    Pictures of a folder or of TFDS are cropped to `size` as `config.prepare.crop` says; latents are
+    Pictures of an image source are cropped to `size` as `config.prepare.crop` says; latents are
     decoded with `config.autoencoder`. All others have a size of their own.
 
     Raises:
@@ -117,11 +117,11 @@ def open_reference_images(source: ReferenceSource, size: Size, mesh: Mesh) -> Im
 
 
 def _stream_of_pictures(name: str, prepare: PrepareConfig, size: Size) -> ImageStream:
-    if not name.startswith("tfds:") and not pathlib.Path(name).is_dir():
+    if not is_image_source(name):
         found = "it is a file" if pathlib.Path(name).exists() else "it doesn't exist"
         raise UserError(
             f"{found}, expected an .npz of statistics or of images, a folder of images, a prepared "
-            "data set, 'tfds:<name>' or 'digits'"
+            "data set, 'tfds:<name>', 'hf:<name>', 'wds:<tars>' or 'digits'"
         )
     crop = CROPS[prepare.crop]
     originals = open_image_source(

@@ -1,0 +1,1 @@
+"""Loggers: where the numbers and pictures of a run go, beside `metrics.jsonl`."""
