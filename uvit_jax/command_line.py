@@ -12,7 +12,7 @@ JOBS = {
     "train": "trains, or goes on from the last checkpoint of the workdir",
     "sample": "draws samples of a run, or of the weights in --config.init_from",
     "evaluate": "scores samples: a run's own, or a folder of images against another",
-    "prepare": "makes the data set that training reads, of a folder of images or TFDS",
+    "prepare": "makes the data set that training reads: from a folder, TFDS, the hub or tars",
     "preflight": "compiles a run for a TPU slice or this machine: memory, cost, the best mesh",
 }
 # Two commands of each job, without the program's name.
