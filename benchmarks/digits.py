@@ -4,6 +4,7 @@ python benchmarks/digits.py runs/digits/samples/benchmark/samples.npz
 """
 
 import argparse
+import os
 import pathlib
 
 import numpy as np
@@ -76,10 +77,25 @@ def main() -> None:
     parser.add_argument(
         "samples", help=".npz of --config.sample.format=npz, or of --config.evaluate.save=npz"
     )
-    images, labels = read(pathlib.Path(parser.parse_args().samples))
+    parser.add_argument("--figures", help="a JSON file of figures, as docs/figures.json")
+    options = parser.parse_args()
+    images, labels = read(pathlib.Path(options.samples))
     print(f"{len(images)} samples, {np.bincount(labels).tolist()} of each digit")
-    for name, value in scores(images, labels).items():
+    found = scores(images, labels)
+    for name, value in found.items():
         print(f"{name:45s} {value:.3f}")
+    if options.figures:
+        from figures import record  # beside this script, which tests import from elsewhere
+
+        figures = {
+            "digits.svm_agreement": (100 * found["svm_agreement"], "%"),
+            "digits.frechet_distance": (found["frechet_distance"], "squared pixel units"),
+            "digits.halves_distance": (
+                found["frechet_distance_of_two_halves_of_the_data"],
+                "squared pixel units",
+            ),
+        }
+        record(options.figures, f"{os.cpu_count()} CPU cores", figures)
 
 
 if __name__ == "__main__":
