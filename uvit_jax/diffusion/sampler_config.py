@@ -24,12 +24,37 @@ MAX_STEP = 0.5
 class SamplerConfig:
     """Settings of a sampler; every field is a plain value that a command line can set.
 
-    solver: a name in `registry.SOLVERS`. method, order, solver_type and lower_order_final are the
-    DPM-Solvers' (`dpm_solver.sample`), `eta` DDIM's, `atol`, `rtol` and `max_evaluations` the
-    adaptive method's, which gives every sample its own steps. guidance: "classifier_free" or
-    "autoguidance", active where guidance_low <= t <= guidance_high, with guidance_rescale. Sampling
-    begins at t_start, or a little earlier where alpha vanishes there (`start.first_time`). Raises
-    UserError for a value that is not one of these.
+    Attributes:
+      solver: "dpmsolver++", "dpmsolver", "sde-dpmsolver++", "ddim", "ddpm", "heun", "euler_ode" or
+        "euler_maruyama" (`registry.SOLVERS`).
+      method: of the DPM-Solvers: "multistep", "singlestep", "singlestep_fixed", "singlestep_fast"
+        or "adaptive", which gives every sample its own steps (`dpm_solver.sample`).
+      order: of the DPM-Solvers, 1 to 3; "singlestep_fast" and "adaptive" have 2 and 3.
+      steps: network evaluations; "adaptive" makes as many as its tolerances need.
+      spacing: of the times: "time_uniform", "logsnr" (uniform in log(alpha / sigma)) or
+        "time_quadratic" (uniform in the root of the time).
+      t_start: time that sampling begins at, or a little earlier where alpha vanishes there
+        (`start.first_time`).
+      t_end: time that sampling ends at, above 0.
+      lower_order_final: True for lower orders at the end of "multistep" with fewer than 10 steps.
+      solver_type: second-order term of the DPM-Solvers: "dpmsolver" or "taylor".
+      denoise_to_zero: True to return the x_0 predicted at t_end, one evaluation more.
+      thresholding: True to bound the predicted x_0, each sample by its own quantile; for models of
+        pixels and solvers that work on x_0.
+      thresholding_ratio: quantile of |x_0| that is the bound.
+      thresholding_max: least bound, which the samples are scaled to.
+      eta: noise of "ddim", from 0 (none) to 1 (the posterior variance of DDPM).
+      atol: absolute tolerance of the method "adaptive".
+      rtol: relative tolerance of the method "adaptive".
+      max_evaluations: most network evaluations of the method "adaptive"; more is an error.
+      guidance: "classifier_free", or "autoguidance", away from a weaker network.
+      guidance_low: earliest time, from 0, at which guidance acts.
+      guidance_high: latest time, to 1, at which guidance acts.
+      guidance_rescale: how far the guided prediction's standard deviation is pulled back to the
+        unguided one's, from 0 (not) to 1.
+
+    Raises:
+      UserError: for a value that is not one of these.
     """
 
     solver: str = "dpmsolver++"

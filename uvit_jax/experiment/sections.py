@@ -137,10 +137,16 @@ class TrainConfig:
     Intervals are in steps; 0 is once, at the end.
 
     Attributes:
+      steps: updates of the weights, those of earlier starts of the run included.
+      batch_size: examples of one update, on all devices together.
       microbatches: parts of a batch that go through the network one after another, where memory is
         short: 8 makes the paper's batch of 1024 one of 128 at a time, with the same gradients.
       overlap: of communication and computation on a TPU: "auto", "sparsecore" or "none"
         (`parallel.compiler`).
+      seed: of the initial weights, the order of the data, times, noises and dropped conditions.
+      log_every: steps between lines of metrics.
+      image_every: steps between grids of samples.
+      save_every: steps between checkpoints.
       num_images: samples in the grids drawn while training.
       keep_last: newest checkpoints kept.
       keep_every: checkpoints at multiples of this step, 0 included, are kept for good; 0 for none.

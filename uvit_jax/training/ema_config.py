@@ -7,7 +7,11 @@ from uvit_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class EMAConfig:
-    """The average after every step, from the first: ema = rate * ema + (1 - rate) * params."""
+    """The average after every step, from the first: ema = rate * ema + (1 - rate) * params.
+
+    Attributes:
+      rate: share of the average that a step keeps, from 0 (no average) to below 1.
+    """
 
     rate: float = 0.9999
 
