@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG := configs/digits.py
 WORKDIR := runs/digits
 
-.PHONY: digits quick test test-torch test-tpu test-slow lint clean
+.PHONY: digits quick test test-torch test-tpu test-slow docs docs-test lint clean
 
 # Trains on real handwritten digits, draws pictures of what was learned and scores 1,000 samples of it.
 digits: $(VENV)/.core
@@ -68,6 +68,14 @@ test-tpu: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
+# The documentation site, into site/; a warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Every code block of the README and of docs/, also those that train for a minute.
+docs-test: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/docs -m 'slow or not slow'
+
 # The rooms that are typed without a gap.
 STRICT := uvit_jax/diffusion uvit_jax/training uvit_jax/metrics uvit_jax/experiment
 
@@ -79,7 +87,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
 
 # uv installs in seconds where it is there; venv and pip do the same everywhere.
 $(VENV)/.core: pyproject.toml
@@ -87,6 +95,9 @@ $(VENV)/.core: pyproject.toml
 
 $(VENV)/.dev: pyproject.toml
 	$(call install,-e '.[dev]')
+
+$(VENV)/.docs: pyproject.toml
+	$(call install,-e '.[docs]')
 
 define install
 @if command -v uv >/dev/null 2>&1; then \
