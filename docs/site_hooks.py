@@ -17,7 +17,9 @@ from docs.architecture import FLOORS, Graph, direct, read_graph
 
 SOURCE = "https://github.com/uvit-jax/uvit_jax/blob/main/"
 FIELDS = "<!-- fields: the site's table is made from the code -->"
-_COMMENT = re.compile(r"<!--\s*(?:/fig|fig:|test:)[^>]*-->\n?(?=```)|<!--\s*(?:/fig|fig:|test:)[^>]*-->")
+_COMMENT = re.compile(
+    r"<!--\s*(?:/fig|fig:|test:)[^>]*-->\n?(?=```)|<!--\s*(?:/fig|fig:|test:)[^>]*-->"
+)
 _OUTSIDE = re.compile(r"\]\(\.\./([^)\s]+)\)")
 _MERMAID = re.compile(r"```mermaid\n.*?\n```", re.DOTALL)
 
@@ -41,9 +43,9 @@ def field_tables() -> str:
         if doc.section != last:
             last = doc.section
             lines += ["", f"## {last or 'Top level'}", "", texts.get(last, ""), ""]
-            lines += ["| field | default | meaning |", "|---|---|---|"]
+            lines += ["| field and default | meaning |", "|---|---|"]
         text = f"{doc.text} ({doc.type})".replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| `{doc.name}` | `{doc.default!r}` | {text} |")
+        lines.append(f"| `{doc.name}`<br>`{doc.default!r}` | {text} |")
     return "\n".join(lines)
 
 
@@ -65,9 +67,10 @@ def drawing(graph: Graph) -> str:
             (x, y), (to_x, to_y) = place[room], place[other]
             top, bottom = y + box_height / 2, to_y - box_height / 2
             bend = (bottom - top) / 2
+            curve = f"{x:.0f} {top + bend:.0f} {to_x:.0f} {bottom - bend:.0f} {to_x:.0f}"
             parts.append(
-                f'<path class="arrow" marker-end="url(#tip)" d="M{x:.0f} {top:.0f}'
-                f'C{x:.0f} {top + bend:.0f} {to_x:.0f} {bottom - bend:.0f} {to_x:.0f} {bottom:.0f}"/>'
+                f'<path class="arrow" marker-end="url(#tip)" '
+                f'd="M{x:.0f} {top:.0f}C{curve} {bottom:.0f}"/>'
             )
     for room, (x, y) in place.items():
         wide = 24 + 8.2 * len(room)

@@ -135,9 +135,11 @@ def _from_text(name: str, text: str | None, hint: Any) -> Any:
 
 
 def load_experiment(name: str, overrides: Mapping[str, str | None] | None = None) -> Experiment:
-    """The checked experiment of a config file, "configs/x.py" or "configs/x.py:variant".
+    """The checked experiment of a config file.
 
-    overrides: values of fields by their dotted names, as text.
+    Args:
+      name: "configs/x.py" or "configs/x.py:variant".
+      overrides: values of fields by their dotted names, as text: {"train.steps": "1000"}.
 
     Raises:
       UserError: for a fault of the file, or as `set_fields` and `resolve`.
