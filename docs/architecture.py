@@ -31,7 +31,7 @@ FLOORS = (
     ("models", "diffusion", "telemetry", "parallel"),
     ("ground",),
 )
-_MAIN = ("main", "__main__", "command_line", "failures")
+_MAIN = ("main", "__main__", "command_help", "command_line", "failures")
 _BY_NAME = {"main": {"jobs"}}  # `main` imports the module of a job by the job's name
 
 Graph = dict[str, set[str]]

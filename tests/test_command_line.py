@@ -1,8 +1,15 @@
+import re
+import shlex
+
 import pytest
 
+from tests.jobs.runs import ROOT
 from uvit_jax import main
-from uvit_jax.command_line import asked_for_help, help_text, separate
+from uvit_jax.command_help import asked_for_help, help_asked, help_text
+from uvit_jax.command_line import EXAMPLES, JOBS, separate
 from uvit_jax.errors import UserError
+from uvit_jax.experiment.config import field_names
+from uvit_jax.experiment.field_docs import field_docs
 
 
 def test_the_programs_flags_and_the_configs_fields_are_told_apart():
@@ -139,3 +146,50 @@ def test_what_an_absl_flag_refuses_is_one_sentence(capsys):
         main.run(["uvit-jax", "--config=configs/digits.py", "--verbosity=loud"])
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: flag --verbosity=loud: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ("sample --workdir w", ["--workdir=w", "--job=sample"]),
+        ("--config x.py evaluate", ["--config=x.py", "--job=evaluate"]),
+    ],
+)
+def test_a_job_needs_no_flag(arguments, kept):
+    assert separate(["uvit-jax", *arguments.split()])[0] == ["uvit-jax", *kept]
+
+
+@pytest.mark.parametrize("arguments", ["sample --job sample", "--job=train sample", "sample train"])
+def test_a_second_job_is_unexpected(arguments):
+    with pytest.raises(UserError, match=r"^unexpected argument 'sample'"):
+        separate(["uvit-jax", *arguments.split()])
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_help_of_a_job_explains_its_own_fields_and_shows_commands_that_are_right(job):
+    text = help_asked("help", ["uvit-jax", job, "--help"])
+    assert help_asked("help", ["uvit-jax", f"--job={job}", "-h"]) == text
+    own = [doc for doc in field_docs() if doc.section == job]
+    for doc in own:
+        assert f"--config.{doc.name}={doc.default!r}  ({doc.type})" in text
+    unwrapped = " ".join(text.split())
+    assert all(doc.text in unwrapped for doc in own)
+    assert set(re.findall(r"^  --config\.(\w+)\.", text, re.MULTILINE)) == {job, "SECTION"}
+    shown = text.partition("examples:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    examples = [shlex.split(line) for line in shown.splitlines()]
+    assert examples == [["uvit-jax", *shlex.split(example)] for example in EXAMPLES[job]]
+    for example in examples:
+        kept, fields = separate(example)
+        assert f"--job={job}" in kept
+        assert set(fields) <= set(field_names())
+        config = next((flag.partition("=")[2] for flag in kept if flag.startswith("--config")), "")
+        assert not config or (ROOT / config).is_file()
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("flag", ["--config.help", "--helpfull"])
+def test_every_field_is_listed_with_its_type_default_and_meaning(capsys, flag):
+    main.run(["uvit-jax", "sample", flag])
+    text = " ".join(capsys.readouterr().out.split())
+    for doc in field_docs():
+        assert f"--config.{doc.name}={doc.default!r} ({doc.type}) {doc.text}" in text

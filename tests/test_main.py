@@ -271,6 +271,12 @@ def test_the_package_is_a_command_too():
     )
 
 
+def test_help_that_is_cut_short_is_no_failure():
+    line = f"{sys.executable} -m uvit_jax --config.help | head -1"
+    ended = run_command(["bash", "-o", "pipefail", "-c", line], timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_help_needs_no_jax():
     program = (
         "import sys\nfrom uvit_jax.main import run\nrun(['uvit-jax', '--help'])\nassert "

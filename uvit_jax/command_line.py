@@ -15,62 +15,54 @@ JOBS = {
     "prepare": "makes the data set that training reads, of a folder of images or TFDS",
     "preflight": "compiles a run for a TPU slice or this machine: memory, cost, the best mesh",
 }
+# Two commands of each job, without the program's name.
+EXAMPLES = {
+    "train": (
+        "train --config configs/digits.py --workdir runs/wide --config.model.embed_dim=256",
+        "train --workdir runs/wide --config.train.steps=5000",
+    ),
+    "sample": (
+        "sample --workdir runs/digits --config.sample.labels=0,3,7 --config.sample.num_samples=30",
+        "sample --config configs/imagenet256.py --config.init_from=imagenet256_uvit_huge.pth "
+        '--config.sample.labels="golden retriever"',
+    ),
+    "evaluate": (
+        "evaluate --workdir runs/digits --config.evaluate.sweep=guidance=0:2:0.5",
+        "evaluate --config.evaluate.samples=SAMPLES --config.evaluate.reference=IMAGES",
+    ),
+    "prepare": (
+        "prepare --config configs/cifar10.py --config.prepare.source=tfds:cifar10",
+        "prepare --config configs/imagenet256.py --config.prepare.source=IMAGENET",
+    ),
+    "preflight": (
+        "preflight --config configs/imagenet512.py --config.preflight.topology=v5e:16x16",
+        "preflight --config configs/digits.py --config.preflight.search=true",
+    ),
+}
 # The program's own flags, and an example of a value for each.
 _VALUES = {"config": "configs/digits.py", "job": "train", "workdir": "runs/digits"}
-_HELP = ("help", "helpshort", "helpfull", "helpxml", "h", "?")
-_FLAG = re.compile(r"--?([^-=\s][^=]*)(?:=(.*))?", re.DOTALL)
+# Flags that ask for help; the last two list every field.
+HELP = ("help", "helpshort", "helpxml", "h", "?", "helpfull", "config.help")
+FLAG = re.compile(r"--?([^-=\s][^=]*)(?:=(.*))?", re.DOTALL)
 _NUMBER = re.compile(r"-\.?\d.*")
-
-
-def asked_for_help(argv: Sequence[str]) -> str | None:
-    """The name of the first flag that asks for help, as "helpfull"; None where there is none."""
-    found = [_FLAG.fullmatch(argument) for argument in argv[1:]]
-    return next((flag[1] for flag in found if flag and flag[1] in _HELP), None)
-
-
-def help_text(configs: Sequence[str]) -> str:
-    """Text of --help; configs: names of those that came with an installed package."""
-    jobs = "\n".join(f"      {name:10} {what}" for name, what in JOBS.items())
-    packaged = f"\nConfigs that came with it: {', '.join(configs)}\n" if configs else ""
-    return f"""U-ViT in JAX: prepares data, trains, samples and evaluates.
-
-usage:
-  uvit-jax [--job JOB] --config FILE.py[:VARIANT] [--workdir DIR] [--config.SECTION.FIELD=VALUE ...]
-  uvit-jax [--job JOB] --workdir DIR [...]
-      goes on with the run in DIR, with the config it was started with
-  uvit-jax --job evaluate --config.evaluate.samples=A --config.evaluate.reference=B
-      compares two folders of images
-
-  --config FILE.py[:VARIANT]  the experiment, as configs/digits.py or configs/imagenet256.py:large
-  --job JOB                   what to do (default: train):
-{jobs}
-  --workdir DIR               folder of the run (default: runs/NAME, after the config's file)
-  --config.SECTION.FIELD=VALUE
-                              a field of the config in place of the file's, as
-                              --config.train.steps=1000, --config.data.flip=true or
-                              --config.optimizer.betas=0.9,0.99
-  --help, --helpfull          this text; --helpfull also lists every field with its default
-{packaged}
-python -m uvit_jax is the same command.
-Exit codes: 0 done, 1 failed, 2 a mistake in the command, 143 stopped and saved.
-"""
 
 
 def separate(argv: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
     """Splits a command line into absl's part and the config's fields by their dotted names.
 
-    A field without a value is None.
+    A job may stand without its flag, as in "uvit-jax sample --workdir runs/digits". A field without
+    a value is None.
 
     Raises:
-      UserError: for an unknown flag, one without a value or given twice, or an argument without a
-        flag.
+      UserError: for an unknown flag, one without a value or given twice, or another argument
+        without a flag.
     """
     kept, strays, waiting = [argv[0]], [], list(argv[1:])
     fields: dict[str, str | None] = {}
     given: dict[str, str] = {}
     while waiting:
         argument = waiting.pop(0)
-        found = _FLAG.fullmatch(argument)
+        found = FLAG.fullmatch(argument)
         if found is None or _NUMBER.fullmatch(argument):
             strays += [] if argument == "--" else [argument]
             continue
@@ -97,6 +89,8 @@ def separate(argv: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
             )
         else:
             raise UserError(_unknown(name))
+    if len(strays) == 1 and strays[0] in JOBS and "job" not in given:
+        kept.append(f"--job={strays.pop()}")
     if strays:
         raise UserError(_stray(strays, given))
     return kept, fields
@@ -107,7 +101,7 @@ def _takes_value(name: str) -> bool:
 
 
 def _is_flag(argument: str) -> bool:
-    return _FLAG.fullmatch(argument) is not None and not _NUMBER.fullmatch(argument)
+    return FLAG.fullmatch(argument) is not None and not _NUMBER.fullmatch(argument)
 
 
 def _unknown(name: str) -> str:

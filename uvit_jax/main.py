@@ -8,14 +8,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from uvit_jax.command_line import JOBS, asked_for_help, help_text, separate
+from uvit_jax.command_help import asked_for_help, help_asked
+from uvit_jax.command_line import JOBS, separate
 from uvit_jax.errors import Failed, Preempted, UserError, check_choice
-from uvit_jax.experiment.config_file import packaged_configs, read_config, split_name
+from uvit_jax.experiment.config_file import read_config, split_name
 from uvit_jax.experiment.paths import local_path
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     logger.propagate = False
     try:
         if asked := asked_for_help(argv):
-            print(_help(every_field=asked == "helpfull"))
+            _print_all(help_asked(asked, argv))
             return
         given, fields = separate(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
     except (UserError, flags.Error) as error:
@@ -59,21 +60,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     app.run(lambda _: _main(fields), argv=given, flags_parser=_parse)
 
 
-def _help(*, every_field: bool) -> str:
-    text = help_text(packaged_configs())
-    if not every_field:
-        return text
-    # Imported late: --help needs no jax.
-    from uvit_jax.experiment.config import default_config, field_names
-
-    values = default_config().to_dict()
-    lines = [f"--config.{name}={_value(values, name)!r}" for name in field_names()]
-    return "\n".join([text, "Every field, at its default:", *lines])
-
-
-def _value(values: Mapping[str, Any], name: str) -> object:
-    section, _, field = name.rpartition(".")
-    return values[section][field] if section else values[field]
+def _print_all(text: str) -> None:
+    """Prints a long text; that its reader, as `| head`, has seen enough is not an error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python's own flush at its end would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main(fields: Mapping[str, str | None]) -> None:

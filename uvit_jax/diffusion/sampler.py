@@ -40,6 +40,17 @@ class Sampler:
     their stream, never from its place in the batch, the batch's size or the number of devices.
     Where the network's products are in 8 bits (UViTConfig.dtype = "fp8") it depends on its batch a
     little: activations are scaled by the largest of the batch.
+
+    >>> from uvit_jax.diffusion.schedules import VPLinear
+    >>> def network(params, x, model_time, condition):  # predicts the noise of this dummy's data
+    ...     return params * x
+    >>> sampler = Sampler(network, VPLinear(), (4, 4, 1), config=SamplerConfig(steps=5))
+    >>> samples = sampler(jnp.float32(0.5), seed=0, indices=np.arange(3))
+    >>> samples.shape
+    (3, 4, 4, 1)
+    >>> one = sampler(jnp.float32(0.5), seed=0, indices=np.array([2]))  # sample 2, whatever batch
+    >>> bool(jnp.allclose(one[0], samples[2]))
+    True
     """
 
     def __init__(

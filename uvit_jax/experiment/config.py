@@ -143,6 +143,10 @@ def load_experiment(name: str, overrides: Mapping[str, str | None] | None = None
 
     Raises:
       UserError: for a fault of the file, or as `set_fields` and `resolve`.
+
+    >>> experiment = load_experiment("configs/digits.py", {"model.depth": "7"})
+    >>> experiment.model.depth, experiment.sample.steps
+    (7, 25)
     """
     config = read_config(name)
     set_fields(config, overrides or {})

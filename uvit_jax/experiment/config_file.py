@@ -69,6 +69,15 @@ def packaged_configs() -> list[str]:
     return sorted(f"configs/{path.name}" for path in _PACKAGED.glob("*.py"))
 
 
+def own_config(name: str) -> str:
+    """Path of a config that came with the package, an installed one or a clone.
+
+    name: of the file, a variant included, as "imagenet256.py:huge".
+    """
+    folder = _PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parents[1] / "configs"
+    return str(folder / name)
+
+
 def check_known(where: str, found: Iterable[str], known: Iterable[str]) -> None:
     """Raises a UserError naming the first unknown field, and a known one that is near."""
     names = sorted(known)

@@ -53,6 +53,9 @@ def section_texts() -> dict[str, str]:
 
 def _of_class(section: Any, prefix: str) -> list[FieldDoc]:
     hints, texts, default = typing.get_type_hints(section), _texts(section), section()
+    fields = dataclasses.fields(section)
+    # A class's own fields before those of its base.
+    own = [field for field in fields if field.name in section.__annotations__]
     return [
         FieldDoc(
             prefix + field.name,
@@ -60,7 +63,7 @@ def _of_class(section: Any, prefix: str) -> list[FieldDoc]:
             getattr(default, field.name),
             texts.get(field.name, ""),
         )
-        for field in dataclasses.fields(section)
+        for field in [*own, *(field for field in fields if field not in own)]
         if not dataclasses.is_dataclass(hints[field.name])
     ]
 

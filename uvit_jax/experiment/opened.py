@@ -67,16 +67,25 @@ def open_for_training(experiment: Experiment, workdir: pathlib.Path) -> OpenedFo
         check_encoded(model, source, autoencoder)
     text = None
     if model.context_dim and experiment.sample.prompts:
-        text = _open_text(experiment.text_encoder, experiment.sample.prompts, card, assembled.mesh)
+        check_prompts(experiment.sample.prompts)
+        text = open_prompt_encoder(experiment.text_encoder, card, assembled.mesh)
     return OpenedForTraining(assembled, text, source)
 
 
 def open_for_sampling(
-    experiment: Experiment, workdir: pathlib.Path, captions: PreparedData | None = None
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    captions: PreparedData | None = None,
+    *,
+    prompts: bool = True,
 ) -> Opened:
     """Opens the autoencoder and, for a model of text, the text encoder.
 
-    captions: prepared captions in place of prompts; no text encoder is opened then.
+    Args:
+      experiment: the config.
+      workdir: of the run.
+      captions: prepared captions in place of prompts; no text encoder is opened then.
+      prompts: False to leave the text encoder for when a prompt comes (`open_prompt_encoder`).
 
     Raises:
       UserError: for what is wrong with the config, the weights or the folder; no device has worked
@@ -99,18 +108,13 @@ def open_for_sampling(
     )
     assembled = assemble(experiment, card, autoencoder, section="sample")
     assembled.check_decoder()
-    if not model.context_dim:
+    if not model.context_dim or not prompts:
         return Opened(assembled, None)
     if captions is not None:
         check_captions(model, card, captions)
         return Opened(assembled, None)
-    prompts = experiment.sample.prompts
-    if not prompts:
-        raise UserError(
-            'config.sample.prompts is empty, expected texts as "a red bus; two cats", or a .txt '
-            "file"
-        )
-    text = _open_text(experiment.text_encoder, prompts, card, assembled.mesh)
+    check_prompts(experiment.sample.prompts)
+    text = open_prompt_encoder(experiment.text_encoder, card, assembled.mesh)
     return Opened(assembled, text)
 
 
@@ -176,14 +180,29 @@ def check_captions(model: UViTConfig, card: DataCard, captions: PreparedData) ->
         )
 
 
-def _open_text(section: TextEncoderSection, prompts: str, card: DataCard, mesh: Mesh) -> TextStates:
-    """Opens the text encoder; prompts that can't be read are refused before its weights are."""
+def check_prompts(prompts: str) -> None:
+    """Raises a UserError for no prompts, or a file of them that can't be read."""
+    if not prompts:
+        raise UserError(
+            'config.sample.prompts is empty, expected texts as "a red bus; two cats", or a .txt '
+            "file"
+        )
+    read_prompts(prompts)
+
+
+def open_prompt_encoder(section: TextEncoderSection, card: DataCard, mesh: Mesh) -> TextStates:
+    """Opens the text encoder.
+
+    card: of the data that the model learned.
+
+    Raises:
+      UserError: for none, one that can't be opened, or another than the model's.
+    """
     if not section.name:
         raise UserError(
             "config.text_encoder.name is empty, expected "
             f"{card.text_encoder or 'that of the model'!r}: a hub name or a folder"
         )
-    read_prompts(prompts)
     text = open_text_states(section, mesh)
     card.check_text(text.encoder)
     return text

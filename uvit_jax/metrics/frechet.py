@@ -58,6 +58,9 @@ def frechet_distance(
 ) -> float:
     """The squared Frechet distance of two Gaussians, Eq. 6 of arXiv:1706.08500; 0 and up.
 
+    >>> frechet_distance(np.zeros(2), np.eye(2), np.ones(2), np.eye(2))
+    2.0
+
     Args:
       mean_a: mean `[d]` of the first.
       cov_a: its covariance `[d, d]`, which may be singular.

@@ -37,6 +37,12 @@ class UViT(nnx.Module):
     `plain` is the paper's forward pass, a specification. A call gives the same numbers by whatever
     runs fast on the hardware. Parameters are float32, block by block whatever `config.scan_blocks`
     is, so that a checkpoint serves every way of running.
+
+    >>> config = UViTConfig(image_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=10)
+    >>> model = UViT(config, rngs=nnx.Rngs(0))
+    >>> x, t, label = jnp.zeros((2, 8, 8, 3)), jnp.full(2, 500.0), jnp.array([3, 7])
+    >>> jax.jit(model)(x, t, label).shape
+    (2, 8, 8, 3)
     """
 
     def __init__(self, config: UViTConfig, *, rngs: nnx.Rngs, placement: Placement = ONE_DEVICE):

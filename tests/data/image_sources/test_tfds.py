@@ -227,7 +227,7 @@ def test_a_missing_tfds_is_named_with_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(
         UserError,
-        match=r"^source is 'tfds:cifar10', which needs TFDS .*: pip install tensorflow-datasets",
+        match=r"^source is 'tfds:cifar10', which needs .*: pip install 'uvit-jax\[tfds\]'$",
     ):
         open_image_source("tfds:cifar10")
 

@@ -11,6 +11,7 @@ import numpy as np
 from uvit_jax.data.image_sources.decoding import Decoding, decode
 from uvit_jax.data.image_sources.image_source import SourceImage
 from uvit_jax.errors import UserError
+from uvit_jax.extras import import_extra
 
 LOG = logging.getLogger("uvit_jax")
 
@@ -104,14 +105,7 @@ def open_tfds(
       UserError: where TFDS isn't installed, knows no such data set or split, or can't prepare it
         here; for a data set prepared as TFRecord, and for one without images of 8 bits.
     """
-    try:
-        import tensorflow_datasets as tfds  # Slow to import: only for sources that need it.
-    except ImportError as error:
-        raise UserError(
-            f"source is {source!r}, which needs TFDS ({error}): pip install tensorflow-datasets "
-            f"importlib_resources"
-        ) from None
-
+    tfds = import_extra("tensorflow_datasets", "tfds", f"source is {source!r}")
     builder = _prepared(tfds, source, data_dir)
     features = builder.info.features
     known = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}

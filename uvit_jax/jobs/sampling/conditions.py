@@ -13,13 +13,13 @@ from uvit_jax.data.prepared.prepared_data import PreparedData
 from uvit_jax.data.training_data import TrainingData
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.checks import check_context
+from uvit_jax.experiment.class_names import resolve_labels
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.data_card import DataCard
 from uvit_jax.experiment.job_sections import SampleConfig
 from uvit_jax.experiment.opened import open_source
 from uvit_jax.experiment.text_states import TextStates, read_prompts
 from uvit_jax.models.uvit_config import UViTConfig
-from uvit_jax.models.uvit_inputs import check_labels
 from uvit_jax.parallel.mesh import batch_parts
 from uvit_jax.randomness import Stream, seed_sequence
 
@@ -120,13 +120,21 @@ def open_conditions(
         card.check_names(source)
         return labels
     classes = experiment.num_real_classes
-    return label_conditions(sample.labels, classes, null_label, card.class_names)
+    return label_conditions(
+        sample.labels, classes, null_label, card.class_names, experiment.data.source
+    )
 
 
 def label_conditions(
-    labels: str, classes: int, null_label: int | None, class_names: Sequence[str]
+    labels: str,
+    classes: int,
+    null_label: int | None,
+    class_names: Sequence[str],
+    source: str = "",
 ) -> Conditions:
     """Builds the conditions of `config.sample.labels`, for a model of so many classes.
+
+    source: `config.data.source`, for the names of ImageNet's classes (`resolve_labels`).
 
     Raises:
       UserError: for what is not a list of classes, or a class outside the table.
@@ -138,23 +146,11 @@ def label_conditions(
                 f"config.sample.labels is {text!r}, expected 'all' for a model without labels"
             )
         return Conditions()
-    if text == "all":
-        asked = np.arange(classes)
-    else:
-        try:
-            asked = np.array([int(part) for part in text.split(",")])
-        except ValueError:
-            raise UserError(
-                f"config.sample.labels is {text!r}, expected 'all' or classes as in '0,3,7'"
-            ) from None
-        try:
-            check_labels(asked, classes)
-        except UserError as error:
-            raise UserError(f"config.sample.labels: {error}") from None
-    names = tuple(
-        class_names[label] if label < len(class_names) else str(label) for label in asked.tolist()
-    )
-    return Conditions(asked.astype(np.int32), null_label, names)
+    asked, known = np.arange(classes, dtype=np.int32), class_names
+    if text != "all":
+        asked, known = resolve_labels(text, classes, class_names, source)
+    names = tuple(known[label] if label < len(known) else str(label) for label in asked.tolist())
+    return Conditions(asked, null_label, names)
 
 
 def prompt_conditions(

@@ -115,8 +115,11 @@ def _asked(
         }
     if not model.num_classes:
         return {}
-    if sample.labels.strip() != "data":
+    if sample.labels.strip() == "all":
         return {"labels": sample.labels}
+    if sample.labels.strip() != "data":
+        # By their numbers: a class's name and its number are the same request.
+        return {"labels": ",".join(map(str, np.asarray(conditions.values).tolist()))}
     labels = np.asarray(conditions.of(np.arange(count)), np.int32)
     return {
         "labels": f"as in {source}",
