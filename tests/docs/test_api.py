@@ -6,10 +6,27 @@ import re
 
 import pytest
 
+import uvit_jax
 from tests.docs.blocks import ROOT
+from uvit_jax.experiment.published import PUBLISHED
 
 PAGE = (ROOT / "docs" / "api.md").read_text()
 DOCUMENTED = re.findall(r"^::: ([\w.]+)$", PAGE, re.MULTILINE)
+
+
+def test_the_page_has_every_public_name():
+    homes = {f"uvit_jax.{home}.{name}" for name, home in uvit_jax._HOMES.items()}
+    assert not homes - set(DOCUMENTED)
+    assert "uvit_jax.diffusion.dpm_solver.sample" in DOCUMENTED
+    assert {*uvit_jax._HOMES, "dpm_solver", "__version__"} == set(uvit_jax.__all__)
+
+
+def test_the_published_models_are_those_of_the_page():
+    text = (ROOT / "docs" / "published_weights.md").read_text()
+    for name, model in PUBLISHED.items():
+        [row] = re.findall(rf"^\| `{name}` .*$", text, re.MULTILINE)
+        assert f"`configs/{model.config}`" in row
+        assert f"`{model.weights}`" in row
 
 
 def load(path: str):

@@ -28,16 +28,9 @@ MAKE_TARGETS = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), r
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
-def with_job(arguments: Sequence[str]) -> list[str]:
-    """The arguments with a job in front, "train --config x", as flags."""
-    if arguments and arguments[0] in JOBS:
-        return [f"--job={arguments[0]}", *arguments[1:]]
-    return list(arguments)
-
-
 def check_ours(arguments: Sequence[str]) -> None:
     """Reads a command of the program as the program does."""
-    kept, fields = separate(["uvit-jax", *with_job(arguments)])
+    kept, fields = separate(["uvit-jax", *arguments])
     given = dict(flag.removeprefix("--").split("=", 1) for flag in kept[1:] if "=" in flag)
     assert given.keys() <= {"config", "job", "workdir"}
     assert given.get("job", "train") in JOBS
@@ -206,7 +199,7 @@ def tiny(words: Sequence[str]) -> list[str]:
         sizes = {name: value for name, value in sizes.items() if name.startswith("sample.steps")}
         sizes |= {"evaluate.num_samples": 40, "evaluate.num_features": 40}
     flags = [f"--config.{n}={v}" for n, v in sizes.items() if f"--config.{n}=" not in given]
-    few = re.sub(r"(num_samples)=\d{3,}", r"\1=40", "\0".join(with_job(words[1:]))).split("\0")
+    few = re.sub(r"(num_samples)=\d{3,}", r"\1=40", "\0".join(words[1:])).split("\0")
     return [sys.executable, "-m", "uvit_jax.main", *few, *flags]
 
 
