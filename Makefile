@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG := configs/digits.py
 WORKDIR := runs/digits
 
-.PHONY: digits quick test test-torch test-tpu test-slow docs docs-test lint clean
+.PHONY: digits quick test test-torch test-tpu test-slow docs docs-check docs-test lint clean
 
 # Trains on real handwritten digits, draws pictures of what was learned and scores 1,000 samples of it.
 digits: $(VENV)/.core
@@ -72,6 +72,11 @@ test-slow: $(VENV)/.dev
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# Every page of the site in a headless Chromium, which must be installed: errors, requests, widths, pictures.
+docs-check: docs
+	$(BIN)/python -m pip install -q --disable-pip-version-check playwright
+	$(BIN)/python docs/check_site.py
+
 # Every code block of the README and of docs/, also those that train for a minute.
 docs-test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/docs -m 'slow or not slow'
@@ -87,7 +92,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) runs site
+	rm -rf $(VENV) runs site site-pictures
 
 # uv installs in seconds where it is there; venv and pip do the same everywhere.
 $(VENV)/.core: pyproject.toml

@@ -1,6 +1,7 @@
 """Looks at every page of the built site in a headless Chromium, as a phone and a desktop show it.
 
-    make docs && python docs/check_site.py   # pictures go to site-pictures/
+    make docs-check                          # builds the site and looks at all of it
+    python docs/check_site.py faq/ api/      # looks at some pages; pictures go to site-pictures/
 
 It needs `pip install playwright` and a Chromium on PATH (or in CHROMIUM). A page fails if it logs
 an error, asks another host for anything, or is wider than the window. Every page is drawn 390 and

@@ -1,12 +1,14 @@
 """Measured numbers stand once, in docs/figures.json; pages quote it and benchmarks write it."""
 
+import importlib
 import json
 import sys
 
 import pytest
 
 from benchmarks.figures import record, slug
-from docs.figures import FIGURES, QUOTE, faults, pages, with_figures
+from docs.figures import FIGURES, faults, pages, with_figures
+from tests.docs.blocks import ROOT
 
 KNOWN = json.loads(FIGURES.read_text())
 
@@ -16,13 +18,11 @@ def test_a_page_quotes_the_figures_that_are_known(page):
     assert faults(page.read_text(), KNOWN) == [], "run python docs/figures.py"
 
 
-def test_every_figure_says_how_it_was_measured_and_is_quoted():
+def test_every_figure_says_how_it_was_measured():
     assert {tuple(figure) for figure in KNOWN.values()} == {
         ("value", "unit", "command", "device", "date")
     }
     assert not [name for name, figure in KNOWN.items() if "" in figure.values()]
-    quoted = {name for page in pages() for name, _ in QUOTE.findall(page.read_text())}
-    assert not set(KNOWN) - quoted
 
 
 def test_a_stale_number_and_an_unknown_name_are_found_and_the_first_is_mended():
@@ -54,3 +54,24 @@ def test_names_of_configs_and_devices_are_part_of_a_figures_name():
     assert slug("configs/imagenet256.py:huge") == "imagenet256_huge"
     assert slug("NVIDIA H100 80GB HBM3") == "h100"
     assert slug("TPU v5 lite") == "tpu_v5_lite"
+
+
+def test_a_comparisons_figures_are_our_best_row_and_theirs_of_each_form(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    rates = importlib.import_module("official_code").rates
+    ours = {"who": "ours", "images_per_sec": 600.0, "tflops": 480.0, "share": 0.66}
+    slower = ours | {"images_per_sec": 500.0}
+    two = ours | {"images_per_sec": 1000.0, "devices": 2}
+    decoded = {"who": "ours", "images_per_sec": 900.0}  # with other work, so without TFLOP/s
+    theirs = {"who": "official", "form": "compiled", "images_per_sec": 480.0, "share": 0.54}
+    failed = {"who": "official", "form": "published", "error": "out of memory"}
+    found = rates("train.x.h100", [slower, ours, two, decoded, theirs, failed])
+    assert found == {
+        "train.x.h100.images_per_s": (600.0, "images/s"),
+        "train.x.h100.tflops": (480.0, "TFLOP/s"),
+        "train.x.h100.of_matmul": (66.0, "%"),
+        "train.x.h100.official_compiled": (480.0, "images/s"),
+        "train.x.h100.official_compiled_of_matmul": (54.0, "%"),
+        "train.x.h100.vs_compiled": (1.25, "x"),
+    }
+    assert rates("train.x.h100", [theirs]) == {}
