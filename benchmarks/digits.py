@@ -8,11 +8,10 @@ import os
 import pathlib
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.svm import SVC
 
 from uvit_jax.data.image_sources.npz_images import open_npz_images
 from uvit_jax.errors import UserError, run_script
+from uvit_jax.extras import import_extra
 from uvit_jax.metrics.frechet import frechet_distance
 from uvit_jax.metrics.moments import Moments
 
@@ -34,13 +33,15 @@ def scores(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
       images: uint8 `[n, 8, 8, 1]`.
       labels: the digits asked for, `[n]`.
     """
-    data = load_digits()
+    asked = "agreement with the digits is an SVM's"
+    data = import_extra("sklearn.datasets", "digits", asked).load_digits()
+    svm = import_extra("sklearn.svm", "digits", asked).SVC()
     real = data.images.reshape(-1, 64) / 8 - 1
     samples = images.reshape(-1, 64) / 127.5 - 1
     order = np.random.default_rng(0).permutation(len(real))
     half = len(real) // 2
     return {
-        "svm_agreement": float(np.mean(SVC().fit(real, data.target).predict(samples) == labels)),
+        "svm_agreement": float(np.mean(svm.fit(real, data.target).predict(samples) == labels)),
         "frechet_distance": distance(samples, real),
         "frechet_distance_of_two_halves_of_the_data": distance(
             real[order[:half]], real[order[half:]]
