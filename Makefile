@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 CONFIG := configs/digits.py
 WORKDIR := runs/digits
 
-.PHONY: digits quick test test-torch test-tpu test-slow lint clean
+.PHONY: digits quick test test-torch test-tpu test-slow test-oldest docs docs-check docs-test package lint clean
 
 # Trains on real handwritten digits, draws pictures of what was learned and scores 1,000 samples of it.
-digits: $(VENV)/.core
+digits: $(VENV)/.digits
 	$(BIN)/python -m uvit_jax.main --config $(CONFIG) --workdir $(WORKDIR)
 	$(BIN)/python -m uvit_jax.main --job sample --workdir $(WORKDIR) --config.sample.num_samples=1000 \
 	  --config.sample.format=npz --config.sample.out=$(WORKDIR)/samples/scored
@@ -68,6 +68,33 @@ test-tpu: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
+# The documentation site, into site/; a warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Every page of the site in a headless Chromium, which must be installed: errors, requests, widths, pictures.
+docs-check: docs
+	$(BIN)/python -m pip install -q --disable-pip-version-check playwright
+	$(BIN)/python docs/check_site.py
+
+# Every code block of the README and of docs/, also those that train for a minute.
+docs-test: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/docs -m 'slow or not slow'
+
+# The quick tests with the oldest versions that pyproject.toml allows of what it names; needs uv.
+test-oldest:
+	uv venv -q --seed --clear --python 3.11 $(VENV)-oldest
+	uv pip install -q --python $(VENV)-oldest/bin/python --resolution lowest-direct -e '.[dev]'
+	$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile -q $(QUICK)
+
+# Builds dist/: a source archive and a wheel made from it, checked as the package index would.
+package: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m pip install -q --disable-pip-version-check build check-wheel-contents twine
+	$(BIN)/python -m build -q
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
 # The rooms that are typed without a gap.
 STRICT := uvit_jax/diffusion uvit_jax/training uvit_jax/metrics uvit_jax/experiment
 
@@ -79,14 +106,17 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-oldest dist runs site site-pictures
 
 # uv installs in seconds where it is there; venv and pip do the same everywhere.
-$(VENV)/.core: pyproject.toml
-	$(call install,-e .)
+$(VENV)/.digits: pyproject.toml
+	$(call install,-e '.[digits]')
 
 $(VENV)/.dev: pyproject.toml
 	$(call install,-e '.[dev]')
+
+$(VENV)/.docs: pyproject.toml
+	$(call install,-e '.[docs]')
 
 define install
 @if command -v uv >/dev/null 2>&1; then \

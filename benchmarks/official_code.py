@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from figures import HELP, record, slug
+
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.files import atomic_write
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
     )
     parser.add_argument("--out", help="a JSON file of all rows")
     parser.add_argument("--chart", help="a PNG of all rows")
+    parser.add_argument("--figures", help=HELP)
 
 
 def official_network(config: UViTConfig) -> dict[str, Any]:
@@ -209,12 +212,45 @@ def print_comparison(
             )
 
 
-def finish(options: argparse.Namespace, rows: Sequence[Row], title: str) -> None:
-    """Writes the rows and the chart to the files in the options, if any."""
+def finish(options: argparse.Namespace, rows: Sequence[Row], title: str, what: str) -> None:
+    """Writes the rows, the chart and the figures to the files in the options, if any.
+
+    what: first word of the figures' names, "train" or "sample".
+    """
+    if options.figures:
+        device, count = title.split(",")[0], max(row.get("devices", 1) for row in rows)
+        for name in dict.fromkeys(row["config"] for row in rows):
+            kind = device.split(" x ")[-1]
+            place = slug(kind) if count == 1 else f"{count}x{slug(kind)}"
+            alike = [row for row in rows if row["config"] == name]
+            record(options.figures, device, rates(f"{what}.{slug(name)}.{place}", alike))
     if options.out:
         pathlib.Path(options.out).write_text(json.dumps(rows, indent=1))
     if options.chart:
         bar_chart(rows, options.chart, title=title)
+
+
+def rates(prefix: str, rows: Sequence[Row]) -> dict[str, tuple[float, str]]:
+    """Figures of one config: our best row with TFLOP/s, and the official code's best of each form.
+
+    Rates are images/s a device; shares are of the ceiling, in %.
+    """
+    own = best([row for row in rows if row["who"] == "ours" and "share" in row])
+    if own is None:
+        return {}
+    found = {
+        "images_per_s": (rate_of_one(own), "images/s"),
+        "tflops": (own["tflops"] / own.get("devices", 1), "TFLOP/s"),
+        "of_matmul": (100 * own["share"], "%"),
+    }
+    others = [row for row in rows if row["who"] == "official"]
+    for form in dict.fromkeys(row["form"] for row in others):
+        other = best([row for row in others if row["form"] == form])
+        if other is not None:
+            found[f"official_{form}"] = (rate_of_one(other), "images/s")
+            found[f"official_{form}_of_matmul"] = (100 * other["share"], "%")
+            found[f"vs_{form}"] = (rate_of_one(own) / rate_of_one(other), "x")
+    return {f"{prefix}.{name}": figure for name, figure in found.items()}
 
 
 def bar_chart(rows: Sequence[Row], path: str, *, title: str) -> None:

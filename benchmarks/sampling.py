@@ -233,7 +233,7 @@ def main() -> None:
         row for row in ours if "tflops" in row
     ]  # latents, guided everywhere, as the reference draws them
     print_comparison(alike, theirs, sample_flops(experiment), ceiling)
-    finish(options, [*ours, *theirs], title)
+    finish(options, [*ours, *theirs], title, "sample")
 
 
 if __name__ == "__main__":

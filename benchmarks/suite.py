@@ -6,6 +6,7 @@ Both run one after the other from an environment that is installed; the bound on
 The digits' run is written to a temporary folder.
 """
 
+import argparse
 import os
 import pathlib
 import subprocess
@@ -32,14 +33,30 @@ def cpu_seconds(command: Sequence[str]) -> tuple[float, float]:
 
 def main() -> None:
     """Prints a line for each of the two, and their ratio."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--figures", help="a JSON file of figures, as docs/figures.json")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = {
-            name: cpu_seconds(["make", name, *options])
-            for name, options in (("digits", (f"WORKDIR={folder}/run",)), ("test", ()))
+        measured = {
+            name: cpu_seconds(["make", name, *more])
+            for name, more in (("digits", (f"WORKDIR={folder}/run",)), ("test", ()))
         }
-    for name, (spent, passed) in figures.items():
+    for name, (spent, passed) in measured.items():
         print(f"make {name:6} {spent:6.0f} CPU seconds in {passed:4.0f} s")
-    print(f"ratio {figures['test'][0] / figures['digits'][0]:.2f}")
+    ratio = measured["test"][0] / measured["digits"][0]
+    print(f"ratio {ratio:.2f}")
+    if options.figures:
+        from figures import record  # beside this script, which tests import from elsewhere
+
+        minutes = {f"suite.{name}_minutes": (t / 60, "min") for name, (_, t) in measured.items()}
+        unit = "x the CPU time of make digits"
+        record(
+            options.figures,
+            f"{os.cpu_count()} CPU cores",
+            {**minutes, "suite.ratio": (ratio, unit)},
+        )
 
 
 if __name__ == "__main__":

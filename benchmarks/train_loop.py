@@ -348,6 +348,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=4096, help="of the data that are made")
     parser.add_argument("--folder", help="where the temporary files go (default: the system's)")
     parser.add_argument("--out", help="a JSON file for what was found")
+    parser.add_argument("--figures", help="a JSON file of figures, as docs/figures.json")
     options = parser.parse_args()
     overrides = parse_settings(options.set)
     if options.batch_size:
@@ -374,6 +375,13 @@ def main() -> None:
                 json.dumps({"config": options.config, "device": device, **row}, indent=2).encode()
                 + b"\n"
             )
+    if options.figures:
+        from figures import record, slug  # beside this script, which tests import from elsewhere
+
+        prefix = f"train_loop.{slug(options.config)}.{slug(jax.devices()[0].device_kind)}"
+        loop, data = 100 * row["own_share"], 100 * row["data_share"]
+        figures = {f"{prefix}.loop_share": (loop, "%"), f"{prefix}.data_share": (data, "%")}
+        record(options.figures, device, figures)
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def main() -> None:
         ours = measure_config(name, options, overrides, ceiling)
         print_comparison(ours, theirs[name], 3 * forward_flops(experiment.model), ceiling)
         rows += [*ours, *theirs[name]]
-    finish(options, rows, title)
+    finish(options, rows, title, "train")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,21 @@ def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
+def check_format(path: object, version: object, newest: int) -> None:
+    """Raises a UserError unless a file's format_version is one that this package reads.
+
+    Args:
+      path: of the file or folder.
+      version: what it says.
+      newest: the version written today; it and all before it are read.
+    """
+    if not isinstance(version, int) or not 1 <= version <= newest:
+        raise UserError(
+            f"{path}: format_version is {version!r}, expected at most {newest}: update uvit_jax to "
+            "read it"
+        )
+
+
 def counted(count: int, thing: str, things: str = "") -> str:
     """A number and its noun: "1 image", "2,000 images"; things: a plural that has no s."""
     return f"{count:,} {thing if count == 1 else things or thing + 's'}"

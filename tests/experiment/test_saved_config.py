@@ -15,6 +15,7 @@ from uvit_jax.experiment.saved_config import (
     check_meaning,
     check_run,
     config_of_run,
+    save_config,
     saved_config,
     to_save,
 )
@@ -30,6 +31,20 @@ def test_a_run_is_described_by_its_saved_config(tmp_path):
     write_config(tmp_path, made)
     assert saved_config(tmp_path)["train"]["seed"] == 5
     assert resolve(config_of_run(tmp_path)) == made
+
+
+def test_a_config_carries_its_version_and_a_newer_one_is_refused(tmp_path):
+    save_config(to_save(experiment()), tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    assert next(iter(values.items())) == ("format_version", 1)
+    assert changes(to_save(experiment()), saved_config(tmp_path)) == []
+
+    path.write_text(json.dumps({"format_version": 2, "network": {}}))
+    with pytest.raises(
+        UserError, match=r"config.json: format_version is 2, expected at most 1: update uvit_jax"
+    ):
+        config_of_run(tmp_path)
 
 
 def test_a_saved_config_that_is_no_json_or_is_missing_is_named(tmp_path):

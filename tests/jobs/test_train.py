@@ -209,7 +209,8 @@ def test_a_run_goes_on_with_other_batches_at_the_next_example_and_its_changed_av
     metrics = read_metrics(workdir / "metrics.jsonl")
     assert [line["images"] for line in metrics] == [32, 64, 96, 128, 136, 144]
     position = json.loads((workdir / "checkpoints" / "10" / "data" / "metadata").read_text())
-    assert position == {"next_example": 144, "ema_rates": [[0, 0.998], [8, 0.9]]}
+    rates = [[0, 0.998], [8, 0.9]]
+    assert position == {"format_version": 1, "next_example": 144, "ema_rates": rates}
     sweep = tiny_experiment(ema__rate=0.9, evaluate__sweep="ema=5")
     with pytest.raises(
         UserError,

@@ -1,3 +1,4 @@
+import json
 import shutil
 import threading
 
@@ -67,6 +68,33 @@ def test_state_and_data_position_come_back_bit_for_bit(tmp_path, mesh, state, ba
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, restored.params, state.params)))
     got = [np.asarray(next(batches)["label"]) for _ in range(4)]
     assert np.array_equal(got, expected)
+    checkpoints.close()
+
+
+def test_a_checkpoint_without_a_version_is_read_and_a_newer_one_is_refused(
+    tmp_path, mesh, state, batches
+):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, batches)
+    checkpoints.close()
+    path = tmp_path / "0" / "data" / "metadata"
+    data = json.loads(path.read_text())
+    assert data.pop("format_version") == 1
+
+    path.write_text(json.dumps(data))
+    checkpoints = Checkpoints(tmp_path)
+    assert int(checkpoints.restore(template(mesh), batches).step) == 0
+
+    path.write_text(json.dumps({"format_version": 2}))
+    for read in (
+        lambda: checkpoints.restore(template(mesh), batches),
+        lambda: checkpoints.restore_weights(template(mesh).ema, weights="ema"),
+        lambda: checkpoints.ema_rates(0),
+    ):
+        with pytest.raises(
+            UserError, match=r"/0: format_version is 2, expected at most 1: update uvit_jax"
+        ):
+            read()
     checkpoints.close()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
 from uvit_jax.errors import UserError
+from uvit_jax.extras import import_extra
 
 
 @runtime_checkable
@@ -145,10 +146,12 @@ def digits() -> ArrayData:
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), the
     test part. Their 17 grey levels 0..16 become -1..1.
-    """
-    from sklearn.datasets import load_digits  # Takes a second to import.
 
-    data = load_digits()
+    Raises:
+      UserError: scikit-learn isn't installed.
+    """
+    # Imported late: it takes a second.
+    data = import_extra("sklearn.datasets", "digits", "source is 'digits'").load_digits()
     images = (data.images / 8 - 1).astype(np.float32)[..., None]
     return ArrayData(
         "digits", images, data.target.astype(np.int32), [str(digit) for digit in range(10)]
@@ -163,7 +166,7 @@ def load_built_in(name: str) -> TrainingData:
     """The built-in data set of this name.
 
     Raises:
-      UserError: for an unknown name.
+      UserError: for an unknown name, or one whose extra isn't installed.
     """
     if name not in BUILT_IN:
         raise UserError(f"source is {name!r}, expected one of {', '.join(map(repr, BUILT_IN))}")

@@ -150,29 +150,48 @@ def sample(
     return_trajectory: bool = False,
     tolerances: Tolerances | None = None,
 ) -> Samples | tuple[Samples, Trajectory]:
-    """Samples at t_end from x_T [b, ...] at t_start.
+    """Samples at t_end `[b, ...]` from x_T at t_start.
 
-    The first time is earlier than t_start where alpha vanishes there (`start.first_time`).
-    algorithm: "dpmsolver" (arXiv:2206.00927), "dpmsolver++" (arXiv:2211.01095) or "sde-dpmsolver++"
-    (its multistep SDE solver, order 1 or 2). noise_fn(x, t) gets t [b] in (0, 1] and returns the
-    noise (or `prediction`) in the shape and dtype of x. The compiled program calls it at one place.
-    `steps` counts its evaluations, except that `singlestep_fixed` makes floor(steps / order) *
-    order, `denoise_to_zero` one more (the x_0 predicted at t_end), and `adaptive` as many as its
-    `tolerances` need: it uses neither `steps` nor `spacing` nor `lower_order_final`.
+    The compiled program calls `noise_fn` at one place. The paper's L models are sampled with
+    "dpmsolver", "singlestep", order 3, "logsnr", t_end=1e-4; the H models and COCO with
+    "dpmsolver++", "singlestep_fast", order 3, "time_uniform".
 
-    method: "multistep"; "singlestep": orders 3, ..., 3, then 2, 1 / 1 / 2, with uniform logSNR on
-    nodes of its own (the paper's L models: "dpmsolver", order 3, "logsnr", t_end=1e-4);
-    "singlestep_fixed": every outer step of one order; "singlestep_fast": the same orders on the
-    nodes of the `steps` grid (the H models and COCO: "dpmsolver++", order 3, "time_uniform");
-    "adaptive": DPM-Solver-12 or -23 by `order`. spacing: "time_uniform", "logsnr",
-    "time_quadratic", or the times themselves, falling: steps + 1 of them (`singlestep_fixed`:
-    floor(steps / order) + 1).
+    Args:
+      noise_fn: `noise_fn(x, t)` gets t `[b]` in (0, 1] and returns the noise (or `prediction`) in
+        the shape and dtype of x.
+      x_T: the start, `[b, ...]`.
+      schedule: alpha and sigma.
+      steps: network evaluations, except that "singlestep_fixed" makes floor(steps / order) * order,
+        `denoise_to_zero` one more, and "adaptive" as many as its `tolerances` need.
+      algorithm: "dpmsolver" (arXiv:2206.00927), "dpmsolver++" (arXiv:2211.01095), or
+        "sde-dpmsolver++" (its multistep SDE solver, order 1 or 2).
+      method: "multistep"; "singlestep": orders 3, ..., 3, then 2, 1 / 1 / 2, with uniform logSNR on
+        nodes of its own; "singlestep_fixed": every outer step of one order; "singlestep_fast": the
+        orders of "singlestep" on the nodes of the `steps` grid; "adaptive": DPM-Solver-12 or -23 by
+        `order`, which uses neither `steps` nor `spacing` nor `lower_order_final`.
+      order: 1 to 3; of "singlestep_fast" and "adaptive" 2 or 3.
+      spacing: "time_uniform", "logsnr", "time_quadratic", or the times themselves, falling:
+        steps + 1 of them ("singlestep_fixed": floor(steps / order) + 1).
+      t_start: first time; sampling begins earlier where alpha vanishes there (`start.first_time`).
+      t_end: last time, above 0.
+      lower_order_final: True for lower orders at the end of fewer than 10 multistep steps.
+      solver_type: second-order term, "dpmsolver" or "taylor".
+      denoise_to_zero: True to return the x_0 predicted at t_end.
+      thresholding: True to bound the predicted x_0, each sample by its own quantile.
+      thresholding_ratio: quantile of |x_0| that is the bound.
+      thresholding_max: least bound, which samples are scaled to.
+      prediction: of `noise_fn`: "noise", "x0", "v" or "flow".
+      key: of the noise that "sde-dpmsolver++" draws, one for all or one a row (`tableau.run`).
+      noises: that noise itself, a row an evaluation, in place of a key.
+      return_trajectory: True for the Trajectory too: x_T and the state after each (outer) step, and
+        their times.
+      tolerances: of "adaptive".
 
-    With `return_trajectory` also the Trajectory: x_T and the state after each (outer) step, and
-    their times. Noise, where the algorithm draws any: see `tableau.run`. Raises UserError, before
-    anything is traced, for an unknown name, an order the method has not, steps < order, t_end
-    outside (0, t_start), or a noise_fn of another shape or dtype; and for an adaptive solve that
-    does not converge (under an outer jit, which can raise nothing, samples are NaN).
+    Raises:
+      UserError: before anything is traced, for an unknown name, an order the method has not,
+        steps < order, t_end outside (0, t_start), or a noise_fn of another shape or dtype; and for
+        an adaptive solve that does not converge (under an outer jit, which can raise nothing,
+        samples are NaN).
     """
     options = SolverOptions(
         steps=steps,

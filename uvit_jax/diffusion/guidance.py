@@ -28,14 +28,22 @@ def classifier_free(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
-    """cond + scale (cond - uncond) (arXiv:2207.12598).
+    """Returns a function of (x, t), cond + scale (cond - uncond) (arXiv:2207.12598).
 
-    `scale` is the U-ViT paper's, one less than the usual w.
+    `predict` is called once, on 2b rows: each example is followed by its unconditional twin, so a
+    sharded batch doubles on its own devices.
 
-    `predict(x, t, condition)` is called once, on 2b rows: each example is followed by its
-    unconditional twin, so a sharded batch doubles on its own devices. `condition` and
-    `null_condition` are arrays (or pytrees) with leading axis b; `scale` may be traced. Outside the
-    `interval` (see `guided`) only the b conditional rows are computed.
+    Args:
+      predict: `predict(x, t, condition)`, which returns a prediction of x's shape `[b, ...]`.
+      condition: array (or pytree) with leading axis b.
+      null_condition: the empty condition, of the same shapes.
+      scale: the U-ViT paper's s, one less than the usual w; may be traced.
+      interval: (low, high) in t where guidance acts, None for everywhere; outside only the b
+        conditional rows are computed (`guided`).
+      rescale: how far the standard deviation is pulled back to the unguided one, 0 to 1.
+
+    Raises:
+      UserError: for an interval that is not 0 <= low < high <= 1, or a rescale outside [0, 1].
     """
 
     def pair(x: Any, t: Any) -> tuple[Any, Any]:

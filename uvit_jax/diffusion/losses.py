@@ -23,12 +23,24 @@ def denoising_loss(
     weighting: str = "none",
     min_snr_gamma: float = 5.0,
 ) -> Float[Array, " b"]:
-    """The squared error of each example, averaged over pixels, in float32 (float64 where x0 is).
+    """The squared error of each example `[b]`, averaged over pixels, in float32 (float64 as x0).
 
-    `predict(x_t, model_time)` sees x_t = alpha x0 + sigma noise and the network's own time. With
-    prediction="noise" and no weighting this is L_simple (arXiv:2006.11239, eq. 14). "min_snr"
-    weighs the error of the implied x_0 by min(snr, gamma) (arXiv:2303.09556), which for noise is
-    min(snr, gamma) / snr. Raises UserError for an unknown prediction or weighting.
+    With prediction="noise" and no weighting this is L_simple (arXiv:2006.11239, eq. 14).
+
+    Args:
+      predict: `predict(x_t, model_time)` sees x_t = alpha x0 + sigma noise and the network's own
+        time, and returns a `prediction` of x_t's shape.
+      x0: clean images or latents `[b, ...]`.
+      t: times `[b]` in (0, 1], as of `Schedule.sample_time`.
+      noise: standard normal, of x0's shape.
+      schedule: alpha and sigma.
+      prediction: target of `predict`: "noise", "x0", "v" or "flow".
+      weighting: "none"; or "min_snr", which weighs the error of the implied x_0 by min(snr, gamma)
+        (arXiv:2303.09556), for noise min(snr, gamma) / snr.
+      min_snr_gamma: that gamma.
+
+    Raises:
+      UserError: for an unknown prediction or weighting.
     """
     check_prediction(prediction)
     if weighting not in WEIGHTINGS:

@@ -67,14 +67,24 @@ class Sampler:
         weak_network: Network | None = None,
         compiler_options: dict[str, bool] | None = None,
     ):
-        """`network(params, x, model_time, condition)` returns a `prediction` like x; `sample_shape`
-        is that of one sample.
+        """A sampler; nothing is compiled before its first call.
 
-        null_condition: the empty label (int), the empty context [l, d], or None where there is none
-        and hence no classifier-free guidance. sharding: of the batch, over the devices.
-        weak_network: the network that autoguidance leads away from. compiler_options: `jax.jit`'s.
-        Raises UserError for an unknown prediction, a trajectory asked of the adaptive method, or
-        autoguidance without a weak network.
+        Args:
+          network: `network(params, x, model_time, condition)`, which returns a prediction like x.
+          schedule: that the network was trained with.
+          sample_shape: of one sample, (h, w, c).
+          config: solver, steps and guidance.
+          prediction: of the network: "noise", "x0", "v" or "flow".
+          null_condition: the empty label (int), the empty context [l, d], or None where there is
+            none and hence no classifier-free guidance.
+          sharding: of the batch, over the devices.
+          return_trajectory: True to return all states beside the samples.
+          weak_network: the network that autoguidance leads away from.
+          compiler_options: `jax.jit`'s.
+
+        Raises:
+          UserError: for an unknown prediction, a trajectory asked of the adaptive method, or
+            autoguidance without a weak network.
         """
         check_prediction(prediction)
         check_carries(schedule, config.t_start, prediction)
@@ -100,13 +110,21 @@ class Sampler:
         guidance_scale: float = 0.0,
         weak_params: Any = None,
     ) -> Float[Array, "n h w c"] | tuple[Float[Array, "n h w c"], Trajectory]:
-        """Samples number `indices` of `seed`, in float32; with return_trajectory also all states.
+        """Samples number `indices` of `seed` `[n, h, w, c]`, float32; perhaps with all states.
 
-        condition: labels [n], contexts [n, l, d], or None. guidance_scale: the paper's s; exactly 0
-        runs the network on n rows, not 2n. Changing params, seed, indices, condition or scale
-        compiles nothing. Raises UserError for a scale without a null condition, a condition of
-        another length, a batch the devices don't divide, or an adaptive solve that does not
-        converge.
+        Changing params, seed, indices, condition or scale compiles nothing.
+
+        Args:
+          params: first argument of the network.
+          seed: 0 to 2^32 - 1.
+          indices: numbers of the samples `[n]`.
+          condition: labels [n], contexts [n, l, d], or None.
+          guidance_scale: the paper's s; exactly 0 runs the network on n rows, not 2n.
+          weak_params: of the weak network, for autoguidance.
+
+        Raises:
+          UserError: for a scale without a null condition, a condition of another length, a batch
+            the devices don't divide, or an adaptive solve that does not converge.
         """
         guided = guidance_scale != 0.0
         self._check(seed, indices, condition, guided)
@@ -131,10 +149,15 @@ class Sampler:
     def lower(
         self, params: Any, *, rows: int, condition: Any = None, guided: bool = False
     ) -> jax.stages.Lowered:
-        """The program that draws `rows` samples, lowered from shapes; nothing runs.
+        """The program that draws samples, lowered from shapes; nothing runs.
 
-        Its `.compile()` can be for devices that this machine does not have. `params` and
-        `condition` are trees of `jax.ShapeDtypeStruct`.
+        Its `.compile()` can be for devices that this machine does not have.
+
+        Args:
+          params: tree of `jax.ShapeDtypeStruct`.
+          rows: samples in a batch.
+          condition: tree of `jax.ShapeDtypeStruct`, or None.
+          guided: True for the program with guidance.
         """
         indices = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=self._sharding)
         seed, scale = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)

@@ -172,7 +172,19 @@ class SamplerConfig:
         key: Key[Array, ""] | Key[Array, " b"] | None,
         return_trajectory: bool,
     ) -> Samples | tuple[Samples, Trajectory]:
-        """Runs the solver on predict(x, t), which returns a `prediction`."""
+        """Runs the solver.
+
+        Args:
+          predict: `predict(x, t)`, which returns a `prediction` of x's shape.
+          x_T: the start `[b, ...]` at t_start.
+          schedule: alpha and sigma.
+          prediction: "noise", "x0", "v" or "flow".
+          key: of the noise that stochastic solvers draw, one for all or one a row.
+          return_trajectory: True to return all states beside the samples.
+
+        Raises:
+          UserError: for what this solver does not do.
+        """
         return SOLVERS[self.solver].solve(
             predict,
             x_T,

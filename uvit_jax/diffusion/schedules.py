@@ -21,10 +21,11 @@ CONTINUOUS_TIME = 999.0
 
 
 class Schedule:
-    """A noise schedule; t has any shape and is in (0, 1].
+    """A noise schedule: x_t = alpha(t) x_0 + sigma(t) noise, for a time t in (0, 1] of any shape.
 
-    All methods are elementwise and finite there, and alpha <= 1. A variance-preserving schedule
-    (alpha^2 + sigma^2 = 1) defines `log_alpha`, `inverse_lambda` and `beta`; the rest follows.
+    All methods are elementwise and finite there, and alpha <= 1. They take and return NumPy or JAX
+    arrays of one shape. A variance-preserving schedule (alpha^2 + sigma^2 = 1) defines `log_alpha`,
+    `inverse_lambda` (of a logarithm l, any finite number) and `beta`; the rest follows.
     """
 
     path_form: ClassVar[Literal["v", "flow"]] = "v"
@@ -83,13 +84,26 @@ class Schedule:
         return t * CONTINUOUS_TIME
 
     def sample_time(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-        """Training times of the given shape, uniform on (0, 1]."""
+        """Training times, uniform on (0, 1].
+
+        Args:
+          key: of the random numbers.
+          shape: of the result, as (batch,).
+        """
         return 1.0 - jax.random.uniform(key, shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class VPLinear(Schedule):
-    """The VP-SDE with beta(t) = beta_min + t (beta_max - beta_min) (arXiv:2011.13456, eq. 32)."""
+    """The VP-SDE with beta(t) = beta_min + t (beta_max - beta_min) (arXiv:2011.13456, eq. 32).
+
+    Attributes:
+      beta_min: beta(0), above 0.
+      beta_max: beta(1), at least beta_min.
+
+    Raises:
+      UserError: for values outside these bounds.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -124,6 +138,12 @@ class VPCosine(Schedule):
 
     alpha would vanish at t = 1, so the last thousandth runs at half speed and ends where t = 0.9995
     would be.
+
+    Attributes:
+      s: offset that keeps the first steps from being too small, above 0.
+
+    Raises:
+      UserError: for an s that is not above 0.
     """
 
     s: float = 0.008
@@ -191,8 +211,13 @@ class VPDiscrete(Schedule):
     """A discrete schedule of N betas (arXiv:2206.00927, appendix D).
 
     log alpha is linear between the times n/N. Below 1/N it goes on along its first segment, kept
-    just under 0. The network gets n = t N. Raises UserError for a beta outside (0, 1) or fewer than
-    two of them.
+    just under 0. The network gets n = t N.
+
+    Attributes:
+      betas: beta_1 to beta_N, each in (0, 1).
+
+    Raises:
+      UserError: for a beta outside (0, 1), or fewer than two of them.
     """
 
     betas: Sequence[float] | np.ndarray

@@ -37,10 +37,29 @@ from uvit_jax.training.optimizer_config import OptimizerConfig
 class Experiment:
     """A whole config, checked: each section a frozen dataclass.
 
+    `resolve` and `load_experiment` make one; `default_config` has the same fields to be set.
+
     Attributes:
+      model: the network.
+      diffusion: noise and prediction.
+      autoencoder: between images and latents, if any.
+      text_encoder: of captions and prompts, if any.
       init_from: weights to start from or to sample with: an official `.pth` or `.safetensors` (or a
         folder with one, or with a step of the official code), or the workdir of another run. Where
         it holds both, EMA weights are taken, or what `sample.weights` says; empty for none.
+      data: what is trained on.
+      train: length, batches and intervals of the run.
+      optimizer: AdamW and its rate.
+      ema: the average of the weights.
+      mesh: how devices are used.
+      distributed: how hosts find each other.
+      sample: the job `sample`.
+      evaluate: the job `evaluate`.
+      prepare: the job `prepare`.
+      preflight: the job `preflight`.
+
+    Raises:
+      UserError: by its sections, for a value that is not one of theirs.
     """
 
     model: UViTConfig = dataclasses.field(default_factory=UViTConfig)
@@ -135,9 +154,11 @@ def _from_text(name: str, text: str | None, hint: Any) -> Any:
 
 
 def load_experiment(name: str, overrides: Mapping[str, str | None] | None = None) -> Experiment:
-    """The checked experiment of a config file, "configs/x.py" or "configs/x.py:variant".
+    """The checked experiment of a config file.
 
-    overrides: values of fields by their dotted names, as text.
+    Args:
+      name: "configs/x.py" or "configs/x.py:variant".
+      overrides: values of fields by their dotted names, as text: {"train.steps": "1000"}.
 
     Raises:
       UserError: for a fault of the file, or as `set_fields` and `resolve`.

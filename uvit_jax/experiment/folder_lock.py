@@ -2,17 +2,20 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
 import pathlib
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
 from uvit_jax.errors import UserError, say_once
 from uvit_jax.parallel import hosts
+
+if sys.platform != "win32":
+    import fcntl
 
 LOG = logging.getLogger("uvit_jax")
 
@@ -36,7 +39,8 @@ def _forget() -> None:
         os.close(_held.pop())
 
 
-os.register_at_fork(after_in_child=_forget)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextlib.contextmanager
@@ -45,7 +49,7 @@ def locked(folder: pathlib.Path, job: str) -> Iterator[None]:
 
     The first host's process holds the lock (`flock`), and none of its children does. The kernel
     frees it however the process ends, so that no lock is ever stale. On a file system without
-    locks a warning is logged once, and the block runs.
+    locks, and on Windows, a warning is logged once, and the block runs.
 
     Raises:
       UserError: where another process keeps holding the folder, naming that process; at the end of
@@ -76,6 +80,9 @@ def _check_there(folder: pathlib.Path, lock: int | None, job: str, error: Except
 
 def _take(folder: pathlib.Path, job: str) -> int | None:
     """Locks the folder's file; returns its descriptor, None on a file system without locks."""
+    if sys.platform == "win32":
+        say_once(f"{folder} is not locked on Windows: run one job at a time there")
+        return None
     began, strangers = time.monotonic(), 0
     while strangers < _MOST_STRANGERS:
         lock = _open(folder)

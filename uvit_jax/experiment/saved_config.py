@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from uvit_jax.errors import UserError
+from uvit_jax.errors import UserError, check_format
 from uvit_jax.experiment.config import Experiment, default_config
 from uvit_jax.experiment.sections import DiffusionConfig
 from uvit_jax.files import atomic_write
@@ -16,6 +16,7 @@ from uvit_jax.models.uvit_config import UViTConfig
 from uvit_jax.parallel.distributed import DistributedConfig
 
 FILE = "config.json"
+FORMAT_VERSION = 1  # files without one are of version 1
 # Fields of the model that say how it is computed: they may differ between a checkpoint and the
 # config that reads it, and have no part in what a sample is.
 EXECUTION_FIELDS = ("dtype", "remat", "scan_blocks", "attention", "kernels")
@@ -31,15 +32,16 @@ def to_save(experiment: Experiment) -> dict[str, Any]:
 
 def save_config(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
     """Writes the workdir's config.json; config: from `to_save`."""
+    values = {"format_version": FORMAT_VERSION, **config}
     with atomic_write(workdir / FILE) as file:
-        file.write(json.dumps(config, indent=2).encode() + b"\n")
+        file.write(json.dumps(values, indent=2).encode() + b"\n")
 
 
 def saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     """Reads the config that the workdir's run was started with; None where there is none.
 
     Raises:
-      UserError: for a file that is not such a config.
+      UserError: for a file that is not such a config, or of a newer version.
     """
     path = workdir / FILE
     if not path.exists():
@@ -48,6 +50,8 @@ def saved_config(workdir: pathlib.Path) -> dict[str, Any] | None:
         saved = json.loads(path.read_text())
     except (ValueError, OSError):
         saved = None
+    if isinstance(saved, dict):  # before the rest, whose names a newer version may have changed
+        check_format(path, saved.pop("format_version", 1), FORMAT_VERSION)
     if (
         not isinstance(saved, dict)
         or not isinstance(saved.get("model"), dict)

@@ -63,6 +63,10 @@ class Autoencoder:
 
         Moments are `[b, h/f, w/f, 2 z]`, mean, then logvar; latents are `[b, h/f, w/f, z]`.
 
+        Args:
+          params: `self.params`, or the same on devices.
+          images: `[b, h, w, c]`.
+
         Raises:
           UserError: for another number of channels than the autoencoder's, or sides that are not
             multiples of f.
@@ -74,6 +78,10 @@ class Autoencoder:
 
         Latents with a side beyond `tile` are decoded tile by tile (`decode_tiled`); call it under
         `jit`.
+
+        Args:
+          params: `self.params`, or the same on devices.
+          z: latents `[b, i, j, z]`.
 
         Raises:
           UserError: for another number of channels than the autoencoder's.

@@ -56,10 +56,20 @@ def frechet_distance(
     mean_b: Float[np.ndarray, " m_b"],
     cov_b: Float[np.ndarray, "rows_b columns_b"],
 ) -> float:
-    """The squared Frechet distance of two Gaussians; errors as `FrechetReference.distance`.
+    """The squared Frechet distance of two Gaussians, Eq. 6 of arXiv:1706.08500; 0 and up.
 
     >>> frechet_distance(np.zeros(2), np.eye(2), np.ones(2), np.eye(2))
     2.0
+
+    Args:
+      mean_a: mean `[d]` of the first.
+      cov_a: its covariance `[d, d]`, which may be singular.
+      mean_b: mean `[d]` of the second.
+      cov_b: its covariance `[d, d]`.
+
+    Raises:
+      UserError: for other shapes, NaN or infinity, or a covariance that is not symmetric or has a
+        negative eigenvalue.
     """
     return FrechetReference(mean_a, cov_a).distance(mean_b, cov_b)
 

@@ -22,6 +22,13 @@ def kid(
     torch-fidelity's draws and default seed, hence its numbers. For two sets of one distribution
     values scatter around 0 and may be negative.
 
+    Args:
+      features_a: a row a sample.
+      features_b: likewise, of the same width.
+      subsets: number of random subsets.
+      subset_size: rows in each.
+      seed: of the draws.
+
     Raises:
       UserError: for sets of different widths, smaller than a subset, or with NaN or infinity; for a
         subset of fewer than two.

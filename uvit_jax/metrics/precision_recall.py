@@ -27,6 +27,11 @@ def precision_recall(
     samples inside some fake sample's. A ball's radius is the distance to the k-th nearest other
     sample of its own set; its rim belongs to it.
 
+    Args:
+      real: features of real samples, a row a sample.
+      fake: features of generated samples, of the same width.
+      k: number of the neighbour.
+
     Raises:
       UserError: for sets of different widths, of fewer than k + 1 samples, or with NaN or infinity.
     """
@@ -46,6 +51,11 @@ def density_coverage(
     Density is the mean number of real samples' balls around a fake sample, divided by k: 0 and up,
     about 1 for equal distributions. Coverage is the share of real samples' balls with a fake sample
     inside, in [0, 1]. Balls are those of `precision_recall`.
+
+    Args:
+      real: features of real samples, a row a sample.
+      fake: features of generated samples, of the same width.
+      k: number of the neighbour.
 
     Raises:
       UserError: for sets of different widths, fewer than k + 1 real samples or 1 fake sample, or

@@ -36,7 +36,7 @@ class UViT(nnx.Module):
 
     `plain` is the paper's forward pass, a specification. A call gives the same numbers by whatever
     runs fast on the hardware. Parameters are float32, block by block whatever `config.scan_blocks`
-    is, so that a checkpoint serves every way of running; `placement` shards them and activations.
+    is, so that a checkpoint serves every way of running.
 
     >>> config = UViTConfig(image_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=10)
     >>> model = UViT(config, rngs=nnx.Rngs(0))
@@ -46,6 +46,13 @@ class UViT(nnx.Module):
     """
 
     def __init__(self, config: UViTConfig, *, rngs: nnx.Rngs, placement: Placement = ONE_DEVICE):
+        """A network with fresh parameters.
+
+        Args:
+          config: the architecture and how it is computed.
+          rngs: of the initial parameters, as `nnx.Rngs(0)`.
+          placement: shards parameters and activations over a mesh; one device by default.
+        """
         self.config, self.placement = config, placement
         dtype, d, half = jnp.dtype(config.compute_dtype), config.embed_dim, config.depth // 2
         channels, patch = config.in_channels, config.patch_size
@@ -96,7 +103,8 @@ class UViT(nnx.Module):
 
         Block i's output is the long skip of block depth + 1 - i, counted from 1. Products are in
         the dtype of activations, also where `config.dtype` is "fp8"; `remat`, `scan_blocks`,
-        `attention`, `kernels` and the placement mean nothing here.
+        `attention`, `kernels` and the placement mean nothing here. Arguments are those of a call,
+        unchecked.
         """
         h, time = self._tokens(x, t, label, context)
         skips = []

@@ -32,7 +32,7 @@ _GPU = {"xla_gpu_enable_triton_gemm": False}
 def compiler_options(mesh: Mesh, overlap: str = "auto", *, prefix: str = "") -> dict[str, bool]:
     """Returns options of `jax.jit` for a train step or a sampler on this mesh; none for CPUs.
 
-    Compiled programs show that these overlap (docs/performance.md); no TPU has run them here.
+    Compiled programs show that these overlap (docs/laboratory.md); no TPU has run them here.
     Google's own runs with SparseCore collectives also set
     LIBTPU_INIT_ARGS=--2a886c8_chip_config_name=megachip_tccontrol, which no option of the compiler
     can set.

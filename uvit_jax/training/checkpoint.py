@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from uvit_jax.errors import UserError
+from uvit_jax.errors import UserError, check_format
 from uvit_jax.parallel import hosts
 from uvit_jax.parallel.arrays import place
 from uvit_jax.parallel.sharding import path_name
@@ -23,6 +23,7 @@ from uvit_jax.training.state import Params, TrainState
 # the next pair.
 Rates = tuple[tuple[int, float | int], ...]
 
+FORMAT_VERSION = 1  # of a step's folder, in its item `data`; those without one are of version 1
 _DATA_FILE = "metadata"  # Orbax's own name
 _SECONDS_TO_REMOVE = 3.0  # a checkpoint's files, one after another
 
@@ -134,7 +135,11 @@ class Checkpoints:
 
         ema_rates: rates of the EMA until now, as `ema_rates` returns them.
         """
-        data = {**iterator.get_state(), "ema_rates": ema_rates}
+        data = {
+            "format_version": FORMAT_VERSION,
+            **iterator.get_state(),
+            "ema_rates": ema_rates,
+        }
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -153,9 +158,8 @@ class Checkpoints:
         Raises:
           UserError: if they can't be read.
         """
-        with self._naming_damage(step):
-            data = json.loads((self.directory / str(step) / "data" / _DATA_FILE).read_text())
-        return tuple((int(first), float(rate)) for first, rate in data.get("ema_rates", ()))
+        rates = self._data(step).get("ema_rates", ())
+        return tuple((int(first), float(rate)) for first, rate in rates)
 
     def restore(
         self,
@@ -274,8 +278,17 @@ class Checkpoints:
                 if time.monotonic() > deadline:
                     raise
 
+    def _data(self, step: int) -> dict[str, Any]:
+        """Reads a step's item `data`; raises a UserError for a checkpoint of a newer version."""
+        folder = self.directory / str(step)
+        with self._naming_damage(step):
+            data: dict[str, Any] = json.loads((folder / "data" / _DATA_FILE).read_text())
+        check_format(folder, data.get("format_version", 1), FORMAT_VERSION)
+        return data
+
     def _check(self, step: int, item: str, abstract: Any) -> None:
-        """Compares the names and shapes on disk with those wanted, before anything is read."""
+        """Compares version, names and shapes on disk with those wanted, before the rest is read."""
+        self._data(step)
         with self._naming_damage(step):
             found = _shapes(self._manager.item_metadata(step)[item])
         if not found:

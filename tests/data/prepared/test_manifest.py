@@ -131,7 +131,7 @@ def test_other_json_is_not_a_manifest(tmp_path, content):
 def test_a_newer_version_is_refused_before_its_fields_are_read(tmp_path):
     (tmp_path / "manifest.json").write_text('{"format_version": 2, "something": "else"}')
     with pytest.raises(
-        UserError, match=r"manifest.json: format_version is 2, expected 1: update uvit_jax"
+        UserError, match=r"manifest.json: format_version is 2, expected at most 1: update uvit_jax"
     ):
         Manifest.load(tmp_path)
 

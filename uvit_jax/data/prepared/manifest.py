@@ -12,7 +12,7 @@ import numpy as np
 from uvit_jax.data.image_sources.crops import Size, sides
 from uvit_jax.data.prepared.json_fields import dumps, from_json, to_json
 from uvit_jax.data.prepared.shard import SHA256, Shard
-from uvit_jax.errors import UserError
+from uvit_jax.errors import UserError, check_format
 from uvit_jax.files import atomic_write
 
 FORMAT_VERSION = 1
@@ -254,11 +254,7 @@ class Manifest:
                 f"{path} has no format_version; expected the manifest of a prepared data set"
             )
         version = values.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{path}: format_version is {version}, expected {FORMAT_VERSION}: update uvit_jax "
-                f"to read it"
-            )
+        check_format(path, version, FORMAT_VERSION)
         try:
             shards = values.get("shards")
             if isinstance(shards, list):

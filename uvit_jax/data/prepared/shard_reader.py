@@ -3,12 +3,11 @@
 import collections
 import os
 import pathlib
-import resource
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordReader
-
+from uvit_jax.data.prepared.array_record_library import array_record
 from uvit_jax.data.prepared.shard import Shard
 from uvit_jax.errors import UserError
 from uvit_jax.fingerprints import sha256_of_file
@@ -34,7 +33,7 @@ class ShardReader:
       longer: True if records may be longer than that.
 
     Raises:
-      UserError: a shard is missing or not of its size.
+      UserError: a shard is missing or not of its size, or there is no ArrayRecord here.
     """
 
     def __init__(
@@ -51,11 +50,10 @@ class ShardReader:
         self._shards = shards
         for path, shard in zip(self._paths, shards, strict=True):
             _check_size(path, shard)
-        self._open: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most_open = (
-            len(shards) if limit == resource.RLIM_INFINITY else max(1, limit // (2 * readers))
-        )
+        self._open: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        array_record()  # a missing package is named before the first record
+        limit = _files_limit()
+        self._most_open = len(shards) if limit is None else max(1, limit // (2 * readers))
         self._lock = threading.Lock()
 
     def record(self, shard: int, number: int) -> bytes:
@@ -114,7 +112,7 @@ class ShardReader:
             f"again"
         )
 
-    def _reader(self, shard: int) -> ArrayRecordReader:
+    def _reader(self, shard: int) -> Any:
         with self._lock:
             reader = self._open.get(shard)
             if reader is None:
@@ -131,8 +129,19 @@ def one_clause(error: Exception) -> str:
     return " ".join(str(error).split(";")[0].split())[:200]
 
 
-def _open(path: pathlib.Path) -> ArrayRecordReader:
-    reader = ArrayRecordReader(str(path), _OPTIONS, file_reader_buffer_size=_BUFFER_BYTES)
+def _files_limit() -> int | None:
+    """Number of files that the process may have open; None for no limit."""
+    import resource  # Imported late: Windows lacks it, as it lacks ArrayRecord.
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _open(path: pathlib.Path) -> Any:
+    """Opens an ArrayRecordReader on a shard."""
+    reader = array_record().ArrayRecordReader(
+        str(path), _OPTIONS, file_reader_buffer_size=_BUFFER_BYTES
+    )
     if not reader.ok():
         # It doesn't say why: the operating system does, where the file itself is readable the fault
         # is inside.

@@ -12,11 +12,12 @@ import os
 import pathlib
 import types
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, Shaped
 
+from uvit_jax.data.prepared.array_record_library import array_record
 from uvit_jax.data.prepared.records import encode_caption, encode_example
 from uvit_jax.data.prepared.shard import Shard
 from uvit_jax.data.prepared.shard_reader import one_clause
@@ -176,7 +177,7 @@ class _File:
         self.path = path
         self.num_records = 0
         self._temporary = path.with_name(f".{path.name}.tmp")
-        self._writer: ArrayRecordWriter | None = None
+        self._writer: Any = None  # an ArrayRecordWriter while the file is open
 
     def open(self) -> None:
         try:
@@ -188,7 +189,7 @@ class _File:
             raise UserError(
                 f"cannot write {self.path}: {error.strerror}; expected a writable folder"
             ) from error
-        self._writer = ArrayRecordWriter(str(self._temporary), _WRITER_OPTIONS)
+        self._writer = array_record().ArrayRecordWriter(str(self._temporary), _WRITER_OPTIONS)
 
     def write(self, record: bytes) -> None:
         assert self._writer is not None

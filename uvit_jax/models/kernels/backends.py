@@ -48,7 +48,7 @@ def keep_version_of_ptxas() -> None:
     """Caches the version of ptxas that Pallas asks for; does nothing where jax has no such query.
 
     Pallas runs ptxas to ask for its version wherever a bool becomes a number, 120 times in Hopper's
-    attention: 1.8 of the 5 s that lowering took (docs/performance.md).
+    attention: 1.8 of the 5 s that lowering took (docs/laboratory.md).
     """
     # Private names of jax: Pallas has no public way to give the version. To be removed with the
     # first jax that caches the query itself.
