@@ -16,6 +16,7 @@ from tests.docs.blocks import MODES, PYTHON, ROOT, SHELL, Block, all_blocks, blo
 from tests.jobs.runs import TINY, environment
 from tests.launch.programs import executable
 from tests.launch.test_tpu_vm import Cloud, checkout  # noqa: F401, a fixture
+from uvit_jax.command_help import asked_for_help, help_asked
 from uvit_jax.command_line import JOBS, separate
 from uvit_jax.errors import UserError
 from uvit_jax.experiment.config import default_config, load_experiment, resolve, set_fields
@@ -30,6 +31,9 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 
 def check_ours(arguments: Sequence[str]) -> None:
     """Reads a command of the program as the program does."""
+    if flag := asked_for_help(["uvit-jax", *arguments]):
+        assert help_asked(flag, ["uvit-jax", *arguments])
+        return
     kept, fields = separate(["uvit-jax", *arguments])
     given = dict(flag.removeprefix("--").split("=", 1) for flag in kept[1:] if "=" in flag)
     assert given.keys() <= {"config", "job", "workdir"}

@@ -35,7 +35,7 @@ PUBLISHED = {
     "imagenet512-large": Published("imagenet512.py:large", "imagenet512_uvit_large.pth"),
     "imagenet512-huge": Published("imagenet512.py:huge", "imagenet512_uvit_huge.pth"),
     "mscoco256": Published("mscoco256.py:small", "mscoco_uvit_small.pth"),
-    "mscoco256-deep": Published("mscoco256.py:deep", "mscoco_uvit_deep.pth"),
+    "mscoco256-deep": Published("mscoco256.py:deep", "mscoco_uvit_small_deep.pth"),
 }
 
 
