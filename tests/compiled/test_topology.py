@@ -106,7 +106,8 @@ def test_without_libtpu_its_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     with pytest.raises(
-        UserError, match=r"'v5e:2x2', which needs .* libtpu, found none: pip install 'jax\[tpu\]'"
+        UserError,
+        match=r"'v5e:2x2', which needs .* libtpu, found none: pip install 'uvit-jax\[tpu\]'",
     ):
         topology_devices(parse_topology("v5e:2x2"))
 

@@ -53,7 +53,7 @@ UNKNOWN = (
             "Unable to initialize backend 'tpu': INTERNAL: Failed to open libtpu.so: libtpu.so: "
             "cannot open shared object file: No such file or directory" + AUTOMATIC,
             "JAX_PLATFORMS is 'tpu', but TPU's library, libtpu, can't be loaded: pip install "
-            "'jax[tpu]', or set JAX_PLATFORMS=cpu",
+            "'uvit-jax[tpu]', or set JAX_PLATFORMS=cpu",
         ),
         (
             # On a TPU machine JAX asks for tpu,cpu by itself.

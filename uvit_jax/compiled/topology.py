@@ -12,6 +12,7 @@ import jax
 from jax.experimental import topologies
 
 from uvit_jax.errors import UserError
+from uvit_jax.extras import install_command
 from uvit_jax.parallel.chips import TPUS, Chip
 
 # https://cloud.google.com/tpu/docs/v5e and /v6e: every slice of a two-dimensional pod.
@@ -164,7 +165,7 @@ def topology_devices(topology: Topology, num_slices: int = 1) -> list[jax.Device
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise UserError(
             f"topology is '{topology}', which needs TPU's compiler, libtpu, found none: "
-            "pip install 'jax[tpu]'"
+            + install_command("tpu")
         )
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from uvit_jax.errors import UserError, nearest
+from uvit_jax.extras import install_command
 from uvit_jax.parallel.gpu_memory import PLUGINS
 from uvit_jax.parallel.launchers import tpu_chips
 
@@ -62,7 +63,9 @@ def why_not(environ: Mapping[str, str], error: str, logged: str = "") -> str:
             + _WITHOUT
         )
     if "libtpu.so" in reason:
-        return f"{asked}TPU's library, libtpu, can't be loaded: pip install 'jax[tpu]', {_WITHOUT}"
+        return (
+            f"{asked}TPU's library, libtpu, can't be loaded: {install_command('tpu')}, {_WITHOUT}"
+        )
     if "known backends" in reason or "Unknown backend:" in reason:
         return _unknown(variable, wanted, platform, logged)
     if not reason:
