@@ -81,10 +81,11 @@ docs-check: docs
 docs-test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/docs -m 'slow or not slow'
 
-# The quick tests with the oldest versions that pyproject.toml allows of what it names; needs uv.
+# The quick tests with the oldest versions that pyproject.toml allows of what it names.
 test-oldest:
-	uv venv -q --seed --clear --python 3.11 $(VENV)-oldest
-	uv pip install -q --python $(VENV)-oldest/bin/python --resolution lowest-direct -e '.[dev]'
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install -q --disable-pip-version-check uv
+	$(VENV)-oldest/bin/uv pip install -q --python $(VENV)-oldest/bin/python --resolution lowest-direct -e '.[dev]'
 	$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile -q $(QUICK)
 
 # Builds dist/: a source archive and a wheel made from it, checked as the package index would.
