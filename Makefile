@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG := configs/digits.py
 WORKDIR := runs/digits
 
-.PHONY: digits quick test test-torch test-tpu test-slow lint clean
+.PHONY: digits quick test test-torch test-tpu test-slow notebooks lint clean
 
 # Trains on real handwritten digits, draws pictures of what was learned and scores 1,000 samples of it.
 digits: $(VENV)/.core
@@ -67,6 +67,11 @@ test-tpu: $(VENV)/.dev
 # The ten full-size models, kills at random moments, 8 devices, two hosts; compiled as users have it.
 test-slow: $(VENV)/.dev
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+# The notebooks from top to bottom, minutes in all; SAVE=--save writes their outputs, for a commit.
+notebooks: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[notebooks]'
+	$(BIN)/python examples/execute.py $(SAVE)
 
 # The rooms that are typed without a gap.
 STRICT := uvit_jax/diffusion uvit_jax/training uvit_jax/metrics uvit_jax/experiment
