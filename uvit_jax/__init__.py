@@ -81,18 +81,20 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    value: Any
-    if name == "__version__":
-        value = _version()
-    elif name == "dpm_solver":
-        value = importlib.import_module("uvit_jax.diffusion.dpm_solver")
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(f"uvit_jax.{_HOMES[name]}"), name)
-    else:
-        raise AttributeError(f"module 'uvit_jax' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # which would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        value: Any
+        if name == "__version__":
+            value = _version()
+        elif name == "dpm_solver":
+            value = importlib.import_module("uvit_jax.diffusion.dpm_solver")
+        elif name in _HOMES:
+            value = getattr(importlib.import_module(f"uvit_jax.{_HOMES[name]}"), name)
+        else:
+            raise AttributeError(f"module 'uvit_jax' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

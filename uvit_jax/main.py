@@ -73,7 +73,7 @@ def _main(fields: Mapping[str, str | None]) -> None:
     try:
         experiment, workdir = open_experiment(_JOB.value, _CONFIG.value, _WORKDIR.value, fields)
         try:
-            _run_job(_JOB.value, experiment, workdir)
+            _run_job(_JOB.value, experiment, workdir, config=_CONFIG.value)
         except SystemExit as ended:
             _exit_soon(ended.code if isinstance(ended.code, int) else 1)
             raise
@@ -159,12 +159,15 @@ def _no_config(workdir: str) -> str:
     )
 
 
-def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoReturn:
-    """Runs one job on every host.
+def _run_job(
+    name: str, experiment: "Experiment", workdir: pathlib.Path, *, config: str = ""
+) -> NoReturn:
+    """Runs one job on every host; config: its file, for the log.
 
     However it ends here, the other hosts learn of it, so that none hangs in a collective.
     """
     from uvit_jax import failures
+    from uvit_jax.experiment.headline import headed, headline
     from uvit_jax.experiment.saved_config import to_save
     from uvit_jax.experiment.workdir import agree_on_run
     from uvit_jax.parallel import distributed, hosts
@@ -188,8 +191,12 @@ def _run_job(name: str, experiment: "Experiment", workdir: pathlib.Path) -> NoRe
                 logging.getLogger("uvit_jax").setLevel(logging.WARNING)
             agree_on_run(name, to_save(experiment), workdir)
             keep_compiled_programs(os.environ)
-        line, code = importlib.import_module(f"uvit_jax.jobs.{name}").run(experiment, workdir), 0
-        stream = sys.stdout
+        # prepare lays a mesh of its own over the devices of each host.
+        mesh = None if name == "prepare" else experiment.mesh
+        devices = name not in _SINGLE_HOST
+        with headed(headline(name, config or str(workdir), mesh, devices=devices)):
+            job = importlib.import_module(f"uvit_jax.jobs.{name}")
+            line, code, stream = job.run(experiment, workdir), 0, sys.stdout
     except Failed as error:
         line, code, stream = str(error), 1, sys.stdout
     except Preempted as error:

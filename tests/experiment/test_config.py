@@ -5,7 +5,14 @@ import pytest
 
 from tests.jobs.digits_config import KEEPING, UNCONDITIONAL, experiment
 from uvit_jax.errors import UserError
-from uvit_jax.experiment.config import Experiment, default_config, resolve, set_fields
+from uvit_jax.experiment import config_file
+from uvit_jax.experiment.config import (
+    Experiment,
+    default_config,
+    field_names,
+    resolve,
+    set_fields,
+)
 
 
 def test_the_default_config_holds_every_field_and_resolves_to_the_defaults():
@@ -269,3 +276,25 @@ def test_a_crop_of_squares_is_refused_for_other_sides():
         match=r"^config\.prepare\.crop is 'celeba', which makes squares, but image_size is",
     ):
         experiment(prepare__image_size=(8, 16), prepare__crop="celeba")
+
+
+def test_a_renamed_field_names_its_successor(monkeypatch):
+    monkeypatch.setitem(config_file.RENAMED, "train.lr", "optimizer.lr")
+    monkeypatch.setitem(config_file.RENAMED, "optim", "optimizer")
+    for name, sentence in {
+        "train.lr": "config.train.lr is now config.optimizer.lr",
+        "optim.lr": "config.optim is now config.optimizer",
+    }.items():
+        with pytest.raises(UserError) as refused:
+            set_fields(default_config(), {name: "1"})
+        assert str(refused.value) == sentence
+    config = default_config()
+    config.train.lr = 1e-3
+    with pytest.raises(UserError, match=r"^config\.train\.lr is now config\.optimizer\.lr$"):
+        resolve(config)
+
+
+def test_renamed_fields_lead_to_fields_that_are_there():
+    known = {*field_names(), *(name.partition(".")[0] for name in field_names())}
+    assert set(config_file.RENAMED.values()) <= known
+    assert not set(config_file.RENAMED) & known

@@ -128,8 +128,8 @@ def _unknown(text: str, part: str, table: Mapping[str, list[int]]) -> str:
     hint = "expected 'all' or classes as in '0,3,7'"
     if close:
         hint = f"did you mean {' or '.join(map(repr, close))}?"
-    elif table:
-        hint += f", or by name as in {next(iter(table))!r}"
+    elif named := next((name for name in table if not _is_number(name)), None):
+        hint += f", or by name as in {named!r}"
     return f"config.sample.labels is {text!r}, and no known class is called {part!r}, {hint}"
 
 

@@ -17,6 +17,8 @@ from uvit_jax.errors import UserError, nearest
 
 LOG = logging.getLogger("uvit_jax")
 
+# Fields that have another name today, as "train.lr": "optimizer.lr"; none has been renamed yet.
+RENAMED: dict[str, str] = {}
 # The repository's configs, which only an installed wheel has here.
 _PACKAGED = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -79,10 +81,16 @@ def own_config(name: str) -> str:
 
 
 def check_known(where: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Raises a UserError naming the first unknown field, and a known one that is near."""
+    """Raises a UserError naming the first unknown field, and its new name or one that is near.
+
+    where: "config", or a section as "config.train".
+    """
     names = sorted(known)
     for name in found:
         if name not in names:
+            renamed = RENAMED.get(f"{where}.{name}".removeprefix("config."))
+            if renamed:
+                raise UserError(f"{where}.{name} is now config.{renamed}")
             close = nearest(name, names)
             hint = f"did you mean {close!r}?" if close else f"expected one of {', '.join(names)}"
             raise UserError(f"{where} has no field {name!r}, {hint}")

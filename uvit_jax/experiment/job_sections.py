@@ -22,8 +22,9 @@ class SampleConfig(SamplerConfig):
 
     Attributes:
       num_samples: how many.
-      labels: "all" for every class in turn, hence equal counts; classes in turn, as in "0,3,7"; or
-        "data" for classes as often as `config.data.source` has them.
+      labels: "all" for every class in turn, hence equal counts; classes in turn by number or name,
+        as in "0,3,7" or "cat, golden retriever"; or "data" for classes as often as
+        `config.data.source` has them.
       prompts: texts in turn, as in "a red bus; two cats", or a .txt file with one a line.
       negative_prompt: a text to be guided away from, in place of the empty one.
       guidance_scale: s of cond + s (cond - uncond); the paper's, one less than the usual w.

@@ -88,11 +88,12 @@ def open_weights(experiment: Experiment, assembled: Assembled, workdir: pathlib.
                 f"config.sample.step is {config.step}, and config.init_from is {init_from!r}: "
                 "expected no step (-1) with a file, which holds the weights of one"
             )
-        if model.num_classes and not experiment.diffusion.p_uncond:
+        # ImageNet's 1,000 classes alone are the published 64x64 models'.
+        if model.num_classes not in (0, 1000) and not experiment.diffusion.p_uncond:
             LOG.warning(
                 "warning: config.diffusion.p_uncond is 0, so all %d rows of the label table in %s "
-                "are taken for classes: in the published models the last is the empty label, which "
-                "any number above 0 says",
+                "are taken for classes: in the published models that are guided the last is the "
+                "empty label, which any number above 0 says",
                 model.num_classes,
                 init_from,
             )

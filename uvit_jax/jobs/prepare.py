@@ -18,7 +18,7 @@ from uvit_jax.data.prepared.manifest import FILE_NAME as MANIFEST
 from uvit_jax.data.prepared.manifest import Manifest
 from uvit_jax.data.prepared.verification import verify
 from uvit_jax.data.training_data import BUILT_IN
-from uvit_jax.errors import UserError
+from uvit_jax.errors import UserError, counted
 from uvit_jax.experiment.config import Experiment
 from uvit_jax.experiment.folder_lock import locked
 from uvit_jax.experiment.job_sections import PrepareConfig
@@ -125,6 +125,8 @@ def _make(examples: PreparedExamples, out: pathlib.Path) -> str:
     total = sum(len(shards[name]) for name in mine)
     if done:
         LOG.info("going on: %d of %d images are in finished shards", done, total)
+    else:
+        LOG.info("preparing %s", counted(total, "image"))
     began = time.monotonic()
     with Progress(total, start=done, description="prepare", active=hosts.is_first()) as progress:
         rate = Rate(progress, done)
@@ -152,7 +154,9 @@ def _out_folder(prepare: PrepareConfig, source: str) -> pathlib.Path:
 
 
 def _verify(out: pathlib.Path) -> str:
-    with Progress(len(Manifest.load(out).shards), description="verify") as progress:
+    shards = len(Manifest.load(out).shards)
+    LOG.info("verifying %s of %s", counted(shards, "shard"), out)
+    with Progress(shards, description="verify") as progress:
         manifest = verify(out, lambda done, total: progress.update(done))
     return f"verified {summary(manifest)}: every record of {out} is as it was written"
 

@@ -131,13 +131,8 @@ def _train(
         assembled.card.save(workdir)
         _write_overview(template, workdir / "parameters.txt")
     num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params))
-    mesh_text = " x ".join(f"{axis} {size}" for axis, size in assembled.mesh.shape.items())
     LOG.info(
-        "%s parameters, %d examples, mesh %s, from step %d",
-        f"{num_params:,}",
-        len(source),
-        mesh_text,
-        start,
+        "%s parameters, %s examples, from step %d", f"{num_params:,}", f"{len(source):,}", start
     )
 
     # --- The loop, with metrics on disk and a bar on the screen.

@@ -130,6 +130,16 @@ def test_a_runs_workdir_is_a_name_too(tmp_path):
     np.testing.assert_array_equal(model.sample(num_samples=5), expected)
 
 
+def test_an_empty_label_that_a_config_forgets_is_warned_of(tmp_path, caplog):
+    published(tmp_path, "imagenet64-mid", PIXELS)  # which has none
+    uvit_jax.load("imagenet64-mid", weights=tmp_path / "imagenet64_uvit_mid.pth", overrides=PIXELS)
+    assert caplog.messages == []
+    rows = PIXELS | {"model.num_classes": "1001"}
+    published(tmp_path, "imagenet64-mid", rows)
+    uvit_jax.load("imagenet64-mid", weights=tmp_path / "imagenet64_uvit_mid.pth", overrides=rows)
+    assert "so all 1001 rows of the label table" in caplog.messages[0]
+
+
 @pytest.mark.parametrize("hub", [None, "someone/weights"])
 def test_weights_that_are_not_here_are_told_with_where_they_are_published(
     monkeypatch, tmp_path, hub

@@ -25,10 +25,10 @@ EXECUTION = {
 }
 
 
-def names(**changes) -> tuple[str, str]:
+def names(class_names: tuple[str, ...] = (), **changes) -> tuple[str, str]:
     """The names of an evaluation's and a request's folder, for weights made up here."""
     made = experiment(**changes)
-    assembled = assemble(made, DataCard("digits"))
+    assembled = assemble(made, DataCard("digits", class_names))
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     weights = Weights({"a": {"kernel": array}}, "t", "step_00000008", {"kind": "ema", "step": 8})
     conditions = open_conditions(made, assembled.card, count=20)
@@ -47,3 +47,10 @@ def names(**changes) -> tuple[str, str]:
 )
 def test_the_folder_of_a_request_keeps_its_name_from_version_to_version(changes, expected):
     assert names(**changes) == expected
+
+
+def test_a_class_asked_for_by_name_is_the_request_of_its_number():
+    animals = tuple(["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"])
+    by_name = names(animals, sample__labels="Dog, ant")
+    assert by_name == names(animals, sample__labels="3,0") == names(sample__labels="3, 0")
+    assert by_name != names(animals, sample__labels="ant, dog")

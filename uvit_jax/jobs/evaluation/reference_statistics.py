@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import pathlib
 import re
@@ -14,7 +15,7 @@ from jaxtyping import Float
 
 from uvit_jax.data.image_sources.npz_images import open_npz_images
 from uvit_jax.data.prepared.manifest import FILE_NAME as MANIFEST
-from uvit_jax.errors import UserError
+from uvit_jax.errors import UserError, counted
 from uvit_jax.fingerprints import sha256_of_file, sha256_of_json
 from uvit_jax.jobs.evaluation.image_streams import ImageStream, Shape, regrouped
 from uvit_jax.jobs.evaluation.reference_images import ReferenceSource, open_reference_images
@@ -28,6 +29,8 @@ from uvit_jax.metrics.reference_file import (
 )
 from uvit_jax.parallel import hosts
 from uvit_jax.telemetry.progress import Progress
+
+LOG = logging.getLogger("uvit_jax")
 
 
 def is_statistics(name: str, field: str = "config.evaluate.reference") -> bool:
@@ -108,6 +111,7 @@ def make_reference(
     spatial = Moments(widths["spatial"]) if "spatial" in widths else None
     kept = np.linspace(0, stream.count - 1, min(num_features, stream.count)).round().astype(int)
     features, first = [], 0
+    LOG.info("computing the statistics of %s", counted(stream.count, "reference image"))
     with Progress(stream.count, description="reference", active=hosts.is_first()) as progress:
         for images in regrouped(stream.batches(0), extraction.rows):
             found = extraction(images)

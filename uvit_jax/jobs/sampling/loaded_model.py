@@ -29,7 +29,7 @@ from uvit_jax.training.network import abstract_network
 Labels = int | str | Sequence[int | str] | np.ndarray
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LoadedModel:
     """A network with its weights, and how it is sampled.
 
@@ -42,9 +42,12 @@ class LoadedModel:
     experiment: Experiment
     assembled: Assembled
     weights: Weights
-    _generations: dict[Any, Generation] = dataclasses.field(
-        default_factory=dict, init=False, repr=False
-    )
+    _generations: dict[Any, Generation] = dataclasses.field(default_factory=dict, init=False)
+
+    def __repr__(self) -> str:
+        # Not the millions of numbers, where a notebook shows its last value.
+        height, width, channels = self.assembled.image_shape
+        return f"LoadedModel({self.weights.title!r}, images {height}x{width}x{channels})"
 
     @functools.cached_property
     def network(self) -> UViT:
