@@ -26,8 +26,6 @@ def execute(path: pathlib.Path) -> nbformat.NotebookNode:
             record_timing=False,
             resources={"metadata": {"path": folder}},
         )
-        # Not TCP, of which the kernel warns that others could listen.
-        client.create_kernel_manager().transport = "ipc"
         client.execute()
     return notebook
 
