@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG := configs/digits.py
 WORKDIR := runs/digits
 
-.PHONY: digits quick test test-torch test-tpu test-slow test-oldest docs docs-check docs-test package lint clean
+.PHONY: digits quick test test-torch test-tpu test-slow test-oldest docs docs-check docs-test notebooks package lint clean
 
 # Trains on real handwritten digits, draws pictures of what was learned and scores 1,000 samples of it.
 digits: $(VENV)/.digits
@@ -95,6 +95,11 @@ package: $(VENV)/.dev
 	$(BIN)/python -m build -q
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
+
+# The notebooks from top to bottom, minutes in all; SAVE=--save writes their outputs, for a commit.
+notebooks: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[notebooks]'
+	$(BIN)/python examples/execute.py $(SAVE)
 
 # The rooms that are typed without a gap.
 STRICT := uvit_jax/diffusion uvit_jax/training uvit_jax/metrics uvit_jax/experiment
