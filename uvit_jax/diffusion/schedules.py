@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from uvit_jax.diffusion.elementwise import Times, log_one_minus_exp, namespace
+from uvit_jax.diffusion.slow_stretch import slowed, speed, unslowed
 from uvit_jax.errors import UserError
 
 # Length of the stretch before t = 1, where alpha would vanish, that runs at half speed.
@@ -162,7 +163,7 @@ class VPCosine(Schedule):
 
     def _to_go(self, t: Times) -> Times:
         """pi/2 - u, exact near t = 1, where 1 - t is."""
-        return _slowed(1.0 - t, SLOW_COSINE) * self._rate
+        return slowed(1.0 - t, SLOW_COSINE) * self._rate
 
     def log_alpha(self, t: Times) -> Times:
         """The log of cos(u) / cos(u_0).
@@ -192,7 +193,7 @@ class VPCosine(Schedule):
         )
         to_go = xp.arctan2(cos_u, sin_u) / self._rate
         return xp.where(
-            to_go > 2.0 * SLOW_COSINE, d / self._rate, 1.0 - _unslowed(to_go, SLOW_COSINE)
+            to_go > 2.0 * SLOW_COSINE, d / self._rate, 1.0 - unslowed(to_go, SLOW_COSINE)
         )
 
     def beta(self, t: Times) -> Times:
@@ -203,7 +204,7 @@ class VPCosine(Schedule):
         tangent = xp.where(
             early, xp.tan((xp.where(early, t, 0.25) + self.s) * self._rate), 1.0 / xp.tan(late)
         )
-        return 2.0 * self._rate * tangent * _speed(1.0 - t, SLOW_COSINE)
+        return 2.0 * self._rate * tangent * speed(1.0 - t, SLOW_COSINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +304,7 @@ class RectifiedFlow(Schedule):
 
     def alpha(self, t: Times) -> Times:
         """1 - t."""
-        return _slowed(1.0 - t, SLOW_FLOW)
+        return slowed(1.0 - t, SLOW_FLOW)
 
     def sigma(self, t: Times) -> Times:
         """t."""
@@ -328,7 +329,7 @@ class RectifiedFlow(Schedule):
         xp = namespace(l)
         sigma = xp.exp(-xp.logaddexp(l, xp.zeros_like(l)))
         to_go = xp.exp(-xp.logaddexp(-l, xp.zeros_like(l)))
-        return xp.where(to_go >= SLOW_FLOW, sigma, 1.0 - _unslowed(to_go, SLOW_FLOW))
+        return xp.where(to_go >= SLOW_FLOW, sigma, 1.0 - unslowed(to_go, SLOW_FLOW))
 
     def prior_std(self, t: Times) -> Times:
         """sigma(t)."""
@@ -340,27 +341,8 @@ class RectifiedFlow(Schedule):
 
     def drift(self, t: Times) -> Times:
         """d log_alpha / dt = -1 / (1 - t), half of it in the slow stretch."""
-        return -_speed(1.0 - t, SLOW_FLOW) / self.alpha(t)
+        return -speed(1.0 - t, SLOW_FLOW) / self.alpha(t)
 
     def squared_diffusion(self, t: Times) -> Times:
         """d sigma^2 / dt - 2 f sigma^2 = 2 t / (1 - t), half of it in the slow stretch."""
-        return 2.0 * _speed(1.0 - t, SLOW_FLOW) * self.sigma(t) / self.alpha(t)
-
-
-def _slowed(to_go: Times, slow: float) -> Times:
-    """1 - t, at half speed once below `slow`.
-
-    It is positive at t = 1 and strictly falls, so lambda keeps its inverse.
-    """
-    # Not 0.5 * (to_go + slow): XLA would fold that into (1 + slow) - t and round 1 + slow.
-    return namespace(to_go).maximum(to_go, 0.5 * to_go + 0.5 * slow)
-
-
-def _speed(to_go: Times, slow: float) -> Times:
-    """Derivative of `_slowed` with respect to to_go: 1, or 1/2 below `slow`."""
-    return namespace(to_go).where(to_go < slow, 0.5, 1.0)
-
-
-def _unslowed(to_go: Times, slow: float) -> Times:
-    xp = namespace(to_go)
-    return xp.clip(xp.minimum(to_go, 2.0 * to_go - slow), 0.0, 1.0)
+        return 2.0 * speed(1.0 - t, SLOW_FLOW) * self.sigma(t) / self.alpha(t)
