@@ -44,9 +44,16 @@ def field_tables() -> str:
             last = doc.section
             lines += ["", f"## {last or 'Top level'}", "", texts.get(last, ""), ""]
             lines += ["| field and default | meaning |", "|---|---|"]
-        text = f"{doc.text} ({doc.type})".replace("|", "\\|").replace("<", "&lt;")
+        text = _outside_code(f"{doc.text} ({doc.type})".replace("|", "\\|"))
         lines.append(f"| `{doc.name}`<br>`{doc.default!r}` | {text} |")
     return "\n".join(lines)
+
+
+def _outside_code(text: str) -> str:
+    """Text whose "<" is no tag; between backticks Markdown sees to it."""
+    parts = text.split("`")
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
 
 
 def drawing(graph: Graph) -> str:
