@@ -1,6 +1,5 @@
 """Tiny data sets that the library `datasets` itself writes; skipped where it isn't installed."""
 
-import io
 import os
 import pathlib
 import pickle
@@ -8,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.data.image_sources.noise_png import pixels, png
 from tests.jobs.preparation.prepare_runs import all_of, experiment, half_made
 from uvit_jax.data.image_sources.crops import CROPS
 from uvit_jax.data.image_sources.image_source import CorruptImage, ImageSource, listing_sha256
@@ -35,16 +34,6 @@ def datasets(tmp_path_factory):
         yield pytest.importorskip(
             "datasets", reason="datasets is not installed (pip install 'uvit-jax[datasets]')"
         )
-
-
-def pixels(i: int) -> np.ndarray:
-    return np.random.default_rng(i).integers(0, 256, (20, 17 + i, 3), np.uint8)
-
-
-def png(i: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels(i)).save(file, "PNG")
-    return file.getvalue()
 
 
 def pets(datasets, **columns):

@@ -8,24 +8,14 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.data.image_sources.noise_png import pixels, png
 from tests.jobs.preparation.prepare_runs import all_of, experiment, half_made
 from uvit_jax.data.image_sources.crops import CROPS
 from uvit_jax.data.image_sources.image_source import CorruptImage, ImageSource, listing_sha256
 from uvit_jax.data.image_sources.registry import open_image_source
 from uvit_jax.errors import UserError
 from uvit_jax.jobs import prepare
-
-
-def pixels(i: int) -> np.ndarray:
-    return np.random.default_rng(i).integers(0, 256, (20, 17 + i, 3), np.uint8)
-
-
-def png(i: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels(i)).save(file, "PNG")
-    return file.getvalue()
 
 
 def write_tar(path: pathlib.Path, members: dict[str, bytes]) -> pathlib.Path:
